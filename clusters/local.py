@@ -1,0 +1,161 @@
+"""This machine: agents are child processes on pipes; several nodes are several agents, for trying things out."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from dtrain import devices
+from dtrain.cluster import Inbox, NodeLost, Submission
+from dtrain.errors import ClusterError
+from dtrain.messages import Command, Quit, decode, encode
+from dtrain.plan import LaunchPlan, supervisor_command
+from dtrain.processes import alive
+from dtrain.rundir import RunDir
+
+QUIT_SECONDS = 10.0
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The local machine has none."""
+
+
+class Agent:
+    """One agent on pipes, and the thread that reads what it says."""
+
+    def __init__(self, node: str, command: list[str], inbox: Inbox) -> None:
+        environment = os.environ | {devices.ADDRESS: LOOPBACK}
+        # A session of its own keeps a Ctrl-C in the terminal from it: the supervisor decides what that means.
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
+        )
+        self._node = node
+        self._inbox = inbox
+        self.reader = threading.Thread(target=self._read, name=f"agent-{node}", daemon=True)
+        self.reader.start()
+
+    def send(self, command: Command) -> None:
+        """See `Channel.send`."""
+        assert self.process.stdin is not None
+        with suppress(OSError, ValueError):
+            self.process.stdin.write(encode(command))
+            self.process.stdin.flush()
+
+    def end(self) -> None:
+        """Ask it to quit, which ends its workers; make sure that it does."""
+        self.send(Quit())
+        assert self.process.stdin is not None
+        with suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(QUIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End an agent that does not answer; its zygote ends the workers when it sees that."""
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with suppress(ValueError):
+                self._inbox.put((self._node, decode(line)[1]))
+        code = self.process.wait()
+        self._inbox.put((self._node, NodeLost(f"its agent ended with {f'signal {-code}' if code < 0 else f'code {code}'}")))
+
+
+class LocalAllocation:
+    """The agents of one run."""
+
+    def __init__(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> None:
+        self._plan = plan
+        self._run = run
+        self._inbox = inbox
+        self._replaced = 0
+        self.channels: dict[str, Agent] = {}
+
+    def start(self, node: str) -> None:
+        """Start the agent of a node."""
+        self.channels[node] = Agent(node, self._plan.agent_command(self._run, node), self._inbox)
+
+    def replace(self, node: str) -> bool:
+        """See `Allocation.replace`: this machine always has room for another agent."""
+        if node in self.channels:
+            self.channels.pop(node).kill()
+            self._replaced += 1
+            # A name of its own, so that the last words of the old agent are not taken for the new one's.
+            self.start(f"{node.partition('.')[0]}.{self._replaced}")
+        return True
+
+    def end(self) -> None:
+        """Stop every agent."""
+        threads = [threading.Thread(target=agent.end) for agent in self.channels.values()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+class Local:
+    """Runs in the foreground, or detached in a session of its own."""
+
+    Options = Options
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def problems(self, plan: LaunchPlan) -> list[str]:
+        """More GPUs than there are."""
+        wanted, there = plan.workers, devices.gpus()
+        if plan.job.resources.device != "gpu" or wanted <= there:
+            return []
+        instead = f"take --gpus {there}, " if there else ""
+        return [f"{wanted} GPUs are asked for and this machine has {there}: {instead}--workers {wanted} to train on CPUs, or another --cluster"]
+
+    def render(self, plan: LaunchPlan, run: RunDir) -> str:
+        """The command of each agent."""
+        nodes = [f"node{number}" for number in range(plan.nodes)]
+        return "\n".join(shlex.join(plan.agent_command(run, node)) for node in nodes)
+
+    @contextmanager
+    def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[LocalAllocation]:
+        """See `Cluster.allocate`."""
+        allocation = LocalAllocation(plan, run, inbox)
+        try:
+            for number in range(plan.nodes):
+                allocation.start(f"node{number}")
+            yield allocation
+        finally:
+            allocation.end()
+
+    def submit(self, plan: LaunchPlan, run: RunDir) -> str:
+        """A supervisor in a session of its own, which the terminal's end does not touch."""
+        try:
+            with open(run.logs / "supervisor.log", "ab") as log:
+                process = subprocess.Popen(
+                    supervisor_command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+                )
+        except OSError as error:
+            raise ClusterError(f"cannot start the supervisor: {error}") from error
+        return str(process.pid)
+
+    def state(self, run: RunDir, reference: str) -> Submission:
+        """Whether the supervisor lives."""
+        return Submission("RUNNING" if run.supervised() else "", reference=reference)
+
+    def cancel(self, run: RunDir, reference: str) -> None:
+        """Kill the supervisor: its agents end everything when their pipes close."""
+        if run.supervised() and alive(int(reference)):
+            with suppress(ProcessLookupError):
+                os.kill(int(reference), signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""dtrain: one recipe that trains anywhere and survives what goes wrong there."""

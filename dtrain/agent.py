@@ -1,0 +1,282 @@
+"""The agent of one node: starts the node's workers, watches them, stops whole process groups, reports.
+
+It speaks JSON lines over stdin and stdout (see `dtrain.messages`) and never imports a framework: the zygote does.
+When its stdin closes, nobody is there any more to work for, and it ends everything it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from dtrain import devices, ledger, worker
+from dtrain.messages import (
+    Beat, Command, DumpStacks, Event, Exited, Listen, Listening, Quit, Ready, Said, Sign, Start, Started, Stop, Tell,
+    decode, encode,
+)  # fmt: skip
+from dtrain.processes import kill_group, oom_kills, usage
+from dtrain.rundir import RunDir
+from dtrain.strategy import Place
+
+BEAT_SECONDS = 1.0
+IDLE_CPU_SHARE = 0.02
+CLOSED_GRACE_SECONDS = 5.0
+
+
+@dataclass
+class Worker:
+    """One running worker and when it last showed a sign of life."""
+
+    place: Place
+    process: ForkServerProcess
+    pipe: Connection
+    log: Path
+    ledger: Path
+    oom_kills: int
+    looked: float = 0.0
+    cpu_seconds: float = 0.0
+    output: int = -1
+    step: int | None = None
+    active: float = 0.0
+    stopped_since: float | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the worker, which leads a process group of the same number."""
+        return int(self.process.pid or 0)
+
+    def look(self, now: float) -> Sign:
+        """Compare with the last look: a step, output or CPU time is a sign of life."""
+        current = usage(self.pid)
+        output = self.log.stat().st_size if self.log.exists() else 0
+        step = ledger.last_step(self.ledger)
+        cpu = current.cpu_seconds if current else 0.0
+        busy = cpu - self.cpu_seconds > IDLE_CPU_SHARE * (now - self.looked)
+        if busy or output != self.output or step != self.step or not self.active:
+            self.active = now
+        stopped = bool(current and current.stopped)
+        self.stopped_since = (self.stopped_since or now) if stopped else None
+        self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
+        return Sign(step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0)
+
+
+class Agent:
+    """The loop of one node; single-threaded but for the zygote's warm-up."""
+
+    def __init__(self, run: RunDir, node: str, *, beat_seconds: float, commands: int, events: int) -> None:
+        self.run = run
+        self.node = node
+        self.beat_seconds = beat_seconds
+        self._commands = commands
+        self._events = events
+        self._buffer = b""
+        self._closed = False
+        self._workers: dict[int, Worker] = {}
+        self._attempt = 0
+        self._ports: list[socket.socket] = []
+        self._kill_at: float | None = None
+        self._waiting: deque[Start] = deque()
+        self._warm_pipe, self._warm_done = os.pipe()
+        self._warm = False
+        self._context = multiprocessing.get_context("forkserver")
+
+    def send(self, event: Event) -> None:
+        """One line up; where nobody reads any more, the end of stdin is about to say so."""
+        data = encode(event, self.node)
+        try:
+            while data:
+                data = data[os.write(self._events, data) :]
+        except BrokenPipeError:
+            self._closed = True
+
+    def warm_up(self) -> None:
+        """Start the zygote and have it fork once: that answers when the framework is imported."""
+
+        def first_fork() -> None:
+            process = self._context.Process(target=worker.nothing)
+            process.start()
+            process.join()
+            os.write(self._warm_done, b".")
+
+        threading.Thread(target=first_fork, name="warm-up", daemon=True).start()
+
+    def serve(self) -> None:
+        """Work until told to quit or left alone."""
+        self.warm_up()
+        address = devices.address()
+        self.send(Ready(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), self.run.job_file.exists()))
+        beat_at = time.monotonic() + self.beat_seconds
+        while not self._closed:
+            deadline = min(beat_at, self._kill_at or beat_at)
+            self._turn(max(0.0, deadline - time.monotonic()))
+            now = time.monotonic()
+            if self._kill_at and now >= self._kill_at:
+                self._kill_at = None
+                self._signal(signal.SIGKILL)
+            if now >= beat_at:
+                beat_at = now + self.beat_seconds
+                self.send(Beat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
+        self._end()
+
+    def _turn(self, timeout: float) -> None:
+        pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
+        sentinels = {one.process.sentinel: rank for rank, one in self._workers.items()}
+        sources: list[Any] = [self._commands, *pipes, *sentinels, *([] if self._warm else [self._warm_pipe])]
+        ready = wait(sources, timeout)
+        for source in ready:
+            if source in pipes:
+                self._hear(pipes[source])
+        for source in ready:
+            if source in sentinels:
+                self._bury(sentinels[source])  # type: ignore[index]
+            elif source == self._warm_pipe:
+                self._warm = True
+        if self._commands in ready:
+            self._read()
+        while self._warm and self._waiting:
+            self._fork(self._waiting.popleft())
+
+    def _read(self) -> None:
+        data = os.read(self._commands, 1 << 16)
+        if not data:
+            self._closed = True
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            to, command = decode(line)
+            if to in ("", self.node):
+                self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Quit):
+            self._closed = True
+        elif isinstance(command, Listen):
+            self._listen(command)
+        elif isinstance(command, Start):
+            self._attempt = command.attempt
+            self._waiting.append(command)
+        elif command.attempt != self._attempt:
+            return
+        elif isinstance(command, Stop):
+            self._waiting.clear()
+            self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
+            self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
+        elif isinstance(command, DumpStacks):
+            # A stopped process cannot handle the signal that asks for its stacks: wake it.
+            self._signal(worker.STACKS_SIGNAL)
+            self._signal(signal.SIGCONT)
+        elif isinstance(command, Tell):
+            for one in self._workers.values():
+                one.pipe.send(command.body)
+
+    def _listen(self, command: Listen) -> None:
+        """Bind, but do not listen: with SO_REUSEADDR on both sides the worker's framework can bind the same port,
+        while the kernel gives it to nobody who asks for just any port."""
+        self._close_ports()
+        self._attempt = command.attempt
+        for _ in range(command.workers):
+            port = socket.socket()
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port.bind((devices.address(), 0))
+            self._ports.append(port)
+        self.send(Listening(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
+
+    def _fork(self, start: Start) -> None:
+        for place in start.places:
+            ours, theirs = self._context.Pipe()
+            assignment = worker.Assignment(
+                str(self.run.path), place, start.peers, start.environment[str(place.rank)], start.checkpoint, start.step
+            )
+            rendezvous = self._ports[place.local_rank] if place.rank == 0 else None
+            process = self._context.Process(target=worker.main, args=(assignment, theirs, rendezvous))
+            process.start()
+            theirs.close()
+            log, record = self.run.rank_log(place.rank), self.run.ledger(start.attempt, place.rank)
+            self._workers[place.rank] = Worker(place, process, ours, log, record, oom_kills())
+        self.send(Started(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
+
+    def _hear(self, rank: int) -> None:
+        """Pass on what a worker says; a worker killed in the middle of a word closes its pipe."""
+        one = self._workers[rank]
+        try:
+            while one.pipe.poll():
+                self.send(Said(self._attempt, rank, one.pipe.recv()))
+        except (EOFError, OSError):
+            one.pipe.close()
+
+    def _bury(self, rank: int) -> None:
+        if not self._workers[rank].pipe.closed:
+            self._hear(rank)
+        one = self._workers.pop(rank)
+        kill_group(one.pid)
+        step = ledger.last_step(one.ledger)
+        killed_for_memory = oom_kills() > one.oom_kills
+        self.send(Exited(self._attempt, rank, int(one.process.exitcode or 0), step, killed_for_memory))
+        one.pipe.close()
+        if not self._workers:
+            self._close_ports()
+            self._kill_at = None
+
+    def _signal(self, number: int) -> None:
+        for one in self._workers.values():
+            if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGCONT):
+                kill_group(one.pid, number)
+            else:
+                os.kill(one.pid, number)
+
+    def _close_ports(self) -> None:
+        for port in self._ports:
+            port.close()
+        self._ports.clear()
+
+    def _end(self) -> None:
+        """Kill the workers' groups and wait for them; the zygote follows when this process is gone."""
+        self._signal(signal.SIGKILL)
+        deadline = time.monotonic() + CLOSED_GRACE_SECONDS
+        for one in self._workers.values():
+            one.process.join(max(0.0, deadline - time.monotonic()))
+            kill_group(one.pid)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -P -m dtrain agent RUN --node NAME …`, started by a cluster."""
+    parser = argparse.ArgumentParser(prog="dtrain agent")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--preload", default="")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--heartbeat", type=float, default=30.0)
+    options = parser.parse_args(arguments)
+    run = RunDir(options.run)
+    commands, events = os.dup(0), os.dup(1)
+    log = os.open(run.node_log(options.node) if run.logs.is_dir() else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    # The supervisor decides when to stop; a cluster's or a terminal's signal to the whole group reaches it too.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    threads = options.threads or max(1, devices.cpus() // max(1, options.processes * options.replicas))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads * options.replicas))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    forkserver.set_forkserver_preload(["dtrain.zygote", "dtrain.worker", *filter(None, options.preload.split(","))])
+    beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
+    Agent(run, options.node, beat_seconds=beat_seconds, commands=commands, events=events).serve()
+    sys.stdout.flush()
+    os._exit(0)

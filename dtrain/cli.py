@@ -1,0 +1,258 @@
+"""The command line: each command reads what was typed, calls one thing, and says what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dtrain import words
+from dtrain.errors import DtrainError, Exit, UsageError
+
+app = typer.Typer(
+    name="dtrain",
+    help="One YAML recipe that trains on this machine, on Ray and on SLURM, and survives what goes wrong there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, or 'last'.")]
+Runs = Annotated[Path, typer.Option(envvar="DTRAIN_RUNS", metavar="FOLDER", help="Where the run folders are.")]
+Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+Gpus = Annotated[int | None, typer.Option(metavar="N", help="So many workers, each on a GPU.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
+Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
+Strategy = Annotated[str | None, typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.")]
+Cluster = Annotated[str | None, typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.")]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.")]
+RUNS = Path("runs")
+
+
+def _overrides(
+    gpus: int | None, workers: int | None, nodes: int | None, strategy: str | None, cluster: str | None, name: str | None, sets: list[str] | None
+) -> list[tuple[tuple[str, ...], Any, str]]:
+    from dtrain import recipe
+
+    given: list[tuple[tuple[str, ...], Any, str]] = [recipe.override(text) for text in sets or []]
+    if gpus is not None and workers is not None:
+        raise UsageError("--gpus and --workers both say how many workers there are", "Give one of them.")
+    if gpus is not None:
+        given += [(("resources", "workers"), gpus, f"--gpus {gpus}"), (("resources", "device"), "gpu", f"--gpus {gpus}")]
+    options = ((("resources", "workers"), workers), (("resources", "nodes"), nodes), (("strategy",), strategy), (("cluster",), cluster))
+    for path, value in (*options, (("name",), name)):
+        if value is not None:
+            given.append((path, value, f"--{path[-1]} {value}"))
+    return given
+
+
+def _new_run(path: Path, runs: Path, overrides: list[tuple[tuple[str, ...], Any, str]]) -> Any:
+    from dtrain import plan, recipe, rundir
+
+    job = recipe.load(path, overrides)
+    run = rundir.create(runs, plan.resolve_shards(job))
+    shutil.copyfile(path, run.path / "recipe.yaml")
+    return run
+
+
+@app.command()
+def run(
+    path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS,
+) -> None:  # fmt: skip
+    """Train a recipe, and watch it. Ctrl-C saves and stops; twice stops at once."""
+    _supervise(_new_run(path, runs, _overrides(gpus, workers, nodes, strategy, cluster, name, sets)), resumed=False)
+
+
+@app.command()
+def resume(
+    name: RunName, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, sets: Set = None, runs: Runs = RUNS,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not watch it.")] = False,
+) -> None:  # fmt: skip
+    """Go on with a run from its newest whole checkpoint, also with another number of workers."""
+    from dtrain import plan, recipe, rundir, yamlmarks
+    from dtrain.job import to_dict
+
+    chosen = rundir.find(runs, name)
+    if chosen.supervised():
+        raise UsageError(f"the run {chosen.id} is still going on", f"See it: dtrain status {chosen.id}")
+    before = chosen.job()
+    data = to_dict(before)
+    folder = Path(data.pop("folder"))
+    for kind in ("strategy", "cluster"):
+        data[kind] = {"name": data[kind]["name"]} | data[kind]["options"]
+    data["args"] = list(data["args"])
+    document = yamlmarks.Document(str(chosen.job_file), data)
+    job = recipe.from_document(document, folder, _overrides(gpus, workers, nodes, None, None, None, sets))
+    chosen.write_job(plan.resolve_shards(job))
+    if detach:
+        _submit(chosen)
+    else:
+        _supervise(chosen, resumed=chosen.events.exists())
+
+
+@app.command()
+def submit(
+    path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS,
+) -> None:  # fmt: skip
+    """Start a recipe detached from this terminal."""
+    _submit(_new_run(path, runs, _overrides(gpus, workers, nodes, strategy, cluster, name, sets)))
+
+
+def _submit(chosen: Any) -> None:
+    from dtrain import plan, rundir
+
+    launch = plan.make(chosen.job())
+    reference = launch.cluster.submit(launch, chosen)
+    rundir.write_json(chosen.submission, {"cluster": launch.job.cluster.name, "reference": reference, "time": time.time()})
+    print(f"submitted {chosen.id} ({launch.job.cluster.name} {reference})")
+    print(f"  watch it: dtrain logs -f {chosen.id}    dtrain status {chosen.id}    stop it: dtrain stop {chosen.id}")
+
+
+def _supervise(chosen: Any, *, resumed: bool) -> None:
+    """Supervise in this process, show it, and leave with the run's exit code."""
+    from dtrain.supervisor import supervise
+    from dtrain.ui import View
+
+    view = View(chosen, resumed=resumed)
+    with view:
+        code = supervise(chosen)
+    print(words.summary(view.state, chosen))
+    raise typer.Exit(int(code))
+
+
+@app.command()
+def ps(runs: Runs = RUNS, as_json: Json = False) -> None:
+    """List the runs."""
+    from dtrain import lists, rundir
+
+    rows = [lists.row(run) for run in rundir.all_runs(runs)]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif rows:
+        lists.table(rows)
+    else:
+        print(f"no runs in {runs.absolute()} (another folder: --runs or DTRAIN_RUNS)")
+
+
+@app.command()
+def status(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Say how a run is doing, or how it went."""
+    from dtrain import lists, rundir
+
+    chosen = rundir.find(runs, name)
+    state = lists.state_of(chosen)
+    if as_json:
+        print(json.dumps(state.public() | {"folder": str(chosen.path)}, indent=1))
+    else:
+        print(lists.status(state, chosen))
+
+
+@app.command()
+def logs(
+    name: RunName, runs: Runs = RUNS,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
+) -> None:  # fmt: skip
+    """Print the workers' output."""
+    from dtrain import lists, rundir
+
+    lists.print_logs(rundir.find(runs, name), rank or [], follow=follow)
+
+
+@app.command()
+def stop(
+    name: RunName, runs: Runs = RUNS,
+    now: Annotated[bool, typer.Option("--now", help="Do not save first.")] = False,
+    wait: Annotated[bool, typer.Option(help="Until the run has ended.")] = True,
+) -> None:  # fmt: skip
+    """Save and stop a run, wherever it was started; 'dtrain resume' goes on."""
+    from dtrain import lists, rundir
+
+    chosen = rundir.find(runs, name)
+    print(lists.stop(chosen, now=now, wait=wait))
+
+
+@app.command()
+def plan(
+    path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what would run where, with which environment; nothing is started."""
+    from dtrain import lists, recipe
+    from dtrain.plan import make
+
+    job = recipe.load(path, _overrides(gpus, workers, nodes, strategy, cluster, name, sets))
+    shown = lists.plan(make(job), runs)
+    print(json.dumps(shown, indent=1) if as_json else lists.plan_text(shown))
+
+
+@app.command()
+def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Check from the workers' ledgers that every sample of every committed step was trained on exactly once."""
+    from dataclasses import asdict
+
+    from dtrain import report, rundir
+
+    found = report.audit(rundir.find(runs, name))
+    if found is None:
+        raise UsageError("this run has no record of samples", "Scripts keep their own data order; tasks and functions are recorded.")
+    if as_json:
+        print(json.dumps(asdict(found) | {"clean": found.clean}, indent=1))
+    else:
+        print(f"{found.steps} committed steps, {found.samples} samples: {found.twice} twice, {found.skipped} skipped, {found.altered} altered")
+        print(f"{found.repeated_steps} steps were undone by failures and trained again")
+        print("\n".join(found.problems[:20]))
+    raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
+
+
+@app.command()
+def plugins(as_json: Json = False) -> None:
+    """List the strategies and clusters that are installed, and what each needs."""
+    from dtrain import lists
+
+    rows = lists.plugins()
+    print(json.dumps(rows, indent=1) if as_json else lists.plugins_text(rows))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from dtrain import recipe
+
+    print(json.dumps(recipe.schema(), indent=1))
+
+
+def main() -> int:
+    """Run the command line; the process's exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as error:
+        return error.exit_code
+    except DtrainError as error:
+        print(f"dtrain: {error}" if "\n" not in error.message else str(error), file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone: leave quietly, and keep Python from complaining at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return int(Exit.DONE)
+    except typer.Abort:
+        return int(Exit.INTERRUPTED)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            return int(error.exit_code)
+        raise
+    return int(Exit.DONE)

@@ -1,0 +1,34 @@
+"""What this machine offers to workers: processors, GPUs, and the address others reach it at."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+
+ADDRESS = "DTRAIN_ADDRESS"
+"""Environment variable: the address of this node, where the cluster knows better."""
+
+
+def cpus() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def gpus() -> int:
+    """NVIDIA GPUs this process may use: those of `CUDA_VISIBLE_DEVICES`, else the device files there are."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def address() -> str:
+    """Where the other nodes reach this one: what the cluster said, else what the host name resolves to."""
+    if given := os.environ.get(ADDRESS):
+        return given
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"

@@ -1,0 +1,52 @@
+"""Every error a user can cause: one tree, each with an exit code and what to do next."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes of every dtrain command."""
+
+    DONE = 0
+    USER_CODE = 1
+    USAGE = 2
+    GAVE_UP = 3
+    RESUMABLE = 4
+    INTERRUPTED = 130
+
+
+class DtrainError(Exception):
+    """An error with a message for the person at the terminal, a hint for the next step and an exit code."""
+
+    exit_code = Exit.GAVE_UP
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class UsageError(DtrainError):
+    """What was typed or written in the recipe cannot be done; nothing was started."""
+
+    exit_code = Exit.USAGE
+
+
+class RunNotFound(UsageError):
+    """No run, or more than one, answers to the name that was given."""
+
+
+class FrameworkMissing(UsageError):
+    """The strategy's framework is not installed where the workers run."""
+
+
+class ClusterError(DtrainError):
+    """The cluster did not give, or took away, what the run needs."""
+
+
+class CheckpointError(DtrainError):
+    """A checkpoint that was needed cannot be used."""

@@ -1,0 +1,217 @@
+"""What ps, status, logs, stop, plan and plugins print; everything comes from run folders and entry points."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dtrain import events, words
+from dtrain import plugins as plugin_finder
+from dtrain.cluster import Submission
+from dtrain.errors import ClusterError, UsageError
+from dtrain.plan import LaunchPlan
+from dtrain.rundir import RunDir
+from dtrain.state import RunState, fold
+from dtrain.strategy import Peers
+from dtrain.ui import LineReader, workers
+
+LOOK_SECONDS = 0.2
+START_SECONDS = 5.0
+
+
+def submission(run: RunDir) -> Submission | None:
+    """What the cluster says of a submitted run, or None for one that was not submitted."""
+    try:
+        data = json.loads(run.submission.read_text())
+    except (OSError, ValueError):
+        return None
+    cluster = plugin_finder.cluster(data["cluster"], run.job().cluster.options)
+    return cluster.state(run, data["reference"])
+
+
+def state_of(run: RunDir) -> RunState:
+    """The state in the diary, corrected by what is known of the supervisor: a diary that just stops has no end."""
+    state = fold(events.read(run.events))
+    state.run = run.id
+    job = run.job()
+    if not state.target:
+        state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
+        state.workers, state.phase = job.resources.workers, "created"
+    if state.exit_code is None and not run.supervised():
+        there = submission(run)
+        if there and there.state:
+            state.phase = f"{there.state}{f' ({there.reason})' if there.reason else ''}"
+        elif state.began or time.time() - run.job_file.stat().st_mtime > START_SECONDS:
+            state.phase = "lost"
+            state.reason = "its supervisor is gone without a word (killed, or its machine went down)"
+    return state
+
+
+def row(run: RunDir) -> dict[str, Any]:
+    """One run in a list."""
+    try:
+        state = state_of(run)
+    except UsageError as error:
+        return {"run": run.id, "state": "unreadable", "step": 0, "total_steps": None, "restarts": 0, "reason": error.message}
+    return {
+        "run": run.id, "state": state.outcome, "step": state.step, "total_steps": state.total_steps, "strategy": state.strategy,
+        "cluster": state.cluster, "workers": state.workers, "restarts": state.restarts, "changed": state.changed, "reason": state.reason,
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print a list of runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("run", "state", "step", "strategy", "cluster", "workers", "restarts", "changed"):
+        shown.add_column(title, no_wrap=True)
+    for item in rows:
+        step = f"{item['step']}/{item['total_steps']}" if item["total_steps"] else "-"
+        age = f"{words.seconds(time.time() - item['changed'])} ago" if item.get("changed") else "-"
+        cells = [item.get(key, "-") for key in ("strategy", "cluster", "workers", "restarts")]
+        shown.add_row(item["run"], item["state"], step, *map(str, cells), age)
+    console = Console(highlight=False)
+    # In a pipe nobody wraps lines: a program that reads them wants one a run.
+    console.print(shown, width=None if console.is_terminal else 200, soft_wrap=not console.is_terminal)
+
+
+def status(state: RunState, run: RunDir) -> str:
+    """A run in full."""
+    if state.exit_code is not None:
+        return words.summary(state, run)
+    lines = [f"{run.id}: {state.outcome}" + (f" - {state.reason}" if state.reason else "")]
+    lines.append(f"  runs       {state.target}, {state.strategy} on {state.workers} worker{'s' * (state.workers != 1)}, {state.cluster}")
+    if state.total_steps:
+        lines.append(f"  step       {state.step} of {state.total_steps}" + (f", {words.numbers(state.metrics)}" if state.metrics else ""))
+    if state.evaluation:
+        lines.append(f"  held-out   {words.numbers(state.evaluation)}")
+    if state.pids and state.phase != "lost":
+        lines.append(f"  workers    {workers(state)}")
+    if state.saved_step is not None:
+        lines.append(f"  checkpoint step {state.saved_step}")
+    lines += [f"  failure    {words.clock(event)} {words.failure(event)}" for event in state.failures[-5:]]
+    lines += [f"  warning    {warning}" for warning in state.warnings]
+    lines.append(f"  folder     {run.path}")
+    if state.phase == "lost":
+        lines.append(f"  go on with: dtrain resume {run.id}")
+    return "\n".join(lines)
+
+
+def print_logs(run: RunDir, ranks: list[int], *, follow: bool) -> None:
+    """Every worker's output, each line with its rank; new lines as they come, where they are followed."""
+    files = {path: int(path.stem.split("-")[1]) for path in sorted(run.logs.glob("rank-*.log"))}
+    missing = [rank for rank in ranks if rank not in files.values()]
+    if missing and not follow:
+        there = f"it has ranks 0 to {max(files.values())}" if files else "no worker has started yet"
+        raise UsageError(f"the run {run.id} has no log of rank {missing[0]}: {there}")
+    readers: dict[int, LineReader] = {}
+    while True:
+        over = not follow or not _goes_on(run)
+        for path in sorted(run.logs.glob("rank-*.log")):
+            rank = int(path.stem.split("-")[1])
+            if not ranks or rank in ranks:
+                reader = readers.setdefault(rank, LineReader(path, skip=False))
+                for text in reader.new(rest=over):
+                    print(f"rank {rank} | {text}")
+        if over:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _goes_on(run: RunDir) -> bool:
+    return run.supervised() or state_of(run).phase not in ("lost",) and state_of(run).exit_code is None
+
+
+def stop(run: RunDir, *, now: bool, wait: bool) -> str:
+    """Ask the supervisor to stop, and wait for it; a supervisor that does not answer is ended by its cluster."""
+    state = state_of(run)
+    if state.exit_code is not None or state.phase == "lost":
+        return f"{run.id} is not running: {state.outcome}"
+    there = submission(run)
+    if not run.supervised() and there and there.state:
+        plugin_finder.cluster(run.job().cluster.name, run.job().cluster.options).cancel(run, there.reference)
+        return f"{run.id} was taken back from the cluster before it started"
+    run.stop_request.write_text("now" if now else "leave")
+    if not wait:
+        return f"{run.id} was asked to stop"
+    patience = time.monotonic() + run.job().recovery.grace_seconds + 30
+    while time.monotonic() < patience:
+        if run.stop_request.exists() or state_of(run).exit_code is None and run.supervised():
+            time.sleep(LOOK_SECONDS)
+            continue
+        return words.summary(state_of(run), run)
+    raise ClusterError(f"{run.id} does not answer", f"End it: dtrain stop --now {run.id}")
+
+
+def plan(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
+    """What would run, as data; ports and addresses are known only when an attempt begins."""
+    run = RunDir(runs.absolute() / f"{launch.job.name}-<time>")
+    places = [place for node in launch.places() for place in node]
+    nodes = [f"node{number}" for number in range(launch.nodes)]
+    addresses = tuple("127.0.0.1" if launch.job.cluster.name == "local" else f"<{nodes[place.node_rank]}>" for place in places)
+    peers = Peers(addresses, tuple(0 for _ in places), run.id, 1)
+    workers = [
+        {
+            "rank": place.rank, "node": nodes[place.node_rank], "local_rank": place.local_rank, "replicas": place.replicas,
+            "environment": dict(launch.strategy.environment(place, peers)) | launch.job.env,
+        }
+        for place in places
+    ]  # fmt: skip
+    job = launch.job
+    numbers = None if job.kind == "script" else {"global_batch": job.train.global_batch, "shards": job.train.shards}
+    return {
+        "name": job.name, "kind": job.kind, "target": job.target, "folder": job.folder, "strategy": job.strategy.name,
+        "cluster": job.cluster.name, "nodes": launch.nodes, "workers": launch.workers, "processes": launch.processes,
+        "preload": list(launch.preload), "numbers": numbers, "ranks": workers, "commands": launch.cluster.render(launch, run),
+    }  # fmt: skip
+
+
+def plan_text(shown: dict[str, Any]) -> str:
+    """The plan for reading."""
+    lines = [f"{shown['name']}: {shown['kind']} {shown['target']} in {shown['folder']}"]
+    lines.append(f"  {shown['strategy']} on {shown['workers']} workers in {shown['processes']} processes on {shown['nodes']} nodes, {shown['cluster']}")
+    lines.append(f"  imported once a node, before workers are forked: {', '.join(shown['preload']) or 'nothing'}")
+    if shown["numbers"]:
+        batch, shards = shown["numbers"]["global_batch"], shown["numbers"]["shards"]
+        each = shards // shown["workers"]
+        lines.append(f"  global batch {batch} in {shards} shards of {batch // shards}; each worker takes {each} and accumulates")
+    for worker in shown["ranks"]:
+        lines.append(f"  rank {worker['rank']} on {worker['node']} (ports are chosen when an attempt begins: 0 here)")
+        lines += [f"    {name}={value}" for name, value in worker["environment"].items()]
+    return "\n".join([*lines, "  would run:", *(f"    {line}" for line in shown["commands"].splitlines())])
+
+
+def plugins() -> list[dict[str, Any]]:
+    """Installed plugins, with what is missing for them."""
+    return list(_plugin_rows("strategy")) + list(_plugin_rows("cluster"))
+
+
+def _plugin_rows(kind: plugin_finder.Kind) -> Iterator[dict[str, Any]]:
+    for name, point in plugin_finder.installed(kind).items():
+        item: dict[str, Any] = {"kind": kind, "name": name, "from": point.dist.name if point.dist else "", "ready": True, "note": ""}
+        try:
+            plugin = plugin_finder.plugin_class(kind, name)
+        except UsageError as error:
+            item |= {"ready": False, "note": error.message}
+        else:
+            item["note"] = (plugin.__doc__ or "").strip().splitlines()[0] if plugin.__doc__ else ""
+            framework = getattr(plugin, "framework", None)
+            if framework and importlib.util.find_spec(framework) is None:
+                item |= {"ready": False, "note": f"needs {framework}: pip install 'dtrain[{framework}]'"}
+        yield item
+
+
+def plugins_text(rows: list[dict[str, Any]]) -> str:
+    """Plugins for reading."""
+    width = max((len(item["name"]) for item in rows), default=0)
+    return "\n".join(
+        f"{item['kind']:8}  {item['name']:{width}}  {'ready  ' if item['ready'] else 'MISSING'}  {item['note']}  [{item['from']}]" for item in rows
+    )
+
+

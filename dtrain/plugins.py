@@ -1,0 +1,61 @@
+"""Finding strategies and clusters, our own and other people's, through entry points."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal
+
+from dtrain.errors import UsageError
+from dtrain.job import from_dict
+
+if TYPE_CHECKING:
+    from dtrain.cluster import Cluster
+    from dtrain.strategy import Strategy
+
+Kind = Literal["strategy", "cluster"]
+GROUPS: dict[Kind, str] = {"strategy": "dtrain.strategies", "cluster": "dtrain.clusters"}
+
+
+@cache
+def installed(kind: Kind) -> dict[str, EntryPoint]:
+    """Name → entry point of every installed plugin of this kind, ours and third-party alike."""
+    return {point.name: point for point in sorted(entry_points(group=GROUPS[kind]), key=lambda point: point.name)}
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """` Did you mean 'x'?` for the closest valid name, or the list of them where none is close."""
+    close = difflib.get_close_matches(name, valid, n=1)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(valid))}."
+
+
+@cache
+def plugin_class(kind: Kind, name: str) -> Any:
+    """The plugin's class; raises `UsageError` for an unknown name or one that does not load."""
+    points = installed(kind)
+    if name not in points:
+        raise UsageError(f"unknown {kind} '{name}'. {nearest(name, list(points))}")
+    try:
+        return points[name].load()
+    except Exception as error:  # a third party's module may raise anything while it is imported
+        raise UsageError(
+            f"the {kind} '{name}' ({points[name].value}) does not load: {type(error).__name__}: {error}",
+            "Reinstall the package it comes from, or choose another one.",
+        ) from error
+
+
+def strategy(name: str, options: dict[str, Any]) -> Strategy:
+    """The strategy of this name with its typed options."""
+    chosen: Strategy = _with_options(plugin_class("strategy", name), options)
+    return chosen
+
+
+def cluster(name: str, options: dict[str, Any]) -> Cluster:
+    """The cluster of this name with its typed options."""
+    chosen: Cluster = _with_options(plugin_class("cluster", name), options)
+    return chosen
+
+
+def _with_options(plugin: Any, options: dict[str, Any]) -> Any:
+    return plugin(from_dict(plugin.Options, options))

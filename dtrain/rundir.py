@@ -1,0 +1,174 @@
+"""Every path of a run: the folder is the only state that processes share."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dtrain.errors import RunNotFound, UsageError
+from dtrain.job import Job, from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's folder and what lies where in it."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's id: the name of its folder."""
+        return self.path.name
+
+    @property
+    def job_file(self) -> Path:
+        """The frozen job, as planned when the run was made."""
+        return self.path / "job.json"
+
+    @property
+    def events(self) -> Path:
+        """Everything that happened, one JSON line each; only the supervisor writes it."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Committed checkpoints, one folder each."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of workers, agents and a detached supervisor."""
+        return self.path / "logs"
+
+    @property
+    def ledgers(self) -> Path:
+        """What each rank trained on, step by step."""
+        return self.path / "ledger"
+
+    @property
+    def submission(self) -> Path:
+        """Cluster and reference of a submitted run."""
+        return self.path / "submission.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """Its presence asks the supervisor to stop; it says how."""
+        return self.path / "stop"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the run's one supervisor, with its host and process id in it."""
+        return self.path / "supervisor.lock"
+
+    def rank_log(self, rank: int) -> Path:
+        """Output of one worker, over all attempts."""
+        return self.logs / f"rank-{rank:05d}.log"
+
+    def node_log(self, node: str) -> Path:
+        """Output of one agent and its zygote."""
+        return self.logs / f"agent-{node}.log"
+
+    def ledger(self, attempt: int, rank: int) -> Path:
+        """The samples of one worker in one attempt."""
+        return self.ledgers / f"attempt-{attempt:04d}-rank-{rank:05d}.bin"
+
+    def job(self) -> Job:
+        """The job of this run; raises `RunNotFound` where the folder is no run."""
+        try:
+            return from_dict(Job, json.loads(self.job_file.read_text()))
+        except FileNotFoundError:
+            raise RunNotFound(f"{self.path} is not a run folder: it has no {self.job_file.name}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunNotFound(f"{self.job_file} cannot be read: {error}", "It was damaged or made by another version.") from None
+
+    def write_job(self, job: Job) -> None:
+        """Replace the job as a whole."""
+        write_json(self.job_file, to_dict(job))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the run's only supervisor; raises `UsageError` where another one lives."""
+        with open(self.lock_file, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UsageError(f"the run {self.id} is already supervised by {holder}", f"See it: dtrain status {self.id}") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
+            yield
+
+    def supervised(self) -> bool:
+        """Whether a supervisor holds the lock (as far as this machine can see)."""
+        try:
+            with open(self.lock_file) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, flush to disk, rename: the file is whole or the old one stays."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def create(root: Path, job: Job) -> RunDir:
+    """A new run folder with a name of its own, below `root`."""
+    while True:
+        path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot make a run folder in {root}: {error.strerror}", "Choose another one with --runs.") from None
+        break
+    run = RunDir(path)
+    for folder in (run.logs, run.checkpoints, run.ledgers):
+        folder.mkdir()
+    run.write_job(job)
+    return run
+
+
+def all_runs(root: Path) -> list[RunDir]:
+    """The runs below `root`, the one that was started or resumed last at the end."""
+    if not root.is_dir():
+        return []
+    runs = [RunDir(path.absolute()) for path in root.iterdir() if (path / "job.json").is_file()]
+    return sorted(runs, key=lambda run: run.job_file.stat().st_mtime)
+
+
+def find(root: Path, name: str) -> RunDir:
+    """The run with this path, id, unambiguous prefix of an id, or `last`; raises `RunNotFound`."""
+    if (Path(name) / "job.json").is_file():
+        return RunDir(Path(name).absolute())
+    runs = all_runs(root)
+    if not runs:
+        raise RunNotFound(f"there are no runs in {root.absolute()}", "Name another folder with --runs, or a run by its path.")
+    if name == "last":
+        return runs[-1]
+    matching = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise RunNotFound(f"'{name}' begins the ids of {len(matching)} runs: {', '.join(run.id for run in matching)}", "Give more of it.")
+    recent = ", ".join(run.id for run in runs[-3:])
+    raise RunNotFound(f"no run '{name}' in {root.absolute()}", f"The newest are: {recent}.")

@@ -1,0 +1,61 @@
+"""The worker's part of a checkpoint: copy the state, then write and hash it beside the training."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from dtrain.checkpoint import CheckpointStore, hashed
+from dtrain.link import Link
+from dtrain.strategy import Session, Snapshot
+
+
+class Saver:
+    """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
+
+    def __init__(self, session: Session, link: Link, store: CheckpointStore, attempt: int) -> None:
+        self._session = session
+        self._link = link
+        self._store = store
+        self._attempt = attempt
+        self._writing: threading.Thread | None = None
+        self._saved: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Collective. Copy the state of this step and start to write it; waits for the write before it."""
+        if self._saved == step:
+            return
+        self.finish()
+        began = time.perf_counter()
+        snapshot = self._session.snapshot()
+        held_seconds = time.perf_counter() - began
+        self._saved = step
+        folder = self._store.staging(self._attempt, step)
+        self._writing = threading.Thread(target=self._write, args=(snapshot, folder, step, held_seconds), name="dtrain-save")
+        self._writing.start()
+
+    def finish(self) -> None:
+        """Wait for the write under way, if there is one."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def _write(self, snapshot: Snapshot, folder: Path, step: int, held_seconds: float) -> None:
+        began = time.perf_counter()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = snapshot.write(folder)
+            files = {name: hashed(folder / name) for name in written.files}
+        except Exception as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
+            self._link.say("save_failed", step=step, error=f"{type(error).__name__}: {_root(error)}")
+            return
+        seconds = time.perf_counter() - began
+        self._link.say("part", step=step, files=files, weights=written.weights, seconds=seconds, held_seconds=held_seconds)
+
+
+def _root(error: BaseException) -> str:
+    """The first line of the innermost cause, which names the file and the reason."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,279 @@
+"""The supervisor of one run: asks for nodes, starts attempts, watches, decides, and writes down all of it."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from types import FrameType
+from typing import Any
+
+from dtrain import events, plan, report
+from dtrain.attempt import Attempt, Done, Failed, Left, Node, Outcome
+from dtrain.checkpoint import CheckpointStore, Committed
+from dtrain.cluster import Allocation, Inbox, NodeLost, Warned
+from dtrain.errors import ClusterError, DtrainError, Exit
+from dtrain.messages import Ready
+from dtrain.plan import LaunchPlan
+from dtrain.recovery import Failure, decide
+from dtrain.rundir import RunDir
+
+TICK_SECONDS = 0.25
+LOOK_SECONDS = 0.5
+MOST_STILLBORN = 3
+
+
+class Wish(Enum):
+    """What somebody asked the supervisor to do."""
+
+    NOTHING = ""
+    LEAVE = "leave"
+    """Save, stop, and be resumable."""
+    NOW = "now"
+    """Stop at once."""
+
+
+class Supervisor:
+    """The loop of one run on one allocation."""
+
+    def __init__(self, run: RunDir, launch: LaunchPlan, log: events.EventLog, inbox: Inbox) -> None:
+        self._run = run
+        self._plan = launch
+        self._log = log
+        self._inbox = inbox
+        self._settings = launch.job.recovery
+        self._store = CheckpointStore(run.checkpoints)
+        self._failures: list[Failure] = []
+        self._attempts = _attempts_so_far(run)
+        self._ready: dict[str, Node] = {}
+        self._heard: dict[str, float] = {}
+        self._attempt: Attempt | None = None
+        self._stillborn: list[str] = []
+        """Agents that ended before they were ready, since one was."""
+        self._gone: set[str] = set()
+        self._wish = Wish.NOTHING
+        self._why = ""
+        self._look_at = 0.0
+
+    def run(self) -> Exit:
+        """The whole run; the exit code of the process."""
+        with self._plan.cluster.allocate(self._plan, self._run, self._inbox) as allocation:
+            while True:
+                self._provision(allocation)
+                if self._wish is not Wish.NOTHING:
+                    return self._end(Exit.RESUMABLE, f"{self._why} before the workers were started")
+                outcome = self._watch(allocation)
+                exit_code = self._answer(outcome, allocation)
+                if exit_code is not None:
+                    return exit_code
+
+    def _provision(self, allocation: Allocation) -> None:
+        """Wait for enough nodes; raises `ClusterError` where they do not come in time."""
+        deadline = time.monotonic() + self._settings.provision_seconds
+        while len(self._ready) < self._plan.nodes and self._wish is Wish.NOTHING:
+            if not allocation.channels or time.monotonic() > deadline:
+                if any(self._plan.fits(nodes) for nodes in range(1, len(self._ready) + 1)):
+                    return
+                raise ClusterError(
+                    f"{len(self._ready)} of {self._plan.nodes} nodes were ready after {self._settings.provision_seconds:g} s",
+                    f"The agents' logs are in {self._run.logs}.",
+                )
+            self._turn(allocation)
+            if self._stillborn:
+                self._start_again(allocation)
+
+    def _start_again(self, allocation: Allocation) -> None:
+        """Some agents ended before they were ready: try each a few times."""
+        if len(self._stillborn) > MOST_STILLBORN:
+            raise ClusterError(f"the agents end as soon as they are started: {self._stillborn[-1]}", f"See {self._run.logs}/agent-*.log.")
+        for node in [name for name in allocation.channels if name in self._gone]:
+            allocation.replace(node)
+
+    def _watch(self, allocation: Allocation) -> Outcome:
+        """One attempt on the nodes that are ready."""
+        nodes = next(n for n in range(min(len(self._ready), self._plan.nodes), 0, -1) if n == self._plan.nodes or self._plan.fits(n))
+        self._store.clear_staging()
+        resume = self._newest_checkpoint()
+        self._attempts += 1
+        chosen = list(self._ready.values())[:nodes]
+        self._attempt = Attempt(
+            self._attempts, self._plan.on(nodes), chosen, allocation.channels,
+            run_id=self._run.id, store=self._store, log=self._log, resume=resume,
+        )  # fmt: skip
+        self._log.add(
+            "attempt", attempt=self._attempts, step=resume.step if resume else 0, checkpoint=resume.path.name if resume else None,
+            nodes=[node.name for node in chosen], workers=self._plan.on(nodes).workers, processes=self._plan.on(nodes).processes,
+        )  # fmt: skip
+        self._attempt.begin()
+        while self._attempt.outcome is None:
+            self._turn(allocation)
+        return self._attempt.outcome
+
+    def _turn(self, allocation: Allocation) -> None:
+        """Take in everything that happened, for one tick at most."""
+        timeout = TICK_SECONDS
+        while True:
+            try:
+                node, item = self._inbox.get(timeout=timeout)
+            except queue.Empty:
+                break
+            timeout = 0.0
+            self._take(node, item)
+            if self._attempt and self._attempt.outcome:
+                return
+        now = time.monotonic()
+        for node, heard in list(self._heard.items()):
+            if now - heard > self._settings.heartbeat_seconds:
+                self._lose(node, f"it said nothing for {self._settings.heartbeat_seconds:g} s")
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._look_for_request()
+        if self._attempt:
+            self._attempt.tick(now)
+
+    def _take(self, node: str, item: Any) -> None:
+        now = time.monotonic()
+        if isinstance(item, Wish):
+            self._asked(item, "interrupted")
+        elif isinstance(item, Warned):
+            if self._wish is Wish.NOTHING:
+                self._asked(Wish.LEAVE, item.reason)
+        elif isinstance(item, NodeLost):
+            self._lose(node, item.reason)
+        elif isinstance(item, Ready):
+            self._heard[node] = now
+            self._welcome(node, item)
+        else:
+            self._heard[node] = now
+            if self._attempt and item.attempt == self._attempt.number:
+                self._attempt.handle(node, item, now)
+
+    def _welcome(self, node: str, ready: Ready) -> None:
+        if not ready.sees_run:
+            raise ClusterError(
+                f"the agent on {ready.host} does not see the run folder {self._run.path}",
+                "Put it on a file system that all nodes share: --runs FOLDER.",
+            )
+        self._stillborn.clear()
+        self._ready[node] = Node(node, ready.address, ready.host)
+        self._log.add("node", node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid)
+
+    def _lose(self, node: str, reason: str) -> None:
+        self._heard.pop(node, None)
+        known = self._ready.pop(node, None)
+        self._gone.add(node)
+        self._log.add("node_lost", node=node, reason=reason)
+        if self._attempt and known and not self._attempt.outcome:
+            self._attempt.lost(node, reason, time.monotonic())
+        elif not known:
+            self._stillborn.append(f"{node}: {reason}")
+
+    def _asked(self, wish: Wish, why: str) -> None:
+        """Somebody wants the run to stop; whoever asks twice means at once."""
+        self._wish = Wish.NOW if self._wish is not Wish.NOTHING or wish is Wish.NOW else Wish.LEAVE
+        self._why = self._why or why
+        self._log.add("stopping", why=why, now=self._wish is Wish.NOW)
+        if self._attempt:
+            if self._wish is Wish.NOW:
+                self._attempt.leave(time.monotonic())
+                self._attempt.kill()
+            else:
+                self._attempt.leave(time.monotonic())
+
+    def _look_for_request(self) -> None:
+        """`dtrain stop` leaves a file, which works on every cluster."""
+        if self._run.stop_request.exists():
+            now = self._run.stop_request.read_text().strip() == "now"
+            self._run.stop_request.unlink(missing_ok=True)
+            self._asked(Wish.NOW if now else Wish.LEAVE, "stopped by dtrain stop")
+
+    def _newest_checkpoint(self) -> Committed | None:
+        """The newest whole checkpoint; damaged ones are set aside on the way to it."""
+        if self._plan.job.kind == "script":
+            return None
+        for found in self._store.newest_whole():
+            if isinstance(found, Committed):
+                return found
+            aside, problem = found
+            self._log.add("checkpoint_damaged", folder=aside.name, problem=problem)
+        return None
+
+    def _answer(self, outcome: Outcome, allocation: Allocation) -> Exit | None:
+        """What follows from an attempt: the run's exit code, or None for another attempt."""
+        self._attempt, attempt = None, self._attempt
+        if isinstance(outcome, Done):
+            if outcome.unsaved:
+                return self._end(Exit.GAVE_UP, f"trained to the end, but its state could not be saved: {outcome.unsaved}")
+            return self._end(Exit.DONE, "finished")
+        if isinstance(outcome, Left) or self._wish is not Wish.NOTHING:
+            saved = isinstance(outcome, Left) and outcome.step is not None
+            return self._end(Exit.RESUMABLE, f"{self._why}{f', saved at step {outcome.step}' if saved and isinstance(outcome, Left) else ''}")
+        assert isinstance(outcome, Failed) and attempt
+        return self._recover(outcome.failure, allocation)
+
+    def _recover(self, failure: Failure, allocation: Allocation) -> Exit | None:
+        self._failures.append(failure)
+        decision = decide(self._failures, self._settings)
+        self._log.add(
+            "failure", attempt=self._attempts, kind=failure.kind.value, rank=failure.rank, node=failure.node, step=failure.step,
+            message=failure.message, where=failure.where, traceback=failure.traceback, code=failure.code, saved_step=failure.saved_step,
+        )  # fmt: skip
+        self._log.add("decision", retry=decision.retry, reason=decision.reason, delay_seconds=decision.delay_seconds)
+        if not decision.retry:
+            return self._end(decision.exit_code, decision.reason)
+        for node in [name for name in allocation.channels if name in self._gone]:
+            allocation.replace(node)
+        deadline = time.monotonic() + decision.delay_seconds
+        while time.monotonic() < deadline and self._wish is Wish.NOTHING:
+            self._turn(allocation)
+        return None
+
+    def _end(self, exit_code: Exit, reason: str) -> Exit:
+        self._log.add("end", exit_code=int(exit_code), reason=reason, report=report.account(self._run, time.time()))
+        return exit_code
+
+
+def _attempts_so_far(run: RunDir) -> int:
+    """Attempts of earlier supervisors of this run: numbers are never used twice."""
+    return max((event["attempt"] for event in events.read(run.events) if event["event"] == "attempt"), default=0)
+
+
+def supervise(run: RunDir) -> Exit:
+    """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal."""
+    with run.lock():
+        inbox: Inbox = queue.SimpleQueue()
+        run.stop_request.unlink(missing_ok=True)
+        log = events.EventLog(run.events)
+        try:
+            launch = plan.make(run.job())
+            job = launch.job
+            log.add(
+                "run", run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
+                workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
+            )  # fmt: skip
+            with _signals(inbox):
+                return Supervisor(run, launch, log, inbox).run()
+        except DtrainError as error:
+            log.add("end", exit_code=int(error.exit_code), reason=str(error), report=report.account(run, time.time()))
+            raise
+        finally:
+            log.close()
+
+
+@contextmanager
+def _signals(inbox: Inbox) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        inbox.put(("", Wish.LEAVE if number == signal.SIGINT else Warned(f"told to stop by {signal.Signals(number).name}")))
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,28 @@
+"""Preloaded by the zygote (multiprocessing's forkserver) of every agent, and imported nowhere else.
+
+The zygote ends when its agent does, since it then reads the end of the forkserver's alive pipe. On its way out it
+kills the process groups of the workers it forked: they would die with it anyway (`PR_SET_PDEATHSIG`), but their own
+children (data loaders) would not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from pathlib import Path
+
+from dtrain.processes import kill_group
+
+ZYGOTE = os.getpid()
+
+
+def end_workers() -> None:
+    """Kill every process group that a child of this process leads."""
+    if os.getpid() != ZYGOTE:
+        return
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            kill_group(int(pid))
+
+
+atexit.register(end_workers)

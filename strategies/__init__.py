@@ -1,0 +1,1 @@
+"""The built-in strategies, one file each; found through the entry points `dtrain.strategies`."""

@@ -24,15 +24,15 @@ LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Options:
+class LocalOptions:
     """The local machine has none."""
 
 
 class Agent:
     """One agent on pipes, and the thread that reads what it says."""
 
-    def __init__(self, node: str, command: list[str], inbox: Inbox) -> None:
-        environment = os.environ | {devices.ADDRESS: LOOPBACK}
+    def __init__(self, node: str, command: list[str], cpus: int, inbox: Inbox) -> None:
+        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(cpus)}
         # A session of its own keeps a Ctrl-C in the terminal from it: the supervisor decides what that means.
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
@@ -72,7 +72,9 @@ class Agent:
             with suppress(ValueError):
                 self._inbox.put((self._node, decode(line)[1]))
         code = self.process.wait()
-        self._inbox.put((self._node, NodeLost(f"its agent ended with {f'signal {-code}' if code < 0 else f'code {code}'}")))
+        self._inbox.put(
+            (self._node, NodeLost(f"its agent ended with {f'signal {-code}' if code < 0 else f'code {code}'}"))
+        )
 
 
 class LocalAllocation:
@@ -87,7 +89,8 @@ class LocalAllocation:
 
     def start(self, node: str) -> None:
         """Start the agent of a node."""
-        self.channels[node] = Agent(node, self._plan.agent_command(self._run, node), self._inbox)
+        share = max(1, devices.cpus() // self._plan.nodes)
+        self.channels[node] = Agent(node, self._plan.agent_command(self._run, node), share, self._inbox)
 
     def replace(self, node: str) -> bool:
         """See `Allocation.replace`: this machine always has room for another agent."""
@@ -110,9 +113,9 @@ class LocalAllocation:
 class Local:
     """Runs in the foreground, or detached in a session of its own."""
 
-    Options = Options
+    Options = LocalOptions
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: LocalOptions) -> None:
         self.options = options
 
     def problems(self, plan: LaunchPlan) -> list[str]:
@@ -121,7 +124,9 @@ class Local:
         if plan.job.resources.device != "gpu" or wanted <= there:
             return []
         instead = f"take --gpus {there}, " if there else ""
-        return [f"{wanted} GPUs are asked for and this machine has {there}: {instead}--workers {wanted} to train on CPUs, or another --cluster"]
+        return [
+            f"{wanted} GPUs are asked for and this machine has {there}: {instead}--workers {wanted} to train on CPUs, or another --cluster"
+        ]
 
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
         """The command of each agent."""
@@ -144,7 +149,12 @@ class Local:
         try:
             with open(run.logs / "supervisor.log", "ab") as log:
                 process = subprocess.Popen(
-                    supervisor_command(run), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+                    supervisor_command(run),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd="/",
                 )
         except OSError as error:
             raise ClusterError(f"cannot start the supervisor: {error}") from error

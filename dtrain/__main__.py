@@ -11,9 +11,9 @@ import sys
 def main() -> int:
     """Run the command that `sys.argv` names; returns the exit code."""
     if sys.argv[1:2] == ["agent"]:
-        from dtrain import agent
+        from dtrain import node
 
-        return agent.main(sys.argv[2:])
+        return node.main(sys.argv[2:])
     if sys.argv[1:2] == ["supervise"] and len(sys.argv) == 3:
         from dtrain import detached
 

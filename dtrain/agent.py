@@ -6,17 +6,14 @@ When its stdin closes, nobody is there any more to work for, and it ends everyth
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -24,14 +21,28 @@ from typing import Any
 
 from dtrain import devices, ledger, worker
 from dtrain.messages import (
-    Beat, Command, DumpStacks, Event, Exited, Listen, Listening, Quit, Ready, Said, Sign, Start, Started, Stop, Tell,
-    decode, encode,
+    Beat,
+    Command,
+    DumpStacks,
+    Event,
+    Exited,
+    Listen,
+    Listening,
+    Quit,
+    Ready,
+    Said,
+    Sign,
+    Start,
+    Started,
+    Stop,
+    Tell,
+    decode,
+    encode,
 )  # fmt: skip
 from dtrain.processes import kill_group, oom_kills, usage
 from dtrain.rundir import RunDir
 from dtrain.strategy import Place
 
-BEAT_SECONDS = 1.0
 IDLE_CPU_SHARE = 0.02
 CLOSED_GRACE_SECONDS = 5.0
 
@@ -70,7 +81,9 @@ class Worker:
         stopped = bool(current and current.stopped)
         self.stopped_since = (self.stopped_since or now) if stopped else None
         self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
-        return Sign(step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0)
+        return Sign(
+            step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0
+        )
 
 
 class Agent:
@@ -103,7 +116,7 @@ class Agent:
             self._closed = True
 
     def warm_up(self) -> None:
-        """Start the zygote and have it fork once: that answers when the framework is imported."""
+        """Have the zygote fork once: that answers when the framework is imported."""
 
         def first_fork() -> None:
             process = self._context.Process(target=worker.nothing)
@@ -117,7 +130,11 @@ class Agent:
         """Work until told to quit or left alone."""
         self.warm_up()
         address = devices.address()
-        self.send(Ready(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), self.run.job_file.exists()))
+        self.send(
+            Ready(
+                socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), self.run.job_file.exists()
+            )
+        )
         beat_at = time.monotonic() + self.beat_seconds
         while not self._closed:
             deadline = min(beat_at, self._kill_at or beat_at)
@@ -141,7 +158,7 @@ class Agent:
                 self._hear(pipes[source])
         for source in ready:
             if source in sentinels:
-                self._bury(sentinels[source])  # type: ignore[index]
+                self._bury(sentinels[source])
             elif source == self._warm_pipe:
                 self._warm = True
         if self._commands in ready:
@@ -249,34 +266,3 @@ class Agent:
         for one in self._workers.values():
             one.process.join(max(0.0, deadline - time.monotonic()))
             kill_group(one.pid)
-
-
-def main(arguments: list[str]) -> int:
-    """`python -P -m dtrain agent RUN --node NAME …`, started by a cluster."""
-    parser = argparse.ArgumentParser(prog="dtrain agent")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--node", required=True)
-    parser.add_argument("--preload", default="")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--heartbeat", type=float, default=30.0)
-    options = parser.parse_args(arguments)
-    run = RunDir(options.run)
-    commands, events = os.dup(0), os.dup(1)
-    log = os.open(run.node_log(options.node) if run.logs.is_dir() else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    # The supervisor decides when to stop; a cluster's or a terminal's signal to the whole group reaches it too.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    threads = options.threads or max(1, devices.cpus() // max(1, options.processes * options.replicas))
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads * options.replicas))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    forkserver.set_forkserver_preload(["dtrain.zygote", "dtrain.worker", *filter(None, options.preload.split(","))])
-    beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
-    Agent(run, options.node, beat_seconds=beat_seconds, commands=commands, events=events).serve()
-    sys.stdout.flush()
-    os._exit(0)

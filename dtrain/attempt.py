@@ -17,7 +17,19 @@ from dtrain.cluster import Channel
 from dtrain.errors import CheckpointError
 from dtrain.events import EventLog
 from dtrain.messages import (
-    Beat, Command, DumpStacks, Event, Exited, Listen, Listening, Said, Sign, Start, Started, Stop, Tell,
+    Beat,
+    Command,
+    DumpStacks,
+    Event,
+    Exited,
+    Listen,
+    Listening,
+    Said,
+    Sign,
+    Start,
+    Started,
+    Stop,
+    Tell,
 )  # fmt: skip
 from dtrain.plan import LaunchPlan
 from dtrain.recovery import Failure, Kind, cause, conclusive, exit_kind
@@ -273,7 +285,11 @@ class Attempt:
     def _exited(self, event: Exited, now: float) -> None:
         self._running.discard(event.rank)
         report = self._reports.pop(event.rank, None)
-        if event.code and (report or self._phase is not Phase.ENDING) and not (self._leaving and self._is_our_signal(event.code)):
+        if (
+            event.code
+            and (report or self._phase is not Phase.ENDING)
+            and not (self._leaving and self._is_our_signal(event.code))
+        ):
             kind, words = exit_kind(event.code, out_of_memory=event.out_of_memory)
             failure = report or self._failure(kind, words, event.rank)
             self._candidate(failure, now, code=event.code, step=event.step)
@@ -295,7 +311,9 @@ class Attempt:
             self.kill()
         elif self._phase is Phase.RUNNING:
             self._phase = Phase.SETTLING
-            self._deadline = now + (BUG_SETTLE_SECONDS if known.kind is Kind.BUG and known.traceback else SETTLE_SECONDS)
+            self._deadline = now + (
+                BUG_SETTLE_SECONDS if known.kind is Kind.BUG and known.traceback else SETTLE_SECONDS
+            )
 
     def _close(self) -> None:
         """When nobody runs any more, this attempt is over."""
@@ -321,14 +339,24 @@ class Attempt:
         behind = min(signs, key=lambda rank: (signs[rank].step or 0, -signs[rank].idle_seconds))
         rank = stopped[0] if stopped else behind
         why = "is stopped by a signal" if stopped else "made no step, no output and used no CPU time"
-        self._log.add("hang", attempt=self.number, rank=rank, steps={str(r): sign.step for r, sign in sorted(signs.items())})
+        self._log.add(
+            "hang", attempt=self.number, rank=rank, steps={str(r): sign.step for r, sign in sorted(signs.items())}
+        )
         self._send_all(DumpStacks(self.number))
         message = f"rank {rank} {why} for {limit:g} s; the stacks of all ranks are in their logs"
         # Not conclusive by `_candidate`: the workers need a moment to write their stacks.
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS
         self._candidates.append(
-            Failure(Kind.HANG, message, rank, self._owner[rank], signs[rank].step, saved_step=self.saved_step, time=time.time())
+            Failure(
+                Kind.HANG,
+                message,
+                rank,
+                self._owner[rank],
+                signs[rank].step,
+                saved_step=self.saved_step,
+                time=time.time(),
+            )
         )
 
     def _show_progress(self, now: float) -> None:
@@ -337,7 +365,7 @@ class Attempt:
             return
         self._progress_at = now + PROGRESS_SECONDS
         shown = steps if len(steps) <= MOST_RANKS_SHOWN else {}
-        self._log.add("progress", attempt=self.number, step=min(steps.values()), steps=shown)  # type: ignore[type-var]
+        self._log.add("progress", attempt=self.number, step=min(steps.values()), steps=shown)
 
     def _send(self, node: str, command: Command) -> None:
         if node in self._channels:

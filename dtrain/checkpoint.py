@@ -144,7 +144,9 @@ def damage(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for name, problem in zip(files, pool.map(lambda name: _file_damage(path / name, *files[name]), files), strict=True):
+        for name, problem in zip(
+            files, pool.map(lambda name: _file_damage(path / name, *files[name]), files), strict=True
+        ):
             if problem:
                 return f"{name} {problem}"
     return ""

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dtrain import words
 from dtrain.errors import DtrainError, Exit, UsageError
 
 app = typer.Typer(
@@ -21,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -31,15 +31,25 @@ Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 Gpus = Annotated[int | None, typer.Option(metavar="N", help="So many workers, each on a GPU.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
 Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
-Strategy = Annotated[str | None, typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.")]
+Strategy = Annotated[
+    str | None, typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.")
+]
 Cluster = Annotated[str | None, typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.")]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.")
+]
 RUNS = Path("runs")
 
 
 def _overrides(
-    gpus: int | None, workers: int | None, nodes: int | None, strategy: str | None, cluster: str | None, name: str | None, sets: list[str] | None
+    gpus: int | None,
+    workers: int | None,
+    nodes: int | None,
+    strategy: str | None,
+    cluster: str | None,
+    name: str | None,
+    sets: list[str] | None,
 ) -> list[tuple[tuple[str, ...], Any, str]]:
     from dtrain import recipe
 
@@ -47,8 +57,16 @@ def _overrides(
     if gpus is not None and workers is not None:
         raise UsageError("--gpus and --workers both say how many workers there are", "Give one of them.")
     if gpus is not None:
-        given += [(("resources", "workers"), gpus, f"--gpus {gpus}"), (("resources", "device"), "gpu", f"--gpus {gpus}")]
-    options = ((("resources", "workers"), workers), (("resources", "nodes"), nodes), (("strategy",), strategy), (("cluster",), cluster))
+        given += [
+            (("resources", "workers"), gpus, f"--gpus {gpus}"),
+            (("resources", "device"), "gpu", f"--gpus {gpus}"),
+        ]
+    options = (
+        (("resources", "workers"), workers),
+        (("resources", "nodes"), nodes),
+        (("strategy",), strategy),
+        (("cluster",), cluster),
+    )
     for path, value in (*options, (("name",), name)):
         if value is not None:
             given.append((path, value, f"--{path[-1]} {value}"))
@@ -80,7 +98,7 @@ def resume(
 ) -> None:  # fmt: skip
     """Go on with a run from its newest whole checkpoint, also with another number of workers."""
     from dtrain import plan, recipe, rundir, yamlmarks
-    from dtrain.job import to_dict
+    from dtrain.frozen import to_dict
 
     chosen = rundir.find(runs, name)
     if chosen.supervised():
@@ -114,13 +132,16 @@ def _submit(chosen: Any) -> None:
 
     launch = plan.make(chosen.job())
     reference = launch.cluster.submit(launch, chosen)
-    rundir.write_json(chosen.submission, {"cluster": launch.job.cluster.name, "reference": reference, "time": time.time()})
+    rundir.write_json(
+        chosen.submission, {"cluster": launch.job.cluster.name, "reference": reference, "time": time.time()}
+    )
     print(f"submitted {chosen.id} ({launch.job.cluster.name} {reference})")
     print(f"  watch it: dtrain logs -f {chosen.id}    dtrain status {chosen.id}    stop it: dtrain stop {chosen.id}")
 
 
 def _supervise(chosen: Any, *, resumed: bool) -> None:
     """Supervise in this process, show it, and leave with the run's exit code."""
+    from dtrain import words
     from dtrain.supervisor import supervise
     from dtrain.ui import View
 
@@ -206,11 +227,15 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
 
     found = report.audit(rundir.find(runs, name))
     if found is None:
-        raise UsageError("this run has no record of samples", "Scripts keep their own data order; tasks and functions are recorded.")
+        raise UsageError(
+            "this run has no record of samples", "Scripts keep their own data order; tasks and functions are recorded."
+        )
     if as_json:
         print(json.dumps(asdict(found) | {"clean": found.clean}, indent=1))
     else:
-        print(f"{found.steps} committed steps, {found.samples} samples: {found.twice} twice, {found.skipped} skipped, {found.altered} altered")
+        print(
+            f"{found.steps} committed steps, {found.samples} samples: {found.twice} twice, {found.skipped} skipped, {found.altered} altered"
+        )
         print(f"{found.repeated_steps} steps were undone by failures and trained again")
         print("\n".join(found.problems[:20]))
     raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
@@ -236,9 +261,8 @@ def schema() -> None:
 def main() -> int:
     """Run the command line; the process's exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as error:
-        return error.exit_code
+        code = app(standalone_mode=False)
+        return code if isinstance(code, int) else int(Exit.DONE)
     except DtrainError as error:
         print(f"dtrain: {error}" if "\n" not in error.message else str(error), file=sys.stderr)
         return int(error.exit_code)
@@ -255,4 +279,3 @@ def main() -> int:
             error.show()
             return int(error.exit_code)
         raise
-    return int(Exit.DONE)

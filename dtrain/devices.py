@@ -11,8 +11,14 @@ ADDRESS = "DTRAIN_ADDRESS"
 """Environment variable: the address of this node, where the cluster knows better."""
 
 
+CPUS = "DTRAIN_CPUS"
+"""Environment variable: processors of this node that are ours, where the cluster knows better."""
+
+
 def cpus() -> int:
     """Processors this process may use."""
+    if given := os.environ.get(CPUS):
+        return int(given)
     return len(os.sched_getaffinity(0))
 
 

@@ -6,16 +6,35 @@ so agents and workers read a job without paying for it. Durations are seconds, a
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
-
-from annotated_types import Ge, Gt, MinLen
+from typing import Annotated, Any, Literal
 
 Device = Literal["cpu", "gpu", "tpu"]
-T = TypeVar("T")
+
+
+class Limit:
+    """The bounds of a number, in the form that pydantic reads (`annotated_types.GroupedMetadata`).
+
+    Agents and zygotes import this module and check nothing: only who checks pays for `annotated_types`."""
+
+    __is_annotated_types_grouped_metadata__ = True
+
+    def __init__(self, *, above: int | None = None, least: int | None = None) -> None:
+        self.above = above
+        self.least = least
+
+    def __iter__(self) -> Iterator[Any]:
+        import annotated_types
+
+        if self.above is not None:
+            yield annotated_types.Gt(self.above)
+        if self.least is not None:
+            yield annotated_types.Ge(self.least)
+
+
+POSITIVE = Limit(above=0)
+NOT_NEGATIVE = Limit(least=0)
 
 
 @dataclass(frozen=True)
@@ -30,15 +49,15 @@ class PluginChoice:
 class Resources:
     """What the run asks of the cluster."""
 
-    workers: Annotated[int, Gt(0)] = 1
+    workers: Annotated[int, POSITIVE] = 1
     """Replicas that train, one a device; how many processes they live in is the strategy's business."""
-    nodes: Annotated[int, Gt(0)] = 1
+    nodes: Annotated[int, POSITIVE] = 1
     """Machines the workers are spread over evenly."""
     device: Device = "cpu"
     """What one replica trains on."""
-    cpus_per_worker: Annotated[int, Gt(0)] | None = None
+    cpus_per_worker: Annotated[int, POSITIVE] | None = None
     """Threads of one replica; the node's CPUs divided by its replicas when not given."""
-    min_workers: Annotated[int, Gt(0)] | None = None
+    min_workers: Annotated[int, POSITIVE] | None = None
     """Go on with this many when nodes are lost and none replaces them; `workers` when not given."""
 
 
@@ -46,24 +65,24 @@ class Resources:
 class Train:
     """The numbers of the training loop, which are the same on every number of workers."""
 
-    steps: Annotated[int, Gt(0)] | None = None
+    steps: Annotated[int, POSITIVE] | None = None
     """Optimizer steps of the whole run; give this or `epochs`."""
-    epochs: Annotated[float, Gt(0)] | None = None
+    epochs: Annotated[float, POSITIVE] | None = None
     """Passes over the training data, rounded up to whole steps."""
-    global_batch: Annotated[int, Gt(0)] = 64
+    global_batch: Annotated[int, POSITIVE] = 64
     """Samples of one optimizer step, over all workers."""
-    shards: Annotated[int, Gt(0)] | None = None
+    shards: Annotated[int, POSITIVE] | None = None
     """Equal parts of the global batch; a worker takes whole shards and accumulates their gradients. 8 when not given
     (or what divides the batch and the workers), and fixed for the life of the run."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Of the initial weights, the sample order and the randomness in a step."""
     shuffle: bool = True
     """False: the samples in the order of the data set."""
-    clip_norm: Annotated[float, Gt(0)] | None = None
+    clip_norm: Annotated[float, POSITIVE] | None = None
     """Largest global L2 norm of the gradient; a larger one is scaled down to it."""
-    evaluate_every: Annotated[int, Gt(0)] | None = None
+    evaluate_every: Annotated[int, POSITIVE] | None = None
     """Steps between evaluations on the held-out data; only at the end when not given."""
-    log_every: Annotated[int, Gt(0)] = 10
+    log_every: Annotated[int, POSITIVE] = 10
     """Steps between two reports of loss and metrics."""
 
 
@@ -71,9 +90,9 @@ class Train:
 class Checkpoint:
     """When state is saved and how much of it is kept."""
 
-    every_steps: Annotated[int, Gt(0)] = 100
+    every_steps: Annotated[int, POSITIVE] = 100
     """Steps between two checkpoints; one more is made at the end."""
-    keep: Annotated[int, Gt(0)] = 3
+    keep: Annotated[int, POSITIVE] = 3
     """Committed checkpoints that stay on disk."""
 
 
@@ -81,17 +100,17 @@ class Checkpoint:
 class Recovery:
     """What is watched and how often a failure is answered with a new attempt."""
 
-    restarts: Annotated[int, Ge(0)] = 5
+    restarts: Annotated[int, NOT_NEGATIVE] = 5
     """Crashes answered with a new attempt; a new checkpoint restores the whole budget."""
-    backoff_seconds: Annotated[float, Ge(0)] = 1.0
+    backoff_seconds: Annotated[float, NOT_NEGATIVE] = 1.0
     """Wait before the second restart in a row without progress, doubled for each one after; the first does not wait."""
-    hang_seconds: Annotated[float, Gt(0)] = 600.0
+    hang_seconds: Annotated[float, POSITIVE] = 600.0
     """No step, no output and no CPU time for so long is a hang."""
-    heartbeat_seconds: Annotated[float, Gt(0)] = 30.0
+    heartbeat_seconds: Annotated[float, POSITIVE] = 30.0
     """A node that says nothing for so long is lost."""
-    grace_seconds: Annotated[float, Ge(0)] = 30.0
+    grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Between asking the workers to save and leave, and ending them."""
-    provision_seconds: Annotated[float, Gt(0)] = 600.0
+    provision_seconds: Annotated[float, POSITIVE] = 600.0
     """Longest wait for the cluster to give the nodes."""
 
 
@@ -99,7 +118,7 @@ class Recovery:
 class Job:
     """One run, complete: what to run, with what, where, and how failures are answered."""
 
-    name: Annotated[str, MinLen(1)]
+    name: str
     """Begins the run's id; letters, digits, dots, dashes and underscores."""
     task: str | None = None
     """`file.py:Class` (beside the recipe) or `package.module:Class`; dtrain owns the loop."""
@@ -111,6 +130,9 @@ class Job:
     """Keyword arguments of the task's class, or `context.params`."""
     args: tuple[str | int | float, ...] = ()
     """Arguments of the script."""
+    preload: tuple[str, ...] = ()
+    """Modules to import once a node, before workers are forked, so that a restart need not import them again; not your
+    own files, whose changes are to be seen."""
     strategy: PluginChoice = PluginChoice("script")
     """How the workers train together."""
     cluster: PluginChoice = PluginChoice("local")
@@ -137,28 +159,3 @@ class Job:
     def target(self) -> str:
         """The name of what this job runs."""
         return self.task or self.function or self.script or ""
-
-
-def to_dict(value: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain data for JSON."""
-    return dataclasses.asdict(value)
-
-
-def from_dict(cls: type[T], data: dict[str, Any]) -> T:
-    """The frozen dataclass that `to_dict` wrote; unknown keys are an error of ours, not the user's."""
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _decode(hints[name], value) for name, value in data.items()})
-
-
-def _decode(hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
-    if value is not None and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        return tuple(_decode(item, element) for element in value)
-    if typing.get_origin(hint) is dict:
-        item = typing.get_args(hint)[1]
-        return {key: _decode(item, element) for key, element in value.items()}
-    return value

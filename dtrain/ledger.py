@@ -11,10 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dtrain.data import Indices, Sampler
 from dtrain.events import Appender
 from dtrain.rundir import RunDir
+
+if TYPE_CHECKING:  # the agent and the supervisor read ledgers, and are not to pay for numpy
+    from dtrain.data import Indices, Sampler
 
 RECORD = struct.Struct("<qqIId")
 
@@ -124,7 +127,9 @@ def audit(history: dict[int, list[list[Entry]]], starts: dict[int, int], steps: 
         if doubled or missing or wrong:
             problems.append(f"step {step}: {doubled} samples twice, {missing} skipped, {wrong} records altered")
         twice, skipped, altered = twice + doubled, skipped + missing, altered + wrong
-    return Audit(steps, steps * sampler.train.global_batch, twice, skipped, altered, max(0, done - steps), tuple(problems))
+    return Audit(
+        steps, steps * sampler.train.global_batch, twice, skipped, altered, max(0, done - steps), tuple(problems)
+    )
 
 
 def _coverage(entries: Iterable[Entry], begin: int, count: int) -> tuple[int, int]:

@@ -56,7 +56,14 @@ def row(run: RunDir) -> dict[str, Any]:
     try:
         state = state_of(run)
     except UsageError as error:
-        return {"run": run.id, "state": "unreadable", "step": 0, "total_steps": None, "restarts": 0, "reason": error.message}
+        return {
+            "run": run.id,
+            "state": "unreadable",
+            "step": 0,
+            "total_steps": None,
+            "restarts": 0,
+            "reason": error.message,
+        }
     return {
         "run": run.id, "state": state.outcome, "step": state.step, "total_steps": state.total_steps, "strategy": state.strategy,
         "cluster": state.cluster, "workers": state.workers, "restarts": state.restarts, "changed": state.changed, "reason": state.reason,
@@ -86,9 +93,14 @@ def status(state: RunState, run: RunDir) -> str:
     if state.exit_code is not None:
         return words.summary(state, run)
     lines = [f"{run.id}: {state.outcome}" + (f" - {state.reason}" if state.reason else "")]
-    lines.append(f"  runs       {state.target}, {state.strategy} on {state.workers} worker{'s' * (state.workers != 1)}, {state.cluster}")
+    lines.append(
+        f"  runs       {state.target}, {state.strategy} on {state.workers} worker{'s' * (state.workers != 1)}, {state.cluster}"
+    )
     if state.total_steps:
-        lines.append(f"  step       {state.step} of {state.total_steps}" + (f", {words.numbers(state.metrics)}" if state.metrics else ""))
+        lines.append(
+            f"  step       {state.step} of {state.total_steps}"
+            + (f", {words.numbers(state.metrics)}" if state.metrics else "")
+        )
     if state.evaluation:
         lines.append(f"  held-out   {words.numbers(state.evaluation)}")
     if state.pids and state.phase != "lost":
@@ -125,7 +137,7 @@ def print_logs(run: RunDir, ranks: list[int], *, follow: bool) -> None:
 
 
 def _goes_on(run: RunDir) -> bool:
-    return run.supervised() or state_of(run).phase not in ("lost",) and state_of(run).exit_code is None
+    return run.supervised() or (state_of(run).phase not in ("lost",) and state_of(run).exit_code is None)
 
 
 def stop(run: RunDir, *, now: bool, wait: bool) -> str:
@@ -142,7 +154,7 @@ def stop(run: RunDir, *, now: bool, wait: bool) -> str:
         return f"{run.id} was asked to stop"
     patience = time.monotonic() + run.job().recovery.grace_seconds + 30
     while time.monotonic() < patience:
-        if run.stop_request.exists() or state_of(run).exit_code is None and run.supervised():
+        if run.stop_request.exists() or (state_of(run).exit_code is None and run.supervised()):
             time.sleep(LOOK_SECONDS)
             continue
         return words.summary(state_of(run), run)
@@ -154,7 +166,9 @@ def plan(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
     run = RunDir(runs.absolute() / f"{launch.job.name}-<time>")
     places = [place for node in launch.places() for place in node]
     nodes = [f"node{number}" for number in range(launch.nodes)]
-    addresses = tuple("127.0.0.1" if launch.job.cluster.name == "local" else f"<{nodes[place.node_rank]}>" for place in places)
+    addresses = tuple(
+        "127.0.0.1" if launch.job.cluster.name == "local" else f"<{nodes[place.node_rank]}>" for place in places
+    )
     peers = Peers(addresses, tuple(0 for _ in places), run.id, 1)
     workers = [
         {
@@ -175,12 +189,16 @@ def plan(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
 def plan_text(shown: dict[str, Any]) -> str:
     """The plan for reading."""
     lines = [f"{shown['name']}: {shown['kind']} {shown['target']} in {shown['folder']}"]
-    lines.append(f"  {shown['strategy']} on {shown['workers']} workers in {shown['processes']} processes on {shown['nodes']} nodes, {shown['cluster']}")
+    lines.append(
+        f"  {shown['strategy']} on {shown['workers']} workers in {shown['processes']} processes on {shown['nodes']} nodes, {shown['cluster']}"
+    )
     lines.append(f"  imported once a node, before workers are forked: {', '.join(shown['preload']) or 'nothing'}")
     if shown["numbers"]:
         batch, shards = shown["numbers"]["global_batch"], shown["numbers"]["shards"]
         each = shards // shown["workers"]
-        lines.append(f"  global batch {batch} in {shards} shards of {batch // shards}; each worker takes {each} and accumulates")
+        lines.append(
+            f"  global batch {batch} in {shards} shards of {batch // shards}; each worker takes {each} and accumulates"
+        )
     for worker in shown["ranks"]:
         lines.append(f"  rank {worker['rank']} on {worker['node']} (ports are chosen when an attempt begins: 0 here)")
         lines += [f"    {name}={value}" for name, value in worker["environment"].items()]
@@ -194,7 +212,13 @@ def plugins() -> list[dict[str, Any]]:
 
 def _plugin_rows(kind: plugin_finder.Kind) -> Iterator[dict[str, Any]]:
     for name, point in plugin_finder.installed(kind).items():
-        item: dict[str, Any] = {"kind": kind, "name": name, "from": point.dist.name if point.dist else "", "ready": True, "note": ""}
+        item: dict[str, Any] = {
+            "kind": kind,
+            "name": name,
+            "from": point.dist.name if point.dist else "",
+            "ready": True,
+            "note": "",
+        }
         try:
             plugin = plugin_finder.plugin_class(kind, name)
         except UsageError as error:
@@ -211,7 +235,6 @@ def plugins_text(rows: list[dict[str, Any]]) -> str:
     """Plugins for reading."""
     width = max((len(item["name"]) for item in rows), default=0)
     return "\n".join(
-        f"{item['kind']:8}  {item['name']:{width}}  {'ready  ' if item['ready'] else 'MISSING'}  {item['note']}  [{item['from']}]" for item in rows
+        f"{item['kind']:8}  {item['name']:{width}}  {'ready  ' if item['ready'] else 'MISSING'}  {item['note']}  [{item['from']}]"
+        for item in rows
     )
-
-

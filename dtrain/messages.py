@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from dtrain.job import from_dict, to_dict
+from dtrain.frozen import from_dict, to_dict
 from dtrain.strategy import Peers, Place
 
 
@@ -138,7 +138,10 @@ class Exited:
 
 Command = Listen | Start | Stop | Tell | DumpStacks | Quit
 Event = Ready | Listening | Started | Beat | Said | Exited
-KINDS = {cls.__name__: cls for cls in (Listen, Start, Stop, Tell, DumpStacks, Quit, Ready, Listening, Started, Beat, Said, Exited)}
+KINDS = {
+    cls.__name__: cls
+    for cls in (Listen, Start, Stop, Tell, DumpStacks, Quit, Ready, Listening, Started, Beat, Said, Exited)
+}
 
 
 def encode(message: Command | Event, to: str = "") -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dtrain import plugins, usercode
 from dtrain.cluster import Cluster
+from dtrain.errors import nearest
 from dtrain.job import Job
 from dtrain.rundir import RunDir
 from dtrain.strategy import Checks, Place, Strategy, Trains
@@ -65,13 +66,20 @@ class LaunchPlan:
         """Whether an attempt on so many nodes has enough workers, and whole shards for each."""
         workers = nodes * self.workers_per_node
         least = self.job.resources.min_workers or self.job.resources.workers
-        return nodes > 0 and workers >= least and (self.job.kind == "script" or (self.job.train.shards or 1) % workers == 0)
+        return (
+            nodes > 0
+            and workers >= least
+            and (self.job.kind == "script" or (self.job.train.shards or 1) % workers == 0)
+        )
 
     def places(self) -> list[list[Place]]:
         """For each node, the places of its worker processes."""
         each = self.processes_per_node
         return [
-            [Place(node * each + local, self.processes, local, each, node, self.nodes, self.replicas) for local in range(each)]
+            [
+                Place(node * each + local, self.processes, local, each, node, self.nodes, self.replicas)
+                for local in range(each)
+            ]
             for node in range(self.nodes)
         ]
 
@@ -108,7 +116,15 @@ def make(job: Job) -> LaunchPlan:
     nodes, workers = job.resources.nodes, job.resources.workers
     per_node = max(1, workers // nodes)
     processes = max(1, strategy.processes(per_node))
-    return LaunchPlan(resolve_shards(job), strategy, cluster, nodes, per_node, processes, strategy.preload(job))
+    return LaunchPlan(
+        resolve_shards(job),
+        strategy,
+        cluster,
+        nodes,
+        per_node,
+        processes,
+        tuple(dict.fromkeys((*strategy.preload(job), *job.preload))),
+    )
 
 
 def problems(job: Job) -> list[Problem]:
@@ -148,7 +164,7 @@ def _of_script(job: Job) -> str:
     if path.is_file() or shutil.which(str(job.script)):
         return ""
     others = [str(file.relative_to(job.folder)) for file in Path(job.folder).glob("*.py")]
-    return f"there is no file {path} and no program '{job.script}'. {plugins.nearest(str(job.script), others) if others else ''}".rstrip()
+    return f"there is no file {path} and no program '{job.script}'. {nearest(str(job.script), others) if others else ''}".rstrip()
 
 
 def _of_numbers(job: Job) -> Iterator[Problem]:
@@ -175,17 +191,19 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
     parts, what = (train.shards, "shards") if train.shards else (workers, "workers")
     if train.global_batch % parts:
         lower = train.global_batch // parts * parts
-        near = f"{lower} or {lower + parts}" if lower else str(parts)
+        batches = f"{lower} or {lower + parts}" if lower else str(parts)
         yield Problem(
             ("train", "global_batch"),
-            f"a global batch of {train.global_batch} cannot be divided by {parts} {what}: take {near}",
+            f"a global batch of {train.global_batch} cannot be divided by {parts} {what}: take {batches}",
         )
 
 
 def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
     job, strategy = plan.job, plan.strategy
     if job.kind != "script" and not isinstance(strategy, Trains):
-        yield Problem(("strategy",), f"the strategy '{job.strategy.name}' runs scripts only: choose one that trains a {job.kind}")
+        yield Problem(
+            ("strategy",), f"the strategy '{job.strategy.name}' runs scripts only: choose one that trains a {job.kind}"
+        )
     if isinstance(strategy, Checks):
         for problem in strategy.problems(job.resources):
             yield Problem(("strategy",), problem)

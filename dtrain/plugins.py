@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
-from dtrain.errors import UsageError
-from dtrain.job import from_dict
+from dtrain.errors import UsageError, nearest
+from dtrain.frozen import from_dict
 
 if TYPE_CHECKING:
     from dtrain.cluster import Cluster
@@ -22,12 +21,6 @@ GROUPS: dict[Kind, str] = {"strategy": "dtrain.strategies", "cluster": "dtrain.c
 def installed(kind: Kind) -> dict[str, EntryPoint]:
     """Name → entry point of every installed plugin of this kind, ours and third-party alike."""
     return {point.name: point for point in sorted(entry_points(group=GROUPS[kind]), key=lambda point: point.name)}
-
-
-def nearest(name: str, valid: list[str]) -> str:
-    """` Did you mean 'x'?` for the closest valid name, or the list of them where none is close."""
-    close = difflib.get_close_matches(name, valid, n=1)
-    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(valid))}."
 
 
 @cache

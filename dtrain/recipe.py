@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dtrain import plan, plugins
-from dtrain.errors import UsageError
+from dtrain.errors import UsageError, nearest
 from dtrain.job import Job, PluginChoice
 from dtrain.yamlmarks import Document, parse, scalar, unknown_key
 
@@ -29,7 +29,9 @@ def load(path: Path, overrides: Sequence[Override] = ()) -> Job:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "Name a recipe file, for example recipes/digits_ddp.yaml.") from None
+        raise UsageError(
+            f"{path}: {error.strerror}", "Name a recipe file, for example recipes/digits_ddp.yaml."
+        ) from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}:1:1: not UTF-8 text ({error.reason} at byte {error.start})") from None
     document = parse(text, str(path))
@@ -45,7 +47,9 @@ def from_document(document: Document, folder: Path, overrides: Sequence[Override
             document.data["name"] = Path(document.source).stem
     job, problems = _typed(document, folder)
     if job and not problems:
-        problems = [(document.mark(problem.path), ".".join(problem.path), problem.message) for problem in plan.problems(job)]
+        problems = [
+            (document.mark(problem.path), ".".join(problem.path), problem.message) for problem in plan.problems(job)
+        ]
     problems = [(mark, "", text) for mark, text in document.problems] + problems
     if problems or job is None:
         ordered = sorted(problems, key=lambda problem: (problem[0].source, problem[0].line, problem[0].column))
@@ -63,28 +67,37 @@ def override(text: str) -> Override:
 
 def schema() -> dict[str, Any]:
     """The JSON schema of recipes, with the options of every installed strategy and cluster."""
-    result = _adapter(Job).json_schema()
+    result = _adapter(Job, docstrings=True).json_schema()
     definitions = result.setdefault("$defs", {})
     result["properties"].pop("folder")
     result["required"] = []
     for kind in PLUGIN_KINDS:
         forms: list[dict[str, Any]] = [{"type": "string", "enum": list(plugins.installed(kind))}]
         for name in plugins.installed(kind):
-            options = _adapter(plugins.plugin_class(kind, name).Options).json_schema()
+            options = _adapter(plugins.plugin_class(kind, name).Options, docstrings=True).json_schema()
             definitions.update(options.pop("$defs", {}))
             properties = {"name": {"const": name}} | options.get("properties", {})
             required = ["name", *options.get("required", [])]
-            forms.append({"type": "object", "title": name, "properties": properties, "required": required, "additionalProperties": False})
+            forms.append(
+                {
+                    "type": "object",
+                    "title": name,
+                    "properties": properties,
+                    "required": required,
+                    "additionalProperties": False,
+                }
+            )
         result["properties"][kind] = {"anyOf": forms, "description": result["properties"][kind].get("description", "")}
     definitions.pop("PluginChoice", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dtrain recipe"} | result
 
 
 @cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
+def _adapter(cls: type, *, docstrings: bool = False) -> TypeAdapter[Any]:
+    """pydantic's view of a dataclass; docstrings cost it a look at the source, and only the schema wants them."""
     for part in _dataclasses_in(cls):
         # Strict holds for JSON too, but lets a mapping be a dataclass and a list a tuple.
-        part.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)  # type: ignore[attr-defined]
+        part.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=docstrings)  # type: ignore[attr-defined]
     return TypeAdapter(cls)
 
 
@@ -109,8 +122,18 @@ def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
         choice, problems = _choice(kind, data.get(kind, _default(kind, data)), document)
         found += problems
         data[kind] = {"name": choice.name, "options": choice.options}
-    if isinstance(data.get("script"), str) and len(words := data["script"].split()) > 1 and not (folder / data["script"]).exists():
-        found.append((document.mark(("script",)), "script", f"there is no file '{data['script']}': give '{words[0]}' here and the rest in `args`"))
+    if (
+        isinstance(data.get("script"), str)
+        and len(words := data["script"].split()) > 1
+        and not (folder / data["script"]).exists()
+    ):
+        found.append(
+            (
+                document.mark(("script",)),
+                "script",
+                f"there is no file '{data['script']}': give '{words[0]}' here and the rest in `args`",
+            )
+        )
     if "folder" in data:
         found.append((document.mark(("folder",)), "folder", unknown_key("folder", _fields(Job))))
     if not isinstance(data.get("name"), str) or not NAME.fullmatch(data["name"]):
@@ -138,7 +161,7 @@ def _choice(kind: Literal["strategy", "cluster"], value: Any, document: Document
     if name is None:
         return fallback, [(document.mark(path), kind, f"is missing: one of {', '.join(known)}")]
     if not isinstance(name, str) or name not in known:
-        return fallback, [(document.mark(path), kind, f"unknown {kind} '{name}'. {plugins.nearest(str(name), known)}")]
+        return fallback, [(document.mark(path), kind, f"unknown {kind} '{name}'. {nearest(str(name), known)}")]
     options = {key: part for key, part in value.items() if key != "name"} if isinstance(value, dict) else {}
     try:
         options_class = plugins.plugin_class(kind, name).Options
@@ -158,7 +181,10 @@ def _class_at(cls: type, path: Sequence[str | int]) -> type | None:
     """The dataclass that a path of field names leads to."""
     for part in path:
         hint = typing.get_type_hints(cls).get(str(part))
-        inner = next((arg for arg in (hint, *typing.get_args(hint)) if isinstance(arg, type) and dataclasses.is_dataclass(arg)), None)
+        inner = next(
+            (arg for arg in (hint, *typing.get_args(hint)) if isinstance(arg, type) and dataclasses.is_dataclass(arg)),
+            None,
+        )
         if inner is None:
             return None
         cls = inner
@@ -170,7 +196,9 @@ def _located(error: ValidationError, document: Document, prefix: tuple[str, ...]
     found: dict[tuple[Any, ...], tuple[Any, str, str]] = {}
     for item in error.errors(include_url=False):
         inner = tuple(part for part in item["loc"] if part != "options")
-        known = [part for part in inner if (*prefix, *inner[: inner.index(part) + 1]) in document.marks] or list(inner[:1])
+        known = [part for part in inner if (*prefix, *inner[: inner.index(part) + 1]) in document.marks] or list(
+            inner[:1]
+        )
         path = (*prefix, *known)
         if path in found:
             continue

@@ -81,28 +81,38 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
     stretch = [failure for failure in failures if failure.saved_step == last.saved_step]
     equal = [failure for failure in stretch[:-1] if last.fingerprint and failure.fingerprint == last.fingerprint]
     if last.kind is Kind.BUG:
-        return Decision(False, "an error in the user's code is not retried", Exit.USER_CODE)
+        return Decision(retry=False, reason="an error in the user's code is not retried", exit_code=Exit.USER_CODE)
     if last.kind is Kind.OUT_OF_MEMORY:
         hint = "lower train.global_batch, raise train.shards or use more workers"
-        return Decision(False, f"out of memory would strike again: {hint}", Exit.USER_CODE)
+        return Decision(retry=False, reason=f"out of memory would strike again: {hint}", exit_code=Exit.USER_CODE)
     if equal:
         code = Exit.USER_CODE if last.kind is Kind.CHANCE else Exit.GAVE_UP
-        return Decision(False, "the same failure struck twice with no new checkpoint in between", code)
+        return Decision(
+            retry=False, reason="the same failure struck twice with no new checkpoint in between", exit_code=code
+        )
     if last.kind in FREE:
         return _after_loss(stretch, settings)
     spent = sum(failure.kind not in FREE for failure in stretch)
     if spent > settings.restarts:
-        return Decision(False, f"{spent} failures without a new checkpoint (recovery.restarts: {settings.restarts})", Exit.GAVE_UP)
+        return Decision(
+            retry=False,
+            reason=f"{spent} failures without a new checkpoint (recovery.restarts: {settings.restarts})",
+            exit_code=Exit.GAVE_UP,
+        )
     delay = 0.0 if spent == 1 else settings.backoff_seconds * 2.0 ** (spent - 2)
-    return Decision(True, f"restart {spent} of {settings.restarts} since the last progress", delay_seconds=delay)
+    return Decision(
+        retry=True, reason=f"restart {spent} of {settings.restarts} since the last progress", delay_seconds=delay
+    )
 
 
 def _after_loss(stretch: Sequence[Failure], settings: Recovery) -> Decision:
     losses = sum(failure.kind in FREE for failure in stretch)
     if losses > LOSSES_PER_RESTART * (settings.restarts + 1):
-        return Decision(False, f"{losses} nodes were lost without a new checkpoint in between", Exit.GAVE_UP)
+        return Decision(
+            retry=False, reason=f"{losses} nodes were lost without a new checkpoint in between", exit_code=Exit.GAVE_UP
+        )
     delay = 0.0 if losses == 1 else settings.backoff_seconds * min(losses - 1, 30)
-    return Decision(True, "a lost node does not count as a failure of the run", delay_seconds=delay)
+    return Decision(retry=True, reason="a lost node does not count as a failure of the run", delay_seconds=delay)
 
 
 FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
@@ -145,7 +155,17 @@ def exit_kind(code: int, *, out_of_memory: bool) -> tuple[Kind, str]:
     return Kind.KILLED, f"killed by {name}"
 
 
-RANKING = (Kind.BUG, Kind.OUT_OF_MEMORY, Kind.KILLED, Kind.CRASH, Kind.HANG, Kind.CHANCE, Kind.NODE_LOST, Kind.PREEMPTED, Kind.CASCADE)
+RANKING = (
+    Kind.BUG,
+    Kind.OUT_OF_MEMORY,
+    Kind.KILLED,
+    Kind.CRASH,
+    Kind.HANG,
+    Kind.CHANCE,
+    Kind.NODE_LOST,
+    Kind.PREEMPTED,
+    Kind.CASCADE,
+)
 
 
 def cause(candidates: Sequence[Failure]) -> Failure:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from dtrain import events, ledger
-from dtrain.data import Sampler
-from dtrain.job import Train
 from dtrain.ledger import Audit, Entry
 from dtrain.rundir import RunDir
 
@@ -54,7 +53,7 @@ def account(run: RunDir, now: float) -> dict[str, float]:
         elif event["event"] == "attempt" and (entries := firsts.get(event["attempt"])):
             setattr(result, result_start, getattr(result, result_start) + max(0.0, entries[0].time - mark))
             lost = undone_from(event["attempt"], starts)
-            for before, entry in zip(entries, entries[1:], strict=False):
+            for before, entry in itertools.pairwise(entries):
                 field = "repeating" if lost is not None and entry.step >= lost else "training"
                 setattr(result, field, getattr(result, field) + entry.time - before.time)
             mark = max(mark, entries[-1].time)
@@ -72,7 +71,9 @@ def account(run: RunDir, now: float) -> dict[str, float]:
         result.total += now - begun
         result.ending += max(0.0, now - mark)
     result.training = max(0.0, result.training - result.saving)
-    return {name: round(value, 3) for name, value in (asdict(result) | {"training_share": result.training_share}).items()}
+    return {
+        name: round(value, 3) for name, value in (asdict(result) | {"training_share": result.training_share}).items()
+    }
 
 
 def _attempts(run: RunDir) -> dict[int, list[list[Entry]]]:
@@ -97,13 +98,13 @@ def audit(run: RunDir) -> Audit | None:
     """What the committed history was trained on; None where the run has no steps (a script, or not begun)."""
     history = events.read(run.events)
     sizes = [event["samples"] for event in history if event["event"] == "training"]
-    job = run.job()
     if not sizes:
         return None
-    train: Train = job.train
+    from dtrain.data import Sampler
+
     records = ledger.attempts(run)
     done = max((entry.step + 1 for ranks in records.values() for rank in ranks for entry in rank), default=0)
     saved = [event["step"] for event in history if event["event"] == "checkpoint"]
     finished = any(event["event"] == "end" for event in history[-1:])
     steps = max(saved, default=0) if finished else min(done, max(saved, default=0))
-    return ledger.audit(records, attempt_starts(history), steps, Sampler(sizes[-1], train))
+    return ledger.audit(records, attempt_starts(history), steps, Sampler(sizes[-1], run.job().train))

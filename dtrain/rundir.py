@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.errors import RunNotFound, UsageError
-from dtrain.job import Job, from_dict, to_dict
+from dtrain.frozen import from_dict, to_dict
+from dtrain.job import Job
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,6 @@ class RunDir:
         """Output of one worker, over all attempts."""
         return self.logs / f"rank-{rank:05d}.log"
 
-    def node_log(self, node: str) -> Path:
-        """Output of one agent and its zygote."""
-        return self.logs / f"agent-{node}.log"
-
     def ledger(self, attempt: int, rank: int) -> Path:
         """The samples of one worker in one attempt."""
         return self.ledgers / f"attempt-{attempt:04d}-rank-{rank:05d}.bin"
@@ -87,7 +83,9 @@ class RunDir:
         except FileNotFoundError:
             raise RunNotFound(f"{self.path} is not a run folder: it has no {self.job_file.name}") from None
         except (ValueError, TypeError, KeyError) as error:
-            raise RunNotFound(f"{self.job_file} cannot be read: {error}", "It was damaged or made by another version.") from None
+            raise RunNotFound(
+                f"{self.job_file} cannot be read: {error}", "It was damaged or made by another version."
+            ) from None
 
     def write_job(self, job: Job) -> None:
         """Replace the job as a whole."""
@@ -102,7 +100,9 @@ class RunDir:
             except OSError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise UsageError(f"the run {self.id} is already supervised by {holder}", f"See it: dtrain status {self.id}") from None
+                raise UsageError(
+                    f"the run {self.id} is already supervised by {holder}", f"See it: dtrain status {self.id}"
+                ) from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
             file.flush()
@@ -133,13 +133,15 @@ def write_json(path: Path, value: Any) -> None:
 def create(root: Path, job: Job) -> RunDir:
     """A new run folder with a name of its own, below `root`."""
     while True:
-        path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         try:
             path.mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError as error:
-            raise UsageError(f"cannot make a run folder in {root}: {error.strerror}", "Choose another one with --runs.") from None
+            raise UsageError(
+                f"cannot make a run folder in {root}: {error.strerror}", "Choose another one with --runs."
+            ) from None
         break
     run = RunDir(path)
     for folder in (run.logs, run.checkpoints, run.ledgers):
@@ -162,13 +164,18 @@ def find(root: Path, name: str) -> RunDir:
         return RunDir(Path(name).absolute())
     runs = all_runs(root)
     if not runs:
-        raise RunNotFound(f"there are no runs in {root.absolute()}", "Name another folder with --runs, or a run by its path.")
+        raise RunNotFound(
+            f"there are no runs in {root.absolute()}", "Name another folder with --runs, or a run by its path."
+        )
     if name == "last":
         return runs[-1]
     matching = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise RunNotFound(f"'{name}' begins the ids of {len(matching)} runs: {', '.join(run.id for run in matching)}", "Give more of it.")
+        raise RunNotFound(
+            f"'{name}' begins the ids of {len(matching)} runs: {', '.join(run.id for run in matching)}",
+            "Give more of it.",
+        )
     recent = ", ".join(run.id for run in runs[-3:])
     raise RunNotFound(f"no run '{name}' in {root.absolute()}", f"The newest are: {recent}.")

@@ -32,7 +32,9 @@ class Saver:
         held_seconds = time.perf_counter() - began
         self._saved = step
         folder = self._store.staging(self._attempt, step)
-        self._writing = threading.Thread(target=self._write, args=(snapshot, folder, step, held_seconds), name="dtrain-save")
+        self._writing = threading.Thread(
+            target=self._write, args=(snapshot, folder, step, held_seconds), name="dtrain-save"
+        )
         self._writing.start()
 
     def finish(self) -> None:
@@ -47,15 +49,11 @@ class Saver:
             folder.mkdir(parents=True, exist_ok=True)
             written = snapshot.write(folder)
             files = {name: hashed(folder / name) for name in written.files}
-        except Exception as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
-            self._link.say("save_failed", step=step, error=f"{type(error).__name__}: {_root(error)}")
+        except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
+            self._link.say("save_failed", step=step, error=(str(error).splitlines() or [type(error).__name__])[0])
             return
         seconds = time.perf_counter() - began
-        self._link.say("part", step=step, files=files, weights=written.weights, seconds=seconds, held_seconds=held_seconds)
+        self._link.say(
+            "part", step=step, files=files, weights=written.weights, seconds=seconds, held_seconds=held_seconds
+        )
 
-
-def _root(error: BaseException) -> str:
-    """The first line of the innermost cause, which names the file and the reason."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    return (str(error).splitlines() or [type(error).__name__])[0]

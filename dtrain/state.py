@@ -63,7 +63,9 @@ class RunState:
         """One word for a list of runs."""
         if self.exit_code is None:
             return "stopping" if self.stopping else self.phase
-        return {Exit.DONE: "done", Exit.USER_CODE: "failed", Exit.RESUMABLE: "stopped"}.get(Exit(self.exit_code), "gave up")
+        return {Exit.DONE: "done", Exit.USER_CODE: "failed", Exit.RESUMABLE: "stopped"}.get(
+            Exit(self.exit_code), "gave up"
+        )
 
     def public(self) -> dict[str, Any]:
         """For `--json`."""

@@ -132,4 +132,3 @@ class Checks(Protocol):
 
     def problems(self, resources: Resources) -> list[str]:
         """Pure. What cannot work with these resources, each with what to do instead."""
-

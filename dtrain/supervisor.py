@@ -88,13 +88,20 @@ class Supervisor:
     def _start_again(self, allocation: Allocation) -> None:
         """Some agents ended before they were ready: try each a few times."""
         if len(self._stillborn) > MOST_STILLBORN:
-            raise ClusterError(f"the agents end as soon as they are started: {self._stillborn[-1]}", f"See {self._run.logs}/agent-*.log.")
+            raise ClusterError(
+                f"the agents end as soon as they are started: {self._stillborn[-1]}",
+                f"See {self._run.logs}/agent-*.log.",
+            )
         for node in [name for name in allocation.channels if name in self._gone]:
             allocation.replace(node)
 
     def _watch(self, allocation: Allocation) -> Outcome:
         """One attempt on the nodes that are ready."""
-        nodes = next(n for n in range(min(len(self._ready), self._plan.nodes), 0, -1) if n == self._plan.nodes or self._plan.fits(n))
+        nodes = next(
+            n
+            for n in range(min(len(self._ready), self._plan.nodes), 0, -1)
+            if n == self._plan.nodes or self._plan.fits(n)
+        )
         self._store.clear_staging()
         resume = self._newest_checkpoint()
         self._attempts += 1
@@ -159,7 +166,9 @@ class Supervisor:
             )
         self._stillborn.clear()
         self._ready[node] = Node(node, ready.address, ready.host)
-        self._log.add("node", node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid)
+        self._log.add(
+            "node", node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
+        )
 
     def _lose(self, node: str, reason: str) -> None:
         self._heard.pop(node, None)
@@ -206,11 +215,16 @@ class Supervisor:
         self._attempt, attempt = None, self._attempt
         if isinstance(outcome, Done):
             if outcome.unsaved:
-                return self._end(Exit.GAVE_UP, f"trained to the end, but its state could not be saved: {outcome.unsaved}")
+                return self._end(
+                    Exit.GAVE_UP, f"trained to the end, but its state could not be saved: {outcome.unsaved}"
+                )
             return self._end(Exit.DONE, "finished")
         if isinstance(outcome, Left) or self._wish is not Wish.NOTHING:
             saved = isinstance(outcome, Left) and outcome.step is not None
-            return self._end(Exit.RESUMABLE, f"{self._why}{f', saved at step {outcome.step}' if saved and isinstance(outcome, Left) else ''}")
+            return self._end(
+                Exit.RESUMABLE,
+                f"{self._why}{f', saved at step {outcome.step}' if saved and isinstance(outcome, Left) else ''}",
+            )
         assert isinstance(outcome, Failed) and attempt
         return self._recover(outcome.failure, allocation)
 
@@ -268,7 +282,9 @@ def _signals(inbox: Inbox) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        inbox.put(("", Wish.LEAVE if number == signal.SIGINT else Warned(f"told to stop by {signal.Signals(number).name}")))
+        inbox.put(
+            ("", Wish.LEAVE if number == signal.SIGINT else Warned(f"told to stop by {signal.Signals(number).name}"))
+        )
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}

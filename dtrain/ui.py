@@ -73,10 +73,7 @@ class View:
     """Shows a run from a thread of its own, while the supervisor (or nothing at all) works in this process."""
 
     def __init__(self, run: RunDir, *, resumed: bool = False) -> None:
-        from rich.console import Console
-
         self._follower = Follower(run, resumed=resumed)
-        self._console = Console(highlight=False, soft_wrap=True)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="dtrain-view", daemon=True)
 
@@ -100,8 +97,8 @@ class View:
         return self.state
 
     def _show(self) -> None:
-        if self._console.is_terminal:
-            self._show_live(self._console)
+        if sys.stdout.isatty():
+            self._show_live()
         else:
             self._show_plain()
 
@@ -118,9 +115,11 @@ class View:
             sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    def _show_live(self, console: Console) -> None:
+    def _show_live(self) -> None:
+        from rich.console import Console
         from rich.live import Live
 
+        console = Console(highlight=False, soft_wrap=True)
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while not self._over.wait(LOOK_SECONDS):
                 self._refresh(console, live)
@@ -154,7 +153,10 @@ def picture(state: RunState, now: float) -> RenderableType:
     if total:
         bar = ProgressBar(total=total, completed=min(state.step, total), width=36)
         grid.add_row("progress", bar, f"{state.step}/{total}", f"ETA {eta(state, now)}")
-    facts = [f"{state.samples_per_second:,.0f} samples/s" if state.samples_per_second else "", words.numbers(state.metrics)]
+    facts = [
+        f"{state.samples_per_second:,.0f} samples/s" if state.samples_per_second else "",
+        words.numbers(state.metrics),
+    ]
     held_out = f"held-out {words.numbers(state.evaluation)}" if state.evaluation else ""
     rows: list[RenderableType] = [grid] if total else []
     rows += [Text("  ".join(part for part in (*facts, held_out) if part))]
@@ -163,7 +165,9 @@ def picture(state: RunState, now: float) -> RenderableType:
         last = state.failures[-1]
         rows.append(Text(f"restarts  {state.restarts}, last: {words.failure(last)}", style="yellow"))
     title = f"{state.run or 'dtrain'} · {state.strategy} on {state.workers} × {state.cluster} · attempt {state.attempt} · {state.outcome}"
-    return Panel(Group(*rows), title=title, title_align="left", subtitle="Ctrl-C: save and stop", subtitle_align="right")
+    return Panel(
+        Group(*rows), title=title, title_align="left", subtitle="Ctrl-C: save and stop", subtitle_align="right"
+    )
 
 
 def workers(state: RunState) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dtrain.plugins import nearest
+from dtrain.errors import nearest
 
 
 def split(target: str) -> tuple[str, str]:
@@ -33,8 +33,16 @@ def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
     if isinstance(tree, str):
         return tree
     names = [node.name for node in tree.body if isinstance(node, kind) and hasattr(node, "name")]
-    imported = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assigned = {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)}
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assigned = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     if name in names or name in imported | assigned:
         return ""
     return f"{module} has no {what} '{name}'. {nearest(name, names) if names else ''}".rstrip()

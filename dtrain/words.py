@@ -74,13 +74,25 @@ def _decision(event: Event, state: RunState) -> str:
 LINES = {
     "attempt": _attempt,
     "metrics": _metrics,
-    "evaluation": lambda event, state: f"step {event['step']}/{state.total_steps}  held-out: {numbers(event['values'])}",
-    "checkpoint": lambda event, state: f"step {event['step']}  checkpoint saved ({size(event['bytes'])}, {seconds(event['seconds'])})",
-    "checkpoint_failed": lambda event, state: f"WARNING: the checkpoint of step {event['step']} failed: {event['error']}; training goes on",
-    "checkpoint_damaged": lambda event, state: f"WARNING: a damaged checkpoint was set aside as {event['folder']}: {event['problem']}",
-    "hang": lambda event, state: f"hang: nothing moves (rank {event['rank']}); writing the stacks of all ranks to their logs",
+    "evaluation": lambda event, state: (
+        f"step {event['step']}/{state.total_steps}  held-out: {numbers(event['values'])}"
+    ),
+    "checkpoint": lambda event, state: (
+        f"step {event['step']}  checkpoint saved ({size(event['bytes'])}, {seconds(event['seconds'])})"
+    ),
+    "checkpoint_failed": lambda event, state: (
+        f"WARNING: the checkpoint of step {event['step']} failed: {event['error']}; training goes on"
+    ),
+    "checkpoint_damaged": lambda event, state: (
+        f"WARNING: a damaged checkpoint was set aside as {event['folder']}: {event['problem']}"
+    ),
+    "hang": lambda event, state: (
+        f"hang: nothing moves (rank {event['rank']}); writing the stacks of all ranks to their logs"
+    ),
     "node_lost": lambda event, state: f"node {event['node']} lost: {event['reason']}",
-    "stopping": lambda event, state: f"{event['why']}: " + ("stopping at once" if event["now"] else "saving and stopping (again: at once)"),
+    "stopping": lambda event, state: (
+        f"{event['why']}: " + ("stopping at once" if event["now"] else "saving and stopping (again: at once)")
+    ),
     "leaving": lambda event, state: f"all ranks leave at step {event['step']}",
     "failure": lambda event, state: f"FAILURE {failure(event)}",
     "decision": _decision,
@@ -98,7 +110,10 @@ def summary(state: RunState, run: RunDir) -> str:
     took = f"in {seconds(state.report.get('total', 0.0))}" if state.report else ""
     lines = [f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " ")]
     if state.total_steps:
-        lines.append(f"  steps      {state.step} of {state.total_steps}" + (f", {numbers(state.metrics)}" if state.metrics else ""))
+        lines.append(
+            f"  steps      {state.step} of {state.total_steps}"
+            + (f", {numbers(state.metrics)}" if state.metrics else "")
+        )
     if state.evaluation:
         lines.append(f"  held-out   {numbers(state.evaluation)}")
     if state.saved_step is not None:
@@ -116,7 +131,10 @@ def summary(state: RunState, run: RunDir) -> str:
         lines += ["", state.failures[-1]["traceback"].rstrip()]
     lines.append(f"  folder     {shlex.quote(str(run.path))}")
     if code is not Exit.DONE:
-        lines.append(f"  go on with: dtrain resume {shlex.quote(str(run.path))}" + (" (when the cause is mended)" if code is not Exit.RESUMABLE else ""))
+        lines.append(
+            f"  go on with: dtrain resume {shlex.quote(str(run.path))}"
+            + (" (when the cause is mended)" if code is not Exit.RESUMABLE else "")
+        )
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -17,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain import plugins
 from dtrain.job import Job
 from dtrain.link import Link
 from dtrain.processes import die_with_parent, set_name
@@ -86,6 +86,8 @@ def _become(run: RunDir, assignment: Assignment, job: Job) -> None:
     rank = assignment.place.rank
     set_name(f"dtrain-rank-{rank}")
     _forget_the_zygote()
+    gc.freeze()
+    gc.enable()
     log = os.open(run.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -120,7 +122,7 @@ def _unless_worker(worker: int) -> Any:
 def _forget_the_zygote() -> None:
     """Close the copy of the alive pipe, so that the zygote notices the agent's end, and let the user's own
     forkserver, if there is one, be a new one."""
-    server = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
     server._forkserver_alive_fd = server._forkserver_address = server._forkserver_pid = None
@@ -144,7 +146,7 @@ def run_script(job: Job) -> None:
 
 def train(run: RunDir, job: Job, assignment: Assignment, link: Link, rendezvous: socket.socket | None) -> None:
     """A task or a function, under the job's strategy."""
-    from dtrain import loop
+    from dtrain import loop, plugins
 
     strategy = plugins.strategy(job.strategy.name, job.strategy.options)
     assert isinstance(strategy, Trains), "the plan refuses others"

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dtrain.plugins import nearest
+from dtrain.errors import nearest
 
 Path = tuple[str | int, ...]
 MOST_NODES = 10_000
@@ -120,7 +120,9 @@ class _Builder:
         try:
             value = self.constructor.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError):
-            self.problem(node, f"cannot read this value ({node.tag}): a recipe holds text, numbers, true, false and null")
+            self.problem(
+                node, f"cannot read this value ({node.tag}): a recipe holds text, numbers, true, false and null"
+            )
             return None
         if value is None or isinstance(value, str | int | float | bool):
             return value

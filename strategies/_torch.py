@@ -104,6 +104,7 @@ class TorchSession:
             group["lr"] = base * rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
+        share(self._model.buffers())
         return total
 
     def synchronized(self, *, when: bool) -> AbstractContextManager[Any]:
@@ -160,6 +161,7 @@ class TorchSession:
         """See `Session.snapshot`."""
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
+        share(self._model.buffers())
         model, optimizer = get_state_dict(self._model, self._optimizer)
         return TorchSnapshot(copied({"model": model, "optimizer": optimizer}), self._place, self._saving)
 
@@ -199,7 +201,12 @@ class TorchSnapshot:
         import torch.distributed.checkpoint as dcp
 
         writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=False)
-        dcp.save(self._state, storage_writer=writer, process_group=self._group)
+        try:
+            dcp.save(self._state, storage_writer=writer, process_group=self._group)
+        except dcp.api.CheckpointException as error:
+            # It holds every rank's exception and traceback; what the disk said is enough.
+            failures = [failure for failure, _ in error.failures.values()]
+            raise next((failure for failure in failures if isinstance(failure, OSError)), failures[0]) from None
         names = [path.name for path in folder.glob(f"__{self._place.rank}_*.distcp")]
         if self._place.rank == 0:
             names.append(".metadata")
@@ -220,6 +227,22 @@ class TorchSnapshot:
             digest.update(f"{name}|{local.dtype}|{tuple(local.shape)}|".encode())
             digest.update(local.contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def share(buffers: Iterable[Any]) -> None:
+    """Collective. Rank 0's buffers (batch norm's running statistics) for all, so that a checkpoint of them is the same
+    whoever writes it, and a resumed run goes on from what every rank had."""
+    import torch
+    import torch.distributed as dist
+
+    by_dtype: dict[Any, list[Any]] = {}
+    for buffer in buffers:
+        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for same in by_dtype.values():
+        flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
+        dist.broadcast(flat, src=0)
+        for buffer, part in zip(same, flat.split([buffer.numel() for buffer in same]), strict=True):
+            buffer.detach().copy_(part.view_as(buffer))
 
 
 def copied(value: Any) -> Any:

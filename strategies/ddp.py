@@ -9,11 +9,12 @@ from typing import Any
 
 from dtrain.job import Job
 from dtrain.strategy import Joining, Peers, Place, Session
-from dtrain.strategies import _environments, _torch
+
+from . import _environments, _torch
 
 
 @dataclass(frozen=True)
-class Options:
+class DDPOptions:
     """Of DDP."""
 
     bucket_mb: float = 25.0
@@ -25,10 +26,10 @@ class Options:
 class DDP:
     """One process a device, gloo on CPUs and NCCL on GPUs."""
 
-    Options = Options
+    Options = DDPOptions
     framework = "torch"
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: DDPOptions) -> None:
         self.options = options
 
     def preload(self, job: Job) -> tuple[str, ...]:
@@ -50,12 +51,17 @@ class DDP:
             yield _torch.TorchSession(joining.place, device, self._wrap)
 
     def _wrap(self, model: Any, device: Any) -> Any:
+        import inspect
+
         from torch.nn.parallel import DistributedDataParallel
 
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=self.options.bucket_mb,
             static_graph=self.options.static_graph,
             gradient_as_bucket_view=True,
+            **{buffers: False},  # the session shares them once a step
         )

@@ -9,39 +9,42 @@ from typing import Literal
 from dtrain import usercode
 from dtrain.job import Job
 from dtrain.strategy import Peers, Place
-from dtrain.strategies import _environments
 
-PRELOADS = {"torch": ("torch", "torch.distributed", "torch._dynamo"), "tensorflow": ("tensorflow",), "keras": ("tensorflow",)}
+from . import _environments
+
+PRELOADS = {
+    "torch": ("torch", "torch.distributed", "torch._dynamo"),
+    "tensorflow": ("tensorflow",),
+    "keras": ("tensorflow",),
+}
 
 
 @dataclass(frozen=True)
-class Options:
+class ScriptOptions:
     """Of a script."""
 
     launcher: Literal["all", "torchrun", "tensorflow"] = "all"
     """Whose environment to set: torchrun's RANK, WORLD_SIZE, MASTER_ADDR …, TensorFlow's TF_CONFIG, or all of them."""
-    preload: tuple[str, ...] | None = None
-    """Modules to import once and fork the workers from; what the script imports decides when not given."""
 
 
 class Script:
     """Hosts any program; one process a worker."""
 
-    Options = Options
+    Options = ScriptOptions
     framework = None
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ScriptOptions) -> None:
         self.options = options
 
     def preload(self, job: Job) -> tuple[str, ...]:
         """The frameworks that the script's own import statements name."""
-        if self.options.preload is not None:
-            return self.options.preload
         path = Path(job.folder) / str(job.script)
         if path.suffix != ".py":
             return ()
         imported = usercode.imports(path)
-        return tuple(dict.fromkeys(module for name, modules in PRELOADS.items() if name in imported for module in modules))
+        return tuple(
+            dict.fromkeys(module for name, modules in PRELOADS.items() if name in imported for module in modules)
+        )
 
     def processes(self, workers_per_node: int) -> int:
         """One a worker."""

@@ -12,69 +12,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from dtrain import devices
-from dtrain.cluster import Inbox, NodeLost, Submission
+from dtrain.cluster import Inbox, Submission
 from dtrain.errors import ClusterError
-from dtrain.messages import Command, Quit, decode, encode
 from dtrain.plan import LaunchPlan, supervisor_command
 from dtrain.processes import alive
 from dtrain.rundir import RunDir
 
-QUIT_SECONDS = 10.0
+from ._pipes import PipedAgents
+
 LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class LocalOptions:
     """The local machine has none."""
-
-
-class Agent:
-    """One agent on pipes, and the thread that reads what it says."""
-
-    def __init__(self, node: str, command: list[str], cpus: int, inbox: Inbox) -> None:
-        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(cpus)}
-        # A session of its own keeps a Ctrl-C in the terminal from it: the supervisor decides what that means.
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
-        )
-        self._node = node
-        self._inbox = inbox
-        self.reader = threading.Thread(target=self._read, name=f"agent-{node}", daemon=True)
-        self.reader.start()
-
-    def send(self, command: Command) -> None:
-        """See `Channel.send`."""
-        assert self.process.stdin is not None
-        with suppress(OSError, ValueError):
-            self.process.stdin.write(encode(command))
-            self.process.stdin.flush()
-
-    def end(self) -> None:
-        """Ask it to quit, which ends its workers; make sure that it does."""
-        self.send(Quit())
-        assert self.process.stdin is not None
-        with suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(QUIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def kill(self) -> None:
-        """End an agent that does not answer; its zygote ends the workers when it sees that."""
-        with suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with suppress(ValueError):
-                self._inbox.put((self._node, decode(line)[1]))
-        code = self.process.wait()
-        self._inbox.put(
-            (self._node, NodeLost(f"its agent ended with {f'signal {-code}' if code < 0 else f'code {code}'}"))
-        )
 
 
 class LocalAllocation:
@@ -85,12 +36,13 @@ class LocalAllocation:
         self._run = run
         self._inbox = inbox
         self._replaced = 0
-        self.channels: dict[str, Agent] = {}
+        self.channels: dict[str, PipedAgents] = {}
 
     def start(self, node: str) -> None:
         """Start the agent of a node."""
         share = max(1, devices.cpus() // self._plan.nodes)
-        self.channels[node] = Agent(node, self._plan.agent_command(self._run, node), share, self._inbox)
+        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(share)}
+        self.channels[node] = PipedAgents([node], self._plan.agent_command(self._run, node), environment, self._inbox)
 
     def replace(self, node: str) -> bool:
         """See `Allocation.replace`: this machine always has room for another agent."""

@@ -56,5 +56,5 @@ def nearest(name: str, valid: list[str]) -> str:
     """` Did you mean 'x'?` for the closest valid name, or the list of them where none is close."""
     import difflib
 
-    close = difflib.get_close_matches(name, valid, n=1)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(valid))}."

@@ -53,8 +53,13 @@ def from_document(document: Document, folder: Path, overrides: Sequence[Override
     problems = [(mark, "", text) for mark, text in document.problems] + problems
     if problems or job is None:
         ordered = sorted(problems, key=lambda problem: (problem[0].source, problem[0].line, problem[0].column))
-        raise UsageError("\n".join(f"{mark}: {name + ': ' if name else ''}{text}" for mark, name, text in ordered))
+        lines = (f"{mark}: {name + ': ' if name else ''}{text}" for mark, name, text in ordered)
+        raise UsageError("\n".join(map(_printable, lines)))
     return job
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def override(text: str) -> Override:

@@ -156,16 +156,9 @@ def exit_kind(code: int, *, out_of_memory: bool) -> tuple[Kind, str]:
 
 
 RANKING = (
-    Kind.BUG,
-    Kind.OUT_OF_MEMORY,
-    Kind.KILLED,
-    Kind.CRASH,
-    Kind.HANG,
-    Kind.CHANCE,
-    Kind.NODE_LOST,
-    Kind.PREEMPTED,
-    Kind.CASCADE,
-)
+    # What comes from outside explains whatever the others say; an abort can be the answer to a broken connection.
+    Kind.NODE_LOST, Kind.KILLED, Kind.OUT_OF_MEMORY, Kind.BUG, Kind.CRASH, Kind.HANG, Kind.CHANCE, Kind.PREEMPTED, Kind.CASCADE,
+)  # fmt: skip
 
 
 def cause(candidates: Sequence[Failure]) -> Failure:

@@ -11,6 +11,7 @@ from dtrain.errors import nearest
 
 Path = tuple[str | int, ...]
 MOST_NODES = 10_000
+PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ class _Builder:
         if any(node is outer for outer in above) or len(above) > 50:
             self.problem(node, "nested too deeply, or an alias that contains itself")
             return None
+        if node.tag not in PLAIN_TAGS:
+            self.problem(node, f"cannot read this value ({node.tag}): a recipe holds text, numbers, true, false and null")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path, (*above, node))
         if isinstance(node, yaml.SequenceNode):
@@ -119,10 +123,8 @@ class _Builder:
     def leaf(self, node: yaml.Node) -> Any:
         try:
             value = self.constructor.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError):
-            self.problem(
-                node, f"cannot read this value ({node.tag}): a recipe holds text, numbers, true, false and null"
-            )
+        except (yaml.YAMLError, ValueError, OverflowError, KeyError) as error:
+            self.problem(node, f"cannot read this value: {error}")
             return None
         if value is None or isinstance(value, str | int | float | bool):
             return value

@@ -142,6 +142,11 @@ class Live:
         """No process of the run is left."""
         wait_for(lambda: not running(self.pids_seen), f"the end of {self.pids_seen}", 15)
 
+    def output(self, rank: int) -> str:
+        """What a worker printed so far."""
+        path = self.run.rank_log(rank)
+        return path.read_text() if path.exists() else ""
+
     def agent_logs(self) -> str:
         """What agents and zygotes wrote, for a failed test's message."""
         return "\n".join(path.read_text() for path in self.run.logs.glob("agent-*.log"))

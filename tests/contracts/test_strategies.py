@@ -1,0 +1,136 @@
+"""What every installed strategy promises, found through the entry points and tried with real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from live import PROGRAMS, Live, finished, start, wait_for
+
+from dtrain import plugins
+from dtrain.job import Job, PluginChoice, Resources
+from dtrain.plan import make
+from dtrain.strategy import Peers, Place, Trains
+
+STRATEGIES = list(plugins.installed("strategy"))
+TOLERANCE = {"torch": 1e-5, "tensorflow": 1e-4}
+OPTIONS: dict[str, tuple[str, ...]] = {}
+"""What a strategy needs to be told to run on this machine."""
+
+
+def framework(name: str) -> str:
+    return str(plugins.plugin_class("strategy", name).framework)
+
+
+def trains(name: str) -> bool:
+    return issubclass(plugins.plugin_class("strategy", name), Trains) and importlib.util.find_spec(framework(name)) is not None
+
+
+TRAINERS = [name for name in STRATEGIES if trains(name)]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_launchers_side_is_pure(name: str) -> None:
+    strategy = plugins.strategy(name, {})
+    assert dataclasses.is_dataclass(strategy.Options)
+    job = Job(name="x", script="true", strategy=PluginChoice(name), folder="/")
+    assert strategy.preload(job) == strategy.preload(job)
+    for per_node in (1, 2, 8):
+        processes = strategy.processes(per_node)
+        assert per_node % processes == 0
+    places = [Place(rank, 4, rank % 2, 2, rank // 2, 2, 1) for rank in range(4)]
+    peers = Peers(("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"), (1000, 1001, 1000, 1001), "run", 3)
+    environments = [strategy.environment(place, peers) for place in places]
+    assert environments == [strategy.environment(place, peers) for place in places]
+    assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)
+    assert len({json.dumps(environment, sort_keys=True) for environment in environments}) == 4, "every rank has a place of its own"
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_places_cover_the_workers(name: str) -> None:
+    if name == "mirrored":
+        nodes = 1
+    else:
+        nodes = 2
+    plan = make(Job(name="x", script="true", strategy=PluginChoice(name), resources=Resources(workers=4, nodes=nodes), folder="/"))
+    places = [place for node in plan.places() for place in node]
+    assert [place.rank for place in places] == list(range(plan.processes))
+    assert sum(place.replicas for place in places) == 4
+
+
+def recipe(name: str) -> tuple[str, ...]:
+    return (str(PROGRAMS / f"contract_{framework(name)}.yaml"), "--strategy", name, *OPTIONS.get(name, ()))
+
+
+@cache
+def reference(kind: str) -> list[float]:
+    """Losses of the same training by hand, in one process without any launcher."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAMS / f"reference_{kind}.py"), "20", "32", "5", "0.5"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    losses: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return losses
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Live]:
+    """Undisturbed runs on two workers, made when first asked for."""
+
+    class Runs(dict[str, Live]):
+        def __missing__(self, name: str) -> Live:
+            self[name] = finished(*recipe(name), "--workers", "2", runs=tmp_path_factory.mktemp(f"{name}-2"))
+            return self[name]
+
+    return Runs()
+
+
+def assert_losses(live: Live, name: str) -> None:
+    losses = live.losses()
+    assert sorted(losses) == list(range(1, 21))
+    for step, expected in enumerate(reference(framework(name)), start=1):
+        assert losses[step] == pytest.approx(expected, rel=TOLERANCE[framework(name)]), f"step {step}"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_losses_equal_those_of_a_single_process_by_hand(name: str, workers: int, tmp_path: Path, two: dict[str, Live]) -> None:
+    live = two[name] if workers == 2 else finished(*recipe(name), "--workers", str(workers), runs=tmp_path)
+    assert_losses(live, name)
+    live.assert_clean_audit(steps=20)
+    assert live.events("evaluation")[-1]["values"]["loss"] == pytest.approx(two[name].events("evaluation")[-1]["values"]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_killed_worker_leaves_no_trace(name: str, tmp_path: Path, two: dict[str, Live]) -> None:
+    with start(*recipe(name), "--workers", "2", "--set", "params.pause=0.02", runs=tmp_path) as live:
+        ranks = make(live.run.job()).processes
+        live.wait_step(8, rank=ranks - 1)
+        live.kill(ranks - 1)
+        live.finish()
+    assert len(live.events("attempt")) == 2
+    assert live.weights() == two[name].weights()
+    live.assert_clean_audit(steps=20)
+
+
+@pytest.mark.parametrize(("before", "after"), [("2", "4"), ("4", "1")])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_checkpoint_loads_at_another_size(name: str, before: str, after: str, tmp_path: Path) -> None:
+    with start(*recipe(name), "--workers", before, "--set", "params.pause=0.02", runs=tmp_path) as live:
+        live.wait_step(8)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    with start("last", "--workers", after, "--set", "params.pause=0", runs=tmp_path, command="resume") as again:
+        again._run = live.run
+        wait_for(lambda: live.events("attempt")[-1]["attempt"] == 2, "the second attempt")
+        again.finish()
+    assert live.events("attempt")[-1]["step"] >= 8
+    assert_losses(live, name)
+    live.assert_clean_audit(steps=20)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from dtrain import spare
 from dtrain.cluster import Inbox, NodeLost
 from dtrain.messages import Command, Quit, decode, encode
 
@@ -20,7 +21,7 @@ class PipedAgents:
 
     def __init__(self, nodes: Sequence[str], command: list[str], environment: Mapping[str, str], inbox: Inbox) -> None:
         # A session of its own keeps a Ctrl-C in the terminal from it: the supervisor decides what that means.
-        self._process = subprocess.Popen(
+        self._process = spare.take(command, environment) or subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
         )
         self._nodes = nodes

@@ -18,6 +18,10 @@ def main() -> int:
         from dtrain import detached
 
         return detached.main(sys.argv[2])
+    if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:
+        from dtrain import spare
+
+        spare.start()
     from dtrain import cli
 
     return cli.main()

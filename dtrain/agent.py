@@ -214,8 +214,10 @@ class Agent:
     def _fork(self, start: Start) -> None:
         for place in start.places:
             ours, theirs = self._context.Pipe()
+            # The zygote may be older than this agent's environment.
+            environment = dict(os.environ) | start.environment[str(place.rank)]
             assignment = worker.Assignment(
-                str(self.run.path), place, start.peers, start.environment[str(place.rank)], start.checkpoint, start.step
+                str(self.run.path), place, start.peers, environment, start.checkpoint, start.step
             )
             rendezvous = self._ports[place.local_rank] if place.rank == 0 else None
             process = self._context.Process(target=worker.main, args=(assignment, theirs, rendezvous))

@@ -59,8 +59,7 @@ class Context:
                 return
             begin = sampler.begin(step, shards.start)
             indices = sampler.indices(begin, len(shards) * sampler.shard_size)
-            self._seed(step_seed(trainer.train.seed, step, shards.start))
-            yield fetch(data, indices)
+            yield self.session.feed(fetch(data, indices), step_seed(trainer.train.seed, step, shards.start))
             ledger.add(step, begin, indices)
             self._flush(step + 1, sampler.total_steps)
             trainer.after_step(step + 1, sampler.total_steps)
@@ -75,12 +74,3 @@ class Context:
             values = self.session.mean(self._values)
             if self.rank == 0:
                 trainer.link.say("metrics", step=done, values=values, samples_per_second=None)
-
-    def _seed(self, seed: int) -> None:
-        import random
-
-        import numpy as np
-
-        random.seed(seed)
-        np.random.seed(seed % (1 << 32))
-        self.session.seed(seed)

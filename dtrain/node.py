@@ -7,14 +7,64 @@ import os
 import signal
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
-from dtrain import devices
+from dtrain import devices, spare
 
 BEAT_SECONDS = 1.0
 
 
 def main(arguments: list[str]) -> int:
-    """`python -P -m dtrain agent RUN --node NAME …`, started by a cluster."""
+    """`python -P -m dtrain agent RUN --node NAME …`, started by a cluster, or kept as a spare one."""
+    # The supervisor decides when to stop; a cluster's or a terminal's signal to the whole group reaches it too.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    commands, events = os.dup(0), os.dup(1)
+    _send_output_to(Path(os.devnull))
+    if arguments == [spare.OPTION]:
+        _start_zygote([])
+        import dtrain.agent
+
+        given = spare.wait(commands)
+        if given is None:
+            return 0
+        arguments = given
+    options = _options(arguments)
+    logs = options.run / "logs"
+    if logs.is_dir():
+        _send_output_to(logs / f"agent-{options.node}.log")
+    threads = options.threads or max(1, devices.cpus() // max(1, options.processes * options.replicas))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads * options.replicas))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _start_zygote([name for name in options.preload.split(",") if name])
+    from dtrain.agent import Agent
+    from dtrain.rundir import RunDir
+
+    beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
+    Agent(RunDir(options.run), options.node, beat_seconds=beat_seconds, commands=commands, events=events).serve()
+    os._exit(0)
+
+
+def _start_zygote(preload: list[str]) -> None:
+    """Start the process that workers are forked from; the one of a spare agent is kept where nothing is to be preloaded."""
+    server: Any = forkserver._forkserver
+    if preload and server._forkserver_pid is not None:
+        server._stop()
+    forkserver.set_forkserver_preload(["dtrain.zygote", "dtrain.worker", *preload])
+    forkserver.ensure_running()
+
+
+def _send_output_to(log: Path) -> None:
+    """Keep the agent's stdin and stdout for the supervisor: what anybody else prints goes to this file."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for source, target in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(output)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dtrain agent")
     parser.add_argument("run", type=Path)
     parser.add_argument("--node", required=True)
@@ -23,29 +73,4 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--heartbeat", type=float, default=30.0)
-    options = parser.parse_args(arguments)
-    commands, events = os.dup(0), os.dup(1)
-    logs = options.run / "logs"
-    log = os.open(
-        logs / f"agent-{options.node}.log" if logs.is_dir() else os.devnull,
-        os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-        0o666,
-    )
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    # The supervisor decides when to stop; a cluster's or a terminal's signal to the whole group reaches it too.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    threads = options.threads or max(1, devices.cpus() // max(1, options.processes * options.replicas))
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads * options.replicas))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    forkserver.set_forkserver_preload(["dtrain.zygote", "dtrain.worker", *filter(None, options.preload.split(","))])
-    forkserver.ensure_running()
-    from dtrain.agent import Agent
-    from dtrain.rundir import RunDir
-
-    beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
-    Agent(RunDir(options.run), options.node, beat_seconds=beat_seconds, commands=commands, events=events).serve()
-    os._exit(0)
+    return parser.parse_args(arguments)

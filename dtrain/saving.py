@@ -56,4 +56,3 @@ class Saver:
         self._link.say(
             "part", step=step, files=files, weights=written.weights, seconds=seconds, held_seconds=held_seconds
         )
-

@@ -83,8 +83,9 @@ class Session(Protocol):
         `batches` and `seeds` have one entry a shard, in shard order. Returns the mean loss of these shards as a
         scalar that `float` reads (which may wait for the device)."""
 
-    def seed(self, seed: int) -> None:
-        """Make this seed the source of the framework's randomness from now on."""
+    def feed(self, batch: Any, seed: int) -> Any:
+        """Seed the framework's randomness and give the batch as its tensors on this worker's device, for a loop of the
+        user's own."""
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """Collective. Mean of `task.metrics` over all samples of all ranks; every rank gives as many batches, each with

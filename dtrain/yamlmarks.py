@@ -11,7 +11,9 @@ from dtrain.errors import nearest
 
 Path = tuple[str | int, ...]
 MOST_NODES = 10_000
-PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ class _Builder:
             self.problem(node, "nested too deeply, or an alias that contains itself")
             return None
         if node.tag not in PLAIN_TAGS:
-            self.problem(node, f"cannot read this value ({node.tag}): a recipe holds text, numbers, true, false and null")
+            self.problem(
+                node, f"cannot read this value ({node.tag}): a recipe holds text, numbers, true, false and null"
+            )
             return None
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path, (*above, node))

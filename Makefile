@@ -1,0 +1,41 @@
+# make demo: train a recipe on this machine from nothing.   make test: everything the project promises.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py strategies/*.py clusters/*.py)
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
+
+test: $(VENV)/.test check
+	$(VENV)/bin/python -P -m pytest tests
+
+check: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy dtrain
+	$(VENV)/bin/mypy strategies clusters
+	$(VENV)/bin/mypy tests benchmarks
+
+bench: $(VENV)/.test
+	$(VENV)/bin/python -P benchmarks/launch.py
+	$(VENV)/bin/python -P benchmarks/recovery.py
+	$(VENV)/bin/python -P benchmarks/step.py
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch is pinned by the constraints file: an open range can pull gigabytes that this machine cannot use.
+$(VENV)/.demo: $(VENV)/.python $(SOURCES)
+	$(PIP) '.[torch,recipes]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.python $(SOURCES)
+	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -70,6 +70,10 @@ class Local:
     def __init__(self, options: LocalOptions) -> None:
         self.options = options
 
+    def at_hand(self) -> bool:
+        """This machine is."""
+        return True
+
     def problems(self, plan: LaunchPlan) -> list[str]:
         """More GPUs than there are."""
         wanted, there = plan.workers, devices.gpus()

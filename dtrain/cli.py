@@ -140,14 +140,17 @@ def _submit(chosen: Any) -> None:
 
 
 def _supervise(chosen: Any, *, resumed: bool) -> None:
-    """Supervise in this process, show it, and leave with the run's exit code."""
-    from dtrain import words
+    """Supervise in this process, or inside the cluster; show it, and leave with the run's exit code."""
+    from dtrain import plan, words
     from dtrain.supervisor import supervise
     from dtrain.ui import View
 
+    here = plan.make(chosen.job()).cluster.at_hand()
+    if not here:
+        _submit(chosen)
     view = View(chosen, resumed=resumed)
     with view:
-        code = supervise(chosen)
+        code = supervise(chosen) if here else view.wait()
     print(words.summary(view.state, chosen))
     raise typer.Exit(int(code))
 

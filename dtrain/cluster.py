@@ -6,7 +6,7 @@ import queue
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from dtrain.messages import Command, Event
 
@@ -61,11 +61,23 @@ class Submission:
     reference: str = ""
 
 
+@runtime_checkable
+class Requeues(Protocol):
+    """A cluster that takes nodes away from runs and gives them new ones later."""
+
+    def again(self, run: RunDir, without: tuple[str, ...]) -> str:
+        """Called by the supervisor inside the cluster when a run must leave: have it started again, without these
+        nodes; returns what was done, in words. Raises `ClusterError` where the cluster refuses."""
+
+
 class Cluster(Protocol):
     """A place where runs run."""
 
     Options: ClassVar[type]
     """Frozen dataclass of this cluster's own options, checked by the recipe loader."""
+
+    def at_hand(self) -> bool:
+        """Whether `dtrain run` may supervise from its own process; otherwise it submits and follows."""
 
     def problems(self, plan: LaunchPlan) -> list[str]:
         """What this cluster can already tell will not work (more GPUs than it has …), each with what to do instead."""

@@ -90,11 +90,11 @@ class View:
         """The state as far as it was shown."""
         return self._follower.state
 
-    def wait(self) -> RunState:
-        """Until the run has ended, whoever supervises it."""
+    def wait(self) -> int:
+        """The exit code of a run that is supervised elsewhere, once it has ended."""
         while self.state.exit_code is None:
             time.sleep(LOOK_SECONDS)
-        return self.state
+        return self.state.exit_code
 
     def _show(self) -> None:
         if sys.stdout.isatty():

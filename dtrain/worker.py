@@ -25,6 +25,9 @@ from dtrain.recovery import exception_kind
 from dtrain.rundir import RunDir
 from dtrain.strategy import Joining, Peers, Place, Trains
 
+_kept: list[Any] = []
+"""What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
+them may be waiting for (seen in torch 2.13, under any launcher)."""
 STACKS_SIGNAL = signal.SIGQUIT
 FAILED = 1
 
@@ -138,7 +141,7 @@ def run_script(job: Job) -> None:
     if script.suffix == ".py":
         sys.argv = [str(script), *arguments]
         sys.path[0] = str(script.parent)
-        runpy.run_path(str(script), run_name="__main__")
+        _kept.append(runpy.run_path(str(script), run_name="__main__"))
         return
     program = str(script) if script.is_file() else shutil.which(str(job.script)) or str(job.script)
     os.execvp(program, [str(job.script), *arguments])
@@ -152,6 +155,7 @@ def train(run: RunDir, job: Job, assignment: Assignment, link: Link, rendezvous:
     assert isinstance(strategy, Trains), "the plan refuses others"
     joining = Joining(assignment.place, assignment.peers, job, rendezvous)
     with strategy.join(joining) as session:
+        _kept.append(session)
         checkpoint = Path(assignment.checkpoint) if assignment.checkpoint else None
         loop.run(run, joining, session, link, checkpoint, assignment.step)
 

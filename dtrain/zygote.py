@@ -10,7 +10,10 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shutil
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 from dtrain.processes import kill_group
 
@@ -24,6 +27,15 @@ def end_workers() -> None:
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             kill_group(int(pid))
+    _remove_socket_folder()
+
+
+def _remove_socket_folder() -> None:
+    """multiprocessing leaves the removal of its temporary folder to the agent, which may have been killed."""
+    server: Any = forkserver._forkserver
+    folder = Path(server._forkserver_address or "").parent
+    if folder.name.startswith("pymp-"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 atexit.register(end_workers)

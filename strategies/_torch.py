@@ -76,8 +76,13 @@ class TorchSession:
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         return self._model, self._optimizer
 
+    def feed(self, batch: Any, seed: int) -> Any:
+        """See `Session.feed`."""
+        self.seed(seed)
+        return self._moved(batch)
+
     def seed(self, seed: int) -> None:
-        """See `Session.seed`."""
+        """Seed the generators that layers draw from."""
         import torch
 
         torch.default_generator.manual_seed(seed)
@@ -90,7 +95,8 @@ class TorchSession:
 
         if not self._warm:
             self._warm_up(batches[0], seeds[0])
-        self._model.train()
+        if not self._model.training:
+            self._model.train()
         total = None
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
@@ -103,7 +109,7 @@ class TorchSession:
         for group, base in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = base * rate
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=False)
+        self._optimizer.zero_grad(set_to_none=True)
         share(self._model.buffers())
         return total
 
@@ -121,7 +127,7 @@ class TorchSession:
         self._model.train()
         self.seed(seed)
         self._task.loss(self._model, self._moved(batch)).backward()
-        self._optimizer.zero_grad(set_to_none=False)
+        self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

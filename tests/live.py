@@ -22,10 +22,18 @@ PATIENCE_SECONDS = 120.0
 DTRAIN = [sys.executable, "-P", "-m", "dtrain"]
 
 
-def dtrain(*arguments: str, cwd: Path | str = "/", check: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def dtrain(
+    *arguments: str, cwd: Path | str = "/", check: int | None = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; with `check`, its exit code must be that."""
     done = subprocess.run(
-        [*DTRAIN, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        [*DTRAIN, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert check is None or done.returncode == check, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
@@ -83,20 +91,26 @@ class Live:
     def run(self) -> RunDir:
         """Its folder, as soon as there is one."""
         if self._run is None:
-            self._run = wait_for(lambda: next((run for run in all_runs(self.runs) if run.path not in self._known), None), "a run folder")
+            self._run = wait_for(
+                lambda: next((run for run in all_runs(self.runs) if run.path not in self._known), None), "a run folder"
+            )
         return self._run
 
     def events(self, name: str = "", **fields: Any) -> list[dict[str, Any]]:
         """The events so far with this name and these fields."""
         text = self.run.events.read_text() if self.run.events.exists() else ""
         found = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-        return [e for e in found if name in ("", e["event"]) and all(e.get(key) == value for key, value in fields.items())]
+        return [
+            e for e in found if name in ("", e["event"]) and all(e.get(key) == value for key, value in fields.items())
+        ]
 
     def wait_event(self, name: str, **fields: Any) -> dict[str, Any]:
         """The first such event, waiting for it."""
 
         def look() -> dict[str, Any] | None:
-            assert self.process.poll() is None or self.events(name, **fields), f"the run ended: {self.process.communicate()}"
+            assert self.process.poll() is None or self.events(name, **fields), (
+                f"the run ended: {self.process.communicate()}"
+            )
             return next(iter(self.events(name, **fields)), None)
 
         found: dict[str, Any] = wait_for(look, f"the event {name} {fields}")
@@ -133,7 +147,9 @@ class Live:
     def finish(self, code: int = 0) -> str:
         """Wait for the end; all it printed. Nothing of the run may be left."""
         out, err = self.process.communicate(timeout=PATIENCE_SECONDS)
-        assert self.process.returncode == code, f"exit code {self.process.returncode}\n{out}\n{err}\n{self.agent_logs()}"
+        assert self.process.returncode == code, (
+            f"exit code {self.process.returncode}\n{out}\n{err}\n{self.agent_logs()}"
+        )
         assert "Traceback" not in err, err
         self.assert_gone()
         return out + err
@@ -168,7 +184,9 @@ class Live:
 
 
 @contextmanager
-def start(*arguments: str, runs: Path, command: str = "run", cwd: Path | str = "/", **environment: str) -> Iterator[Live]:
+def start(
+    *arguments: str, runs: Path, command: str = "run", cwd: Path | str = "/", **environment: str
+) -> Iterator[Live]:
     """`dtrain run …` in the background; whatever the test does, it is gone afterwards."""
     known = {run.path for run in all_runs(runs)} if command == "run" else set()
     process = subprocess.Popen(

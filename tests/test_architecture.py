@@ -42,7 +42,9 @@ def top_level_imports(tree: ast.Module) -> Iterator[str]:
 def test_the_core_never_imports_a_plugin() -> None:
     for path, tree in trees(CORE):
         for name in imports_of(tree):
-            assert not name.startswith(("dtrain.strategies", "dtrain.clusters", "strategies", "clusters")), f"{path.name}: {name}"
+            assert not name.startswith(("dtrain.strategies", "dtrain.clusters", "strategies", "clusters")), (
+                f"{path.name}: {name}"
+            )
 
 
 def test_no_plugin_imports_a_framework_at_its_top() -> None:
@@ -112,7 +114,14 @@ def test_the_launcher_never_imports_a_framework(arguments: list[str], tmp_path: 
         "sys.exit(code)\n"
     )
     environment = {"PATH": "/usr/bin:/bin", "DTRAIN_RUNS": str(tmp_path / "runs"), "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == (2 if arguments[0] == "submit" else 0), done.stderr
     loaded = {name.split(".")[0] for name in json.loads((tmp_path / "modules").read_text())}
     assert not loaded & FRAMEWORKS, loaded & FRAMEWORKS

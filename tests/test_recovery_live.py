@@ -110,9 +110,11 @@ def test_a_stopped_worker_is_a_hang_whose_stacks_are_in_the_logs(runs: Path, und
 
 def test_a_worker_that_waits_for_ever_is_a_hang(runs: Path) -> None:
     options = ("--set", "params.fail_how=wait", "--set", "params.fail_at=22", "--set", "recovery.hang_seconds=2")
-    live = finished(RECIPE, *options, "--set", "recovery.restarts=1", "--set", "checkpoint.every_steps=60", runs=runs, code=3)
+    live = finished(
+        RECIPE, *options, "--set", "recovery.restarts=1", "--set", "checkpoint.every_steps=60", runs=runs, code=3
+    )
     assert {event["kind"] for event in live.events("failure")} == {"hang"}
-    assert 'in fail\n' in live.run.rank_log(0).read_text()
+    assert "in fail\n" in live.run.rank_log(0).read_text()
 
 
 def test_a_bug_stops_at_once_with_its_traceback_rank_and_step(runs: Path) -> None:
@@ -120,7 +122,9 @@ def test_a_bug_stops_at_once_with_its_traceback_rank_and_step(runs: Path) -> Non
         out = live.finish(code=1)
     assert len(live.events("attempt")) == 1
     failure = live.events("failure")[0]
-    line = 1 + (PROGRAMS / "tiny.py").read_text()[: (PROGRAMS / "tiny.py").read_text().index("raise ValueError")].count("\n")
+    line = 1 + (PROGRAMS / "tiny.py").read_text()[: (PROGRAMS / "tiny.py").read_text().index("raise ValueError")].count(
+        "\n"
+    )
     assert (failure["kind"], failure["rank"], failure["where"]) == ("bug", 1, f"tiny.py:{line} in fail")
     assert failure["step"] == 9  # two shards a step, and the first step is done once more to warm up
     assert "ValueError: the loss of this batch is nonsense" in out
@@ -140,7 +144,9 @@ def test_bad_luck_gets_one_confirming_retry(runs: Path) -> None:
 
 
 def test_a_crash_at_the_same_step_twice_ends_the_run(runs: Path) -> None:
-    live = finished(RECIPE, "--set", "params.fail_at=10", "--set", f"params.fail_how={int(signal.SIGSEGV)}", runs=runs, code=3)
+    live = finished(
+        RECIPE, "--set", "params.fail_at=10", "--set", f"params.fail_how={int(signal.SIGSEGV)}", runs=runs, code=3
+    )
     assert [event["kind"] for event in live.events("failure")] == ["crash", "crash"]
     assert "twice" in live.events("end")[0]["reason"]
 
@@ -171,7 +177,9 @@ def test_ctrl_c_twice_stops_at_once(runs: Path) -> None:
     assert live.events("stopping", now=True)
 
 
-def test_a_run_resumes_on_another_number_of_workers_with_the_same_samples_and_losses(runs: Path, undisturbed: Live) -> None:
+def test_a_run_resumes_on_another_number_of_workers_with_the_same_samples_and_losses(
+    runs: Path, undisturbed: Live
+) -> None:
     options = ("--set", "params.norm=false")
     alone = finished(RECIPE, *options, runs=runs / "one")
     with start(RECIPE, *options, *SLOW, runs=runs) as live:

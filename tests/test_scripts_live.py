@@ -29,7 +29,10 @@ def test_a_killed_script_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None
             live.pid(rank, attempt)
             live_steps = tmp_path / f"steps-{rank}"
             before = len(live_steps.read_text().splitlines()) if live_steps.exists() else 0
-            wait_for(lambda at=before, path=live_steps: path.exists() and len(path.read_text().splitlines()) > at + 5, "steps")
+            wait_for(
+                lambda at=before, path=live_steps: path.exists() and len(path.read_text().splitlines()) > at + 5,
+                "steps",
+            )
             live.kill(rank, attempt)
         live.finish()
     assert "rank 0 of 2: sum 1170" in live.output(0)

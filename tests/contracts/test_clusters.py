@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from live import running, wait_for
 
-from dtrain import plan, plugins, rundir
+from dtrain import plan, rundir
 from dtrain.cluster import Inbox, NodeLost
 from dtrain.job import Job, PluginChoice, Resources
 from dtrain.messages import Listen, Listening, Ready

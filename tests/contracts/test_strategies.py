@@ -30,7 +30,10 @@ def framework(name: str) -> str:
 
 
 def trains(name: str) -> bool:
-    return issubclass(plugins.plugin_class("strategy", name), Trains) and importlib.util.find_spec(framework(name)) is not None
+    return (
+        issubclass(plugins.plugin_class("strategy", name), Trains)
+        and importlib.util.find_spec(framework(name)) is not None
+    )
 
 
 TRAINERS = [name for name in STRATEGIES if trains(name)]
@@ -50,16 +53,23 @@ def test_the_launchers_side_is_pure(name: str) -> None:
     environments = [strategy.environment(place, peers) for place in places]
     assert environments == [strategy.environment(place, peers) for place in places]
     assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)
-    assert len({json.dumps(environment, sort_keys=True) for environment in environments}) == 4, "every rank has a place of its own"
+    assert len({json.dumps(environment, sort_keys=True) for environment in environments}) == 4, (
+        "every rank has a place of its own"
+    )
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_places_cover_the_workers(name: str) -> None:
-    if name == "mirrored":
-        nodes = 1
-    else:
-        nodes = 2
-    plan = make(Job(name="x", script="true", strategy=PluginChoice(name), resources=Resources(workers=4, nodes=nodes), folder="/"))
+    nodes = 1 if name == "mirrored" else 2
+    plan = make(
+        Job(
+            name="x",
+            script="true",
+            strategy=PluginChoice(name),
+            resources=Resources(workers=4, nodes=nodes),
+            folder="/",
+        )
+    )
     places = [place for node in plan.places() for place in node]
     assert [place.rank for place in places] == list(range(plan.processes))
     assert sum(place.replicas for place in places) == 4
@@ -73,7 +83,10 @@ def recipe(name: str) -> tuple[str, ...]:
 def reference(kind: str) -> list[float]:
     """Losses of the same training by hand, in one process without any launcher."""
     done = subprocess.run(
-        [sys.executable, str(PROGRAMS / f"reference_{kind}.py"), "20", "32", "5", "0.5"], capture_output=True, text=True, check=False
+        [sys.executable, str(PROGRAMS / f"reference_{kind}.py"), "20", "32", "5", "0.5"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     losses: list[float] = json.loads(done.stdout.splitlines()[-1])
@@ -101,11 +114,15 @@ def assert_losses(live: Live, name: str) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("name", TRAINERS)
-def test_losses_equal_those_of_a_single_process_by_hand(name: str, workers: int, tmp_path: Path, two: dict[str, Live]) -> None:
+def test_losses_equal_those_of_a_single_process_by_hand(
+    name: str, workers: int, tmp_path: Path, two: dict[str, Live]
+) -> None:
     live = two[name] if workers == 2 else finished(*recipe(name), "--workers", str(workers), runs=tmp_path)
     assert_losses(live, name)
     live.assert_clean_audit(steps=20)
-    assert live.events("evaluation")[-1]["values"]["loss"] == pytest.approx(two[name].events("evaluation")[-1]["values"]["loss"], rel=1e-3)
+    assert live.events("evaluation")[-1]["values"]["loss"] == pytest.approx(
+        two[name].events("evaluation")[-1]["values"]["loss"], rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -41,8 +41,10 @@ def test_the_order_looks_random() -> None:
 
 @settings(max_examples=60)
 @given(SIZES, st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(0, 5), st.booleans())
-def test_all_workers_together_train_each_global_batch_once(size: int, each: int, workers: int, step: int, shuffle: bool) -> None:
-    sampler = Sampler(size, Train(steps=10, global_batch=8 * each, shards=8, shuffle=shuffle))
+def test_all_workers_together_train_each_global_batch_once(
+    size: int, each: int, workers: int, step: int, shuffle: object
+) -> None:
+    sampler = Sampler(size, Train(steps=10, global_batch=8 * each, shards=8, shuffle=bool(shuffle)))
     whole = sampler.indices(sampler.begin(step, 0), 8 * each).tolist()
     parts = []
     for rank in range(workers):
@@ -77,7 +79,9 @@ class Samples:
         return {"x": np.full(3, index), "y": (index, float(index))}
 
 
-@pytest.mark.parametrize("data", [np.arange(5), (np.arange(5), np.zeros(5)), {"x": np.arange(5)}, Samples(), list(range(5))])
+@pytest.mark.parametrize(
+    "data", [np.arange(5), (np.arange(5), np.zeros(5)), {"x": np.arange(5)}, Samples(), list(range(5))]
+)
 def test_every_form_of_data_has_a_length_and_batches(data: object) -> None:
     assert length(data) == 5
     fetch(data, np.array([4, 0]))

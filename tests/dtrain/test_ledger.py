@@ -19,7 +19,9 @@ SAMPLER = Sampler(100, Train(steps=9, global_batch=8, shards=4))
 def rank_entries(rank: int, workers: int, first: int, last: int) -> list[Entry]:
     count = 8 // workers
     begins = [(step, step * 8 + rank * count) for step in range(first, last)]
-    return [Entry(step, begin, count, ledger.checksum(SAMPLER.indices(begin, count)), float(step)) for step, begin in begins]
+    return [
+        Entry(step, begin, count, ledger.checksum(SAMPLER.indices(begin, count)), float(step)) for step, begin in begins
+    ]
 
 
 def attempt(workers: int, first: int, last: int) -> list[list[Entry]]:

@@ -91,8 +91,10 @@ def test_all_mistakes_are_said_at_once() -> None:
 
 def test_overrides_are_named_in_their_own_mistakes() -> None:
     assert load(GOOD, "train.steps=7", "strategy.bucket_mb=3.5").strategy.options["bucket_mb"] == 3.5
-    assert mistakes(GOOD, "train.setps=7") == ["--set train.setps=7: train.setps: unknown key 'setps'. Did you mean 'steps'?"]
-    with pytest.raises(UsageError, match="section.key=value"):
+    assert mistakes(GOOD, "train.setps=7") == [
+        "--set train.setps=7: train.setps: unknown key 'setps'. Did you mean 'steps'?"
+    ]
+    with pytest.raises(UsageError, match="form section"):
         recipe.override("train.steps")
 
 
@@ -103,9 +105,22 @@ def test_yaml_never_runs_code(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["ddp", "local", "tiny.py:Tiny"])
-KEYS = st.sampled_from(["name", "task", "script", "strategy", "cluster", "resources", "train", "workers", "steps", "params", "env", "args"])
-VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4), max_leaves=12)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["ddp", "local", "tiny.py:Tiny"])
+)
+KEYS = st.sampled_from(
+    ["name", "task", "script", "strategy", "cluster", "resources", "train", "workers", "steps", "params", "env", "args"]
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 def assert_job_or_located_mistakes(text: str) -> None:
@@ -146,6 +161,12 @@ def test_the_schema_accepts_our_recipes_and_refuses_what_the_loader_refuses() ->
     validator = jsonschema.Draft202012Validator(schema)
     for path in sorted(RECIPES.glob("*.yaml")) + sorted(PROGRAMS.glob("*.yaml")):
         assert not list(validator.iter_errors(yaml.safe_load(path.read_text()))), path
-    for wrong in ({"trian": {}}, {"train": {"stpes": 1}}, {"strategy": "dpp"}, {"strategy": {"name": "ddp", "bucket": 1}}):
+    wrongs: list[dict[str, Any]] = [
+        {"trian": {}},
+        {"train": {"stpes": 1}},
+        {"strategy": "dpp"},
+        {"strategy": {"name": "ddp", "bucket": 1}},
+    ]
+    for wrong in wrongs:
         assert list(validator.iter_errors(wrong)), wrong
     json.dumps(schema)

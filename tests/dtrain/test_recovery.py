@@ -94,7 +94,11 @@ def test_no_history_without_progress_goes_on_for_ever(failures: list[Failure], r
     ("names", "message", "kind"),
     [
         (["ValueError", "Exception"], "no", Kind.BUG),
-        (["RuntimeError"], "[../gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242", Kind.CASCADE),
+        (
+            ["RuntimeError"],
+            "[../gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242",
+            Kind.CASCADE,
+        ),
         (["RuntimeError"], "shape '[3]' is invalid", Kind.BUG),
         (["DistBackendError", "RuntimeError"], "NCCL error: remote process exited", Kind.CASCADE),
         (["HorovodInternalError", "RuntimeError"], "allreduce failed", Kind.CASCADE),

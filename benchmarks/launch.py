@@ -1,0 +1,41 @@
+"""From typing a command to its end, against torchrun: scripts that do almost nothing, so that only the launcher counts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from side_by_side import Row, dtrain, in_turn, scratch, seconds_of, table, torchrun
+
+CASES = (("nothing.py", 2, 0.15), ("all_reduce.py", 2, 0.5), ("all_reduce.py", 8, 0.25))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with scratch() as name:
+        folder = Path(name)
+        rows = []
+        for script, workers, needed in CASES:
+            ours, theirs = in_turn(
+                rounds,
+                lambda script=script, workers=workers: seconds_of(dtrain(folder, script, workers), folder),
+                lambda script=script, workers=workers: seconds_of(torchrun(script, workers), folder),
+            )
+            rows.append(Row(f"{script}, {workers} workers", ours, theirs, needed))
+        print(table(f"Launching (median of {rounds})", "torchrun", rows))
+        help_ours, help_theirs = in_turn(
+            rounds,
+            lambda: seconds_of([str(Path(sys.executable).parent / "dtrain"), "--help"], folder),
+            lambda: seconds_of([sys.executable, "-c", "import typer, rich.console"], folder),
+        )
+        print(
+            "\n" + table("`dtrain --help`", "`import typer, rich.console`", [Row("help", help_ours, help_theirs, 1.5)])
+        )
+
+
+if __name__ == "__main__":
+    main()

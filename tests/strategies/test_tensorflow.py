@@ -1,0 +1,227 @@
+"""What is particular to the TensorFlow strategies: randomness, state and checkpoints do not depend on the replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from dtrain.data import step_seed  # noqa: E402
+from dtrain.job import Train  # noqa: E402
+from dtrain.strategies._tensorflow import TensorFlowSession  # noqa: E402
+from dtrain.strategy import Place  # noqa: E402
+
+SHARDS = 8
+DEVICES = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices() -> None:
+    """Four logical CPUs, of which a session takes the first ones."""
+    tf.config.experimental.enable_op_determinism()
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
+
+
+class Task:
+    """Everything that has state or randomness: dropout, noise, batch normalization, a regularizer, an embedding."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.__dict__.update(changes)
+
+    def model(self) -> Any:
+        inputs = keras.Input((6,))
+        layers = keras.layers
+        hidden = layers.Dense(16, activation="relu", kernel_regularizer="l2")(inputs)
+        hidden = layers.BatchNormalization()(hidden)
+        hidden = layers.Dropout(0.5)(layers.GaussianNoise(0.1)(hidden))
+        words = layers.Flatten()(layers.Embedding(5, 3)(keras.ops.cast(inputs > 0, "int32")))
+        return keras.Model(inputs, layers.Dense(1)(layers.Concatenate()([hidden, words])))
+
+    def optimizer(self, model: Any) -> Any:
+        return keras.optimizers.Adam(0.01)
+
+    def data(self, split: str) -> Any:
+        inputs = np.random.default_rng(3).normal(size=(256, 6)).astype(np.float32)
+        return inputs, inputs.sum(1, keepdims=True)
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        inputs, targets = batch
+        noisy = targets + 0.1 * keras.random.normal(targets.shape)
+        return tf.reduce_mean((model(inputs, training=True) - noisy) ** 2) + sum(model.losses)
+
+
+def session(replicas: int, task: Any = None, **train: Any) -> TensorFlowSession:
+    # The collectives that are the default keep to the first number of devices that a process used them with.
+    ops = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)], cross_device_ops=ops)
+    made = TensorFlowSession(Place(0, 1, 0, 1, 0, 1, replicas), strategy)
+    made.build(task or Task(), Train(steps=10, seed=4, **train))
+    return made
+
+
+def shards(step: int, size: int = 4) -> tuple[list[Any], list[int]]:
+    inputs, targets = Task().data("train")
+    parts = [slice(first, first + size) for first in range(0, SHARDS * size, size)]
+    return [(inputs[part], targets[part]) for part in parts], [step_seed(4, step, shard) for shard in range(SHARDS)]
+
+
+def trained(made: TensorFlowSession, steps: range, rate: float = 1.0) -> list[float]:
+    return [float(made.step(*shards(step), rate)) for step in steps]
+
+
+def digest(made: TensorFlowSession, folder: Path) -> str:
+    folder.mkdir()
+    return made.snapshot().write(folder).weights
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_dropout_noise_and_moving_averages_do_not_depend_on_the_number_of_replicas(replicas: int) -> None:
+    one, several = session(1, clip_norm=0.5), session(replicas, clip_norm=0.5)
+    assert trained(several, range(6), 0.5) == pytest.approx(trained(one, range(6), 0.5), rel=1e-5)
+    for single, mirrored in zip(one.arrays()["model"].values(), several.arrays()["model"].values(), strict=True):
+        np.testing.assert_allclose(single, mirrored, rtol=1e-4, atol=1e-6)
+
+
+def test_another_seed_gives_another_loss_and_the_same_seed_the_same_one() -> None:
+    made = session(2)
+    batches, seeds = shards(0)
+    values = [float(made.step(batches, chosen, 0.0)) for chosen in (seeds, seeds, [seed + 1 for seed in seeds])]
+    assert values[0] == values[1] != values[2]
+
+
+def test_moving_averages_are_those_of_the_mean_shard() -> None:
+    made = session(2)
+    before = {name: array for name, array in made.arrays()["model"].items() if "moving_mean" in name}
+    batches, seeds = shards(0)
+    kernel, bias, *_ = made.arrays()["model"].values()
+    means = [np.maximum(inputs @ kernel + bias, 0).mean(0) for inputs, _ in batches]
+    made.step(batches, seeds, 1.0)
+    for name, array in before.items():
+        np.testing.assert_allclose(
+            made.arrays()["model"][name], 0.99 * array + 0.01 * np.mean(means, axis=0), rtol=1e-4
+        )
+
+
+def test_clipping_bounds_the_averaged_gradient() -> None:
+    class Sgd(Task):
+        def optimizer(self, model: Any) -> Any:
+            return keras.optimizers.SGD(1.0)
+
+    made = session(2, Sgd(), clip_norm=0.25)
+    before = list(made.arrays()["model"].values())
+    trained(made, range(1))
+    moving = [weight.trainable for weight in made.model.weights]
+    moved = [
+        after - at_first
+        for after, at_first, trains in zip(made.arrays()["model"].values(), before, moving, strict=True)
+        if trains
+    ]
+    assert float(np.sqrt(sum((part**2).sum() for part in moved))) == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_checkpoint_moves_bit_for_bit_between_numbers_of_replicas(before: int, after: int, tmp_path: Path) -> None:
+    saved = session(before)
+    trained(saved, range(3))
+    written = digest(saved, tmp_path / "one")
+    loaded = session(after)
+    loaded.load(tmp_path / "one")
+    for part, arrays in saved.arrays().items():
+        for array, again in zip(arrays.values(), loaded.arrays()[part].values(), strict=True):
+            np.testing.assert_array_equal(array, again, strict=True)
+    assert digest(loaded, tmp_path / "two") == written
+    assert trained(loaded, range(3, 6)) == pytest.approx(trained(saved, range(3, 6)), rel=1e-5)
+
+
+def test_resuming_on_as_many_replicas_is_bit_identical(tmp_path: Path) -> None:
+    whole = session(2)
+    trained(whole, range(6))
+    first = session(2)
+    trained(first, range(3))
+    digest(first, tmp_path / "at three")
+    second = session(2)
+    second.evaluate([(shards(0)[0][0], 4)])
+    second.load(tmp_path / "at three")
+    second.evaluate([(shards(0)[0][0], 4)])
+    trained(second, range(3, 6))
+    assert digest(second, tmp_path / "resumed") == digest(whole, tmp_path / "whole")
+
+
+def test_a_snapshot_is_safe_from_later_steps(tmp_path: Path) -> None:
+    made = session(2)
+    copy = made.snapshot()
+    expected = digest(made, tmp_path / "before")
+    trained(made, range(2))
+    (tmp_path / "after").mkdir()
+    assert copy.write(tmp_path / "after").weights == expected
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    class Wider(Task):
+        def model(self) -> Any:
+            return keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+
+    digest(session(1), tmp_path / "one")
+    with pytest.raises(Exception, match="Resume with the model and the optimizer"):
+        session(1, Wider()).load(tmp_path / "one")
+
+
+def test_evaluation_weighs_samples_and_leaves_the_state_alone(tmp_path: Path) -> None:
+    def metrics(model: Any, batch: Any) -> Any:
+        return {"mean": tf.reduce_mean(batch[1])}
+
+    made = session(4, Task(metrics=metrics))
+    before = digest(made, tmp_path / "before")
+    _, targets = Task().data("eval")
+    batches = [
+        ((np.zeros((size, 6), np.float32), targets[at : at + size]), size) for at, size in ((0, 8), (8, 8), (16, 3))
+    ]
+    filler = (batches[0][0], 0)
+    assert made.evaluate([*batches, filler])["mean"] == pytest.approx(float(targets[:19].mean()), rel=1e-6)
+    assert digest(made, tmp_path / "after") == before
+
+
+def test_control_flow_on_tensors_in_the_users_loss_works() -> None:
+    class Branching(Task):
+        def loss(self, model: Any, batch: Any) -> Any:
+            error = model(batch[0], training=True) - batch[1]
+            if tf.reduce_max(tf.abs(error)) > 1:
+                return tf.reduce_mean(tf.abs(error))
+            return tf.reduce_mean(error**2)
+
+    losses = trained(session(2, Branching()), range(3))
+    assert all(np.isfinite(losses))
+
+
+def test_a_model_without_an_input_shape_gets_its_weights_from_the_seed(tmp_path: Path) -> None:
+    class Shapeless(Task):
+        def model(self) -> Any:
+            return keras.Sequential([keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+
+    first, second = session(1, Shapeless()), session(2, Shapeless())
+    assert digest(first, tmp_path / "first") == digest(second, tmp_path / "second")
+    assert trained(second, range(4)) == pytest.approx(trained(first, range(4)), rel=1e-5)
+
+
+def test_what_dtrain_does_itself_is_refused_in_the_optimizer() -> None:
+    class Scaled(Task):
+        def optimizer(self, model: Any) -> Any:
+            return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+
+    class Accumulating(Task):
+        def optimizer(self, model: Any) -> Any:
+            return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+
+    for task, hint in ((Scaled(), "bfloat16"), (Accumulating(), "train.shards")):
+        with pytest.raises(TypeError, match=hint):
+            session(1, task)

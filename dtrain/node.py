@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     _send_output_to(Path(os.devnull))
     if arguments == [spare.OPTION]:
         _start_zygote([])
-        import dtrain.agent
+        import dtrain.agent  # noqa: F401  paid for while it waits
 
         given = spare.wait(commands)
         if given is None:

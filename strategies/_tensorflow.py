@@ -28,11 +28,12 @@ class DevicesMissing(DtrainError):
     """TensorFlow does not see the devices that were asked for."""
 
 
-def prepare(joining: Joining, replicas: int | None = None) -> list[str]:
+def prepare(joining: Joining, *, replicas: int | None = None, deterministic: bool = True) -> list[str]:
     """This process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
     import tensorflow as tf
 
-    tf.config.experimental.enable_op_determinism()
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)

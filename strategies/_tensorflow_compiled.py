@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dtrain import errors
 from dtrain.errors import DtrainError, Exit
 from dtrain.strategy import Joining, Place
 
@@ -118,7 +119,8 @@ def rehearsal(joining: Joining, steps_per_call: int) -> RehearsalSession:
     """A session on one CPU replica, which takes the shards of all."""
     import tensorflow as tf
 
-    device, *_ = prepare(joining, replicas=1)
+    # XLA's steps on a CPU are deterministic; TensorFlow's switch would only refuse some of them, as it must on GPUs.
+    device, *_ = prepare(joining, replicas=1, deterministic=False)
     strategy = tf.distribute.OneDeviceStrategy(device)
     return RehearsalSession(joining.place, strategy, steps_per_call=steps_per_call, jit=True)
 
@@ -166,9 +168,9 @@ def _not_compiled(graph: Any, text: str) -> tuple[str, str]:
 
 def _made_at(operation: Any) -> str:
     """The user's line that made an operation, where there is one."""
-    ours = str(Path(__file__).parent)
+    ours = (str(Path(__file__).parent), str(Path(errors.__file__).parent), "<")
     frames = [
         frame for frame in operation.traceback or ()
-        if "site-packages" not in frame.filename and not frame.filename.startswith((ours, "<"))
+        if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
     ]  # fmt: skip
     return f", made at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""

@@ -20,9 +20,9 @@ check: $(VENV)/.test
 	$(VENV)/bin/mypy tests benchmarks --exclude programs/
 
 bench: $(VENV)/.test
-	$(VENV)/bin/python -P benchmarks/launch.py
-	$(VENV)/bin/python -P benchmarks/recovery.py
-	$(VENV)/bin/python -P benchmarks/step.py
+	$(VENV)/bin/python benchmarks/launch.py
+	$(VENV)/bin/python benchmarks/recovery.py
+	$(VENV)/bin/python benchmarks/step.py
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

@@ -43,6 +43,8 @@ class PluginChoice:
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    """Why this one, where the recipe left it open."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from pathlib import Path
 from dtrain import plugins, usercode
 from dtrain.cluster import Cluster
 from dtrain.errors import nearest
-from dtrain.job import Job
+from dtrain.job import Job, PluginChoice
 from dtrain.rundir import RunDir
-from dtrain.strategy import Checks, Place, Strategy, Trains
+from dtrain.strategy import Checks, Place, Resolves, Strategy, Trains
 
 DEFAULT_SHARDS = 8
 
@@ -100,8 +100,16 @@ def supervisor_command(run: RunDir) -> list[str]:
     return [sys.executable, "-P", "-m", "dtrain", "supervise", str(run.path)]
 
 
-def resolve_shards(job: Job) -> Job:
-    """Fix the number of shards for the life of the run, where the recipe leaves it open."""
+def resolve(job: Job) -> Job:
+    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, the number of shards."""
+    strategy = plugins.strategy(job.strategy.name, job.strategy.options)
+    if isinstance(strategy, Resolves):
+        name, options, reason = strategy.resolve(job)
+        job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
+    return _with_shards(job)
+
+
+def _with_shards(job: Job) -> Job:
     if job.train.shards or job.kind == "script":
         return job
     workers, batch = job.resources.workers, job.train.global_batch
@@ -111,13 +119,14 @@ def resolve_shards(job: Job) -> Job:
 
 def make(job: Job) -> LaunchPlan:
     """The plan of a job whose `problems` are none."""
+    job = resolve(job)
     strategy = plugins.strategy(job.strategy.name, job.strategy.options)
     cluster = plugins.cluster(job.cluster.name, job.cluster.options)
     nodes, workers = job.resources.nodes, job.resources.workers
     per_node = max(1, workers // nodes)
     processes = max(1, strategy.processes(per_node))
     return LaunchPlan(
-        resolve_shards(job),
+        job,
         strategy,
         cluster,
         nodes,

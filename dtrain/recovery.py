@@ -23,6 +23,8 @@ class Kind(str, Enum):
     """A signal of the program's own making: SIGSEGV, SIGABRT, SIGBUS …"""
     KILLED = "killed"
     """A signal from outside."""
+    SETUP = "set-up"
+    """An error of ours that the worker found: something is missing or cannot work here."""
     HANG = "hang"
     NODE_LOST = "node lost"
     PREEMPTED = "preempted"
@@ -45,6 +47,8 @@ class Failure:
     """The innermost line of the user's code, `file.py:12 in loss`."""
     code: int = 1
     """Exit code, or minus the signal."""
+    exit_code: int = int(Exit.USER_CODE)
+    """Of the run, where an error of ours says it."""
     saved_step: int = 0
     """The step of the newest committed checkpoint when it happened."""
     time: float = 0.0
@@ -80,6 +84,8 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
     last = failures[-1]
     stretch = [failure for failure in failures if failure.saved_step == last.saved_step]
     equal = [failure for failure in stretch[:-1] if last.fingerprint and failure.fingerprint == last.fingerprint]
+    if last.kind is Kind.SETUP:
+        return Decision(retry=False, reason="it would be the same again", exit_code=Exit(last.exit_code))
     if last.kind is Kind.BUG:
         return Decision(retry=False, reason="an error in the user's code is not retried", exit_code=Exit.USER_CODE)
     if last.kind is Kind.OUT_OF_MEMORY:
@@ -157,7 +163,7 @@ def exit_kind(code: int, *, out_of_memory: bool) -> tuple[Kind, str]:
 
 RANKING = (
     # What comes from outside explains whatever the others say; an abort can be the answer to a broken connection.
-    Kind.NODE_LOST, Kind.KILLED, Kind.OUT_OF_MEMORY, Kind.BUG, Kind.CRASH, Kind.HANG, Kind.CHANCE, Kind.PREEMPTED, Kind.CASCADE,
+    Kind.NODE_LOST, Kind.KILLED, Kind.OUT_OF_MEMORY, Kind.SETUP, Kind.BUG, Kind.CRASH, Kind.HANG, Kind.CHANCE, Kind.PREEMPTED, Kind.CASCADE,
 )  # fmt: skip
 
 

@@ -40,6 +40,8 @@ class Peers:
     run_id: str
     attempt: int
     """Counted from 1."""
+    service: int = 0
+    """One more port on rank 0's node, for what a strategy serves there."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,22 @@ class Trains(Protocol):
 
     def join(self, joining: Joining) -> AbstractContextManager[Session]:
         """Collective. Connect to the others; leaving the context disconnects."""
+
+
+@runtime_checkable
+class Serves(Protocol):
+    """A strategy whose workers, or whose scripts, need something to be served by rank 0 while they run."""
+
+    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+        """Entered by rank 0 before anybody's code runs; may serve from a thread."""
+
+
+@runtime_checkable
+class Resolves(Protocol):
+    """A strategy that stands for another one."""
+
+    def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
+        """Pure. Name and options of the strategy to use, and why."""
 
 
 @runtime_checkable

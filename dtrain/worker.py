@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -18,12 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dtrain.errors import DtrainError
 from dtrain.job import Job
 from dtrain.link import Link
 from dtrain.processes import die_with_parent, set_name
-from dtrain.recovery import exception_kind
+from dtrain.recovery import Kind, exception_kind
 from dtrain.rundir import RunDir
-from dtrain.strategy import Joining, Peers, Place, Trains
+from dtrain.strategy import Joining, Peers, Place, Serves, Strategy, Trains
 
 _kept: list[Any] = []
 """What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
@@ -56,10 +57,15 @@ def main(assignment: Assignment, pipe: Connection, rendezvous: socket.socket | N
     link = Link(pipe, assignment.step)
     code = FAILED
     try:
-        if job.kind == "script":
-            run_script(job)
-        else:
-            train(run, job, assignment, link, rendezvous)
+        from dtrain import plugins  # importlib.metadata costs time that agents need not pay
+
+        strategy = plugins.strategy(job.strategy.name, job.strategy.options)
+        joining = Joining(assignment.place, assignment.peers, job, rendezvous)
+        with _serving(strategy, joining):
+            if job.kind == "script":
+                run_script(job)
+            else:
+                train(run, strategy, joining, link, assignment)
         code = 0
     except SystemExit as error:
         code = _exit_code(error)
@@ -147,13 +153,15 @@ def run_script(job: Job) -> None:
     os.execvp(program, [str(job.script), *arguments])
 
 
-def train(run: RunDir, job: Job, assignment: Assignment, link: Link, rendezvous: socket.socket | None) -> None:
-    """A task or a function, under the job's strategy."""
-    from dtrain import loop, plugins
+def _serving(strategy: Strategy, joining: Joining) -> AbstractContextManager[None]:
+    return strategy.serve(joining) if isinstance(strategy, Serves) and joining.place.rank == 0 else nullcontext()
 
-    strategy = plugins.strategy(job.strategy.name, job.strategy.options)
+
+def train(run: RunDir, strategy: Strategy, joining: Joining, link: Link, assignment: Assignment) -> None:
+    """A task or a function, under the job's strategy."""
+    from dtrain import loop
+
     assert isinstance(strategy, Trains), "the plan refuses others"
-    joining = Joining(assignment.place, assignment.peers, job, rendezvous)
     with strategy.join(joining) as session:
         _kept.append(session)
         checkpoint = Path(assignment.checkpoint) if assignment.checkpoint else None
@@ -166,13 +174,14 @@ def report(link: Link, error: BaseException, job: Job) -> None:
     print(text, file=sys.stderr, end="")
     names = [base.__name__ for base in type(error).__mro__]
     message = " ".join(str(error).split()) or type(error).__name__
+    ours = isinstance(error, DtrainError)
     link.say(
         "failed",
-        type=names[0],
-        message=f"{names[0]}: {message}"[:2000],
-        failure=exception_kind(names, message).value,
-        traceback=text[-20000:],
-        where=_where(error, job),
+        message=message if ours else f"{names[0]}: {message}"[:2000],
+        failure=(Kind.SETUP if ours else exception_kind(names, message)).value,
+        traceback="" if ours else text[-20000:],
+        where="" if ours else _where(error, job),
+        exit_code=int(error.exit_code) if isinstance(error, DtrainError) else FAILED,
     )
 
 

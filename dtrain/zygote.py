@@ -18,6 +18,7 @@ from typing import Any
 from dtrain.processes import kill_group
 
 ZYGOTE = os.getpid()
+AGENT = os.getppid()
 
 
 def end_workers() -> None:
@@ -27,7 +28,8 @@ def end_workers() -> None:
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             kill_group(int(pid))
-    _remove_socket_folder()
+    if os.getppid() != AGENT:
+        _remove_socket_folder()
 
 
 def _remove_socket_folder() -> None:

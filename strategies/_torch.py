@@ -6,14 +6,16 @@ Importing this module imports no framework; every function that needs torch impo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from dtrain.job import Train
 from dtrain.strategy import Joining, Place, Written
+
+from ._torch_parallel import Parallel
 
 PRELOAD = (
     "torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint",
@@ -52,17 +54,17 @@ def connected(joining: Joining) -> Iterator[Any]:
 
 
 class TorchSession:
-    """Training with a process group; `wrap` makes the strategy's parallel model of the user's."""
+    """Training with a process group; `parallel` is what the strategy adds."""
 
-    def __init__(self, place: Place, device: Any, wrap: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, place: Place, device: Any, parallel: Parallel) -> None:
         import torch.distributed as dist
 
         self._place = place
         self._device = device
-        self._wrap = wrap
+        self._parallel = parallel
         # Checkpoints are written beside the training: their collectives must not mix with the training's.
         self._saving = dist.new_group(backend="gloo")
-        self._warm = False
+        self._warm = not parallel.rearranges
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
         """See `Session.build`."""
@@ -71,8 +73,9 @@ class TorchSession:
         torch.manual_seed(train.seed)
         self._task = task
         self._clip_norm = train.clip_norm
-        self._model = self._wrap(task.model().to(self._device), self._device)
-        self._optimizer = task.optimizer(self._model)
+        self._model = self._parallel.wrap(task.model().to(self._device), self._device)
+        passes = (train.shards or 1) // self._place.world_size
+        self._optimizer = self._parallel.optimizer(task.optimizer(self._model), self._model, passes)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         return self._model, self._optimizer
 
@@ -91,8 +94,6 @@ class TorchSession:
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
         """See `Session.step`. The gradients of all shards but the last stay on this worker."""
-        import torch
-
         if not self._warm:
             self._warm_up(batches[0], seeds[0])
         if not self._model.training:
@@ -100,22 +101,17 @@ class TorchSession:
         total = None
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
-            with self.synchronized(when=number == len(batches)):
-                loss = self._task.loss(self._model, self._moved(batch)) / len(batches)
+            with self._parallel.passing(self._model, last=number == len(batches)):
+                with self._parallel.autocast(self._device):
+                    loss = self._task.loss(self._model, self._moved(batch)) / len(batches)
                 loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
-        if self._clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
         for group, base in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = base * rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._parallel.apply(self._optimizer, self._model, self._clip_norm)
+        self._optimizer.zero_grad()
         share(self._model.buffers())
         return total
-
-    def synchronized(self, *, when: bool) -> AbstractContextManager[Any]:
-        """A backward pass that averages gradients over the ranks, or only accumulates them here."""
-        return nullcontext() if when or not hasattr(self._model, "no_sync") else self._model.no_sync()
 
     def _warm_up(self, batch: Any, seed: int) -> None:
         """One pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them the
@@ -126,8 +122,10 @@ class TorchSession:
         buffers = [(buffer, buffer.detach().clone()) for buffer in self._model.buffers()]
         self._model.train()
         self.seed(seed)
-        self._task.loss(self._model, self._moved(batch)).backward()
-        self._optimizer.zero_grad(set_to_none=True)
+        with self._parallel.passing(self._model, last=True), self._parallel.autocast(self._device):
+            loss = self._task.loss(self._model, self._moved(batch))
+        loss.backward()
+        self._optimizer.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
@@ -139,7 +137,7 @@ class TorchSession:
         self._model.eval()
         sums: dict[str, Any] = {}
         weight = 0
-        with torch.no_grad():
+        with torch.no_grad(), self._parallel.autocast(self._device):
             for batch, count in batches:
                 for name, value in self._measured(self._moved(batch)).items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count

@@ -21,12 +21,14 @@ from dtrain.strategy import Peers, Place, Trains
 
 STRATEGIES = list(plugins.installed("strategy"))
 TOLERANCE = {"torch": 1e-5, "tensorflow": 1e-4}
-OPTIONS: dict[str, tuple[str, ...]] = {}
+OPTIONS: dict[str, tuple[str, ...]] = {"tpu": ("--set", "strategy.rehearse=true")}
 """What a strategy needs to be told to run on this machine."""
+FRAMEWORKS = {"horovod": "torch"}
+"""Which task a strategy of no framework of its own is given; Horovod's TensorFlow side has tests of its own."""
 
 
 def framework(name: str) -> str:
-    return str(plugins.plugin_class("strategy", name).framework)
+    return FRAMEWORKS.get(name, str(plugins.plugin_class("strategy", name).framework))
 
 
 def trains(name: str) -> bool:

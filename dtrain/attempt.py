@@ -136,7 +136,8 @@ class Attempt:
     def begin(self) -> None:
         """Ask every node for its ports."""
         for node, places in self._places.items():
-            self._send(node, Listen(self.number, len(places)))
+            # One for each worker, and on the first node one more for a service of rank 0's (Horovod's rendezvous).
+            self._send(node, Listen(self.number, len(places) + 1))
 
     def handle(self, node: str, event: Event, now: float) -> None:
         """Something an agent said about this attempt."""
@@ -206,7 +207,8 @@ class Attempt:
         order = [(node, place) for node, places in self._places.items() for place in places]
         peers = Peers(
             addresses=tuple(addresses[node] for node, _ in order),
-            ports=tuple(port for node in self._places for port in self._ports[node]),
+            ports=tuple(port for node in self._places for port in self._ports[node][:-1]),
+            service=self._ports[order[0][0]][-1],
             run_id=self._run_id,
             attempt=self.number,
         )
@@ -233,8 +235,9 @@ class Attempt:
         elif word == "left":
             self._left_step = fields["step"]
         elif word == "failed":
-            self._reports[rank] = self._failure(
-                Kind(fields["failure"]), fields["message"], rank, traceback=fields["traceback"], where=fields["where"]
+            report = self._failure(Kind(fields["failure"]), fields["message"], rank)
+            self._reports[rank] = dataclasses.replace(
+                report, traceback=fields["traceback"], where=fields["where"], exit_code=fields["exit_code"]
             )
 
     def _part(self, rank: int, fields: dict[str, Any]) -> None:
@@ -299,9 +302,9 @@ class Attempt:
     def _is_our_signal(self, code: int) -> bool:
         return self._plan.job.kind == "script" or code == -15
 
-    def _failure(self, kind: Kind, message: str, rank: int | None, traceback: str = "", where: str = "") -> Failure:
+    def _failure(self, kind: Kind, message: str, rank: int | None) -> Failure:
         node = self._owner[rank] if rank is not None else ""
-        return Failure(kind, message, rank=rank, node=node, traceback=traceback, where=where)
+        return Failure(kind, message, rank=rank, node=node)
 
     def _candidate(self, failure: Failure, now: float, *, code: int = 1, step: int | None = None) -> None:
         """A possible cause; one that explains itself ends the wait for others."""

@@ -77,7 +77,7 @@ def _new_run(path: Path, runs: Path, overrides: list[tuple[tuple[str, ...], Any,
     from dtrain import plan, recipe, rundir
 
     job = recipe.load(path, overrides)
-    run = rundir.create(runs, plan.resolve_shards(job))
+    run = rundir.create(runs, plan.resolve(job))
     shutil.copyfile(path, run.path / "recipe.yaml")
     return run
 
@@ -111,7 +111,7 @@ def resume(
     data["args"] = list(data["args"])
     document = yamlmarks.Document(str(chosen.job_file), data)
     job = recipe.from_document(document, folder, _overrides(gpus, workers, nodes, None, None, None, sets))
-    chosen.write_job(plan.resolve_shards(job))
+    chosen.write_job(plan.resolve(job))
     if detach:
         _submit(chosen)
     else:

@@ -72,6 +72,19 @@ def imports(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+def names(path: Path) -> frozenset[str]:
+    """Every name and attribute that stands in a Python file, found by reading."""
+    tree = parsed(path)
+    if isinstance(tree, str):
+        return frozenset()
+    found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    found |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)
+
+
 def load(target: str, folder: Path) -> Any:
     """Import a target in a worker; a file is imported by its own name, so that what it defines can be pickled."""
     module, name = split(target)

@@ -2,8 +2,8 @@
 
 import keras
 import numpy as np
-import tensorflow as tf
-from keras import layers
+from keras import layers, ops
+from keras.losses import sparse_categorical_crossentropy as cross_entropy
 from sklearn.datasets import load_digits
 
 
@@ -38,11 +38,10 @@ class Digits:
 
     def loss(self, model, batch):
         images, labels = batch
-        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images, training=True)))
+        return ops.mean(cross_entropy(labels, model(images, training=True), from_logits=True))
 
     def metrics(self, model, batch):
         images, labels = batch
         scores = model(images, training=False)
-        right = tf.equal(tf.argmax(scores, 1), labels)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
-        return {"loss": tf.reduce_mean(losses), "accuracy": tf.reduce_mean(tf.cast(right, tf.float64))}
+        right = ops.equal(ops.argmax(scores, axis=1), labels)
+        return {"loss": ops.mean(cross_entropy(labels, scores, from_logits=True)), "accuracy": ops.mean(right)}

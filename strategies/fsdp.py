@@ -69,7 +69,8 @@ class FSDP:
         from torch.distributed.device_mesh import init_device_mesh
 
         with _torch.connected(joining) as device:
-            mesh = init_device_mesh(device.type, self.shape(joining.place))
+            shape = self.shape(joining.place)
+            mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
             yield _torch.TorchSession(joining.place, device, Sharded(self.options, mesh))
 
     def shape(self, place: Place) -> tuple[int, ...]:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from dtrain import usercode
 from dtrain.job import Job
-from dtrain.strategy import Peers, Place
+from dtrain.strategy import Joining, Peers, Place
 
-from . import _environments
+from . import _environments, _horovod
 
 PRELOADS = {
-    "torch": ("torch", "torch.distributed", "torch._dynamo"),
+    "torch": ("torch", "torch.distributed"),
     "tensorflow": ("tensorflow",),
     "keras": ("tensorflow",),
 }
+"""What the script imports → what the zygote imports for it."""
+TORCH_PRELOADS = {
+    "optim": "torch._dynamo",
+    "DistributedDataParallel": "torch.nn.parallel",
+    "fully_shard": "torch.distributed.fsdp",
+}
+"""A name that stands in the script → the slow import that comes with its first use."""
 
 
 @dataclass(frozen=True)
 class ScriptOptions:
     """Of a script."""
 
-    launcher: Literal["all", "torchrun", "tensorflow"] = "all"
-    """Whose environment to set: torchrun's RANK, WORLD_SIZE, MASTER_ADDR …, TensorFlow's TF_CONFIG, or all of them."""
+    launcher: Literal["all", "torchrun", "tensorflow", "horovod"] = "all"
+    """Whose environment to set: torchrun's RANK, WORLD_SIZE, MASTER_ADDR …, TensorFlow's TF_CONFIG, horovodrun's
+    HOROVOD_* with its rendezvous, or all of them."""
 
 
 class Script:
@@ -42,9 +51,11 @@ class Script:
         if path.suffix != ".py":
             return ()
         imported = usercode.imports(path)
-        return tuple(
-            dict.fromkeys(module for name, modules in PRELOADS.items() if name in imported for module in modules)
-        )
+        modules = [module for name, modules in PRELOADS.items() if name in imported for module in modules]
+        if "torch" in imported:
+            named = usercode.names(path)
+            modules += [module for name, module in TORCH_PRELOADS.items() if name in named]
+        return tuple(dict.fromkeys(modules))
 
     def processes(self, workers_per_node: int) -> int:
         """One a worker."""
@@ -52,9 +63,18 @@ class Script:
 
     def environment(self, place: Place, peers: Peers) -> dict[str, str]:
         """As the chosen launcher sets it."""
-        result: dict[str, str] = {}
-        if self.options.launcher in ("all", "torchrun"):
-            result |= _environments.torchrun(place, peers)
-        if self.options.launcher in ("all", "tensorflow"):
-            result |= _environments.tf_config(place, peers)
-        return result
+        launchers = {
+            "torchrun": _environments.torchrun,
+            "tensorflow": _environments.tf_config,
+            "horovod": _horovod.environment,
+        }
+        chosen = launchers if self.options.launcher == "all" else (self.options.launcher,)
+        return {name: value for launcher in chosen for name, value in launchers[launcher](place, peers).items()}
+
+    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+        """Horovod's rendezvous, where the script wants it."""
+        path = Path(joining.job.folder) / str(joining.job.script)
+        uses_it = path.suffix == ".py" and "horovod" in usercode.imports(path)
+        if self.options.launcher == "horovod" or (self.options.launcher == "all" and uses_it):
+            return _horovod.rendezvous(joining)
+        return nullcontext()

@@ -1,0 +1,96 @@
+"""A checkpoint made by one PyTorch strategy at one size loads in every other at every other size."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from live import PROGRAMS, finished, start, wait_for
+
+RECIPE = str(PROGRAMS / "contract_torch.yaml")
+STRATEGIES = ("ddp", "fsdp", "hsdp", "horovod")
+SIZES = (1, 2, 4)
+LAYOUTS = [(strategy, size) for strategy in STRATEGIES for size in SIZES]
+
+
+def options(strategy: str, size: int) -> tuple[str, ...]:
+    sharded = ("--set", "strategy.wrap_parameters=100") if strategy in ("fsdp", "hsdp") else ()
+    groups = ("--set", "strategy.replicas=2") if strategy == "hsdp" and size == 4 else ()
+    return ("--strategy", strategy, "--workers", str(size), *sharded, *groups)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """One checkpoint from every strategy at every size."""
+    folders = []
+    for strategy, size in LAYOUTS:
+        runs = tmp_path_factory.getbasetemp() / f"{strategy}-{size}"
+        live = finished(RECIPE, *options(strategy, size), "--set", "train.steps=3", runs=runs)
+        folders.append(str(live.run.checkpoints / "step-00000003"))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a single process reads in each of them."""
+    return digests("ddp", 1, checkpoints, tmp_path_factory.mktemp("expected"))
+
+
+def digests(strategy: str, size: int, folders: list[str], tmp_path: Path) -> dict[str, str]:
+    recipe = tmp_path / "digests.yaml"
+    text = (
+        (PROGRAMS / "contract_torch.yaml")
+        .read_text()
+        .replace("task: tiny_mlp.py:Mlp", f"function: {PROGRAMS}/digests.py:train")
+    )
+    recipe.write_text(f"{text}params: {{folders: {json.dumps(folders)}}}\n")
+    live = finished(str(recipe), *options(strategy, size), runs=tmp_path / "runs")
+    found = dict(re.findall(r"^digest (\S+) (\w+)$", live.output(0), flags=re.MULTILINE))
+    assert len(found) == len(folders), live.output(0)
+    return found
+
+
+@pytest.mark.parametrize(("strategy", "size"), LAYOUTS)
+def test_every_checkpoint_loads_here(
+    strategy: str, size: int, checkpoints: list[str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    assert digests(strategy, size, checkpoints, tmp_path) == expected
+
+
+def test_the_checkpoints_are_not_all_alike(expected: dict[str, str]) -> None:
+    """Summing in another order changes the last digits: equal digests for all would mean that nothing was loaded."""
+    assert len(set(expected.values())) > 1
+
+
+def test_a_run_moves_from_strategy_to_strategy_with_the_losses_of_a_single_process(tmp_path: Path) -> None:
+    by_hand = subprocess.run(
+        [sys.executable, str(PROGRAMS / "reference_torch.py"), "20", "32", "5", "0.5"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reference = json.loads(by_hand.stdout.splitlines()[-1])
+    with start(RECIPE, "--workers", "2", "--set", "params.pause=0.02", runs=tmp_path) as live:
+        live.wait_step(4)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    for attempt, (strategy, workers) in enumerate([("fsdp", 4), ("horovod", 2), ("ddp", 1)], start=2):
+        last = strategy == "ddp"
+        with start(
+            "last", "--set", f"strategy={strategy}", "--workers", str(workers), runs=tmp_path, command="resume"
+        ) as again:
+            again._run = live.run
+            wait_for(lambda at=attempt: live.events("attempt")[-1]["attempt"] == at, "the next attempt")  # type: ignore[misc]
+            if not last:
+                again.wait_step(live.events("attempt")[-1]["step"] + 4, attempt=attempt)
+                again.process.send_signal(signal.SIGINT)
+            again.finish(code=0 if last else 4)
+    losses = live.losses()
+    for step, loss in enumerate(reference, start=1):
+        assert losses[step] == pytest.approx(loss, rel=1e-5), f"step {step}"
+    live.assert_clean_audit(steps=20)

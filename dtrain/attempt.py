@@ -33,6 +33,7 @@ from dtrain.messages import (
 )  # fmt: skip
 from dtrain.plan import LaunchPlan
 from dtrain.recovery import Failure, Kind, cause, conclusive, exit_kind
+from dtrain.rundir import Lease
 from dtrain.strategy import Peers, Place
 
 BUG_SETTLE_SECONDS = 0.25
@@ -103,6 +104,7 @@ class Attempt:
         store: CheckpointStore,
         log: EventLog,
         resume: Committed | None,
+        lease: Lease,
     ) -> None:
         self.number = number
         self.outcome: Outcome | None = None
@@ -115,6 +117,7 @@ class Attempt:
         self._store = store
         self._log = log
         self._resume = resume
+        self._lease = lease
         self._phase = Phase.RENDEZVOUS
         self._places = dict(zip((node.name for node in nodes), plan.places(), strict=True))
         self._owner = {place.rank: node for node, places in self._places.items() for place in places}
@@ -250,6 +253,7 @@ class Attempt:
         parts[rank] = Part(files, fields["weights"])
         if len(parts) < len(self._owner):
             return
+        self._lease.check()
         facts = {"strategy": self._plan.job.strategy.name, "workers": self._plan.workers, "run": self._run_id}
         try:
             done = self._store.commit(self.number, step, [parts[rank] for rank in sorted(parts)], facts)

@@ -97,12 +97,11 @@ def resume(
     detach: Annotated[bool, typer.Option("--detach", help="Do not watch it.")] = False,
 ) -> None:  # fmt: skip
     """Go on with a run from its newest whole checkpoint, also with another number of workers."""
-    from dtrain import plan, recipe, rundir, yamlmarks
+    from dtrain import lists, plan, recipe, rundir, yamlmarks
     from dtrain.frozen import to_dict
 
     chosen = rundir.find(runs, name)
-    if chosen.supervised():
-        raise UsageError(f"the run {chosen.id} is still going on", f"See it: dtrain status {chosen.id}")
+    lists.refuse_while_it_goes_on(chosen)
     before = chosen.job()
     data = to_dict(before)
     folder = Path(data.pop("folder"))
@@ -132,9 +131,7 @@ def _submit(chosen: Any) -> None:
 
     launch = plan.make(chosen.job())
     reference = launch.cluster.submit(launch, chosen)
-    rundir.write_json(
-        chosen.submission, {"cluster": launch.job.cluster.name, "reference": reference, "time": time.time()}
-    )
+    chosen.write_submitted(rundir.Submitted(launch.job.cluster.name, reference, time.time()))
     print(f"submitted {chosen.id} ({launch.job.cluster.name} {reference})")
     print(f"  watch it: dtrain logs -f {chosen.id}    dtrain status {chosen.id}    stop it: dtrain stop {chosen.id}")
 
@@ -145,14 +142,31 @@ def _supervise(chosen: Any, *, resumed: bool) -> None:
     from dtrain.supervisor import supervise
     from dtrain.ui import View
 
-    here = plan.make(chosen.job()).cluster.at_hand()
-    if not here:
-        _submit(chosen)
+    if not plan.make(chosen.job()).cluster.at_hand():
+        _follow(chosen, resumed=resumed)
     view = View(chosen, resumed=resumed)
     with view:
-        code = supervise(chosen) if here else view.wait()
-    print(words.summary(view.state, chosen))
+        code = supervise(chosen)
+    try:
+        print(words.summary(view.state, chosen), flush=True)
+    except BrokenPipeError:
+        _quiet()
     raise typer.Exit(int(code))
+
+
+def _follow(chosen: Any, *, resumed: bool) -> None:
+    """Submit, and show it as if it were here."""
+    from dtrain import lists, words
+    from dtrain.follow import Follower
+    from dtrain.ui import View
+
+    follower, view = Follower(chosen), View(chosen, resumed=resumed)
+    _submit(chosen)
+    with view:
+        code = follower.wait()
+    state = lists.state_of(chosen)
+    print(words.summary(state, chosen) if state.exit_code is not None else lists.status(state, chosen))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -164,7 +178,7 @@ def ps(runs: Runs = RUNS, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
     elif rows:
-        lists.table(rows)
+        print(lists.table(rows))
     else:
         print(f"no runs in {runs.absolute()} (another folder: --runs or DTRAIN_RUNS)")
 
@@ -261,6 +275,11 @@ def schema() -> None:
     print(json.dumps(recipe.schema(), indent=1))
 
 
+def _quiet() -> None:
+    """The reader of our output has gone: keep Python from complaining about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main() -> int:
     """Run the command line; the process's exit code."""
     try:
@@ -272,8 +291,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has gone: leave quietly, and keep Python from complaining at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _quiet()
         return int(Exit.DONE)
     except typer.Abort:
         return int(Exit.INTERRUPTED)

@@ -59,6 +59,8 @@ class Submission:
     """The cluster's own word (`PENDING`, `RUNNING` …); empty where it knows nothing of the run."""
     reason: str = ""
     reference: str = ""
+    over: bool = False
+    """Whether the cluster has ended it for good: nothing will go on by itself."""
 
 
 @runtime_checkable

@@ -9,11 +9,14 @@ from dtrain.errors import DtrainError
 from dtrain.rundir import RunDir
 from dtrain.supervisor import supervise
 
+LOCK_SECONDS = 120.0
+"""The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
+
 
 def main(path: str) -> int:
     """`python -P -m dtrain supervise RUN`."""
     try:
-        return int(supervise(RunDir(Path(path))))
+        return int(supervise(RunDir(Path(path)), LOCK_SECONDS))
     except DtrainError as error:
         print(f"dtrain: {error}", file=sys.stderr)
         return int(error.exit_code)

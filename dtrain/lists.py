@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,35 +19,75 @@ from dtrain.strategy import Peers
 from dtrain.ui import LineReader, workers
 
 LOOK_SECONDS = 0.2
+ASK_SECONDS = 2.0
 START_SECONDS = 5.0
+STOP_SECONDS = 30.0
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
+"""Words of clusters for a submission that does not run."""
 
 
 def submission(run: RunDir) -> Submission | None:
     """What the cluster says of a submitted run, or None for one that was not submitted."""
-    try:
-        data = json.loads(run.submission.read_text())
-    except (OSError, ValueError):
+    submitted = run.submitted()
+    if submitted is None:
         return None
-    cluster = plugin_finder.cluster(data["cluster"], run.job().cluster.options)
-    return cluster.state(run, data["reference"])
+    cluster = plugin_finder.cluster(submitted.cluster, run.job().cluster.options)
+    try:
+        return cluster.state(run, submitted.reference)
+    except ClusterError as error:
+        return Submission("UNKNOWN", " ".join(str(error).split()), submitted.reference)
 
 
 def state_of(run: RunDir) -> RunState:
     """The state in the diary, corrected by what is known of the supervisor: a diary that just stops has no end."""
-    state = fold(events.read(run.events))
+    history = events.read(run.events)
+    state = fold(history)
     state.run = run.id
     job = run.job()
     if not state.target:
         state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
         state.workers, state.phase = job.resources.workers, "created"
-    if state.exit_code is None and not run.supervised():
-        there = submission(run)
-        if there and there.state:
-            state.phase = f"{there.state}{f' ({there.reason})' if there.reason else ''}"
-        elif state.began or time.time() - run.job_file.stat().st_mtime > START_SECONDS:
-            state.phase = "lost"
-            state.reason = "its supervisor is gone without a word (killed, or its machine went down)"
+    if _is_unfinished(run, state, history) and not run.supervised():
+        _ask_cluster(run, state, queued_again=[event["event"] for event in history[-2:]] == ["requeued", "end"])
     return state
+
+
+def _is_unfinished(run: RunDir, state: RunState, history: list[events.Event]) -> bool:
+    """Whether more is to come: there is no end yet, or the cluster was given the run (again) after it."""
+    if state.exit_code is None or any(event["event"] == "requeued" for event in history[-2:]):
+        return True
+    submitted = run.submitted()
+    return submitted is not None and submitted.time > history[-1]["time"]
+
+
+def _ask_cluster(run: RunDir, state: RunState, *, queued_again: bool) -> None:
+    there = submission(run)
+    if there and there.state and not there.over:
+        begun = state.exit_code is None and state.began > 0
+        word = "REQUEUED" if queued_again else there.state
+        words = ", ".join(filter(None, (there.state if queued_again else "", there.reason)))
+        if not (begun and there.state == "RUNNING"):
+            state.phase = f"{word} ({words})" if words else word
+        state.exit_code, state.stopping, state.reason = None, "", ""
+    elif state.exit_code is None and (
+        state.began or there or time.time() - run.job_file.stat().st_mtime > START_SECONDS
+    ):
+        state.phase = "lost"
+        word = f"{there.state} {there.reason}".strip() if there else ""
+        state.reason = (
+            f"the cluster ended it without a word from its supervisor: {word}"
+            if word
+            else "its supervisor is gone without a word (killed, or its machine went down)"
+        )
+
+
+def refuse_while_it_goes_on(run: RunDir) -> None:
+    """Raises `UsageError` where a supervisor works on the run, or its cluster is going to start one."""
+    if not _goes_on(run):
+        return
+    state = state_of(run)
+    if run.supervised() or state.phase != "created":
+        raise UsageError(f"the run {run.id} is still going on: {state.outcome}", f"See it: dtrain status {run.id}")
 
 
 def row(run: RunDir) -> dict[str, Any]:
@@ -70,22 +109,21 @@ def row(run: RunDir) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> None:
-    """Print a list of runs."""
-    from rich.console import Console
-    from rich.table import Table
+COLUMNS = ("run", "state", "step", "strategy", "cluster", "workers", "restarts", "changed")
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "state", "step", "strategy", "cluster", "workers", "restarts", "changed"):
-        shown.add_column(title, no_wrap=True)
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A list of runs, one line each, however long its names are."""
+    lines = [COLUMNS]
     for item in rows:
         step = f"{item['step']}/{item['total_steps']}" if item["total_steps"] else "-"
         age = f"{words.seconds(time.time() - item['changed'])} ago" if item.get("changed") else "-"
-        cells = [item.get(key, "-") for key in ("strategy", "cluster", "workers", "restarts")]
-        shown.add_row(item["run"], item["state"], step, *map(str, cells), age)
-    console = Console(highlight=False)
-    # In a pipe nobody wraps lines: a program that reads them wants one a run.
-    console.print(shown, width=None if console.is_terminal else 200, soft_wrap=not console.is_terminal)
+        cells = (str(item.get(key, "-")) for key in ("strategy", "cluster", "workers", "restarts"))
+        lines.append((item["run"], item["state"], step, *cells, age))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def status(state: RunState, run: RunDir) -> str:
@@ -123,8 +161,11 @@ def print_logs(run: RunDir, ranks: list[int], *, follow: bool) -> None:
         there = f"it has ranks 0 to {max(files.values())}" if files else "no worker has started yet"
         raise UsageError(f"the run {run.id} has no log of rank {missing[0]}: {there}")
     readers: dict[int, LineReader] = {}
+    over, ask_at = not follow, 0.0
     while True:
-        over = not follow or not _goes_on(run)
+        if follow and time.monotonic() >= ask_at:
+            over = not _goes_on(run)
+            ask_at = time.monotonic() + (0.0 if run.supervised() else ASK_SECONDS)
         for path in sorted(run.logs.glob("rank-*.log")):
             rank = int(path.stem.split("-")[1])
             if not ranks or rank in ranks:
@@ -137,7 +178,10 @@ def print_logs(run: RunDir, ranks: list[int], *, follow: bool) -> None:
 
 
 def _goes_on(run: RunDir) -> bool:
-    return run.supervised() or (state_of(run).phase not in ("lost",) and state_of(run).exit_code is None)
+    if run.supervised():
+        return True
+    state = state_of(run)
+    return state.exit_code is None and state.phase != "lost"
 
 
 def stop(run: RunDir, *, now: bool, wait: bool) -> str:
@@ -145,20 +189,36 @@ def stop(run: RunDir, *, now: bool, wait: bool) -> str:
     state = state_of(run)
     if state.exit_code is not None or state.phase == "lost":
         return f"{run.id} is not running: {state.outcome}"
-    there = submission(run)
-    if not run.supervised() and there and there.state:
-        plugin_finder.cluster(run.job().cluster.name, run.job().cluster.options).cancel(run, there.reference)
+    if _take_back(run):
         return f"{run.id} was taken back from the cluster before it started"
     run.stop_request.write_text("now" if now else "leave")
     if not wait:
         return f"{run.id} was asked to stop"
-    patience = time.monotonic() + run.job().recovery.grace_seconds + 30
+    patience = time.monotonic() + (0.0 if now else run.job().recovery.grace_seconds) + STOP_SECONDS
     while time.monotonic() < patience:
-        if run.stop_request.exists() or (state_of(run).exit_code is None and run.supervised()):
-            time.sleep(LOOK_SECONDS)
-            continue
-        return words.summary(state_of(run), run)
+        time.sleep(LOOK_SECONDS)
+        state = state_of(run)
+        if state.exit_code is not None or state.phase == "lost":
+            return words.summary(state, run)
+        if _take_back(run):
+            return f"{run.id} was taken back from the cluster, which had queued it again"
+    if now and _cancel(run):
+        return f"{run.id} did not answer: it was ended by its cluster"
     raise ClusterError(f"{run.id} does not answer", f"End it: dtrain stop --now {run.id}")
+
+
+def _take_back(run: RunDir) -> bool:
+    """Cancel a run that waits in its cluster's queue."""
+    there = None if run.supervised() else submission(run)
+    return bool(there and not there.over and there.state in WAITING) and _cancel(run)
+
+
+def _cancel(run: RunDir) -> bool:
+    submitted = run.submitted()
+    if submitted is None:
+        return False
+    plugin_finder.cluster(submitted.cluster, run.job().cluster.options).cancel(run, submitted.reference)
+    return True
 
 
 def plan(launch: LaunchPlan, runs: Path) -> dict[str, Any]:

@@ -7,14 +7,49 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from dtrain.errors import RunNotFound, UsageError
+from dtrain.errors import ClusterError, RunNotFound, UsageError
 from dtrain.frozen import from_dict, to_dict
 from dtrain.job import Job
+
+LOCK_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Which cluster a run was given to, when, and what that calls it."""
+
+    cluster: str
+    reference: str
+    time: float
+    """Seconds since 1970, of the submission by a person."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to supervise a run; a machine that is cut off can lose its lock without noticing."""
+
+    file: Path
+    mark: str
+
+    def held(self) -> bool:
+        """Whether nobody else has become the run's supervisor meanwhile."""
+        try:
+            return self.file.read_text() == self.mark
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """Raises `ClusterError` where somebody has: the run is theirs now."""
+        if not self.held():
+            raise ClusterError(
+                f"another supervisor has taken over this run: {self.file.read_text().strip()}",
+                "This machine was taken for lost.",
+            )
 
 
 @dataclass(frozen=True)
@@ -91,22 +126,41 @@ class RunDir:
         """Replace the job as a whole."""
         write_json(self.job_file, to_dict(job))
 
+    def forget_old_stop_request(self) -> None:
+        """Drop a request that is older than the last start by a person; one made while the run was queued counts."""
+        with suppress(FileNotFoundError):
+            if self.stop_request.stat().st_mtime < self.job_file.stat().st_mtime:
+                self.stop_request.unlink()
+
+    def submitted(self) -> Submitted | None:
+        """Where this run was submitted to last, or None for one that never was."""
+        try:
+            return from_dict(Submitted, json.loads(self.submission.read_text()))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write_submitted(self, submitted: Submitted) -> None:
+        """Remember where this run was submitted to."""
+        write_json(self.submission, to_dict(submitted))
+
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the run's only supervisor; raises `UsageError` where another one lives."""
+    def lock(self, patience_seconds: float = 0.0) -> Iterator[Lease]:
+        """Be the run's only supervisor; raises `UsageError` where another one lives longer than that."""
+        deadline = time.monotonic() + patience_seconds
         with open(self.lock_file, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UsageError(
-                    f"the run {self.id} is already supervised by {holder}", f"See it: dtrain status {self.id}"
-                ) from None
+            while not _locked(file):
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise UsageError(
+                        f"the run {self.id} is already supervised by {holder}", f"See it: dtrain status {self.id}"
+                    )
+                time.sleep(LOCK_LOOK_SECONDS)
+            mark = f"process {os.getpid()} on {os.uname().nodename}, {os.urandom(4).hex()}\n"
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.write(mark)
             file.flush()
-            yield
+            yield Lease(self.lock_file, mark)
 
     def supervised(self) -> bool:
         """Whether a supervisor holds the lock (as far as this machine can see)."""
@@ -118,6 +172,14 @@ class RunDir:
             return False
         except OSError:
             return True
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

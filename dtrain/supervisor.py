@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from types import FrameType
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 from dtrain import events, plan, report
 from dtrain.attempt import Attempt, Done, Failed, Left, Node, Outcome
 from dtrain.checkpoint import CheckpointStore, Committed
-from dtrain.cluster import Allocation, Inbox, NodeLost, Warned
+from dtrain.cluster import Allocation, Inbox, NodeLost, Requeues, Warned
 from dtrain.errors import ClusterError, DtrainError, Exit
 from dtrain.messages import Ready
 from dtrain.plan import LaunchPlan
 from dtrain.recovery import Failure, decide
-from dtrain.rundir import RunDir
+from dtrain.rundir import Lease, RunDir
 
 TICK_SECONDS = 0.25
 LOOK_SECONDS = 0.5
@@ -36,11 +37,24 @@ class Wish(Enum):
     """Stop at once."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Why a run ends here."""
+
+    exit_code: Exit
+    reason: str
+    again: bool = False
+    """The cluster took nodes away: it is to start the run again with others."""
+    without: tuple[str, ...] = ()
+    """Nodes that are no good."""
+
+
 class Supervisor:
     """The loop of one run on one allocation."""
 
-    def __init__(self, run: RunDir, launch: LaunchPlan, log: events.EventLog, inbox: Inbox) -> None:
+    def __init__(self, run: RunDir, launch: LaunchPlan, log: events.EventLog, inbox: Inbox, lease: Lease) -> None:
         self._run = run
+        self._lease = lease
         self._plan = launch
         self._log = log
         self._inbox = inbox
@@ -51,32 +65,49 @@ class Supervisor:
         self._ready: dict[str, Node] = {}
         self._heard: dict[str, float] = {}
         self._attempt: Attempt | None = None
-        self._stillborn: list[str] = []
-        """Agents that ended before they were ready, since one was."""
+        self._stillborn: dict[str, str] = {}
+        """Agents that ended before they were ready, since one was, and why."""
         self._gone: set[str] = set()
+        self._unreplaced: set[str] = set()
+        """Lost nodes that the cluster has nothing to replace with."""
         self._wish = Wish.NOTHING
         self._why = ""
+        self._warned = False
+        """The cluster wants the run to leave, and no person does."""
         self._look_at = 0.0
 
     def run(self) -> Exit:
         """The whole run; the exit code of the process."""
         with self._plan.cluster.allocate(self._plan, self._run, self._inbox) as allocation:
-            while True:
-                self._provision(allocation)
-                if self._wish is not Wish.NOTHING:
-                    return self._end(Exit.RESUMABLE, f"{self._why} before the workers were started")
-                outcome = self._watch(allocation)
-                exit_code = self._answer(outcome, allocation)
-                if exit_code is not None:
-                    return exit_code
+            ending = self._train(allocation)
+            if not ending.again:
+                return self._end(ending.exit_code, ending.reason)
+        return self._go_again(ending)
 
-    def _provision(self, allocation: Allocation) -> None:
-        """Wait for enough nodes; raises `ClusterError` where they do not come in time."""
+    def _train(self, allocation: Allocation) -> Ending:
+        """Attempts, until there is no further one."""
+        while True:
+            ending = self._provision(allocation)
+            if ending is None and self._wish is not Wish.NOTHING:
+                ending = self._leaving(f"{self._why} before the workers were started")
+            ending = ending or self._answer(self._watch(allocation), allocation)
+            if ending:
+                return ending
+
+    def _provision(self, allocation: Allocation) -> Ending | None:
+        """Wait for enough nodes, as long as more can come; raises `ClusterError` where they do not come in time."""
         deadline = time.monotonic() + self._settings.provision_seconds
         while len(self._ready) < self._plan.nodes and self._wish is Wish.NOTHING:
-            if not allocation.channels or time.monotonic() > deadline:
-                if any(self._plan.fits(nodes) for nodes in range(1, len(self._ready) + 1)):
-                    return
+            late = time.monotonic() > deadline
+            coming = any(name not in self._ready and name not in self._gone for name in allocation.channels)
+            if not coming or late:
+                if self._enough():
+                    return None
+                if self._failures and isinstance(self._plan.cluster, Requeues):
+                    lost = tuple(sorted(self._unreplaced | self._stillborn.keys()))
+                    reason = f"{len(self._ready)} of {self._plan.nodes} nodes are left"
+                    return Ending(Exit.GAVE_UP, reason, again=True, without=lost)
+            if late or not allocation.channels:
                 raise ClusterError(
                     f"{len(self._ready)} of {self._plan.nodes} nodes were ready after {self._settings.provision_seconds:g} s",
                     f"The agents' logs are in {self._run.logs}.",
@@ -84,16 +115,26 @@ class Supervisor:
             self._turn(allocation)
             if self._stillborn:
                 self._start_again(allocation)
+        return None
+
+    def _enough(self) -> bool:
+        """Whether an attempt can do with the nodes that are ready."""
+        return any(self._plan.fits(nodes) for nodes in range(1, len(self._ready) + 1))
 
     def _start_again(self, allocation: Allocation) -> None:
         """Some agents ended before they were ready: try each a few times."""
-        if len(self._stillborn) > MOST_STILLBORN:
+        if len(self._stillborn) <= MOST_STILLBORN:
+            self._replace_lost(allocation)
+        elif not self._failures:
+            node, reason = list(self._stillborn.items())[-1]
             raise ClusterError(
-                f"the agents end as soon as they are started: {self._stillborn[-1]}",
-                f"See {self._run.logs}/agent-*.log.",
+                f"the agents end as soon as they are started: {node}: {reason}", f"See {self._run.logs}/agent-*.log."
             )
+
+    def _replace_lost(self, allocation: Allocation) -> None:
         for node in [name for name in allocation.channels if name in self._gone]:
-            allocation.replace(node)
+            if not allocation.replace(node):
+                self._unreplaced.add(node)
 
     def _watch(self, allocation: Allocation) -> Outcome:
         """One attempt on the nodes that are ready."""
@@ -108,7 +149,7 @@ class Supervisor:
         chosen = list(self._ready.values())[:nodes]
         self._attempt = Attempt(
             self._attempts, self._plan.on(nodes), chosen, allocation.channels,
-            run_id=self._run.id, store=self._store, log=self._log, resume=resume,
+            run_id=self._run.id, store=self._store, log=self._log, resume=resume, lease=self._lease,
         )  # fmt: skip
         self._log.add(
             "attempt", attempt=self._attempts, step=resume.step if resume else 0, checkpoint=resume.path.name if resume else None,
@@ -148,6 +189,10 @@ class Supervisor:
         elif isinstance(item, Warned):
             if self._wish is Wish.NOTHING:
                 self._asked(Wish.LEAVE, item.reason)
+                self._warned = True
+        elif node in self._gone:
+            # Given up, but not dead: it has been replaced, or will be, under another name.
+            return
         elif isinstance(item, NodeLost):
             self._lose(node, item.reason)
         elif isinstance(item, Ready):
@@ -171,6 +216,8 @@ class Supervisor:
         )
 
     def _lose(self, node: str, reason: str) -> None:
+        if node in self._gone:
+            return
         self._heard.pop(node, None)
         known = self._ready.pop(node, None)
         self._gone.add(node)
@@ -178,10 +225,11 @@ class Supervisor:
         if self._attempt and known and not self._attempt.outcome:
             self._attempt.lost(node, reason, time.monotonic())
         elif not known:
-            self._stillborn.append(f"{node}: {reason}")
+            self._stillborn[node] = reason
 
     def _asked(self, wish: Wish, why: str) -> None:
         """Somebody wants the run to stop; whoever asks twice means at once."""
+        self._warned = False
         self._wish = Wish.NOW if self._wish is not Wish.NOTHING or wish is Wish.NOW else Wish.LEAVE
         self._why = self._why or why
         self._log.add("stopping", why=why, now=self._wish is Wish.NOW)
@@ -193,7 +241,8 @@ class Supervisor:
                 self._attempt.leave(time.monotonic())
 
     def _look_for_request(self) -> None:
-        """`dtrain stop` leaves a file, which works on every cluster."""
+        """`dtrain stop` leaves a file, which works on every cluster; another supervisor leaves its mark."""
+        self._lease.check()
         if self._run.stop_request.exists():
             now = self._run.stop_request.read_text().strip() == "now"
             self._run.stop_request.unlink(missing_ok=True)
@@ -210,25 +259,24 @@ class Supervisor:
             self._log.add("checkpoint_damaged", folder=aside.name, problem=problem)
         return None
 
-    def _answer(self, outcome: Outcome, allocation: Allocation) -> Exit | None:
-        """What follows from an attempt: the run's exit code, or None for another attempt."""
-        self._attempt, attempt = None, self._attempt
+    def _answer(self, outcome: Outcome, allocation: Allocation) -> Ending | None:
+        """What follows from an attempt: the run's end, or None for another attempt."""
+        self._attempt = None
         if isinstance(outcome, Done):
             if outcome.unsaved:
-                return self._end(
-                    Exit.GAVE_UP, f"trained to the end, but its state could not be saved: {outcome.unsaved}"
-                )
-            return self._end(Exit.DONE, "finished")
+                return Ending(Exit.GAVE_UP, f"trained to the end, but its state could not be saved: {outcome.unsaved}")
+            return Ending(Exit.DONE, "finished")
         if isinstance(outcome, Left) or self._wish is not Wish.NOTHING:
-            saved = isinstance(outcome, Left) and outcome.step is not None
-            return self._end(
-                Exit.RESUMABLE,
-                f"{self._why}{f', saved at step {outcome.step}' if saved and isinstance(outcome, Left) else ''}",
-            )
-        assert isinstance(outcome, Failed) and attempt
+            step = outcome.step if isinstance(outcome, Left) else None
+            return self._leaving(f"{self._why}{f', saved at step {step}' if step is not None else ''}")
+        assert isinstance(outcome, Failed)
         return self._recover(outcome.failure, allocation)
 
-    def _recover(self, failure: Failure, allocation: Allocation) -> Exit | None:
+    def _leaving(self, reason: str) -> Ending:
+        again = self._warned and isinstance(self._plan.cluster, Requeues)
+        return Ending(Exit.RESUMABLE, reason, again=again)
+
+    def _recover(self, failure: Failure, allocation: Allocation) -> Ending | None:
         self._failures.append(failure)
         decision = decide(self._failures, self._settings)
         self._log.add(
@@ -237,13 +285,32 @@ class Supervisor:
         )  # fmt: skip
         self._log.add("decision", retry=decision.retry, reason=decision.reason, delay_seconds=decision.delay_seconds)
         if not decision.retry:
-            return self._end(decision.exit_code, decision.reason)
-        for node in [name for name in allocation.channels if name in self._gone]:
-            allocation.replace(node)
+            return Ending(decision.exit_code, decision.reason)
+        self._replace_lost(allocation)
         deadline = time.monotonic() + decision.delay_seconds
         while time.monotonic() < deadline and self._wish is Wish.NOTHING:
             self._turn(allocation)
         return None
+
+    def _go_again(self, ending: Ending) -> Exit:
+        """Have the cluster start the run again; not for ever, where nothing is trained in between."""
+        cluster = self._plan.cluster
+        assert isinstance(cluster, Requeues)
+        step = self._saved_step()
+        if step is not None and step == _requeued_at(self._run):
+            return self._end(Exit.GAVE_UP, f"{ending.reason}; no progress since it was queued again at step {step}")
+        try:
+            words = cluster.again(self._run, ending.without)
+        except ClusterError as error:
+            return self._end(ending.exit_code, f"{ending.reason}; not queued again: {error.message}")
+        self._log.add("requeued", step=step, words=words, without=ending.without)
+        return self._end(Exit.RESUMABLE, f"{ending.reason}; {words}")
+
+    def _saved_step(self) -> int | None:
+        """Of the newest checkpoint; None for a script, which keeps its own."""
+        if self._plan.job.kind == "script":
+            return None
+        return max((int(path.name.partition("-")[2]) for path in self._store.committed()), default=0)
 
     def _end(self, exit_code: Exit, reason: str) -> Exit:
         self._log.add("end", exit_code=int(exit_code), reason=reason, report=report.account(self._run, time.time()))
@@ -255,11 +322,21 @@ def _attempts_so_far(run: RunDir) -> int:
     return max((event["attempt"] for event in events.read(run.events) if event["event"] == "attempt"), default=0)
 
 
-def supervise(run: RunDir) -> Exit:
+def _requeued_at(run: RunDir) -> int | None:
+    """The step at which the run was last queued again, since a person started it."""
+    submitted = run.submitted()
+    since = submitted.time if submitted else 0.0
+    steps = [
+        event["step"] for event in events.read(run.events) if event["event"] == "requeued" and event["time"] > since
+    ]
+    return steps[-1] if steps else None
+
+
+def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
     """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal."""
-    with run.lock():
+    with run.lock(patience_seconds) as lease:
         inbox: Inbox = queue.SimpleQueue()
-        run.stop_request.unlink(missing_ok=True)
+        run.forget_old_stop_request()
         log = events.EventLog(run.events)
         try:
             launch = plan.make(run.job())
@@ -269,9 +346,12 @@ def supervise(run: RunDir) -> Exit:
                 workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
             )  # fmt: skip
             with _signals(inbox):
-                return Supervisor(run, launch, log, inbox).run()
+                return Supervisor(run, launch, log, inbox, lease).run()
         except DtrainError as error:
-            log.add("end", exit_code=int(error.exit_code), reason=str(error), report=report.account(run, time.time()))
+            if lease.held():
+                log.add(
+                    "end", exit_code=int(error.exit_code), reason=str(error), report=report.account(run, time.time())
+                )
             raise
         finally:
             log.close()
@@ -279,14 +359,14 @@ def supervise(run: RunDir) -> Exit:
 
 @contextmanager
 def _signals(inbox: Inbox) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
+    """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         inbox.put(
             ("", Wish.LEAVE if number == signal.SIGINT else Warned(f"told to stop by {signal.Signals(number).name}"))
         )
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield

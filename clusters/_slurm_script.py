@@ -110,7 +110,7 @@ def mistakes(options: SlurmOptions) -> Iterator[str]:
         if any(ord(letter) < 32 for letter in value):
             yield f"{name} holds a line break or another control character: give one line"
     for option in options.extra:
-        if not re.match(r"--?[A-Za-z]", option):
+        if not re.match(r"--[A-Za-z]", option):
             yield f"extra: {option!r} is no option of sbatch: begin it with --"
     try:
         shlex.split(options.container)

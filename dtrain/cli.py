@@ -74,9 +74,14 @@ def _overrides(
 
 
 def _new_run(path: Path, runs: Path, overrides: list[tuple[tuple[str, ...], Any, str]]) -> Any:
-    from dtrain import plan, recipe, rundir
+    from dtrain import recipe
 
-    job = recipe.load(path, overrides)
+    return _run_of(recipe.load(path, overrides), path, runs)
+
+
+def _run_of(job: Any, path: Path, runs: Path) -> Any:
+    from dtrain import plan, rundir
+
     run = rundir.create(runs, plan.resolve(job))
     shutil.copyfile(path, run.path / "recipe.yaml")
     return run
@@ -121,9 +126,20 @@ def resume(
 def submit(
     path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS,
+    sweep: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Start a recipe detached from this terminal."""
-    _submit(_new_run(path, runs, _overrides(gpus, workers, nodes, strategy, cluster, name, sets)))
+    from dtrain import recipe
+    from dtrain import sweep as sweeps
+
+    given = _overrides(gpus, workers, nodes, strategy, cluster, name, sets)
+    members = sweeps.members(sweep or [])
+    # All of them are checked before the first is started.
+    jobs = [sweeps.named(recipe.load(path, [*given, *member]), member) for member in members]
+    for job in jobs:
+        _submit(_run_of(job, path, runs))
 
 
 def _submit(chosen: Any) -> None:

@@ -69,6 +69,8 @@ def _ask_cluster(run: RunDir, state: RunState, *, queued_again: bool) -> None:
         if not (begun and there.state == "RUNNING"):
             state.phase = f"{word} ({words})" if words else word
         state.exit_code, state.stopping, state.reason = None, "", ""
+        if not begun or queued_again:
+            state.pids = {}
     elif state.exit_code is None and (
         state.began or there or time.time() - run.job_file.stat().st_mtime > START_SECONDS
     ):

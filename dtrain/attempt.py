@@ -107,6 +107,7 @@ class Attempt:
         lease: Lease,
     ) -> None:
         self.number = number
+        self.nodes = len(nodes)
         self.outcome: Outcome | None = None
         self.saved_step = resume.step if resume else 0
         self._plan = plan

@@ -53,7 +53,7 @@ def _overrides(
 ) -> list[tuple[tuple[str, ...], Any, str]]:
     from dtrain import recipe
 
-    given: list[tuple[tuple[str, ...], Any, str]] = [recipe.override(text) for text in sets or []]
+    given: list[tuple[tuple[str, ...], Any, str]] = []
     if gpus is not None and workers is not None:
         raise UsageError("--gpus and --workers both say how many workers there are", "Give one of them.")
     if gpus is not None:
@@ -70,7 +70,8 @@ def _overrides(
     for path, value in (*options, (("name",), name)):
         if value is not None:
             given.append((path, value, f"--{path[-1]} {value}"))
-    return given
+    # Last, since they may be options of the strategy or cluster that was named.
+    return given + [recipe.override(text) for text in sets or []]
 
 
 def _new_run(path: Path, runs: Path, overrides: list[tuple[tuple[str, ...], Any, str]]) -> Any:

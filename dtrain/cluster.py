@@ -29,7 +29,22 @@ class Warned:
     reason: str
 
 
-Inbox = queue.SimpleQueue[tuple[str, Event | NodeLost | Warned | Any]]
+@dataclass(frozen=True)
+class Draining:
+    """The cluster will take this one node away soon: save, and go on without it."""
+
+    reason: str
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """An allocation that can say what it waits for."""
+
+    def missing(self) -> str:
+        """What is asked for, free and there in all, in words."""
+
+
+Inbox = queue.SimpleQueue[tuple[str, Event | NodeLost | Warned | Draining | Any]]
 """(node, what happened there), in the order of arrival; '' is the supervisor's own."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from dtrain import events, plan, report
 from dtrain.attempt import Attempt, Done, Failed, Left, Node, Outcome
 from dtrain.checkpoint import CheckpointStore, Committed
-from dtrain.cluster import Allocation, Inbox, NodeLost, Requeues, Warned
+from dtrain.cluster import Allocation, Draining, Explains, Inbox, NodeLost, Requeues, Warned
 from dtrain.errors import ClusterError, DtrainError, Exit
 from dtrain.messages import Ready
 from dtrain.plan import LaunchPlan
@@ -74,6 +74,10 @@ class Supervisor:
         self._why = ""
         self._warned = False
         """The cluster wants the run to leave, and no person does."""
+        self._draining: set[str] = set()
+        """Nodes that the cluster is about to take away."""
+        self._moving = False
+        """The attempt under way was asked to save and leave only to go on with other nodes."""
         self._look_at = 0.0
 
     def run(self) -> Exit:
@@ -110,7 +114,9 @@ class Supervisor:
             if late or not allocation.channels:
                 raise ClusterError(
                     f"{len(self._ready)} of {self._plan.nodes} nodes were ready after {self._settings.provision_seconds:g} s",
-                    f"The agents' logs are in {self._run.logs}.",
+                    allocation.missing()
+                    if isinstance(allocation, Explains)
+                    else f"The agents' logs are in {self._run.logs}.",
                 )
             self._turn(allocation)
             if self._stillborn:
@@ -181,6 +187,26 @@ class Supervisor:
             self._look_for_request()
         if self._attempt:
             self._attempt.tick(now)
+            if self._could_grow(self._attempt):
+                self._move(f"{len(self._ready)} nodes are ready again")
+
+    def _could_grow(self, attempt: Attempt) -> bool:
+        """Whether an attempt that had to do with fewer nodes could have more of them now."""
+        more = range(attempt.nodes + 1, min(len(self._ready.keys() - self._draining), self._plan.nodes) + 1)
+        return any(nodes == self._plan.nodes or self._plan.fits(nodes) for nodes in more)
+
+    def _move(self, why: str) -> None:
+        """Have the workers save and leave at an agreed step, to go on from it with other nodes."""
+        if self._attempt and not self._moving and self._wish is Wish.NOTHING:
+            self._moving = True
+            self._log.add("moving", why=why)
+            self._attempt.leave(time.monotonic())
+
+    def _moved(self, allocation: Allocation) -> None:
+        self._moving = False
+        for node in self._draining & self._ready.keys():
+            self._lose(node, "it was drained")
+        self._replace_lost(allocation)
 
     def _take(self, node: str, item: Any) -> None:
         now = time.monotonic()
@@ -193,6 +219,9 @@ class Supervisor:
         elif node in self._gone:
             # Given up, but not dead: it has been replaced, or will be, under another name.
             return
+        elif isinstance(item, Draining):
+            self._draining.add(node)
+            self._move(f"{item.reason}: {node}")
         elif isinstance(item, NodeLost):
             self._lose(node, item.reason)
         elif isinstance(item, Ready):
@@ -266,6 +295,9 @@ class Supervisor:
             if outcome.unsaved:
                 return Ending(Exit.GAVE_UP, f"trained to the end, but its state could not be saved: {outcome.unsaved}")
             return Ending(Exit.DONE, "finished")
+        if isinstance(outcome, Left) and self._wish is Wish.NOTHING:
+            self._moved(allocation)
+            return None
         if isinstance(outcome, Left) or self._wish is not Wish.NOTHING:
             step = outcome.step if isinstance(outcome, Left) else None
             return self._leaving(f"{self._why}{f', saved at step {step}' if step is not None else ''}")
@@ -278,6 +310,7 @@ class Supervisor:
 
     def _recover(self, failure: Failure, allocation: Allocation) -> Ending | None:
         self._failures.append(failure)
+        self._moving = False
         decision = decide(self._failures, self._settings)
         self._log.add(
             "failure", attempt=self._attempts, kind=failure.kind.value, rank=failure.rank, node=failure.node, step=failure.step,

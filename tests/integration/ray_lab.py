@@ -30,6 +30,10 @@ QUICK_HEALTH_CHECK = {
 }
 
 
+NO_TOKENS = {"RAY_AUTH_MODE": "disabled"}
+"""An embedded cluster (`ray.init()`) leaves a token in the user's home, which heads then want and other nodes do not give."""
+
+
 class RayError(RuntimeError):
     """A command of Ray's failed, or the cluster did not come up."""
 
@@ -100,7 +104,7 @@ class RayLab:
     @property
     def environment(self) -> dict[str, str]:
         """What a child's environment needs besides its own to find this cluster, and to be found by `pids`."""
-        return {"RAY_ADDRESS": self.address, "RAY_LAB": str(self.folder)}
+        return NO_TOKENS | {"RAY_ADDRESS": self.address, "RAY_LAB": str(self.folder)}
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -202,7 +206,7 @@ class RayLab:
             self._nodes[index] = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env={**inherited, **QUICK_HEALTH_CHECK, **mark},
+                env={**inherited, **QUICK_HEALTH_CHECK, **NO_TOKENS, **mark},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

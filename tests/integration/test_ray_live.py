@@ -1,0 +1,151 @@
+"""Runs on a real Ray cluster of three nodes, and what such clusters do to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from integration.ray_lab import RayLab, ray_missing
+from live import PROGRAMS, Live, dtrain, finished, start, wait_for
+
+from dtrain.rundir import all_runs
+
+pytestmark = pytest.mark.skipif(ray_missing() is not None, reason=str(ray_missing()))
+RECIPE = str(PROGRAMS / "contract_torch.yaml")
+FOUR = ("--workers", "4", "--nodes", "2", "--set", "recovery.provision_seconds=60")
+SLOW = ("--set", "params.pause=0.05")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[RayLab]:
+    with RayLab.start(nodes=3, cpus=2, gpus=2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def fresh_lab() -> Iterator[RayLab]:
+    """For tests that break it."""
+    with RayLab.start(nodes=3, cpus=2, gpus=2) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    """The same run on this machine."""
+    return finished(RECIPE, *FOUR, runs=tmp_path_factory.mktemp("local"))
+
+
+def on(lab: RayLab) -> dict[str, str]:
+    return lab.environment | {"RAY_API_SERVER_ADDRESS": lab.jobs_address}
+
+
+def groups(lab: RayLab) -> int:
+    """Placement groups that are not removed."""
+    listed = lab.call("/api/v0/placement_groups?limit=100")["data"]["result"]["result"]
+    return sum(group["state"] != "REMOVED" for group in listed)
+
+
+def assert_as_local(live: Live, local: Live) -> None:
+    assert live.weights() == local.weights()
+    assert live.losses() == local.losses()
+    live.assert_clean_audit(steps=20)
+
+
+def test_ddp_on_two_nodes_equals_the_local_run_to_the_last_bit(lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.finish()
+    assert len({event["address"] for event in live.events("node")}) == 2
+    assert_as_local(live, local)
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_a_killed_worker_and_a_killed_agent_actor_leave_no_trace(lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.wait_step(6)
+        live.kill(3)
+        live.wait_step(12, attempt=2)
+        agent = int(live.events("node")[0]["pid"])
+        actor = int(Path(f"/proc/{agent}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        os.kill(actor, signal.SIGKILL)
+        live.finish()
+    assert [event["kind"] for event in live.events("failure")] == ["killed", "node lost"]
+    assert_as_local(live, local)
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_gpus_are_mapped(lab: RayLab, tmp_path: Path) -> None:
+    (tmp_path / "seen.py").write_text("import os\nprint('sees', os.environ['CUDA_VISIBLE_DEVICES'])\n")
+    (tmp_path / "r.yaml").write_text("script: seen.py\ncluster: ray\n")
+    with start(str(tmp_path / "r.yaml"), "--gpus", "2", runs=tmp_path / "runs", **on(lab)) as live:
+        live.finish()
+    assert "sees 0,1" in live.output(0)
+
+
+def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, tmp_path: Path) -> None:
+    runs = ("--runs", str(tmp_path))
+    dtrain("submit", RECIPE, *FOUR, *SLOW, "--cluster", "ray", *runs, **on(lab))
+    (run,) = all_runs(tmp_path)
+    wait_for(lambda: run.events.exists() and '"metrics"' in run.events.read_text(), "its first steps")
+    assert json.loads(dtrain("ps", "--json", *runs, **on(lab)).stdout)[0]["state"] == "running"
+    assert "saved at step" in dtrain("stop", "last", *runs, **on(lab)).stdout
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_waiting_for_what_is_not_there_says_what_is_missing_and_gives_up(lab: RayLab, tmp_path: Path) -> None:
+    options = ("--workers", "8", "--nodes", "2", "--set", "recovery.provision_seconds=5", "--cluster", "ray")
+    with start(RECIPE, *options, runs=tmp_path, **on(lab)) as live:
+        out = live.finish(code=3)
+    assert "CPU: 8 asked, 6 free, 6 in all" in out
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_a_lost_node_is_replaced_where_there_is_room(fresh_lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(fresh_lab)) as live:
+        live.wait_step(6)
+        fresh_lab.kill_node(victim(fresh_lab, live))
+        live.finish()
+    assert live.events("failure")[0]["kind"] == "node lost"
+    assert live.events("attempt")[-1]["workers"] == 4
+    assert_as_local(live, local)
+
+
+def test_a_run_shrinks_and_grows_again_with_its_sample_order_unchanged(fresh_lab: RayLab, local: Live, tmp_path: Path) -> None:
+    options = ("--workers", "4", "--nodes", "2", "--set", "resources.min_workers=2", "--set", "train.steps=60", "--set", "params.pause=0.1")
+    victims = [2, 1]
+    with start(RECIPE, *options, "--cluster", "ray", runs=tmp_path, **on(fresh_lab)) as live:
+        live.wait_step(3)
+        used = {event["address"] for event in live.events("node")}
+        spare = next(index for index in fresh_lab.nodes if fresh_lab.node_address(index) not in used or index in victims)
+        fresh_lab.kill_node(spare)
+        live.wait_step(8)
+        gone = [index for index in (1, 2) if index != spare]
+        fresh_lab.kill_node(gone[0])
+        live.wait_event("attempt", workers=2)
+        fresh_lab.add_node(cpus=2, gpus=2)
+        live.wait_event("moving")
+        live.finish()
+    sizes = [event["workers"] for event in live.events("attempt")]
+    assert sizes[0] == 4
+    assert 2 in sizes
+    assert sizes[-1] == 4
+    live.assert_clean_audit(steps=60)
+
+
+def test_a_drained_node_is_left_at_an_agreed_step(fresh_lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, "--set", "params.pause=0.2", "--cluster", "ray", runs=tmp_path, **on(fresh_lab)) as live:
+        live.wait_step(3)
+        fresh_lab.drain_node(victim(fresh_lab, live), seconds=120)
+        live.finish()
+    assert live.events("moving")
+    assert not live.events("failure")
+    assert_as_local(live, local)
+
+
+def victim(lab: RayLab, live: Live) -> int:
+    """A node of the run that is not the head."""
+    used = {event["address"] for event in live.events("node")}
+    return next(index for index in lab.nodes if index and lab.node_address(index) in used)

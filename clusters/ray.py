@@ -148,9 +148,13 @@ def connected(address: str | None) -> Iterator[None]:
 class RayChannel:
     """The way to the agent of one bundle."""
 
-    def __init__(self, actor: Any, bundle: int) -> None:
+    def __init__(self, actor: Any, number: int, group: Any, bundle: int) -> None:
         self.actor = actor
+        self.number = number
+        """Of the run's node."""
+        self.group = group
         self.bundle = bundle
+        """In its placement group."""
         self.node_id = ""
         """Where the actor is, once it is somewhere."""
 
@@ -168,7 +172,7 @@ class RayAllocation:
         self._run = run
         self._inbox = inbox
         self._bundle = cluster.bundle(plan)
-        self._group: Any = None
+        self._groups: list[Any] = []
         self._over = threading.Event()
         self._incarnations = 0
         self._threads: list[threading.Thread] = []
@@ -183,20 +187,29 @@ class RayAllocation:
         if placement == "auto":
             machines = sum(bool(node["Alive"]) for node in ray.nodes())
             placement = "STRICT_SPREAD" if machines >= self._plan.nodes > 1 else "PACK"
-        self._group = ray.util.placement_group([self._bundle] * self._plan.nodes, strategy=placement)
+        group = ray.util.placement_group([self._bundle] * self._plan.nodes, strategy=placement)
+        self._groups.append(group)
         for number in range(self._plan.nodes):
-            self._start(number)
+            self._start(number, group, number)
         self._spawn(self._look_for_drains, "ray-drains")
 
     def replace(self, node: str) -> bool:
         """See `Allocation.replace`: Ray moves the bundle of a dead node to another one as soon as there is room. Where there
         is none now, the agent may still come later, when nodes do."""
+        import ray
+
         if node not in self.channels:
             return False
         channel = self.channels.pop(node)
         self._kill(channel.actor)
-        room = self._holds(channel.bundle) or self._room()
-        self._start(channel.bundle, expected=room)
+        state = self._holder(channel)
+        room = state == "stays" or self._room()
+        if state == "drains":
+            # Its bundle stays on it until it is gone: ask for another one elsewhere.
+            self._groups.append(ray.util.placement_group([self._bundle]))
+            self._start(channel.number, self._groups[-1], 0, expected=room)
+        else:
+            self._start(channel.number, channel.group, channel.bundle, expected=room)
         return room
 
     def missing(self) -> str:
@@ -226,17 +239,18 @@ class RayAllocation:
                 thread.join(max(0.0, deadline - time.monotonic()))
         for channel in self.channels.values():
             self._kill(channel.actor)
-        if self._group is not None:
-            ray.util.remove_placement_group(self._group)
+        for group in self._groups:
+            ray.util.remove_placement_group(group)
 
-    def _holds(self, bundle: int) -> bool:
-        """Whether the bundle still has a node that lives and is to stay."""
+    def _holder(self, channel: RayChannel) -> Literal["stays", "drains", "dead"]:
+        """How the node of a channel's bundle is."""
         import ray
         from ray._private.state import state
 
-        placed = ray.util.placement_group_table(self._group)["bundles_to_node_id"].get(bundle)
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return placed in alive - set(state.get_draining_nodes())
+        placed = ray.util.placement_group_table(channel.group)["bundles_to_node_id"].get(channel.bundle)
+        if placed not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            return "dead"
+        return "drains" if placed in state.get_draining_nodes() else "stays"
 
     def _room(self) -> bool:
         """Whether some living node could hold another bundle now."""
@@ -250,24 +264,24 @@ class RayAllocation:
             for node, there in free.items()
         )
 
-    def _start(self, bundle: int, *, expected: bool = True) -> None:
+    def _start(self, number: int, group: Any, bundle: int, *, expected: bool = True) -> None:
         """Create the actor of a bundle, which waits for its resources; it counts as coming only where it is expected."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self._incarnations += 1
-        node = f"node{bundle}.{self._incarnations}"
+        node = f"node{number}.{self._incarnations}"
         amounts = dict(self._bundle)
         options = {
             "num_cpus": amounts.pop("CPU", 0),
             "num_gpus": amounts.pop("GPU", 0),
             "resources": amounts,
             "max_concurrency": 4,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
         environment = {devices.CPUS: str(max(1, int(self._bundle["CPU"])))}
         actor = ray.remote(AgentHost).options(**options).remote(self._plan.agent_command(self._run, node), environment)
-        channel = RayChannel(actor, bundle)
+        channel = RayChannel(actor, number, group, bundle)
         if expected:
             self.channels[node] = channel
         self._spawn(lambda: self._listen(node, channel), f"ray-{node}")

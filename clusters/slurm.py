@@ -153,7 +153,7 @@ class Slurm:
         nodes = nodes_of(os.environ.get(JOB, "0"))
         if len(nodes) < plan.nodes and not plan.fits(len(nodes)):
             raise ClusterError(
-                f"the allocation has {len(nodes)} nodes and the run wants {plan.nodes}",
+                f"the run wants {plan.nodes} nodes and the allocation has {len(nodes)}",
                 "Allocate more, or give --nodes.",
             )
         chosen = nodes[: plan.nodes + self.options.spare_nodes]

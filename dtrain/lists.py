@@ -242,7 +242,7 @@ def plan(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
     job = launch.job
     numbers = None if job.kind == "script" else {"global_batch": job.train.global_batch, "shards": job.train.shards}
     return {
-        "name": job.name, "kind": job.kind, "target": job.target, "folder": job.folder, "strategy": job.strategy.name,
+        "name": job.name, "kind": job.kind, "target": job.target, "folder": job.folder, "strategy": job.strategy.name, "reason": job.strategy.reason,
         "cluster": job.cluster.name, "nodes": launch.nodes, "workers": launch.workers, "processes": launch.processes,
         "preload": list(launch.preload), "numbers": numbers, "ranks": workers, "commands": launch.cluster.render(launch, run),
     }  # fmt: skip
@@ -255,6 +255,8 @@ def plan_text(shown: dict[str, Any]) -> str:
         f"  {shown['strategy']} on {shown['workers']} workers in {shown['processes']} processes on {shown['nodes']} nodes, {shown['cluster']}"
     )
     lines.append(f"  imported once a node, before workers are forked: {', '.join(shown['preload']) or 'nothing'}")
+    if shown["reason"]:
+        lines.append(f"  {shown['strategy']} was chosen since: {shown['reason']}")
     if shown["numbers"]:
         batch, shards = shown["numbers"]["global_batch"], shown["numbers"]["shards"]
         each = shards // shown["workers"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import threading
+import time
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 from dtrain import devices, spare
 
 BEAT_SECONDS = 1.0
+LEASE_SECONDS = 5.0
 
 
 def main(arguments: list[str]) -> int:
@@ -40,9 +44,21 @@ def main(arguments: list[str]) -> int:
     from dtrain.agent import Agent
     from dtrain.rundir import RunDir
 
+    run = RunDir(options.run)
+    threading.Thread(target=_watch_lease, args=(run.lock_file, commands), daemon=True).start()
     beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
-    Agent(RunDir(options.run), options.node, beat_seconds=beat_seconds, commands=commands, events=events).serve()
+    Agent(run, options.node, beat_seconds=beat_seconds, commands=commands, events=events).serve()
     os._exit(0)
+
+
+def _watch_lease(lock: Path, commands: int) -> None:
+    """End the agent as the end of its stdin does when its supervisor has left or another one has the run: where a cluster
+    takes a living node for dead, it may never close the pipe."""
+    with suppress(OSError):
+        mark = lock.read_text()
+        while lock.read_text() == mark:
+            time.sleep(LEASE_SECONDS)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
 
 
 def _start_zygote(preload: list[str]) -> None:

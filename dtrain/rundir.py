@@ -160,7 +160,10 @@ class RunDir:
             file.truncate(0)
             file.write(mark)
             file.flush()
-            yield Lease(self.lock_file, mark)
+            try:
+                yield Lease(self.lock_file, mark)
+            finally:
+                file.truncate(0)
 
     def supervised(self) -> bool:
         """Whether a supervisor holds the lock (as far as this machine can see)."""

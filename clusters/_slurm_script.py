@@ -12,6 +12,8 @@ from dtrain.rundir import RunDir
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
 NO_LIMIT = ("UNLIMITED", "INFINITE")
+EARLY_SECONDS = 60
+"""How much too early SLURM's warning may come, by its manual."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,11 @@ def _wrong_time(options: SlurmOptions) -> Iterator[str]:
     limit = limit_seconds(options.time)
     if limit is None:
         yield f"time: {options.time!r} is not of the form minutes, hours:minutes:seconds or days-hours:minutes:seconds"
-    elif limit <= options.warn_seconds:
-        yield f"warn_seconds ({options.warn_seconds}) is not below the time limit ({limit} s): nothing could be trained"
+    elif limit <= options.warn_seconds + EARLY_SECONDS:
+        yield (
+            f"a time limit of {limit} s leaves nothing to train in: SLURM warns warn_seconds ({options.warn_seconds})"
+            f" before it, and up to {EARLY_SECONDS} s earlier"
+        )
 
 
 def limit_seconds(text: str) -> int | None:

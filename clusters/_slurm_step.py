@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dtrain.cluster import Inbox, NodeLost
+from dtrain.cluster import Inbox, NodeLost, Warned
 from dtrain.errors import ClusterError
 from dtrain.messages import Command, Quit, Ready, decode, encode
 
@@ -22,7 +22,8 @@ QUIT_SECONDS = 5.0
 KILL_SECONDS = 5.0
 ENDED = re.compile(r"error: (?P<nodes>\S+): tasks? [-\d, ]+: (?P<reason>.+)")
 LOST = re.compile(r"(?P<reason>Node failure|failed) on (?:node )?(?P<nodes>[^\s:]+)")
-CANCELLED = re.compile(r"(?P<reason>STEP \S+ ON (?P<nodes>\S+) CANCELLED .*?)\s*\**$")
+CANCELLED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+(?P<reason>[^*]*)")
+"""Of the whole step; the node in it is only the one that says so."""
 MISLEADING = ("SLURM_LABELIO", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE", "SLURM_HOSTFILE")
 """Settings of srun in a user's environment that would break the lines of JSON or move the agents."""
 START_AGENT = """\
@@ -82,12 +83,11 @@ class Step:
         self._lost: set[str] = set()
         self._words = ""
         self._sending: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=work, name=f"srun-{work.__name__}", daemon=True)
-            for work in (self._write, self._listen, self._watch)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._watcher = threading.Thread(target=self._watch, name="srun-errors", daemon=True)
+        self._watcher.start()
+        threading.Thread(target=self._write, name="srun-commands", daemon=True).start()
+        self._reader = threading.Thread(target=self._listen, name="srun-events", daemon=True)
+        self._reader.start()
 
     def send(self, command: Command, to: str = "") -> None:
         """To the agent of one node, or to all; see `Channel.send`."""
@@ -110,8 +110,7 @@ class Step:
             self._process.kill()
             self._process.wait()
         self._sending.put(b"")
-        for thread in self._threads:
-            thread.join(KILL_SECONDS)
+        self._reader.join(KILL_SECONDS)
 
     def _write(self) -> None:
         """A thread of its own, since srun may not take more lines for a while."""
@@ -133,7 +132,7 @@ class Step:
                         self.pids[node] = event.pid
                     self._inbox.put((node, event))
         code = self._process.wait()
-        self._threads[2].join(KILL_SECONDS)
+        self._watcher.join(KILL_SECONDS)
         for name in self._names.values():
             self._lose(name, self._words or f"srun ended with code {code}")
 
@@ -144,6 +143,8 @@ class Step:
                 text = line.decode(errors="replace").rstrip()
                 print(text, file=sys.stderr, flush=True)
                 self._words = text.removeprefix("srun: ").removeprefix("error: ") or self._words
+                if match := CANCELLED.search(text):
+                    self._inbox.put(("", Warned(f"SLURM ends the step{match['reason'].rstrip().lower()}")))
                 for node, reason in ended_agents(text):
                     if node in self._names:
                         self._lose(self._names[node], reason)
@@ -156,7 +157,7 @@ class Step:
 
 def ended_agents(line: str) -> Iterator[tuple[str, str]]:
     """Pure. The nodes whose agent is gone according to a line of srun's stderr, and why."""
-    for pattern in (ENDED, LOST, CANCELLED):
+    for pattern in (ENDED, LOST):
         if match := pattern.search(line):
             reason = match["reason"]
             words = f"its agent ended: {reason.lower()}" if pattern is ENDED else f"SLURM says: {reason.lower()}"

@@ -7,19 +7,20 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from types import FrameType
 from typing import Any
 
 from dtrain import events, plan, report
-from dtrain.attempt import Attempt, Done, Failed, Left, Node, Outcome
+from dtrain.attempt import Attempt, Node
 from dtrain.checkpoint import CheckpointStore, Committed
 from dtrain.cluster import Allocation, Draining, Explains, Inbox, NodeLost, Requeues, Warned
 from dtrain.errors import ClusterError, DtrainError, Exit
 from dtrain.messages import Ready
+from dtrain.outcome import Done, Ending, Failed, Left, Outcome
 from dtrain.plan import LaunchPlan
 from dtrain.recovery import Failure, decide
+from dtrain.requeue import queue_again
 from dtrain.rundir import Lease, RunDir
 
 TICK_SECONDS = 0.25
@@ -35,18 +36,6 @@ class Wish(Enum):
     """Save, stop, and be resumable."""
     NOW = "now"
     """Stop at once."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Why a run ends here."""
-
-    exit_code: Exit
-    reason: str
-    again: bool = False
-    """The cluster took nodes away: it is to start the run again with others."""
-    without: tuple[str, ...] = ()
-    """Nodes that are no good."""
 
 
 class Supervisor:
@@ -86,7 +75,8 @@ class Supervisor:
             ending = self._train(allocation)
             if not ending.again:
                 return self._end(ending.exit_code, ending.reason)
-        return self._go_again(ending)
+        ending = queue_again(ending, self._plan, self._run, self._log)
+        return self._end(ending.exit_code, ending.reason)
 
     def _train(self, allocation: Allocation) -> Ending:
         """Attempts, until there is no further one."""
@@ -325,26 +315,6 @@ class Supervisor:
             self._turn(allocation)
         return None
 
-    def _go_again(self, ending: Ending) -> Exit:
-        """Have the cluster start the run again; not for ever, where nothing is trained in between."""
-        cluster = self._plan.cluster
-        assert isinstance(cluster, Requeues)
-        step = self._saved_step()
-        if step is not None and step == _requeued_at(self._run):
-            return self._end(Exit.GAVE_UP, f"{ending.reason}; no progress since it was queued again at step {step}")
-        try:
-            words = cluster.again(self._run, ending.without)
-        except ClusterError as error:
-            return self._end(ending.exit_code, f"{ending.reason}; not queued again: {error.message}")
-        self._log.add("requeued", step=step, words=words, without=ending.without)
-        return self._end(Exit.RESUMABLE, f"{ending.reason}; {words}")
-
-    def _saved_step(self) -> int | None:
-        """Of the newest checkpoint; None for a script, which keeps its own."""
-        if self._plan.job.kind == "script":
-            return None
-        return max((int(path.name.partition("-")[2]) for path in self._store.committed()), default=0)
-
     def _end(self, exit_code: Exit, reason: str) -> Exit:
         self._log.add("end", exit_code=int(exit_code), reason=reason, report=report.account(self._run, time.time()))
         return exit_code
@@ -353,16 +323,6 @@ class Supervisor:
 def _attempts_so_far(run: RunDir) -> int:
     """Attempts of earlier supervisors of this run: numbers are never used twice."""
     return max((event["attempt"] for event in events.read(run.events) if event["event"] == "attempt"), default=0)
-
-
-def _requeued_at(run: RunDir) -> int | None:
-    """The step at which the run was last queued again, since a person started it."""
-    submitted = run.submitted()
-    since = submitted.time if submitted else 0.0
-    steps = [
-        event["step"] for event in events.read(run.events) if event["event"] == "requeued" and event["time"] > since
-    ]
-    return steps[-1] if steps else None
 
 
 def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:

@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import contracts.test_clusters as contract
 import pytest
 from integration.processes import is_alive, wait_until
 from integration.slurm_lab import SlurmLab, install_slurm
@@ -20,7 +21,7 @@ from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
 from dtrain.rundir import RunDir, all_runs
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
-STEPS = 50
+STEPS = 40
 TWO = ("--workers", "2", "--nodes", "2", "--set", f"train.steps={STEPS}", "--set", "params.pause=0.02")
 SLURM = ("--cluster", "slurm")
 
@@ -373,3 +374,61 @@ def test_slurms_own_words_are_passed_on(lab: SlurmLab, runs: Path) -> None:
     assert "time" in command(lab, runs, "submit", RECIPE, *SLURM, *options, check=2)
     refused = command(lab, runs, "submit", RECIPE, *SLURM, "--set", "cluster.constraint=nothere", check=3)
     assert "Invalid feature specification" in refused
+
+
+def refusing(folder: Path) -> str:
+    """A folder for the front of PATH in which `scontrol` refuses everything, as where requeueing is not allowed."""
+    folder.mkdir()
+    (folder / "scontrol").write_text("#!/bin/sh\necho 'Requested operation is presently disabled' >&2\nexit 1\n")
+    (folder / "scontrol").chmod(0o755)
+    return f"[export PATH={folder}:$PATH]"
+
+
+def test_where_a_requeue_is_refused_the_run_is_submitted_anew(
+    lab: SlurmLab, runs: Path, tmp_path: Path, undisturbed: Live
+) -> None:
+    with on_slurm(lab, runs, "--set", f"cluster.setup={refusing(tmp_path / 'bin')}") as live:
+        live.wait_step(12)
+        first = job(live.run)
+        lab.run("scancel", "--batch", "-s", "USR1", first)
+        live.finish()
+    assert job(live.run) != first
+    assert "submitted again as job" in live.events("requeued")[0]["words"]
+    assert_as_if_nothing_happened(live, undisturbed)
+
+
+def test_a_node_on_which_no_agent_starts_any_more_is_left_out_of_the_next_job(
+    lab: SlurmLab, runs: Path, tmp_path: Path, undisturbed: Live
+) -> None:
+    """The container hook of the run is what breaks on that node."""
+    hook = tmp_path / "hook"
+    hook.write_text(f'#!/bin/sh\n[ ! -e {tmp_path}/bad-$SLURMD_NODENAME ] || exit 7\nexec "$@"\n')
+    hook.chmod(0o755)
+    with on_slurm(lab, runs, "--set", f"cluster.container={hook}") as live:
+        live.wait_step(12)
+        victim = other_node(lab, live)
+        (tmp_path / f"bad-{victim}").touch()
+        os.kill(agent_pid(live, victim), signal.SIGKILL)
+        live.finish()
+    assert victim in live.events("requeued")[0]["words"]
+    assert victim not in live.events("attempt")[-1]["nodes"]
+    assert_as_if_nothing_happened(live, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        contract.test_agents_answer_and_end_with_the_allocation,
+        contract.test_a_lost_agent_is_reported_and_can_be_replaced,
+    ],
+    ids=lambda promise: str(promise.__name__).removeprefix("test_"),
+)
+def test_the_contract_of_clusters(
+    lab: SlurmLab, runs: Path, monkeypatch: pytest.MonkeyPatch, promise: Callable[[str, Path], None]
+) -> None:
+    words = lab.run("salloc", "-N2", "--no-shell").stderr
+    number = words.split("allocation")[1].split()[0]
+    monkeypatch.setenv("SLURM_JOB_ID", number)
+    monkeypatch.setenv("SLURM_CONF", lab.environment["SLURM_CONF"])
+    promise("slurm", runs)
+    lab.run("scancel", number)

@@ -85,7 +85,7 @@ def test_no_value_becomes_shell_or_another_option(nasty: str) -> None:
         ({"extra": ("nodes=3",)}, "begin it with --"),
         ({"container": "run 'half"}, "container"),
         ({"time": "soon"}, "minutes"),
-        ({"time": "1", "warn_seconds": 60}, "nothing could be trained"),
+        ({"time": "1", "warn_seconds": 0}, "nothing to train in"),
         ({"spare_nodes": -1}, "below 0"),
     ],
 )

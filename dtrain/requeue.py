@@ -1,0 +1,42 @@
+"""Having the cluster start a run again where it takes the nodes away, but not for ever where nothing comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dtrain import events
+from dtrain.checkpoint import CheckpointStore
+from dtrain.cluster import Requeues
+from dtrain.errors import ClusterError, Exit
+from dtrain.outcome import Ending
+from dtrain.plan import LaunchPlan
+from dtrain.rundir import RunDir
+
+
+def queue_again(ending: Ending, plan: LaunchPlan, run: RunDir, log: events.EventLog) -> Ending:
+    """Called last of all, since the cluster ends this process then; returns what became of it."""
+    assert isinstance(plan.cluster, Requeues)
+    step = None if plan.job.kind == "script" else _saved_step(run)
+    if step is not None and step == _requeued_at(run):
+        words = f"no progress since it was queued again at step {step}"
+        return Ending(Exit.GAVE_UP, f"{ending.reason}; {words}")
+    try:
+        words = plan.cluster.again(run, ending.without)
+    except ClusterError as error:
+        return dataclasses.replace(ending, reason=f"{ending.reason}; not queued again: {error.message}")
+    log.add("requeued", step=step, words=words, without=ending.without)
+    return Ending(Exit.RESUMABLE, f"{ending.reason}; {words}")
+
+
+def _saved_step(run: RunDir) -> int:
+    """Of the newest checkpoint."""
+    steps = (int(path.name.partition("-")[2]) for path in CheckpointStore(run.checkpoints).committed())
+    return max(steps, default=0)
+
+
+def _requeued_at(run: RunDir) -> int | None:
+    """The step at which the run was last queued again, since a person started it."""
+    submitted = run.submitted()
+    since = submitted.time if submitted else 0.0
+    again = [event for event in events.read(run.events) if event["event"] == "requeued" and event["time"] > since]
+    return again[-1]["step"] if again else None

@@ -124,7 +124,7 @@ def make(job: Job) -> LaunchPlan:
     cluster = plugins.cluster(job.cluster.name, job.cluster.options)
     nodes, workers = job.resources.nodes, job.resources.workers
     per_node = max(1, workers // nodes)
-    processes = max(1, strategy.processes(per_node))
+    processes = max(1, strategy.processes(per_node, job.resources.device))
     return LaunchPlan(
         job,
         strategy,

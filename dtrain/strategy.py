@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from dtrain.job import Job, Resources, Train
+from dtrain.job import Device, Job, Resources, Train
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Strategy(Protocol):
     def preload(self, job: Job) -> tuple[str, ...]:
         """Pure. Modules the zygote imports before it forks workers."""
 
-    def processes(self, workers_per_node: int) -> int:
-        """Pure. Worker processes of a node that has so many replicas: one a device, or one a node."""
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """Pure. Worker processes of a node that has so many replicas on such devices: one a device, or one a node."""
 
     def environment(self, place: Place, peers: Peers) -> dict[str, str]:
         """Pure. The environment of one rank, as the framework's own launcher would set it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from dtrain.errors import nearest
 
 Path = tuple[str | int, ...]
 MOST_NODES = 10_000
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+"""`1e-3`, which YAML 1.1 takes for text."""
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
 }
@@ -125,6 +128,8 @@ class _Builder:
         return self.leaf(node)
 
     def leaf(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.style is None and EXPONENT.fullmatch(str(node.value)):
+            return float(node.value)
         try:
             value = self.constructor.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError, KeyError) as error:

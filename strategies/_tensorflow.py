@@ -17,8 +17,9 @@ from dtrain.job import Train
 from dtrain.strategy import Joining, Place
 
 from . import _tensorflow_state
+from ._tensorflow_graph import refuse_own_randomness
 from ._tensorflow_state import TensorFlowSnapshot, keyed
-from ._tensorflow_step import Built, Step, Summed, use_for_unseeded
+from ._tensorflow_step import Built, Step, Summed, called, spread, tensors, use_for_unseeded
 
 PRELOAD = ("tensorflow", "keras", "dtrain.loop")
 SEEDS = 1 << 32
@@ -82,6 +83,7 @@ class TensorFlowSession:
         self._jit = jit
         self._replicas = max(1, strategy.num_replicas_in_sync // place.world_size)
         self._step: Step | None = None
+        self._inspected: list[Any] = []
         self._measure: Any = None
         self._total: Any = None
 
@@ -117,7 +119,9 @@ class TensorFlowSession:
 
         self.seed(seed)
         parts = [np.split(np.asarray(array), self._replicas) for array in tf.nest.flatten(batch)]
-        return self.spread([tf.nest.pack_sequence_as(batch, part) for part in zip(*parts, strict=True)])
+        return spread(
+            self.strategy, tensors([tf.nest.pack_sequence_as(batch, part) for part in zip(*parts, strict=True)])
+        )
 
     def seed(self, seed: int) -> None:
         """Seed TensorFlow's and Keras's generators, those of the model's layers too."""
@@ -135,7 +139,18 @@ class TensorFlowSession:
 
         if self._step is None:
             self._step = self.compiled(len(batches))
-        return self._step.one(self.spread(self.blocks(batches, seeds)), np.float32(self._rate * rate))
+        return self.called(self._step.one, *tensors((self.blocks(batches, seeds), np.float32(self._rate * rate))))
+
+    def called(self, function: Any, *arguments: Any) -> Any:
+        """What a step function gives; it is looked at before its first call."""
+        if function not in self._inspected:
+            self.inspect(function.get_concrete_function(*arguments).graph)
+            self._inspected.append(function)
+        return function(*arguments)
+
+    def inspect(self, graph: Any) -> None:
+        """Raise an error where this graph of a step must not run."""
+        refuse_own_randomness(graph)
 
     def compiled(self, shards: int) -> Step:
         """The step function for so many shards a process; traced at its first call."""
@@ -151,17 +166,6 @@ class TensorFlowSession:
         ranges = [slice(first, first + each) for first in range(0, len(batches), each)]
         return [(tf.nest.map_structure(_stacked, *batches[block]), states[block]) for block in ranges]
 
-    def spread(self, values: Sequence[Any]) -> Any:
-        """One value for each of this process's replicas, as an argument for `strategy.run`."""
-        import tensorflow as tf
-
-        with tf.device("CPU:0"):
-            tensors = [tf.nest.map_structure(tf.convert_to_tensor, value) for value in values]
-        if self._replicas == 1:
-            return tensors[0]
-        order = iter(tensors)
-        return self.strategy.experimental_distribute_values_from_function(lambda _: next(order))
-
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """See `Session.evaluate`. The replicas take the batches in turn."""
         import numpy as np
@@ -173,7 +177,7 @@ class TensorFlowSession:
         weight = 0
         while group := list(islice(rest, self._replicas)):
             filled = [*group, *[(group[-1][0], 0)] * (self._replicas - len(group))]
-            values = self._measure(self.spread([batch for batch, _ in filled]))
+            values = self._measure(tensors([batch for batch, _ in filled]))
             counts = [count for _, count in filled]
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.dot(value.numpy(), counts))
@@ -184,7 +188,7 @@ class TensorFlowSession:
         """Name → its value in each of this process's replicas."""
         import tensorflow as tf
 
-        values = self.strategy.run(self._metrics, args=(batches,))
+        values = self.strategy.run(self._metrics, args=(spread(self.strategy, batches),))
         return {name: tf.stack(self.strategy.experimental_local_results(value)) for name, value in values.items()}
 
     def _metrics(self, batch: Any) -> dict[str, Any]:
@@ -192,7 +196,11 @@ class TensorFlowSession:
 
         task, model = self._built.task, self._built.model
         with self._built.pure(self._built.states([0])[0]):
-            values = task.metrics(model, batch) if hasattr(task, "metrics") else {"loss": task.loss(model, batch)}
+            values = (
+                called(task.metrics, model, batch)
+                if hasattr(task, "metrics")
+                else {"loss": called(task.loss, model, batch)}
+            )
         return {name: tf.cast(value, tf.float64) for name, value in values.items()}
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
@@ -212,12 +220,14 @@ class TensorFlowSession:
 
         def total(parts: Any) -> Any:
             # The identity gives the tensor a device, which collectives look at.
-            summed = self.strategy.run(lambda part: self._summed([tf.identity(part)])[0], args=(parts,))
+            summed = self.strategy.run(
+                lambda part: self._summed([tf.identity(part)])[0], args=(spread(self.strategy, parts),)
+            )
             return self.strategy.experimental_local_results(summed)[0]
 
         self._total = self._total or tf.function(total, autograph=False)
         zeros = [np.zeros_like(numbers)] * (self._replicas - 1)
-        return self._total(self.spread([numbers, *zeros])).numpy()
+        return self._total(tensors([numbers, *zeros])).numpy()
 
     def snapshot(self) -> TensorFlowSnapshot:
         """See `Session.snapshot`. Rank 0 has all of it."""

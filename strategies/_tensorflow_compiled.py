@@ -5,28 +5,14 @@ Importing this module imports no framework; every function that needs TensorFlow
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dtrain import errors
-from dtrain.errors import DtrainError, Exit
 from dtrain.strategy import Joining, Place
 
 from ._tensorflow import TensorFlowSession, prepare
-from ._tensorflow_state import TensorFlowSnapshot
-
-NODE = re.compile(r"\{\{node ([^}]+)\}\}")
-NO_SOURCES = ("TensorList", "Placeholder")
-"""Begin the types of operations whose shapes are open without being dynamic: XLA knows the lengths of lists, and what a
-function is given comes from outside of it."""
-
-
-class RehearsalFailed(DtrainError):
-    """A TPU could not run the model's step."""
-
-    exit_code = Exit.USER_CODE
+from ._tensorflow_graph import not_compiled, refuse_dynamic_shapes
+from ._tensorflow_step import tensors
 
 
 class Later:
@@ -69,50 +55,45 @@ class CompiledSession(TensorFlowSession):
             return
         if len(waiting) < self._steps_per_call or len(waiting) == 1:
             for blocks, rate, later in waiting:
-                later.value = self.called(self._step.one, self.spread(blocks), np.float32(rate))
+                later.value = self.called(self._step.one, *tensors((blocks, np.float32(rate))))
             return
         stacked = [
             tf.nest.map_structure(lambda *parts: np.stack(parts), *parts)
             for parts in zip(*(blocks for blocks, _, _ in waiting), strict=True)
         ]
         rates = np.array([rate for _, rate, _ in waiting], np.float32)
-        losses = self.called(self._step.many, self.spread(stacked), rates).numpy()
+        losses = self.called(self._step.many, *tensors((stacked, rates))).numpy()
         for (_, _, later), loss in zip(waiting, losses, strict=True):
             later.value = loss
-
-    def called(self, function: Any, *arguments: Any) -> Any:
-        """What the compiled function gives."""
-        return function(*arguments)
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
         """See `Session.evaluate`."""
         self.flush()
         return super().evaluate(batches)
 
-    def snapshot(self) -> TensorFlowSnapshot:
-        """See `Session.snapshot`."""
+    def arrays(self) -> dict[str, dict[str, Any]]:
+        """See `TensorFlowSession.arrays`."""
         self.flush()
-        return super().snapshot()
+        return super().arrays()
 
 
 class RehearsalSession(CompiledSession):
-    """Looks at every function before its first call; raises `RehearsalFailed`."""
+    """Looks for what a TPU cannot run; raises `RehearsalFailed`."""
 
-    _looked_at: frozenset[int] = frozenset()
+    def inspect(self, graph: Any) -> None:
+        """See `TensorFlowSession.inspect`."""
+        super().inspect(graph)
+        refuse_dynamic_shapes(graph)
 
     def called(self, function: Any, *arguments: Any) -> Any:
-        """See `CompiledSession.called`."""
+        """See `TensorFlowSession.called`."""
         import tensorflow as tf
 
-        if id(function) in self._looked_at:
-            return function(*arguments)
-        self._looked_at |= {id(function)}
-        graph = function.get_concrete_function(*arguments).graph
-        refuse_dynamic_shapes(graph)
         try:
-            return function(*arguments)
+            return super().called(function, *arguments)
         except tf.errors.OpError as error:
-            raise RehearsalFailed(*_not_compiled(graph, str(error))) from error
+            graph = function.get_concrete_function(*arguments).graph
+            raise not_compiled(graph, str(error)) from error
 
 
 def rehearsal(joining: Joining, steps_per_call: int) -> RehearsalSession:
@@ -123,54 +104,3 @@ def rehearsal(joining: Joining, steps_per_call: int) -> RehearsalSession:
     device, *_ = prepare(joining, replicas=1, deterministic=False)
     strategy = tf.distribute.OneDeviceStrategy(device)
     return RehearsalSession(joining.place, strategy, steps_per_call=steps_per_call, jit=True)
-
-
-def operations(graph: Any) -> Iterator[Any]:
-    """Those of a graph and of all functions that it calls (loops, branches)."""
-    for operation in graph.get_operations():
-        yield operation
-        for attribute in operation.node_def.attr.values():
-            for name in (attribute.func.name, *(function.name for function in attribute.list.func)):
-                inner = getattr(graph._get_function(name), "graph", None) if name else None
-                if inner is not None:
-                    yield from operations(inner)
-
-
-def refuse_dynamic_shapes(graph: Any) -> None:
-    """Raise `RehearsalFailed` for the first operation whose result has a shape that its inputs' shapes do not give."""
-    for operation in operations(graph):
-        if operation.type.startswith(NO_SOURCES) or not all(_static(tensor) for tensor in operation.inputs):
-            continue
-        for tensor in operation.outputs:
-            if not _static(tensor):
-                raise RehearsalFailed(
-                    f"the model has a dynamic shape: the operation {operation.name} ({operation.type}) gives "
-                    f"{tensor.shape}, known only when it runs{_made_at(operation)}",
-                    "A TPU needs static shapes: select with a mask that is multiplied or tf.where(condition, a, b), and pad.",
-                )
-
-
-def _static(tensor: Any) -> bool:
-    return bool(tensor.shape.is_fully_defined())
-
-
-def _not_compiled(graph: Any, text: str) -> tuple[str, str]:
-    """Message and hint for XLA's own refusal."""
-    named = NODE.search(text)
-    name = named.group(1) if named else ""
-    operation = next((one for one in operations(graph) if one.name == name), None)
-    what = f"the operation {name} ({operation.type}){_made_at(operation)}" if operation else name or "an operation"
-    return (
-        f"XLA cannot compile {what}: {text.splitlines()[0][:500]}",
-        "Leave it out of the loss, or do it while the data is made.",
-    )
-
-
-def _made_at(operation: Any) -> str:
-    """The user's line that made an operation, where there is one."""
-    ours = (str(Path(__file__).parent), str(Path(errors.__file__).parent), "<")
-    frames = [
-        frame for frame in operation.traceback or ()
-        if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
-    ]  # fmt: skip
-    return f", made at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""

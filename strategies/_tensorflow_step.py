@@ -67,6 +67,23 @@ def use_for_unseeded(noise: Any) -> None:
     global_state.set_global_attribute("global_seed_generator", noise)
 
 
+def tensors(values: Any) -> Any:
+    """The same structure with every array on the host as a tensor."""
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        return tf.nest.map_structure(tf.convert_to_tensor, values)
+
+
+def spread(strategy: Any, values: Sequence[Any]) -> Any:
+    """One value for each of this process's replicas, as an argument for `strategy.run`. Inside a compiled function this
+    costs nothing; as an argument of one it costs a good part of a millisecond."""
+    if len(values) == 1:
+        return values[0]
+    order = iter(values)
+    return strategy.experimental_distribute_values_from_function(lambda _: next(order))
+
+
 class Step:
     """The compiled step of one process; `shards` counts those of all processes."""
 
@@ -79,18 +96,17 @@ class Step:
         self._summed = summed
         self._trained = list(built.model.trainable_variables)
         self._moving = list(built.model.non_trainable_weights)
-        self._loss = built.task.loss
         _leave_summing_to_us(built.optimizer)
         self.one = tf.function(self._one, autograph=False, jit_compile=jit or None)
-        """(Per-replica (batches, states) with a leading dimension of shards, rate) → mean loss of this process's shards."""
+        """(For each replica (batches, states) with a leading dimension of shards, rate) → mean loss of this process's shards."""
         self.many = tf.function(self._many, autograph=False, jit_compile=jit or None)
         """The same with a further leading dimension of steps → losses [steps]."""
 
     def _one(self, inputs: Any, rate: Any) -> Any:
-        return self._local_mean(self._strategy.run(self._replica, args=(inputs, rate)))
+        return self._local_mean(self._strategy.run(self._replica, args=(spread(self._strategy, inputs), rate)))
 
     def _many(self, inputs: Any, rates: Any) -> Any:
-        return self._local_mean(self._strategy.run(self._replica_steps, args=(inputs, rates)))
+        return self._local_mean(self._strategy.run(self._replica_steps, args=(spread(self._strategy, inputs), rates)))
 
     def _local_mean(self, losses: Any) -> Any:
         import tensorflow as tf
@@ -166,22 +182,12 @@ class Step:
         import tensorflow as tf
 
         with tf.GradientTape() as tape, self._built.pure(states) as scope:
-            loss = tf.cast(self._user_loss(batch), tf.float32)
+            loss = tf.cast(called(self._built.task.loss, self._built.model, batch), tf.float32)
             # The sum over all shards is then the mean gradient.
             part = loss / self._shards
         gradients = tape.gradient(part, [variable.value for variable in self._trained])
         dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
         return [loss, *dense, *(scope.get_current_value(variable) for variable in self._moving)]
-
-    def _user_loss(self, batch: Any) -> Any:
-        import tensorflow as tf
-
-        try:
-            return self._loss(self._built.model, batch)
-        except tf.errors.OperatorNotAllowedInGraphError:
-            # `if` or `for` on a tensor. Converting such code takes a good part of a second: only where it is needed.
-            self._loss = converted(self._loss)
-            return self._loss(self._built.model, batch)
 
     def _all_summed(self, totals: list[Any]) -> list[Any]:
         """Sums over all replicas; collectives take tensors of one type."""
@@ -223,10 +229,14 @@ def _leave_summing_to_us(optimizer: Any) -> None:
     optimizer._all_reduce_sum_gradients = list
 
 
-def converted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with Python's control flow on tensors made TensorFlow's."""
+def called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the user's gives. Making Python's control flow on tensors TensorFlow's takes a good part of a
+    second: that is done where the function turns out to have some."""
     import tensorflow as tf
 
-    plain = tf.autograph.to_graph(getattr(function, "__func__", function))
-    owner = getattr(function, "__self__", None)
-    return plain if owner is None else lambda *args: plain(owner, *args)
+    try:
+        return function(*arguments)
+    except tf.errors.OperatorNotAllowedInGraphError:
+        owner = getattr(function, "__self__", None)
+        converted = tf.autograph.to_graph(getattr(function, "__func__", function))
+        return converted(*arguments) if owner is None else converted(owner, *arguments)

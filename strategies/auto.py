@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.job import Job
+from dtrain.job import Device, Job
 from dtrain.strategy import Peers, Place
 
 from . import _framework
@@ -67,7 +67,7 @@ class Auto:
         """Nothing: what it stands for does."""
         return ()
 
-    def processes(self, workers_per_node: int) -> int:
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One a device, as scripts have it."""
         return workers_per_node
 

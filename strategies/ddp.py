@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.job import Job
+from dtrain.job import Device, Job
 from dtrain.strategy import Joining, Peers, Place, Session
 
 from . import _environments, _torch
@@ -46,7 +46,7 @@ class DDP:
         """torch and what a first step would import."""
         return _torch.PRELOAD
 
-    def processes(self, workers_per_node: int) -> int:
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One a device."""
         return workers_per_node
 

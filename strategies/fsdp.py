@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.job import Job, Resources
+from dtrain.job import Device, Job, Resources
 from dtrain.strategy import Joining, Peers, Place, Session
 
 from . import _environments, _torch
@@ -55,7 +55,7 @@ class FSDP:
         """torch and what a first step would import."""
         return _torch.PRELOAD
 
-    def processes(self, workers_per_node: int) -> int:
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One a device."""
         return workers_per_node
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.job import Job, Resources
+from dtrain.job import Device, Job, Resources
 from dtrain.strategy import Joining, Peers, Place, Session
 
 from . import _environments, _framework, _horovod, _tensorflow, _torch
@@ -45,7 +45,7 @@ class Horovod:
             return (*_tensorflow.PRELOAD, "horovod.tensorflow")
         return (*_torch.PRELOAD, "horovod.torch")
 
-    def processes(self, workers_per_node: int) -> int:
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One a device."""
         return workers_per_node
 

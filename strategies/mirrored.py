@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.job import Job, Resources
+from dtrain.job import Device, Job, Resources
 from dtrain.strategy import Joining, Peers, Place, Session
 
 from . import _tensorflow
@@ -34,7 +34,7 @@ class Mirrored:
         """TensorFlow and what a first step would import."""
         return _tensorflow.PRELOAD
 
-    def processes(self, workers_per_node: int) -> int:
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One, whatever the number of devices."""
         return 1
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from dtrain.job import Job, Resources
+from dtrain.job import Device, Job, Resources
 from dtrain.strategy import Joining, Peers, Place, Session
 
 from . import _environments, _tensorflow
@@ -35,9 +35,9 @@ class MultiWorkerMirrored:
         """TensorFlow and what a first step would import."""
         return _tensorflow.PRELOAD
 
-    def processes(self, workers_per_node: int) -> int:
-        """One a worker."""
-        return workers_per_node
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """One a worker, or one where they are GPUs."""
+        return 1 if device == "gpu" else workers_per_node
 
     def environment(self, place: Place, peers: Peers) -> dict[str, str]:
         """TF_CONFIG, the addresses of all workers and which of them this one is."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain import usercode
-from dtrain.job import Job
+from dtrain.job import Device, Job
 from dtrain.strategy import Joining, Peers, Place
 
 from . import _environments, _horovod
@@ -57,7 +57,7 @@ class Script:
             modules += [module for name, module in TORCH_PRELOADS.items() if name in named]
         return tuple(dict.fromkeys(modules))
 
-    def processes(self, workers_per_node: int) -> int:
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One a worker."""
         return workers_per_node
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Annotated, Any
 from annotated_types import Gt
 
 from dtrain.errors import DtrainError
-from dtrain.job import Job, Resources
+from dtrain.job import Device, Job, Resources
 from dtrain.strategy import Joining, Peers, Place, Session
 
 from . import _tensorflow
+
+CONNECT_SECONDS = 30.0
 
 
 class TPUMissing(DtrainError):
@@ -24,8 +27,8 @@ class TPUMissing(DtrainError):
 class TPUOptions:
     """Of TPUStrategy."""
 
-    name: str | None = None
-    """Of the TPU, or its gRPC address; what the environment names when not given."""
+    tpu: str | None = None
+    """Name of the TPU, or its gRPC address; what the environment names when not given."""
     zone: str | None = None
     """Google Cloud's zone of the TPU."""
     project: str | None = None
@@ -53,7 +56,7 @@ class TPU:
         """TensorFlow and what a first step would import."""
         return _tensorflow.PRELOAD
 
-    def processes(self, workers_per_node: int) -> int:
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One, whatever the number of cores."""
         return 1
 
@@ -70,8 +73,8 @@ class TPU:
             found.append("tpu trains on TPUs: set resources.device to tpu, or rehearse: true to try the model on a CPU")
         if resources.device == "gpu" and self.options.rehearse:
             found.append("a rehearsal compiles for a CPU: set resources.device to cpu or tpu")
-        if self.options.local and self.options.name:
-            found.append("a local TPU has no name: give name or local, not both")
+        if self.options.local and self.options.tpu:
+            found.append("a local TPU has no name: give tpu or local, not both")
         return found
 
     @contextmanager
@@ -92,17 +95,19 @@ class TPU:
         options = self.options
         try:
             resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-                tpu="local" if options.local else options.name, zone=options.zone, project=options.project
+                tpu="local" if options.local else options.tpu, zone=options.zone, project=options.project
             )
+            _reach(resolver)
             tf.config.experimental_connect_to_cluster(resolver)
             tf.tpu.experimental.initialize_tpu_system(resolver)
             return tf.distribute.TPUStrategy(resolver)
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+        except (tf.errors.OpError, ValueError, ImportError, OSError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__).partition(" used by ")[0]
+            # Without TensorFlow's own pages about it.
             raise TPUMissing(
-                f"{self._sought()} was not found: {reason}",
-                "Name one (name, zone, project), set local: true on a TPU VM, or try the model here with rehearse: true.",
-            ) from error
+                f"{self._sought()} was not found: {reason[:300]}",
+                "Name one (tpu, zone, project), set local: true on a TPU VM, or try the model here with rehearse: true.",
+            ) from None
 
     def _sought(self) -> str:
         options = self.options
@@ -111,4 +116,13 @@ class TPU:
         where = "".join(
             f", {key} {value}" for key, value in (("zone", options.zone), ("project", options.project)) if value
         )
-        return f"the TPU {options.name}{where}" if options.name else f"a TPU that the environment names{where}"
+        return f"the TPU {options.tpu}{where}" if options.tpu else f"a TPU that the environment names{where}"
+
+
+def _reach(resolver: Any) -> None:
+    """Raise `OSError` where no TPU worker listens: TensorFlow would wait for it for ever."""
+    spec = resolver.cluster_spec()
+    for addresses in spec.as_dict().values() if spec else ():
+        for address in addresses:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()

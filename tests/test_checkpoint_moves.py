@@ -1,4 +1,4 @@
-"""A checkpoint made by one PyTorch strategy at one size loads in every other at every other size."""
+"""A checkpoint made by one strategy at one size loads in every other of its framework at every other size."""
 
 from __future__ import annotations
 
@@ -13,58 +13,76 @@ import pytest
 from live import PROGRAMS, finished, start, wait_for
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
-STRATEGIES = ("ddp", "fsdp", "hsdp", "horovod")
 SIZES = (1, 2, 4)
-LAYOUTS = [(strategy, size) for strategy in STRATEGIES for size in SIZES]
+LAYOUTS = {
+    "torch": [(strategy, size) for strategy in ("ddp", "fsdp", "hsdp", "horovod") for size in SIZES],
+    "tensorflow": [
+        ("mirrored", 1),
+        ("mirrored", 4),
+        ("multi_worker_mirrored", 2),
+        ("multi_worker_mirrored", 4),
+        ("horovod", 1),
+        ("horovod", 2),
+        ("tpu", 1),
+    ],
+}
+ALL = [(framework, *layout) for framework, layouts in LAYOUTS.items() for layout in layouts]
 
 
 def options(strategy: str, size: int) -> tuple[str, ...]:
     sharded = ("--set", "strategy.wrap_parameters=100") if strategy in ("fsdp", "hsdp") else ()
     groups = ("--set", "strategy.replicas=2") if strategy == "hsdp" and size == 4 else ()
-    return ("--strategy", strategy, "--workers", str(size), *sharded, *groups)
+    rehearsal = ("--set", "strategy.rehearse=true") if strategy == "tpu" else ()
+    return ("--strategy", strategy, "--workers", str(size), *sharded, *groups, *rehearsal)
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """One checkpoint from every strategy at every size."""
-    folders = []
-    for strategy, size in LAYOUTS:
-        runs = tmp_path_factory.getbasetemp() / f"{strategy}-{size}"
-        live = finished(RECIPE, *options(strategy, size), "--set", "train.steps=3", runs=runs)
-        folders.append(str(live.run.checkpoints / "step-00000003"))
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Framework → a checkpoint from every strategy at every size."""
+    folders: dict[str, list[str]] = {framework: [] for framework in LAYOUTS}
+    for framework, strategy, size in ALL:
+        runs = tmp_path_factory.getbasetemp() / f"{framework}-{strategy}-{size}"
+        recipe = str(PROGRAMS / f"contract_{framework}.yaml")
+        live = finished(recipe, *options(strategy, size), "--set", "train.steps=3", runs=runs)
+        folders[framework].append(str(live.run.checkpoints / "step-00000003"))
     return folders
 
 
 @pytest.fixture(scope="module")
-def expected(checkpoints: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def expected(checkpoints: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """What a single process reads in each of them."""
-    return digests("ddp", 1, checkpoints, tmp_path_factory.mktemp("expected"))
+    return {
+        framework: digests(framework, *LAYOUTS[framework][0], folders, tmp_path_factory.mktemp("expected"))
+        for framework, folders in checkpoints.items()
+    }
 
 
-def digests(strategy: str, size: int, folders: list[str], tmp_path: Path) -> dict[str, str]:
+def digests(framework: str, strategy: str, size: int, folders: list[str], tmp_path: Path) -> dict[str, str]:
     recipe = tmp_path / "digests.yaml"
-    text = (
-        (PROGRAMS / "contract_torch.yaml")
-        .read_text()
-        .replace("task: tiny_mlp.py:Mlp", f"function: {PROGRAMS}/digests.py:train")
-    )
-    recipe.write_text(f"{text}params: {{folders: {json.dumps(folders)}}}\n")
+    lines = (PROGRAMS / f"contract_{framework}.yaml").read_text().splitlines()
+    lines[1] = f"function: {PROGRAMS}/digests_{framework}.py:train"
+    recipe.write_text("\n".join([*lines, f"params: {{folders: {json.dumps(folders)}}}", ""]))
     live = finished(str(recipe), *options(strategy, size), runs=tmp_path / "runs")
     found = dict(re.findall(r"^digest (\S+) (\w+)$", live.output(0), flags=re.MULTILINE))
     assert len(found) == len(folders), live.output(0)
     return found
 
 
-@pytest.mark.parametrize(("strategy", "size"), LAYOUTS)
+@pytest.mark.parametrize(("framework", "strategy", "size"), ALL)
 def test_every_checkpoint_loads_here(
-    strategy: str, size: int, checkpoints: list[str], expected: dict[str, str], tmp_path: Path
+    framework: str,
+    strategy: str,
+    size: int,
+    checkpoints: dict[str, list[str]],
+    expected: dict[str, dict[str, str]],
+    tmp_path: Path,
 ) -> None:
-    assert digests(strategy, size, checkpoints, tmp_path) == expected
+    assert digests(framework, strategy, size, checkpoints[framework], tmp_path) == expected[framework]
 
 
-def test_the_checkpoints_are_not_all_alike(expected: dict[str, str]) -> None:
+def test_the_checkpoints_are_not_all_alike(expected: dict[str, dict[str, str]]) -> None:
     """Summing in another order changes the last digits: equal digests for all would mean that nothing was loaded."""
-    assert len(set(expected.values())) > 1
+    assert all(len(set(found.values())) > 1 for found in expected.values())
 
 
 def test_a_run_moves_from_strategy_to_strategy_with_the_losses_of_a_single_process(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, finished, start, wait_for
+from live import PROGRAMS, Live, finished, start
 
 from dtrain import plugins
 from dtrain.job import Job, PluginChoice, Resources
@@ -23,8 +23,8 @@ STRATEGIES = list(plugins.installed("strategy"))
 TOLERANCE = {"torch": 1e-5, "tensorflow": 1e-4}
 OPTIONS: dict[str, tuple[str, ...]] = {"tpu": ("--set", "strategy.rehearse=true")}
 """What a strategy needs to be told to run on this machine."""
-FRAMEWORKS = {"horovod": "torch"}
-"""Which task a strategy of no framework of its own is given; Horovod's TensorFlow side has tests of its own."""
+FRAMEWORKS = {"horovod": "torch", "horovod/tensorflow": "tensorflow"}
+"""Which task a strategy of no framework of its own is given."""
 
 
 def framework(name: str) -> str:
@@ -38,7 +38,7 @@ def trains(name: str) -> bool:
     )
 
 
-TRAINERS = [name for name in STRATEGIES if trains(name)]
+TRAINERS = [name for name in STRATEGIES if trains(name)] + ["horovod/tensorflow"]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -55,8 +55,11 @@ def test_the_launchers_side_is_pure(name: str) -> None:
     environments = [strategy.environment(place, peers) for place in places]
     assert environments == [strategy.environment(place, peers) for place in places]
     assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)
-    assert len({json.dumps(environment, sort_keys=True) for environment in environments}) == 4, (
-        "every rank has a place of its own"
+    if strategy.processes(2) == 2:
+        told = {json.dumps(environment, sort_keys=True) for environment in environments}
+        assert len(told) == 4, "every rank has a place of its own"
+    assert "name" not in {field.name for field in dataclasses.fields(strategy.Options)}, (
+        "the recipe has the strategy's own name there"
     )
 
 
@@ -79,7 +82,13 @@ def test_places_cover_the_workers(name: str) -> None:
 
 def recipe(name: str, workers: int = 1) -> tuple[str, ...]:
     groups = ("--set", "strategy.replicas=2") if name == "hsdp" and workers == 4 else ()
-    return (str(PROGRAMS / f"contract_{framework(name)}.yaml"), "--strategy", name, *OPTIONS.get(name, ()), *groups)
+    return (
+        str(PROGRAMS / f"contract_{framework(name)}.yaml"),
+        "--strategy",
+        name.partition("/")[0],
+        *OPTIONS.get(name, ()),
+        *groups,
+    )
 
 
 @cache
@@ -102,7 +111,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Live]:
 
     class Runs(dict[str, Live]):
         def __missing__(self, name: str) -> Live:
-            self[name] = finished(*recipe(name), "--workers", "2", runs=tmp_path_factory.mktemp(f"{name}-2"))
+            self[name] = finished(*recipe(name), "--workers", "2", runs=tmp_path_factory.mktemp("two"))
             return self[name]
 
     return Runs()
@@ -149,7 +158,6 @@ def test_a_checkpoint_loads_at_another_size(name: str, before: str, after: str, 
         live.finish(code=4)
     with start("last", "--workers", after, "--set", "params.pause=0", runs=tmp_path, command="resume") as again:
         again._run = live.run
-        wait_for(lambda: live.events("attempt")[-1]["attempt"] == 2, "the second attempt")
         again.finish()
     assert live.events("attempt")[-1]["step"] >= 8
     assert_losses(live, name)

@@ -89,6 +89,14 @@ def test_all_mistakes_are_said_at_once() -> None:
     ]  # fmt: skip
 
 
+def test_one_e_minus_three_is_a_number() -> None:
+    assert load(GOOD + "params: {rate: 1e-3, text: '1e-3', other: 2.5E+4}\n").params == {
+        "rate": 0.001,
+        "text": "1e-3",
+        "other": 25000.0,
+    }
+
+
 def test_overrides_are_named_in_their_own_mistakes() -> None:
     assert load(GOOD, "train.steps=7", "strategy.bucket_mb=3.5").strategy.options["bucket_mb"] == 3.5
     assert mistakes(GOOD, "train.setps=7") == [

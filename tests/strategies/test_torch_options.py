@@ -1,0 +1,73 @@
+"""Options of the PyTorch strategies: each one trains, and changes what it says it changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from live import PROGRAMS, dtrain, finished
+
+RECIPE = str(PROGRAMS / "contract_torch.yaml")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "close"),
+    [
+        ("ddp", ["static_graph=true", "bucket_mb=0.001"], 1e-5),
+        ("ddp", ["precision=bf16"], 0.2),
+        ("ddp", ["compression=fp16"], 0.05),
+        ("ddp", ["compile=true"], 1e-4),
+        ("ddp", ["activation_checkpointing=[Tanh]"], 1e-5),
+        ("fsdp", ["precision=bf16", "wrap=[Linear]"], 0.2),
+        ("fsdp", ["wrap=[Linear]", "reshard_after_forward=false"], 1e-5),
+        ("fsdp", ["wrap_parameters=100", "activation_checkpointing=[Tanh]"], 1e-5),
+        ("fsdp", ["cpu_offload=true", "wrap=[Linear]"], 1e-5),
+        ("horovod", ["compression=fp16", "fusion_mb=1", "cycle_ms=0.5"], 0.05),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_an_option_trains(strategy: str, options: list[str], close: float, tmp_path: Path) -> None:
+    sets = [part for option in options for part in ("--set", f"strategy.{option}")]
+    plain = finished(RECIPE, "--strategy", "ddp", "--workers", "2", "--set", "train.steps=10", runs=tmp_path / "plain")
+    live = finished(
+        RECIPE, "--strategy", strategy, "--workers", "2", "--set", "train.steps=10", *sets, runs=tmp_path / "option"
+    )
+    for step, loss in plain.losses().items():
+        assert live.losses()[step] == pytest.approx(loss, rel=close), f"step {step}"
+
+
+def test_options_are_checked_without_the_framework() -> None:
+    failed = dtrain(
+        "plan",
+        RECIPE,
+        "--set",
+        "strategy.name=fsdp",
+        "--set",
+        "strategy.wrapp=[x]",
+        "--set",
+        "strategy.precision=fp8",
+        check=2,
+    )
+    assert "unknown key 'wrapp'. Did you mean 'wrap'?" in failed.stderr
+    assert "'fp32' or 'bf16'" in failed.stderr
+
+
+def test_a_class_that_is_not_in_the_model_is_said_with_those_that_are(tmp_path: Path) -> None:
+    live = finished(RECIPE, "--strategy", "fsdp", "--set", "strategy.wrap=[Block]", runs=tmp_path, code=1)
+    assert "no module of the class 'Block': it has Linear, Sequential, Tanh" in live.events("failure")[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen", "reason"),
+    [
+        (["--workers", "1"], "ddp", "one worker"),
+        (["--workers", "2"], "ddp", "2 workers"),
+        (["--workers", "2", "--set", "strategy.parameters=7e9"], "fsdp", "112 GB"),
+        (["--workers", "4", "--nodes", "2", "--set", "strategy.parameters=7e9"], "hsdp", "112 GB"),
+    ],
+)
+def test_auto_chooses_and_says_why(options: list[str], chosen: str, reason: str) -> None:
+    shown = json.loads(dtrain("plan", RECIPE, "--strategy", "auto", *options, "--json").stdout)
+    assert shown["strategy"] == chosen
+    assert reason in shown["reason"]

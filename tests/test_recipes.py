@@ -1,0 +1,49 @@
+"""Every recipe that we ship trains on its real data to what it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from live import RECIPES, finished, start
+
+DIGITS = sorted(path.stem for path in RECIPES.glob("digits_*.yaml") if path.stem != "digits_function")
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_digits_reach_97_percent_on_held_out_ones(name: str, tmp_path: Path) -> None:
+    live = finished(str(RECIPES / f"{name}.yaml"), runs=tmp_path)
+    assert live.events("evaluation")[-1]["values"]["accuracy"] >= 0.97
+    live.assert_clean_audit(steps=live.events("training")[-1]["total_steps"])
+
+
+def test_a_loop_of_ones_own_learns(tmp_path: Path) -> None:
+    live = finished(str(RECIPES / "digits_function.yaml"), runs=tmp_path)
+    losses = live.losses()
+    assert losses[max(losses)] < losses[min(losses)] / 3
+
+
+@pytest.mark.parametrize("name", ["stdlib_gpt_ddp", "stdlib_gpt_fsdp"])
+def test_the_gpt_learns_and_prints_a_sample(name: str, tmp_path: Path) -> None:
+    live = finished(str(RECIPES / f"{name}.yaml"), runs=tmp_path)
+    losses = live.losses()
+    assert losses[max(losses)] < losses[min(losses)] - 0.3
+    assert "def " in live.output(0)
+
+
+@pytest.mark.parametrize("name", ["script", "horovod_script"])
+def test_scripts_run_as_they_are(name: str, tmp_path: Path) -> None:
+    live = finished(str(RECIPES / f"{name}.yaml"), runs=tmp_path)
+    assert "learned [1.0, -2.0, 3.0, -4.0]" in live.output(0)
+
+
+def test_a_killed_mirrored_process_leaves_no_trace_even_while_saving(tmp_path: Path) -> None:
+    recipe = (str(RECIPES / "digits_mirrored.yaml"), "--set", "train.steps=60", "--set", "checkpoint.every_steps=1")
+    alone = finished(*recipe, runs=tmp_path / "alone")
+    with start(*recipe, runs=tmp_path / "killed") as live:
+        for attempt in (1, 2, 3):
+            live.wait_step(15 * attempt, attempt=attempt)
+            live.kill(0, attempt)
+        live.finish()
+    assert live.weights() == alone.weights()
+    live.assert_clean_audit(steps=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -20,11 +21,8 @@ def main() -> None:
         folder = Path(name)
         rows = []
         for script, workers, needed in CASES:
-            ours, theirs = in_turn(
-                rounds,
-                lambda script=script, workers=workers: seconds_of(dtrain(folder, script, workers), folder),
-                lambda script=script, workers=workers: seconds_of(torchrun(script, workers), folder),
-            )
+            commands = dtrain(folder, script, workers), torchrun(script, workers)
+            ours, theirs = in_turn(rounds, *(functools.partial(seconds_of, command, folder) for command in commands))
             rows.append(Row(f"{script}, {workers} workers", ours, theirs, needed))
         print(table(f"Launching (median of {rounds})", "torchrun", rows))
         help_ours, help_theirs = in_turn(

@@ -23,7 +23,7 @@ DTRAIN = [sys.executable, "-P", "-m", "dtrain"]
 
 
 def dtrain(
-    *arguments: str, cwd: Path | str = "/", check: int | None = 0, **environment: str
+    *arguments: str, cwd: Path | str = "/", check: int | None = 0, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; with `check`, its exit code must be that."""
     done = subprocess.run(
@@ -185,7 +185,7 @@ class Live:
 
 @contextmanager
 def start(
-    *arguments: str, runs: Path, command: str = "run", cwd: Path | str = "/", **environment: str
+    *arguments: str, runs: Path, command: str = "run", cwd: Path | str = "/", **environment: Any
 ) -> Iterator[Live]:
     """`dtrain run …` in the background; whatever the test does, it is gone afterwards."""
     known = {run.path for run in all_runs(runs)} if command == "run" else set()

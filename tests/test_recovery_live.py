@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Live:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Path]:
+def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs with a blank"
 
 
@@ -189,7 +188,7 @@ def test_a_run_resumes_on_another_number_of_workers_with_the_same_samples_and_lo
     for workers in ("4", "1"):
         with start("last", "--workers", workers, runs=runs, command="resume") as again:
             again._run = live.run
-            wait_for(lambda at=int(workers): live.events("attempt")[-1]["workers"] == at, "the next attempt")
+            wait_for(lambda: live.events("attempt")[-1]["workers"] == int(workers), "the next attempt")  # noqa: B023
             if workers == "4":
                 again.wait_step(40, attempt=2)
                 again.process.send_signal(signal.SIGINT)

@@ -18,6 +18,10 @@ def recipe(tmp_path: Path, pause: float) -> str:
     return str(path)
 
 
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
 def test_a_torchrun_script_runs_as_it_is(tmp_path: Path) -> None:
     live = finished(recipe(tmp_path, 0.0), runs=tmp_path / "runs")
     assert "rank 1 of 2: sum 1170" in live.output(1)
@@ -28,11 +32,8 @@ def test_a_killed_script_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None
         for attempt, rank in enumerate([0, 1, 1], start=1):
             live.pid(rank, attempt)
             live_steps = tmp_path / f"steps-{rank}"
-            before = len(live_steps.read_text().splitlines()) if live_steps.exists() else 0
-            wait_for(
-                lambda at=before, path=live_steps: path.exists() and len(path.read_text().splitlines()) > at + 5,
-                "steps",
-            )
+            before = lines(live_steps)
+            wait_for(lambda: lines(live_steps) > before + 5, "steps")  # noqa: B023
             live.kill(rank, attempt)
         live.finish()
     assert "rank 0 of 2: sum 1170" in live.output(0)

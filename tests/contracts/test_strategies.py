@@ -28,7 +28,7 @@ FRAMEWORKS = {"horovod": "torch", "horovod/tensorflow": "tensorflow"}
 
 
 def framework(name: str) -> str:
-    return FRAMEWORKS.get(name, str(plugins.plugin_class("strategy", name).framework))
+    return FRAMEWORKS.get(name) or str(plugins.plugin_class("strategy", name).framework)
 
 
 def trains(name: str) -> bool:

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from integration.ray_lab import RayLab, ray_missing
@@ -39,7 +40,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Live:
     return finished(RECIPE, *FOUR, runs=tmp_path_factory.mktemp("local"))
 
 
-def on(lab: RayLab) -> dict[str, str]:
+def on(lab: RayLab) -> dict[str, Any]:
     return lab.environment | {"RAY_API_SERVER_ADDRESS": lab.jobs_address}
 
 

@@ -123,6 +123,16 @@ def test_a_plain_script_runs_unchanged(lab: SlurmLab, runs: Path, tmp_path: Path
     assert "rank 1 of 2" in live.output(1)
 
 
+def test_every_worker_of_a_node_sees_its_gpus(lab: SlurmLab, runs: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "gpus.yaml"
+    recipe.write_text(
+        "script: printenv\nargs: [CUDA_VISIBLE_DEVICES]\nresources: {workers: 4, nodes: 2, device: gpu}\n"
+    )
+    with start(str(recipe), *SLURM, runs=runs, **lab.environment) as live:
+        live.finish()
+    assert [live.output(rank).splitlines()[-1] for rank in range(4)] == ["0,1"] * 4
+
+
 def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happened(
     lab: SlurmLab, runs: Path, undisturbed: Live
 ) -> None:
@@ -311,7 +321,7 @@ def test_ctrl_c_while_following_saves_and_stops_the_run(lab: SlurmLab, runs: Pat
 
 
 def test_a_sweep_is_a_run_for_each_value_and_a_requeue_starts_the_right_one(lab: SlurmLab, runs: Path) -> None:
-    one = ("--set", "train.steps=30", "--set", "params.pause=0.05", *SLURM)
+    one = ("--set", "train.steps=20", "--set", "params.pause=0.05", *SLURM)
     command(lab, runs, "submit", RECIPE, *one, "--sweep", "train.seed=4,5,6")
     members = {run.job().train.seed: run for run in all_runs(runs)}
     assert sorted(run.job().name for run in members.values()) == [f"contract-seed{seed}" for seed in (4, 5, 6)]

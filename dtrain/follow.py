@@ -6,7 +6,7 @@ import time
 
 from dtrain import lists
 from dtrain.errors import ClusterError, Exit
-from dtrain.events import Event, Reader
+from dtrain.events import Reader
 from dtrain.rundir import RunDir
 
 LOOK_SECONDS = 0.1
@@ -39,31 +39,29 @@ class Follower:
                 self._stop()
 
     def _look(self) -> int | None:
-        for event in self._events.new():
-            code = self._ended(event)
-            if code is not None:
-                return code
-        if time.monotonic() < self._ask_at:
-            return None
+        code = self._told()
+        if code is not None or time.monotonic() < self._ask_at:
+            return code
         self._ask_at = time.monotonic() + ASK_SECONDS
         there = None if self._run.supervised() else lists.submission(self._run)
         if there is None or not there.over:
             return None
         # Its last words may still be under way on a slow file system.
         time.sleep(LOOK_SECONDS)
-        for event in self._events.new():
-            code = self._ended(event)
-            if code is not None:
-                return code
+        code = self._told()
+        if code is not None:
+            return code
         return int(Exit.RESUMABLE if self._interrupted else Exit.GAVE_UP)
 
-    def _ended(self, event: Event) -> int | None:
-        if event["event"] == "requeued":
-            self._queued_again = True
-        elif event["event"] == "run":
-            self._queued_again = False
-        elif event["event"] == "end" and not self._queued_again:
-            return int(event["exit_code"])
+    def _told(self) -> int | None:
+        """The exit code, where the run's diary has its real end by now."""
+        for event in self._events.new():
+            if event["event"] == "requeued":
+                self._queued_again = True
+            elif event["event"] == "run":
+                self._queued_again = False
+            elif event["event"] == "end" and not self._queued_again:
+                return int(event["exit_code"])
         return None
 
     def _stop(self) -> None:

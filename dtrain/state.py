@@ -26,6 +26,8 @@ class RunState:
     attempt: int = 0
     step: int = 0
     total_steps: int | None = None
+    trained_since: float = 0.0
+    """Seconds since 1970, of the first step of the attempt under way."""
     first_step: int = 0
     """Of the attempt under way."""
     steps: dict[str, int] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class RunState:
         self.phase = "running"
 
     def _on_training(self, event: Event) -> None:
-        self.total_steps = event["total_steps"]
+        self.total_steps, self.trained_since = event["total_steps"], event["time"]
 
     def _on_progress(self, event: Event) -> None:
         self.steps |= event["steps"]

@@ -183,6 +183,6 @@ def workers(state: RunState) -> str:
 def eta(state: RunState, now: float) -> str:
     """Time to the end at the speed of this attempt so far."""
     done = state.step - state.first_step
-    if not state.total_steps or done <= 0 or not state.began:
+    if not state.total_steps or done <= 0 or not state.trained_since:
         return "-"
-    return words.seconds((now - state.began) / done * (state.total_steps - state.step))
+    return words.seconds((now - state.trained_since) / done * (state.total_steps - state.step))

@@ -171,14 +171,16 @@ def train(run: RunDir, strategy: Strategy, joining: Joining, link: Link, assignm
 def report(link: Link, error: BaseException, job: Job) -> None:
     """Tell the supervisor what ended the user's code, and leave the traceback in the log too."""
     text = "".join(traceback.format_exception(error))
-    print(text, file=sys.stderr, end="")
     names = [base.__name__ for base in type(error).__mro__]
     message = " ".join(str(error).split()) or type(error).__name__
     ours = isinstance(error, DtrainError)
+    kind = Kind.SETUP if ours else exception_kind(names, message)
+    # Where another worker ended, this one's traceback only hides the cause.
+    print(f"dtrain: lost another worker: {message}\n" if kind is Kind.CASCADE else text, file=sys.stderr, end="")
     link.say(
         "failed",
         message=message if ours else f"{names[0]}: {message}"[:2000],
-        failure=(Kind.SETUP if ours else exception_kind(names, message)).value,
+        failure=kind.value,
         traceback="" if ours else text[-20000:],
         where="" if ours else _where(error, job),
         exit_code=int(error.exit_code) if isinstance(error, DtrainError) else FAILED,

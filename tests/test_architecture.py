@@ -55,7 +55,7 @@ def test_no_plugin_imports_a_framework_at_its_top() -> None:
 
 def test_strategies_and_clusters_do_not_know_each_other() -> None:
     for path, tree in trees(PLUGINS):
-        other = "clusters" if path.parent.name == "strategies" else "strategies"
+        other = "dtrain.clusters" if path.parent.name == "strategies" else "dtrain.strategies"
         assert not any(other in name for name in imports_of(tree)), path
 
 

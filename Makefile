@@ -22,7 +22,7 @@ check: $(VENV)/.test
 bench: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/launch.py
 	$(VENV)/bin/python benchmarks/recovery.py
-	$(VENV)/bin/python benchmarks/step.py
+	$(VENV)/bin/python benchmarks/strategies.py
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

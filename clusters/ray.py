@@ -93,7 +93,8 @@ class Ray:
         """What the Jobs API says; '' where the cluster cannot be reached or does not know the job."""
         with suppress(RuntimeError, ConnectionError, ClusterError):
             info = self._jobs().get_job_info(reference)
-            return Submission(STATES.get(info.status.value, ""), info.message or "", reference)
+            state = STATES.get(info.status.value, "")
+            return Submission(state, info.message or "", reference, over=info.status.is_terminal())
         return Submission("", "the cluster does not answer", reference)
 
     def cancel(self, run: RunDir, reference: str) -> None:

@@ -188,7 +188,9 @@ class Agent:
         elif command.attempt != self._attempt:
             return
         elif isinstance(command, Stop):
-            self._waiting.clear()
+            while self._waiting:
+                for place in self._waiting.popleft().places:
+                    self.send(Exited(command.attempt, place.rank, -signal.SIGKILL, None, out_of_memory=False))
             self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
             self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
         elif isinstance(command, DumpStacks):

@@ -41,7 +41,6 @@ BUG_SETTLE_SECONDS = 0.25
 SETTLE_SECONDS = 1.5
 STACKS_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
-FORGET_SECONDS = 2.0
 MOST_RANKS_SHOWN = 64
 
 
@@ -100,9 +99,7 @@ class Attempt:
         self._owner = {place.rank: node for node, places in self._places.items() for place in places}
         self._running = set(self._owner)
         self._started = False
-        self._begun: set[str] = set()
         """Nodes whose workers run, or did."""
-        self._forget_at: float | None = None
         self._ports: dict[str, tuple[int, ...]] = {}
         self._signs: dict[int, Sign] = {}
         self._reports: dict[int, Failure] = {}
@@ -132,7 +129,6 @@ class Attempt:
                 self._start()
         elif isinstance(event, Started):
             self._log.add("started", attempt=self.number, node=node, pids=event.pids)
-            self._begun.add(node)
             if self._leaving and self._phase is Phase.RUNNING and self._plan.job.kind != "script":
                 # What was told before its workers were there, reached none of them; twice does no harm.
                 self._send(node, Tell(self.number, {"do": "gate"}))
@@ -160,15 +156,6 @@ class Attempt:
                 self.kill()
         if self._phase is Phase.RUNNING and not self._leaving:
             self._look_for_hang(now)
-        if self._phase is Phase.ENDING:
-            self._forget_unbegun(now)
-
-    def _forget_unbegun(self, now: float) -> None:
-        """An agent that was told to stop before it had begun says nothing of workers that it never started."""
-        self._forget_at = self._forget_at or now + FORGET_SECONDS
-        if now >= self._forget_at:
-            self._running -= {rank for rank, node in self._owner.items() if node not in self._begun}
-            self._close()
 
     def leave(self, now: float) -> None:
         """Have the workers agree on a step, save at it and end; scripts get a SIGTERM. Killed after the grace."""

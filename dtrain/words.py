@@ -93,6 +93,7 @@ LINES = {
     "stopping": lambda event, state: (
         f"{event['why']}: " + ("stopping at once" if event["now"] else "saving and stopping (again: at once)")
     ),
+    "requeued": lambda event, state: f"queued again: {event['words']}",
     "moving": lambda event, state: f"{event['why']}: saving, to go on with other nodes",
     "leaving": lambda event, state: f"all ranks leave at step {event['step']}",
     "failure": lambda event, state: f"FAILURE {failure(event)}",

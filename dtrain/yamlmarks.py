@@ -48,8 +48,12 @@ class Document:
         return Mark(self.source, 1, 1)
 
     def put(self, path: tuple[str, ...], value: Any, source: str) -> None:
-        """Set a value from outside the file, making the mappings on the way."""
+        """Set a value from outside the file, making the mappings on the way; the name of a plugin that the file names too
+        leaves its options as they are."""
         place = self.data
+        known = place.get(path[0])
+        if isinstance(known, dict) and known.get("name") == value and path in (("strategy",), ("cluster",)):
+            return
         for depth, part in enumerate(path[:-1]):
             inner = place.get(part)
             if isinstance(inner, str) and depth == 0 and part in ("strategy", "cluster"):

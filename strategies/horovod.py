@@ -24,8 +24,9 @@ class HorovodOptions:
     """Type that gradients are sent in."""
     op: Literal["average", "adasum"] = "average"
     """How gradients are combined; adasum only where Horovod was built with it."""
-    fusion_mb: float = 128.0
-    """Megabytes of gradients that are averaged in one go."""
+    fusion_mb: float = 0.0
+    """Megabytes of gradients that are averaged in one go. What is ready in time decides what goes together, so that above
+    0 the last digits of a sum over three or more workers differ from run to run."""
     cycle_ms: float = 1.0
     """Milliseconds between two looks for gradients that are ready."""
 

@@ -29,11 +29,12 @@ LAYOUTS = {
 ALL = [(framework, *layout) for framework, layouts in LAYOUTS.items() for layout in layouts]
 
 
-def options(strategy: str, size: int) -> tuple[str, ...]:
+def options(strategy: str, size: int, framework: str = "torch") -> tuple[str, ...]:
     sharded = ("--set", "strategy.wrap_parameters=100") if strategy in ("fsdp", "hsdp") else ()
     groups = ("--set", "strategy.replicas=2") if strategy == "hsdp" and size == 4 else ()
+    known = ("--set", "strategy.framework=tensorflow") if framework == "tensorflow" and strategy == "horovod" else ()
     rehearsal = ("--set", "strategy.rehearse=true") if strategy == "tpu" else ()
-    return ("--strategy", strategy, "--workers", str(size), *sharded, *groups, *rehearsal)
+    return ("--strategy", strategy, "--workers", str(size), *sharded, *groups, *known, *rehearsal)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]
     for framework, strategy, size in ALL:
         runs = tmp_path_factory.getbasetemp() / f"{framework}-{strategy}-{size}"
         recipe = str(PROGRAMS / f"contract_{framework}.yaml")
-        live = finished(recipe, *options(strategy, size), "--set", "train.steps=3", runs=runs)
+        live = finished(recipe, *options(strategy, size, framework), "--set", "train.steps=3", runs=runs)
         folders[framework].append(str(live.run.checkpoints / "step-00000003"))
     return folders
 
@@ -62,7 +63,7 @@ def digests(framework: str, strategy: str, size: int, folders: list[str], tmp_pa
     lines = (PROGRAMS / f"contract_{framework}.yaml").read_text().splitlines()
     lines[1] = f"function: {PROGRAMS}/digests_{framework}.py:train"
     recipe.write_text("\n".join([*lines, f"params: {{folders: {json.dumps(folders)}}}", ""]))
-    live = finished(str(recipe), *options(strategy, size), runs=tmp_path / "runs")
+    live = finished(str(recipe), *options(strategy, size, framework), runs=tmp_path / "runs")
     found = dict(re.findall(r"^digest (\S+) (\w+)$", live.output(0), flags=re.MULTILINE))
     assert len(found) == len(folders), live.output(0)
     return found

@@ -30,30 +30,49 @@ class Million:
 
 
 if __name__ == "__main__":
-    # What a person would write for torchrun.
+    # What a person would write for torchrun, or for horovodrun.
     import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
     from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-    steps, batch, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    dist.init_process_group("gloo")
+    steps, batch, out, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     task = Million()
     torch.manual_seed(0)
-    model = DistributedDataParallel(task.model(), gradient_as_bucket_view=True)
-    optimizer = task.optimizer(model)
+    model = task.model()
+    if kind == "horovod":
+        import horovod.torch as hvd
+
+        hvd.init()
+        rank, world = hvd.rank(), hvd.size()
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        optimizer = hvd.DistributedOptimizer(task.optimizer(model), named_parameters=model.named_parameters())
+    else:
+        dist.init_process_group("gloo")
+        rank, world = dist.get_rank(), dist.get_world_size()
+        if kind == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
+            for layer in model:
+                if isinstance(layer, nn.Linear):
+                    fully_shard(layer)
+            fully_shard(model)
+        else:
+            from torch.nn.parallel import DistributedDataParallel
+
+            model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        optimizer = task.optimizer(model)
     data = TensorDataset(*(torch.as_tensor(part) for part in task.data("train")))
-    sampler = DistributedSampler(data)
-    each = batch // dist.get_world_size()
+    sampler = DistributedSampler(data, world, rank)
     times, epoch = [], 0
     while len(times) < steps:
         sampler.set_epoch(epoch)
         epoch += 1
-        for inputs, targets in DataLoader(data, each, sampler=sampler, drop_last=True):
+        for inputs, targets in DataLoader(data, batch // world, sampler=sampler, drop_last=True):
             loss = task.loss(model, (inputs, targets))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             times.append(time.time())
-    if dist.get_rank() == 0:
+    if rank == 0:
         Path(out).write_text("\n".join(map(str, times[:steps])))
-    dist.destroy_process_group()
+    if kind != "horovod":
+        dist.destroy_process_group()

@@ -89,6 +89,12 @@ def test_all_mistakes_are_said_at_once() -> None:
     ]  # fmt: skip
 
 
+def test_a_plugin_that_is_named_again_keeps_its_options() -> None:
+    text = GOOD.replace("strategy: ddp", "strategy: {name: ddp, bucket_mb: 3.5}")
+    assert load(text, "strategy=ddp").strategy.options["bucket_mb"] == 3.5
+    assert "bucket_mb" not in load(text, "strategy=fsdp").strategy.options
+
+
 def test_one_e_minus_three_is_a_number() -> None:
     assert load(GOOD + "params: {rate: 1e-3, text: '1e-3', other: 2.5E+4}\n").params == {
         "rate": 0.001,

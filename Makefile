@@ -35,6 +35,7 @@ $(VENV)/.demo: $(VENV)/.python $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.python $(SOURCES)
 	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,test]'
+	$(VENV)/bin/python -P -m dtrain.strategies.horovod_build
 	touch $@
 
 clean:

@@ -130,7 +130,7 @@ CONNECTION = re.compile(
 )
 PEER_ERRORS = {
     "DistBackendError", "DistNetworkError", "DistStoreError", "HorovodInternalError", "UnavailableError",
-    "UnknownError", "AbortedError", "CancelledError", "InternalError",
+    "UnknownError", "DeadlineExceededError", "AbortedError", "CancelledError", "InternalError",
 }  # fmt: skip
 CHANCE = {"ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError",
           "TimeoutError", "OSError", "InterruptedError"}  # fmt: skip

@@ -176,7 +176,8 @@ def report(link: Link, error: BaseException, job: Job) -> None:
     ours = isinstance(error, DtrainError)
     kind = Kind.SETUP if ours else exception_kind(names, message)
     # Where another worker ended, this one's traceback only hides the cause.
-    print(f"dtrain: lost another worker: {message}\n" if kind is Kind.CASCADE else text, file=sys.stderr, end="")
+    brief = {Kind.CASCADE: f"dtrain: lost another worker: {message}\n", Kind.SETUP: f"dtrain: {error}\n"}
+    print(brief.get(kind, text), file=sys.stderr, end="")
     link.say(
         "failed",
         message=message if ours else f"{names[0]}: {message}"[:2000],

@@ -52,8 +52,11 @@ class Document:
         leaves its options as they are."""
         place = self.data
         known = place.get(path[0])
-        if isinstance(known, dict) and known.get("name") == value and path in (("strategy",), ("cluster",)):
-            return
+        if isinstance(known, dict) and path[0] in ("strategy", "cluster"):
+            if path[1:] in ((), ("name",)) and known.get("name") == value:
+                return
+            if path[1:] == ("name",):  # the options are another plugin's
+                path, value = path[:1], {"name": value}
         for depth, part in enumerate(path[:-1]):
             inner = place.get(part)
             if isinstance(inner, str) and depth == 0 and part in ("strategy", "cluster"):

@@ -19,7 +19,7 @@ from dtrain.strategy import Joining, Place
 from . import _tensorflow_state
 from ._tensorflow_graph import refuse_own_randomness
 from ._tensorflow_state import TensorFlowSnapshot, keyed
-from ._tensorflow_step import Built, Step, Summed, called, spread, tensors, use_for_unseeded
+from ._tensorflow_step import Built, Step, Summed, spread, tensors, traced, use_for_unseeded
 
 PRELOAD = ("tensorflow", "keras", "dtrain.loop")
 SEEDS = 1 << 32
@@ -93,7 +93,7 @@ class TensorFlowSession:
 
         keras.utils.set_random_seed(train.seed % SEEDS)
         with self.strategy.scope():
-            noise = keras.random.SeedGenerator(train.seed)
+            noise = keras.random.SeedGenerator(train.seed % SEEDS)
             use_for_unseeded(noise)
             model = task.model()
             if not isinstance(model, keras.Layer):
@@ -103,7 +103,7 @@ class TensorFlowSession:
             if not model.built:
                 _give_weights(task, model)
             optimizer = task.optimizer(model)
-            _refuse_second_owner(optimizer)
+            _refuse_second_owner(task, optimizer)
             optimizer.build(model.trainable_variables)
         self.model = model
         self._built = Built(task, model, optimizer, train.clip_norm, noise)
@@ -196,11 +196,8 @@ class TensorFlowSession:
 
         task, model = self._built.task, self._built.model
         with self._built.pure(self._built.states([0])[0]):
-            values = (
-                called(task.metrics, model, batch)
-                if hasattr(task, "metrics")
-                else {"loss": called(task.loss, model, batch)}
-            )
+            measures = hasattr(task, "metrics")
+            values = traced(task.metrics, model, batch) if measures else {"loss": traced(task.loss, model, batch)}
         return {name: tf.cast(value, tf.float64) for name, value in values.items()}
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
@@ -277,7 +274,7 @@ def _give_weights(task: Any, model: Any) -> None:
         task.loss(model, tf.nest.map_structure(tf.convert_to_tensor, sample))
 
 
-def _refuse_second_owner(optimizer: Any) -> None:
+def _refuse_second_owner(task: Any, optimizer: Any) -> None:
     """Options of Keras's optimizers for what dtrain does itself, and that would be done twice."""
     import keras
 
@@ -288,6 +285,10 @@ def _refuse_second_owner(optimizer: Any) -> None:
     if getattr(optimizer, "gradient_accumulation_steps", None):
         raise TypeError(
             "gradient_accumulation_steps is not needed: raise train.shards, whose gradients dtrain accumulates"
+        )
+    if hasattr(task, "schedule") and not isinstance(optimizer.learning_rate, keras.Variable):
+        raise TypeError(
+            "both the task and the optimizer have a schedule: leave out task.schedule, or give a plain learning rate"
         )
 
 

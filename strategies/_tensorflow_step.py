@@ -182,7 +182,7 @@ class Step:
         import tensorflow as tf
 
         with tf.GradientTape() as tape, self._built.pure(states) as scope:
-            loss = tf.cast(called(self._built.task.loss, self._built.model, batch), tf.float32)
+            loss = tf.cast(traced(self._built.task.loss, self._built.model, batch), tf.float32)
             # The sum over all shards is then the mean gradient.
             part = loss / self._shards
         gradients = tape.gradient(part, [variable.value for variable in self._trained])
@@ -229,7 +229,7 @@ def _leave_summing_to_us(optimizer: Any) -> None:
     optimizer._all_reduce_sum_gradients = list
 
 
-def called(function: Callable[..., Any], *arguments: Any) -> Any:
+def traced(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function of the user's gives. Making Python's control flow on tensors TensorFlow's takes a good part of a
     second: that is done where the function turns out to have some."""
     import tensorflow as tf

@@ -233,7 +233,19 @@ def test_what_dtrain_does_itself_is_refused_in_the_optimizer() -> None:
         def optimizer(self, model: Any) -> Any:
             return keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
 
-    for task, hint in ((Scaled(), "bfloat16"), (Accumulating(), "train.shards")):
+    class TwoSchedules(Task):
+        def optimizer(self, model: Any) -> Any:
+            return keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10))
+
+        def schedule(self, step: int, total_steps: int) -> float:
+            return 1.0
+
+    refused = (
+        (Scaled(), "bfloat16"),
+        (Accumulating(), "train.shards"),
+        (TwoSchedules(), "both the task and the optimizer"),
+    )
+    for task, hint in refused:
         with pytest.raises(TypeError, match=hint):
             session(1, task)
 

@@ -5,6 +5,8 @@ The agent is taken before the command line is imported: it is started on every n
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 
 
@@ -18,13 +20,27 @@ def main() -> int:
         from dtrain import detached
 
         return detached.main(sys.argv[2])
+    # What is imported stays: looking for garbage among it, now or at the end, only costs time.
+    gc.disable()
     if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:
         from dtrain import spare
 
         spare.start()
     from dtrain import cli
 
-    return cli.main()
+    code = cli.main()
+    _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End without taking the interpreter apart; what was printed is out."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return
+    os._exit(code)
 
 
 if __name__ == "__main__":

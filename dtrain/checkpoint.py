@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +142,8 @@ def damage(path: Path) -> str:
         int(manifest["step"]), int(manifest["bytes"]), str(manifest["weights"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max_workers=8) as pool:
         for name, problem in zip(
             files, pool.map(lambda name: _file_damage(path / name, *files[name]), files), strict=True

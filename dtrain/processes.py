@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from contextlib import suppress
@@ -30,6 +29,8 @@ def alive(pid: int) -> bool:
 
 def die_with_parent(parent: int) -> None:
     """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG); ends at once where it already has."""
+    import ctypes  # the launcher need not pay for it
+
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -37,6 +38,8 @@ def die_with_parent(parent: int) -> None:
 
 def set_name(name: str) -> None:
     """The name that `top` and `ps -o comm` show, 15 bytes."""
+    import ctypes
+
     ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import signal
 import time
@@ -327,6 +328,8 @@ def _attempts_so_far(run: RunDir) -> int:
 
 def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
     """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal."""
+    gc.freeze()
+    gc.enable()  # which the command line does without
     with run.lock(patience_seconds) as lease:
         inbox: Inbox = queue.SimpleQueue()
         run.forget_old_stop_request()

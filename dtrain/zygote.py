@@ -8,6 +8,7 @@ children (data loaders) would not.
 from __future__ import annotations
 
 import atexit
+import ctypes  # noqa: F401  what every worker needs at once
 import gc
 import os
 import shutil

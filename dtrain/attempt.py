@@ -195,10 +195,12 @@ class Attempt:
             run_id=self._run_id,
             attempt=self.number,
         )
+        # Every node would be told of every rank: quadratic in their number.
+        told = dataclasses.replace(peers, addresses=peers.addresses[:1], ports=peers.ports[:1])
         for node, places in self._places.items():
             environment = {str(place.rank): self._environment(place, peers) for place in places}
             folder, step = (str(self._resume.path), self._resume.step) if self._resume else (None, 0)
-            self._send(node, Start(self.number, tuple(places), peers, environment, folder, step))
+            self._send(node, Start(self.number, tuple(places), told, environment, folder, step))
 
     def _environment(self, place: Place, peers: Peers) -> dict[str, str]:
         own = {"DTRAIN_RUN": self._run_id, "DTRAIN_ATTEMPT": str(self.number), "DTRAIN_RANK": str(place.rank)}
@@ -347,12 +349,13 @@ class Attempt:
         )
 
     def _show_progress(self, now: float) -> None:
-        steps = {str(rank): sign.step for rank, sign in sorted(self._signs.items()) if sign.step is not None}
-        if not steps or now < self._progress_at:
+        if now < self._progress_at:
             return
         self._progress_at = now + PROGRESS_SECONDS
-        shown = steps if len(steps) <= MOST_RANKS_SHOWN else {}
-        self._log.add("progress", attempt=self.number, step=min(steps.values()), steps=shown)
+        steps = {str(rank): sign.step for rank, sign in sorted(self._signs.items()) if sign.step is not None}
+        if steps:
+            shown = steps if len(steps) <= MOST_RANKS_SHOWN else {}
+            self._log.add("progress", attempt=self.number, step=min(steps.values()), steps=shown)
 
     def _send(self, node: str, command: Command) -> None:
         if node in self._channels:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -34,7 +35,7 @@ class Peers:
     """How the workers of an attempt reach each other; every attempt has ports of its own."""
 
     addresses: tuple[str, ...]
-    """Of every rank, in the order of ranks."""
+    """Of every rank, in the order of ranks; a worker is told rank 0's only, the rest stands in its environment."""
     ports: tuple[int, ...]
     """One reserved for every rank, on its own node; rank 0's is the rendezvous port."""
     run_id: str
@@ -42,6 +43,11 @@ class Peers:
     """Counted from 1."""
     service: int = 0
     """One more port on rank 0's node, for what a strategy serves there."""
+
+    @cached_property
+    def on_loopback(self) -> bool:
+        """Whether all of them are on one machine and reach each other without a network."""
+        return all(address.startswith("127.") for address in set(self.addresses))
 
 
 @dataclass(frozen=True)

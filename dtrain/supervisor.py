@@ -159,16 +159,17 @@ class Supervisor:
 
     def _turn(self, allocation: Allocation) -> None:
         """Take in everything that happened, for one tick at most."""
-        timeout = TICK_SECONDS
-        while True:
+        end = time.monotonic() + TICK_SECONDS
+        while (left := end - time.monotonic()) > 0:
             try:
-                node, item = self._inbox.get(timeout=timeout)
+                node, item = self._inbox.get(timeout=left)
             except queue.Empty:
                 break
-            timeout = 0.0
             self._take(node, item)
             if self._attempt and self._attempt.outcome:
                 return
+            if self._inbox.empty():
+                break
         now = time.monotonic()
         for node, heard in list(self._heard.items()):
             if now - heard > self._settings.heartbeat_seconds:

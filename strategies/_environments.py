@@ -34,6 +34,6 @@ def tf_config(place: Place, peers: Peers) -> dict[str, str]:
 
 def loopback(peers: Peers) -> dict[str, str]:
     """On one machine: keep gloo's and NCCL's sockets off the network."""
-    if all(address.startswith("127.") for address in peers.addresses):
+    if peers.on_loopback:
         return {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
     return {}

@@ -31,7 +31,7 @@ def environment(place: Place, peers: Peers) -> dict[str, str]:
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
     }
-    if all(address.startswith("127.") for address in peers.addresses):
+    if peers.on_loopback:
         result["HOROVOD_GLOO_IFACE"] = "lo"
     return result
 

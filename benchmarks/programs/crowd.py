@@ -1,0 +1,63 @@
+"""The agents of many nodes in one process, as srun would carry them: they answer, beat once a second, and lose a worker."""
+
+import json
+import os
+import select
+import sys
+import time
+
+nodes, ranks, fail_after = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+names = [f"node{number}" for number in range(nodes)]
+places, attempt, step = {}, 0, 0
+started_at = failed_at = None
+buffer = b""
+
+
+def say(node, kind, **fields):
+    os.write(1, (json.dumps({"to": node, "kind": kind, **fields}, separators=(",", ":")) + "\n").encode())
+
+
+def obey(node, command):
+    global attempt, started_at, step
+    if command["kind"] == "Listen":
+        attempt = command["attempt"]
+        say(node, "Listening", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
+    elif command["kind"] == "Start":
+        places[node] = [place["rank"] for place in command["places"]]
+        say(node, "Started", attempt=attempt, pids={str(rank): 1000 + rank for rank in places[node]})
+        if len(places) == nodes:
+            started_at = time.monotonic()
+    elif command["kind"] == "Stop":
+        if failed_at and len(places) == nodes:
+            print(f"decided {time.monotonic() - failed_at:.6f}", file=sys.stderr, flush=True)
+        for rank in places.pop(node, []):
+            say(node, "Exited", attempt=attempt, rank=rank, code=-9, step=step, out_of_memory=False)
+
+
+for name in names:
+    say(name, "Ready", host=name, address="10.0.0.1", cpus=8, gpus=8, pid=1, sees_run=True)
+beat_at = time.monotonic() + 1
+while True:
+    ready, _, _ = select.select([0], [], [], max(0, beat_at - time.monotonic()))
+    if ready:
+        data = os.read(0, 1 << 20)
+        if not data:
+            sys.exit()
+        buffer += data
+        *lines, buffer = buffer.split(b"\n")
+        for line in lines:
+            command = json.loads(line)
+            if command["kind"] == "Quit":
+                sys.exit()
+            for node in [command["to"]] if command.get("to") else list(names):
+                obey(node, command)
+    if time.monotonic() >= beat_at:
+        beat_at += 1
+        step += 1
+        sign = {"step": step, "idle_seconds": 0.1, "stopped_seconds": 0.0}
+        for node, own in places.items():
+            say(node, "Beat", attempt=attempt, signs={str(rank): sign for rank in own})
+        if started_at and failed_at is None and time.monotonic() - started_at > fail_after:
+            failed_at = time.monotonic()
+            victim = places[names[-1]].pop()
+            say(names[-1], "Exited", attempt=attempt, rank=victim, code=-9, step=step, out_of_memory=False)

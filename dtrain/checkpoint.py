@@ -85,9 +85,9 @@ class CheckpointStore:
                 raise CheckpointError(f"the checkpoint of step {step} misses {name}, or it was cut short")
         weights = hashlib.sha256("".join(part.weights for part in parts).encode()).hexdigest()
         size = sum(size for size, _ in files.values())
-        manifest = {"step": step, "attempt": attempt, "weights": weights, "bytes": size} | facts
+        manifest = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | facts
         try:
-            write_json(staged / MANIFEST, manifest | {"files": files})
+            write_json(staged / MANIFEST, manifest | {"sha256": _digest(manifest)})
             flush_folder(staged)
             final = self.folder / f"step-{step:08d}"
             if final.exists():
@@ -139,7 +139,8 @@ def damage(path: Path) -> str:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
-        int(manifest["step"]), int(manifest["bytes"]), str(manifest["weights"])
+        if manifest.pop("sha256") != _digest(manifest):
+            return "its manifest is not what was written (sha256 differs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
     from concurrent.futures import ThreadPoolExecutor
@@ -151,6 +152,10 @@ def damage(path: Path) -> str:
             if problem:
                 return f"{name} {problem}"
     return ""
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _file_damage(path: Path, size: int, digest: str) -> str:

@@ -42,6 +42,24 @@ Set = Annotated[
 RUNS = Path("runs")
 
 
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"dtrain {version('dtrain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=lambda value: _print_version(wanted=value), help="Print it."),
+    ] = False,
+) -> None:
+    pass
+
+
 def _overrides(
     gpus: int | None,
     workers: int | None,

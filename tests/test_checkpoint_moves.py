@@ -17,12 +17,7 @@ SIZES = (1, 2, 4)
 LAYOUTS = {
     "torch": [(strategy, size) for strategy in ("ddp", "fsdp", "hsdp", "horovod") for size in SIZES],
     "tensorflow": [
-        ("mirrored", 1),
-        ("mirrored", 4),
-        ("multi_worker_mirrored", 2),
-        ("multi_worker_mirrored", 4),
-        ("horovod", 1),
-        ("horovod", 2),
+        *((strategy, size) for strategy in ("mirrored", "multi_worker_mirrored", "horovod") for size in SIZES),
         ("tpu", 1),
     ],
 }

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from ._slurm_script import SlurmOptions
 from ._slurm_step import Start, Step
 
 JOB = "SLURM_JOB_ID"
+EXCLUDE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -204,14 +206,26 @@ class Slurm:
         if now and now.state == "RUNNING":
             with suppress(ClusterError):
                 call("scontrol", "requeue", job)
-                if bad:
-                    with suppress(ClusterError):
-                        call("scontrol", "update", f"jobid={job}", f"excnodelist={exclude}")
-                return f"job {job} is queued again{f' without {bad}' if bad else ''}"
+                if bad and _excluded(job, exclude):
+                    return f"job {job} is queued again without {bad}"
+                return f"job {job} is queued again"
         options = [f"--dependency=afterany:{job}", *([f"--exclude={exclude}"] if bad else [])]
         reference = _sbatch(_script(run), *options)
         run.write_submitted(replace(submitted, reference=reference))
         return f"submitted again as job {reference}"
+
+
+def _excluded(job: str, nodes: str) -> bool:
+    """Keep a job that was just requeued off these nodes: SLURM takes that only when the job has left its old ones, which
+    it does while this process is being ended."""
+    deadline = time.monotonic() + EXCLUDE_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(ClusterError):
+            call("scontrol", "update", f"jobid={job}", f"excnodelist={nodes}")
+            if re.search(r"ExcNodeList=(?!\(null\))", call("scontrol", "-o", "show", "job", job)):
+                return True
+        time.sleep(0.05)
+    return False
 
 
 def _script(run: RunDir) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from dtrain.checkpoint import CheckpointStore, hashed
 from dtrain.link import Link
 from dtrain.strategy import Session, Snapshot
+
+FULL_BYTES = 1 << 20
 
 
 class Saver:
@@ -50,9 +53,17 @@ class Saver:
             written = snapshot.write(folder)
             files = {name: hashed(folder / name) for name in written.files}
         except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
-            self._link.say("save_failed", step=step, error=(str(error).splitlines() or [type(error).__name__])[0])
+            self._link.say("save_failed", step=step, error=_why(error, folder))
             return
         seconds = time.perf_counter() - began
         self._link.say(
             "part", step=step, files=files, weights=written.weights, seconds=seconds, held_seconds=held_seconds
         )
+
+
+def _why(error: BaseException, folder: Path) -> str:
+    """The first line of an error; libraries that write archives do not always say that the disk is full."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if shutil.disk_usage(folder.parent).free < FULL_BYTES and "No space" not in text:
+        return f"No space left on device ({text})"
+    return text

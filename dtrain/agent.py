@@ -86,10 +86,17 @@ class Worker:
         )
 
 
+def first_fork() -> None:
+    """Have the zygote fork once: that ends when what it preloads is imported."""
+    process = multiprocessing.get_context("forkserver").Process(target=worker.nothing)
+    process.start()
+    process.join()
+
+
 class Agent:
     """The loop of one node; single-threaded but for the zygote's warm-up."""
 
-    def __init__(self, run: RunDir, node: str, *, beat_seconds: float, commands: int, events: int) -> None:
+    def __init__(self, run: RunDir, node: str, *, beat_seconds: float, commands: int, events: int, warm: bool) -> None:
         self.run = run
         self.node = node
         self.beat_seconds = beat_seconds
@@ -103,7 +110,7 @@ class Agent:
         self._kill_at: float | None = None
         self._waiting: deque[Start] = deque()
         self._warm_pipe, self._warm_done = os.pipe()
-        self._warm = False
+        self._warm = warm
         self._context = multiprocessing.get_context("forkserver")
 
     def send(self, event: Event) -> None:
@@ -115,20 +122,17 @@ class Agent:
         except BrokenPipeError:
             self._closed = True
 
-    def warm_up(self) -> None:
-        """Have the zygote fork once: that answers when the framework is imported."""
-
-        def first_fork() -> None:
-            process = self._context.Process(target=worker.nothing)
-            process.start()
-            process.join()
+    def _warm_up(self) -> None:
+        def answer() -> None:
+            first_fork()
             os.write(self._warm_done, b".")
 
-        threading.Thread(target=first_fork, name="warm-up", daemon=True).start()
+        threading.Thread(target=answer, name="warm-up", daemon=True).start()
 
     def serve(self) -> None:
         """Work until told to quit or left alone."""
-        self.warm_up()
+        if not self._warm:
+            self._warm_up()
         address = devices.address()
         self.send(
             Ready(

@@ -27,8 +27,9 @@ def main(arguments: list[str]) -> int:
     _send_output_to(Path(os.devnull))
     if arguments == [spare.OPTION]:
         _start_zygote([])
-        import dtrain.agent  # noqa: F401  paid for while it waits
+        from dtrain.agent import first_fork
 
+        first_fork()
         given = spare.wait(commands)
         if given is None:
             return 0
@@ -40,14 +41,14 @@ def main(arguments: list[str]) -> int:
     threads = options.threads or max(1, devices.cpus() // max(1, options.processes * options.replicas))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads * options.replicas))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    _start_zygote([name for name in options.preload.split(",") if name])
+    warm = _start_zygote([name for name in options.preload.split(",") if name])
     from dtrain.agent import Agent
     from dtrain.rundir import RunDir
 
     run = RunDir(options.run)
     threading.Thread(target=_watch_lease, args=(run.lock_file, commands), daemon=True).start()
     beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
-    Agent(run, options.node, beat_seconds=beat_seconds, commands=commands, events=events).serve()
+    Agent(run, options.node, beat_seconds=beat_seconds, commands=commands, events=events, warm=warm).serve()
     os._exit(0)
 
 
@@ -61,13 +62,17 @@ def _watch_lease(lock: Path, commands: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
 
 
-def _start_zygote(preload: list[str]) -> None:
-    """Start the process that workers are forked from; the one of a spare agent is kept where nothing is to be preloaded."""
+def _start_zygote(preload: list[str]) -> bool:
+    """Start the process that workers are forked from; the one of a spare agent, which is warm, is kept where nothing is to
+    be preloaded. Returns whether it was."""
     server: Any = forkserver._forkserver
-    if preload and server._forkserver_pid is not None:
+    if server._forkserver_pid is not None:
+        if not preload:
+            return True
         server._stop()
     forkserver.set_forkserver_preload(["dtrain.zygote", "dtrain.worker", *preload])
     forkserver.ensure_running()
+    return False
 
 
 def _send_output_to(log: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from dtrain.errors import UsageError, nearest
@@ -20,7 +20,15 @@ GROUPS: dict[Kind, str] = {"strategy": "dtrain.strategies", "cluster": "dtrain.c
 @cache
 def installed(kind: Kind) -> dict[str, EntryPoint]:
     """Name → entry point of every installed plugin of this kind, ours and third-party alike."""
-    return {point.name: point for point in sorted(entry_points(group=GROUPS[kind]), key=lambda point: point.name)}
+    return {
+        point.name: point for point in sorted(_entry_points().select(group=GROUPS[kind]), key=lambda point: point.name)
+    }
+
+
+@cache
+def _entry_points() -> EntryPoints:
+    """Of every installed package, read once."""
+    return entry_points()
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from dtrain.errors import UsageError, nearest
@@ -26,7 +26,7 @@ def installed(kind: Kind) -> dict[str, EntryPoint]:
 
 
 @cache
-def _entry_points() -> EntryPoints:
+def _entry_points() -> Any:
     """Of every installed package, read once."""
     return entry_points()
 

@@ -24,9 +24,9 @@ class HorovodOptions:
     """Type that gradients are sent in."""
     op: Literal["average", "adasum"] = "average"
     """How gradients are combined; adasum only where Horovod was built with it."""
-    fusion_mb: float = 0.0
-    """Megabytes of gradients that are averaged in one go. What is ready in time decides what goes together, so that above
-    0 the last digits of a sum over three or more workers differ from run to run."""
+    fusion_mb: float | None = None
+    """Megabytes of gradients that are averaged in one go. What is ready in time decides what goes together, and with it the
+    order of a sum over three or more workers: 128 for two when not given, 0 for more, so that runs repeat bit by bit."""
     cycle_ms: float = 1.0
     """Milliseconds between two looks for gradients that are ready."""
 
@@ -53,9 +53,14 @@ class Horovod:
     def environment(self, place: Place, peers: Peers) -> dict[str, str]:
         """As horovodrun sets it, and torchrun's for the process group that carries checkpoints."""
         return _environments.torchrun(place, peers) | _horovod.environment(place, peers) | {
-            "HOROVOD_FUSION_THRESHOLD": str(int(self.options.fusion_mb * 2**20)),
+            "HOROVOD_FUSION_THRESHOLD": str(int(self._fusion_mb(place) * 2**20)),
             "HOROVOD_CYCLE_TIME": str(self.options.cycle_ms),
         }  # fmt: skip
+
+    def _fusion_mb(self, place: Place) -> float:
+        if self.options.fusion_mb is not None:
+            return self.options.fusion_mb
+        return 128.0 if place.world_size <= 2 else 0.0
 
     def problems(self, resources: Resources) -> list[str]:
         """Horovod is there, and can do what is asked."""

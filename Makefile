@@ -26,6 +26,7 @@ bench: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/launch.py
 	$(VENV)/bin/python benchmarks/recovery.py
 	$(VENV)/bin/python benchmarks/strategies.py
+	$(VENV)/bin/python benchmarks/scale.py
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

@@ -99,7 +99,6 @@ class Attempt:
         self._owner = {place.rank: node for node, places in self._places.items() for place in places}
         self._running = set(self._owner)
         self._started = False
-        """Nodes whose workers run, or did."""
         self._ports: dict[str, tuple[int, ...]] = {}
         self._signs: dict[int, Sign] = {}
         self._reports: dict[int, Failure] = {}

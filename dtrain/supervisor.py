@@ -109,7 +109,7 @@ class Supervisor:
                     if isinstance(allocation, Explains)
                     else f"The agents' logs are in {self._run.logs}.",
                 )
-            self._turn(allocation)
+            self._turn()
             if self._stillborn:
                 self._start_again(allocation)
         return None
@@ -154,10 +154,10 @@ class Supervisor:
         )  # fmt: skip
         self._attempt.begin()
         while self._attempt.outcome is None:
-            self._turn(allocation)
+            self._turn()
         return self._attempt.outcome
 
-    def _turn(self, allocation: Allocation) -> None:
+    def _turn(self) -> None:
         """Take in everything that happened, for one tick at most."""
         end = time.monotonic() + TICK_SECONDS
         while (left := end - time.monotonic()) > 0:
@@ -255,11 +255,9 @@ class Supervisor:
         self._why = self._why or why
         self._log.add("stopping", why=why, now=self._wish is Wish.NOW)
         if self._attempt:
+            self._attempt.leave(time.monotonic())
             if self._wish is Wish.NOW:
-                self._attempt.leave(time.monotonic())
                 self._attempt.kill()
-            else:
-                self._attempt.leave(time.monotonic())
 
     def _look_for_request(self) -> None:
         """`dtrain stop` leaves a file, which works on every cluster; another supervisor leaves its mark."""
@@ -314,7 +312,7 @@ class Supervisor:
         self._replace_lost(allocation)
         deadline = time.monotonic() + decision.delay_seconds
         while time.monotonic() < deadline and self._wish is Wish.NOTHING:
-            self._turn(allocation)
+            self._turn()
         return None
 
     def _end(self, exit_code: Exit, reason: str) -> Exit:

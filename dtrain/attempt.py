@@ -6,6 +6,7 @@ It decides nothing about the run: its outcome is a value for the supervisor. Tim
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -285,7 +286,7 @@ class Attempt:
         self._close()
 
     def _is_our_signal(self, code: int) -> bool:
-        return self._plan.job.kind == "script" or code == -15
+        return self._plan.job.kind == "script" or code == -signal.SIGTERM
 
     def _failure(self, kind: Kind, message: str, rank: int | None) -> Failure:
         node = self._owner[rank] if rank is not None else ""

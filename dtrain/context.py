@@ -52,14 +52,9 @@ class Context:
         sampler = Sampler(length(data), trainer.train)
         trainer.announce(sampler)
         trainer.link.listen()
-        ledger, shards = trainer.open_ledger(), trainer.shards
-        for step in range(trainer.first_step, sampler.total_steps):
-            if not trainer.link.may_begin(step):
-                trainer.leave(step)
-                return
-            begin = sampler.begin(step, shards.start)
-            indices = sampler.indices(begin, len(shards) * sampler.shard_size)
-            yield self.session.feed(fetch(data, indices), step_seed(trainer.train.seed, step, shards.start))
+        ledger, first_shard = trainer.open_ledger(), trainer.shards.start
+        for step, begin, indices in trainer.upcoming(sampler):
+            yield self.session.feed(fetch(data, indices), step_seed(trainer.train.seed, step, first_shard))
             ledger.add(step, begin, indices)
             self._flush(step + 1, sampler.total_steps)
             trainer.after_step(step + 1, sampler.total_steps)

@@ -17,7 +17,7 @@ import numpy as np
 from dtrain import usercode
 from dtrain.checkpoint import CheckpointStore
 from dtrain.context import Context
-from dtrain.data import Sampler, fetch, length, own_shards, step_seed
+from dtrain.data import Indices, Sampler, fetch, length, own_shards, step_seed
 from dtrain.job import Train
 from dtrain.ledger import Ledger
 from dtrain.link import Link
@@ -66,6 +66,17 @@ class Trainer:
         """Collective. Save where it is due."""
         if self.due(done, total, self.joining.job.checkpoint.every_steps):
             self.saver.begin(done)
+
+    def upcoming(self, sampler: Sampler) -> Iterator[tuple[int, int, Indices]]:
+        """The steps still to be done: (step, position of this worker's first sample, its samples). Ends early, with the
+        state saved, where the ranks agreed to leave."""
+        count = len(self.shards) * sampler.shard_size
+        for step in range(self.first_step, sampler.total_steps):
+            if not self.link.may_begin(step):
+                self.leave(step)
+                return
+            begin = sampler.begin(step, self.shards.start)
+            yield step, begin, sampler.indices(begin, count)
 
     def leave(self, step: int) -> None:
         """Collective. Save at the agreed step, unless that is what the attempt began with."""
@@ -116,13 +127,7 @@ def _steps(trainer: Trainer, task: Any, data: Any, sampler: Sampler) -> Iterator
     """Do the steps one by one: (step, loss of this worker's shards)."""
     ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
     schedule = getattr(task, "schedule", None)
-    count = len(shards) * sampler.shard_size
-    for step in range(trainer.first_step, sampler.total_steps):
-        if not trainer.link.may_begin(step):
-            trainer.leave(step)
-            return
-        begin = sampler.begin(step, shards.start)
-        indices = sampler.indices(begin, count)
+    for step, begin, indices in trainer.upcoming(sampler):
         batches = [fetch(data, part) for part in np.split(indices, len(shards))]
         rate = schedule(step, sampler.total_steps) if schedule else 1.0
         loss = trainer.session.step(batches, [step_seed(seed, step, shard) for shard in shards], rate)

@@ -40,7 +40,7 @@ def account(run: RunDir, now: float) -> dict[str, float]:
     """The account of a run so far, rounded for its diary; time while no supervisor ran does not count."""
     result = Account()
     history = events.read(run.events)
-    firsts = {number: _longest(ranks) for number, ranks in _attempts(run).items()}
+    firsts = {number: _longest(ranks) for number, ranks in ledger.attempts(run).items()}
     starts = attempt_starts(history)
     mark = None
     for event in history:
@@ -76,10 +76,6 @@ def account(run: RunDir, now: float) -> dict[str, float]:
     }
 
 
-def _attempts(run: RunDir) -> dict[int, list[list[Entry]]]:
-    return ledger.attempts(run)
-
-
 def _longest(ranks: Sequence[list[Entry]]) -> list[Entry]:
     return max(ranks, key=len, default=[])
 
@@ -102,9 +98,6 @@ def audit(run: RunDir) -> Audit | None:
         return None
     from dtrain.data import Sampler
 
-    records = ledger.attempts(run)
-    done = max((entry.step + 1 for ranks in records.values() for rank in ranks for entry in rank), default=0)
-    saved = [event["step"] for event in history if event["event"] == "checkpoint"]
-    finished = any(event["event"] == "end" for event in history[-1:])
-    steps = max(saved, default=0) if finished else min(done, max(saved, default=0))
-    return ledger.audit(records, attempt_starts(history), steps, Sampler(sizes[-1], run.job().train))
+    saved = max((event["step"] for event in history if event["event"] == "checkpoint"), default=0)
+    sampler = Sampler(sizes[-1], run.job().train)
+    return ledger.audit(ledger.attempts(run), attempt_starts(history), saved, sampler)

@@ -41,7 +41,7 @@ class LineReader:
         return whole.decode(errors="replace").splitlines()
 
 
-class Follower:
+class Feed:
     """Turns what is new in a run folder into lines of text, and keeps its state."""
 
     def __init__(self, run: RunDir, *, resumed: bool) -> None:
@@ -73,7 +73,7 @@ class View:
     """Shows a run from a thread of its own, while the supervisor (or nothing at all) works in this process."""
 
     def __init__(self, run: RunDir, *, resumed: bool = False) -> None:
-        self._follower = Follower(run, resumed=resumed)
+        self._feed = Feed(run, resumed=resumed)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="dtrain-view", daemon=True)
 
@@ -88,13 +88,7 @@ class View:
     @property
     def state(self) -> RunState:
         """The state as far as it was shown."""
-        return self._follower.state
-
-    def wait(self) -> int:
-        """The exit code of a run that is supervised elsewhere, once it has ended."""
-        while self.state.exit_code is None:
-            time.sleep(LOOK_SECONDS)
-        return self.state.exit_code
+        return self._feed.state
 
     def _show(self) -> None:
         if sys.stdout.isatty():
@@ -111,7 +105,7 @@ class View:
             return
 
     def _print_new(self, *, last: bool = False) -> None:
-        for text in self._follower.lines(last=last):
+        for text in self._feed.lines(last=last):
             sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
@@ -129,7 +123,7 @@ class View:
         from rich.live import Live
 
         assert isinstance(live, Live)
-        for text in self._follower.lines(last=last):
+        for text in self._feed.lines(last=last):
             if not _is_in_panel(text):
                 console.print(text, markup=False)
         live.update(picture(self.state, time.time()), refresh=True)

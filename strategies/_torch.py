@@ -12,9 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dtrain.job import Train
-from dtrain.strategy import Joining, Place, Written
+from dtrain.job import Device, Job, Train
+from dtrain.strategy import Joining, Peers, Place, Written
 
+from . import _environments
 from ._torch_parallel import Parallel
 
 PRELOAD = (
@@ -51,6 +52,24 @@ def connected(joining: Joining) -> Iterator[Any]:
     yield device
     # Only where all went well: after an error the peers may be gone, and this process is about to end anyway.
     dist.destroy_process_group()
+
+
+class OneADevice:
+    """What the launcher's side of DDP and FSDP has in common: one process a device, told its place as torchrun tells it."""
+
+    framework = "torch"
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """torch and what a first step would import."""
+        return PRELOAD
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """One a device."""
+        return workers_per_node
+
+    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+        """As torchrun sets it."""
+        return _environments.torchrun(place, peers)
 
 
 class TorchSession:

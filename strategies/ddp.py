@@ -8,10 +8,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.job import Device, Job
-from dtrain.strategy import Joining, Peers, Place, Session
+from dtrain.strategy import Joining, Session
 
-from . import _environments, _torch
+from . import _torch
 from ._torch_parallel import Parallel, Precision, checkpointed, compiled
 
 
@@ -33,26 +32,13 @@ class DDPOptions:
     """Classes of modules whose activations are computed again instead of kept."""
 
 
-class DDP:
+class DDP(_torch.OneADevice):
     """One process a device, gloo on CPUs and NCCL on GPUs."""
 
     Options = DDPOptions
-    framework = "torch"
 
     def __init__(self, options: DDPOptions) -> None:
         self.options = options
-
-    def preload(self, job: Job) -> tuple[str, ...]:
-        """torch and what a first step would import."""
-        return _torch.PRELOAD
-
-    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a device."""
-        return workers_per_node
-
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
-        """As torchrun sets it."""
-        return _environments.torchrun(place, peers)
 
     @contextmanager
     def join(self, joining: Joining) -> Iterator[Session]:

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.job import Device, Job, Resources
-from dtrain.strategy import Joining, Peers, Place, Session
+from dtrain.job import Resources
+from dtrain.strategy import Joining, Place, Session
 
-from . import _environments, _torch
+from . import _torch
 from ._torch_parallel import Parallel, Precision, checkpointed, compiled, modules_named
 
 
@@ -42,26 +42,13 @@ class HSDPOptions(FSDPOptions):
     """Groups that hold a whole model each; one a node when not given."""
 
 
-class FSDP:
+class FSDP(_torch.OneADevice):
     """One process a device, each holding its share of the model."""
 
     Options: type = FSDPOptions
-    framework = "torch"
 
     def __init__(self, options: FSDPOptions) -> None:
         self.options = options
-
-    def preload(self, job: Job) -> tuple[str, ...]:
-        """torch and what a first step would import."""
-        return _torch.PRELOAD
-
-    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a device."""
-        return workers_per_node
-
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
-        """As torchrun sets it."""
-        return _environments.torchrun(place, peers)
 
     @contextmanager
     def join(self, joining: Joining) -> Iterator[Session]:

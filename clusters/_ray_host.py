@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
-from dtrain import devices
+from dtrain import devices, standin
 
 
 class AgentHost:
@@ -22,9 +24,12 @@ class AgentHost:
         # Ray sets one thread for every task: how many a worker may use is dtrain's business.
         inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
         inherited[devices.ADDRESS] = ray.util.get_node_ip_address()
+        if ray.get_runtime_context().runtime_env.get("working_dir"):
+            inherited[standin.FOLDER] = str(Path.cwd())
         self._sending = threading.Lock()
         self._process = subprocess.Popen(
-            command,
+            # Where a runtime environment brings packages, they are of this Python.
+            [sys.executable, *command[1:]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=inherited | environment,

@@ -122,6 +122,6 @@ class Local:
 
     def cancel(self, run: RunDir, reference: str) -> None:
         """Kill the supervisor: its agents end everything when their pipes close."""
-        if run.supervised() and alive(int(reference)):
+        if run.locked() and alive(int(reference)):
             with suppress(ProcessLookupError):
                 os.kill(int(reference), signal.SIGKILL)

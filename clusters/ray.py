@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import threading
@@ -9,19 +10,22 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from dtrain import devices
 from dtrain.cluster import Draining, Inbox, NodeLost, Submission
 from dtrain.errors import ClusterError, UsageError
+from dtrain.frozen import to_dict
 from dtrain.messages import Command, Quit, decode, encode
-from dtrain.plan import LaunchPlan, supervisor_command
+from dtrain.plan import SHIPPED_JOB, LaunchPlan, supervisor_command
 from dtrain.rundir import RunDir
 
 from ._ray_host import AgentHost
 
 LOOK_SECONDS = 1.0
 QUIT_SECONDS = 10.0
+OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 STATES = {"PENDING": "PENDING", "RUNNING": "RUNNING"}
 
 
@@ -37,6 +41,9 @@ class RayOptions:
     """Of the nodes of a run: auto spreads them over machines where the cluster has as many."""
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources of each node."""
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    """Ray's runtime environment for everything of the run (`pip`, `py_modules`, `env_vars` …); with storage.url the recipe's
+    folder is its working_dir."""
 
 
 class Ray:
@@ -66,15 +73,27 @@ class Ray:
             wanted["GPU"] = float(plan.workers_per_node)
         return wanted | self.options.resources
 
+    def runtime_env(self, plan: LaunchPlan, run: RunDir) -> dict[str, Any]:
+        """What Ray brings to every node; the recipe's folder where nodes share none, without the runs in it."""
+        job = plan.job
+        if not job.storage.url:
+            return self.options.runtime_env
+        runs, folder = run.path.parent, Path(job.folder)
+        inside = [f"/{runs.relative_to(folder)}"] if runs != folder and runs.is_relative_to(folder) else []
+        excluded = [*self.options.runtime_env.get("excludes", []), *inside]
+        return {"working_dir": job.folder} | self.options.runtime_env | {"excludes": excluded}
+
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
-        """The placement group, and the agent of each of its bundles."""
+        """The runtime environment, the placement group, and the agent of each of its bundles."""
         lines = [f"placement group: {plan.nodes} x {self.bundle(plan)}, {self.options.placement}"]
+        if environment := self.runtime_env(plan, run):
+            lines.insert(0, f"runtime environment: {environment}")
         return "\n".join([*lines, *(shlex.join(plan.agent_command(run, f"node{n}")) for n in range(plan.nodes))])
 
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[RayAllocation]:
         """See `Cluster.allocate`."""
-        with connected(self.options.address):
+        with connected(self.options.address, self.runtime_env(plan, run)):
             allocation = RayAllocation(self, plan, run, inbox)
             try:
                 allocation.begin()
@@ -83,10 +102,22 @@ class Ray:
                 allocation.end()
 
     def submit(self, plan: LaunchPlan, run: RunDir) -> str:
-        """A Ray job that runs the supervisor in the cluster."""
+        """A Ray job that runs the supervisor in the cluster, which may see nothing of this machine's files."""
+        command, environment = supervisor_command(run), dict(self.runtime_env(plan, run))
+        if plan.job.storage.url:
+            command[0] = "python"
+            told = {SHIPPED_JOB: json.dumps(to_dict(plan.job))}
+            environment["env_vars"] = environment.get("env_vars", {}) | told
         try:
-            return str(self._jobs().submit_job(entrypoint=shlex.join(supervisor_command(run)), submission_id=run.id))
-        except RuntimeError as error:
+            # The same run may be submitted again after a stop, and Ray never takes an id twice.
+            return str(
+                self._jobs().submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=f"{run.id}-{os.urandom(2).hex()}",
+                    runtime_env=environment or None,
+                )
+            )
+        except (RuntimeError, ValueError) as error:
             raise ClusterError(f"Ray did not take the job: {error}", "Check the address of the Jobs API.") from error
 
     def state(self, run: RunDir, reference: str) -> Submission:
@@ -120,7 +151,7 @@ class Ray:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, runtime_env: dict[str, Any]) -> Iterator[None]:
     """A connection to the cluster at this address or RAY_ADDRESS, or an embedded cluster; left as it was found."""
     import logging
 
@@ -131,6 +162,8 @@ def connected(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "dtrain"}
+    if runtime_env and OF_A_JOB not in os.environ:  # a job has its own already
+        quiet["runtime_env"] = runtime_env
     try:
         if address:
             ray.init(address=address, **quiet)

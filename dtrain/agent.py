@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtrain import devices, ledger, worker
 from dtrain.messages import (
+    Adopt,
     Beat,
     Command,
     DumpStacks,
@@ -42,6 +43,9 @@ from dtrain.messages import (
 from dtrain.processes import kill_group, oom_kills, usage
 from dtrain.rundir import RunDir
 from dtrain.strategy import Place
+
+if TYPE_CHECKING:  # few agents need one
+    from dtrain.standin import StandIn
 
 IDLE_CPU_SHARE = 0.02
 CLOSED_GRACE_SECONDS = 5.0
@@ -96,14 +100,28 @@ def first_fork() -> None:
 class Agent:
     """The loop of one node; single-threaded but for the zygote's warm-up."""
 
-    def __init__(self, run: RunDir, node: str, *, beat_seconds: float, commands: int, events: int, warm: bool) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        private: StandIn | None,
+        node: str,
+        *,
+        beat_seconds: float,
+        commands: int,
+        events: int,
+        warm: bool,
+    ) -> None:
         self.run = run
+        self._private = private
+        """Where this node does not see the run folder."""
         self.node = node
         self.beat_seconds = beat_seconds
         self._commands = commands
         self._events = events
         self._buffer = b""
         self._closed = False
+        self._told_to_quit = False
+        self._broken = False
         self._workers: dict[int, Worker] = {}
         self._attempt = 0
         self._ports: list[socket.socket] = []
@@ -120,7 +138,7 @@ class Agent:
             while data:
                 data = data[os.write(self._events, data) :]
         except BrokenPipeError:
-            self._closed = True
+            self._closed = self._broken = True
 
     def _warm_up(self) -> None:
         def answer() -> None:
@@ -134,11 +152,7 @@ class Agent:
         if not self._warm:
             self._warm_up()
         address = devices.address()
-        self.send(
-            Ready(
-                socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), self.run.job_file.exists()
-            )
-        )
+        self.send(Ready(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private))
         beat_at = time.monotonic() + self.beat_seconds
         while not self._closed:
             deadline = min(beat_at, self._kill_at or beat_at)
@@ -150,7 +164,14 @@ class Agent:
             if now >= beat_at:
                 beat_at = now + self.beat_seconds
                 self.send(Beat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
+                self._send_what_grew()
         self._end()
+
+    def _send_what_grew(self) -> None:
+        for piece in self._private.grown() if self._private else ():
+            self.send(piece)
+            if self._broken:
+                return
 
     def _turn(self, timeout: float) -> None:
         pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
@@ -183,7 +204,10 @@ class Agent:
 
     def _obey(self, command: Command) -> None:
         if isinstance(command, Quit):
-            self._closed = True
+            self._closed = self._told_to_quit = True
+        elif isinstance(command, Adopt):
+            if self._private:
+                self._private.adopt(command.job)
         elif isinstance(command, Listen):
             self._listen(command)
         elif isinstance(command, Start):
@@ -249,6 +273,7 @@ class Agent:
         kill_group(one.pid)
         step = ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
+        self._send_what_grew()
         self.send(Exited(self._attempt, rank, int(one.process.exitcode or 0), step, killed_for_memory))
         one.pipe.close()
         if not self._workers:
@@ -274,3 +299,6 @@ class Agent:
         for one in self._workers.values():
             one.process.join(max(0.0, deadline - time.monotonic()))
             kill_group(one.pid)
+        self._send_what_grew()
+        if self._private and self._told_to_quit and not self._broken:
+            self._private.remove()

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from dtrain.checkpoint import CheckpointStore, Committed, Part
+from dtrain.checkpoint import Checkpoints, Committed, Part
 from dtrain.cluster import Channel
 from dtrain.errors import CheckpointError
 from dtrain.events import EventLog
+from dtrain.frozen import to_dict
 from dtrain.messages import (
+    Adopt,
     Beat,
     Command,
     DumpStacks,
@@ -64,6 +66,8 @@ class Node:
     name: str
     address: str
     host: str
+    sees_run: bool = True
+    """False: it must be told the job."""
 
 
 class Attempt:
@@ -77,7 +81,7 @@ class Attempt:
         channels: Mapping[str, Channel],
         *,
         run_id: str,
-        store: CheckpointStore,
+        store: Checkpoints,
         log: EventLog,
         resume: Committed | None,
         lease: Lease,
@@ -115,6 +119,9 @@ class Attempt:
 
     def begin(self) -> None:
         """Ask every node for its ports."""
+        for one in self._nodes:
+            if not one.sees_run:
+                self._send(one.name, Adopt(to_dict(self._plan.job)))
         for node, places in self._places.items():
             # One for each worker, and on the first node one more for a service of rank 0's (Horovod's rendezvous).
             self._send(node, Listen(self.number, len(places) + 1))
@@ -199,8 +206,8 @@ class Attempt:
         told = dataclasses.replace(peers, addresses=peers.addresses[:1], ports=peers.ports[:1])
         for node, places in self._places.items():
             environment = {str(place.rank): self._environment(place, peers) for place in places}
-            folder, step = (str(self._resume.path), self._resume.step) if self._resume else (None, 0)
-            self._send(node, Start(self.number, tuple(places), told, environment, folder, step))
+            checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
+            self._send(node, Start(self.number, tuple(places), told, environment, checkpoint, step))
 
     def _environment(self, place: Place, peers: Peers) -> dict[str, str]:
         own = {"DTRAIN_RUN": self._run_id, "DTRAIN_ATTEMPT": str(self.number), "DTRAIN_RANK": str(place.rank)}
@@ -245,7 +252,7 @@ class Attempt:
         del self._parts[step]
         self.saved_step = step
         self._log.add(
-            "checkpoint", attempt=self.number, step=step, folder=done.path.name, bytes=done.bytes, weights=done.weights,
+            "checkpoint", attempt=self.number, step=step, folder=done.name, bytes=done.bytes, weights=done.weights,
             seconds=round(fields["seconds"], 4), held_seconds=round(fields["held_seconds"], 4),
         )  # fmt: skip
         self._store.prune(self._plan.job.checkpoint.keep)

@@ -1,4 +1,4 @@
-"""Checkpoints as the supervisor sees them: staged by the workers, committed by one rename, verified before use.
+"""Checkpoints: staged by the workers, committed by the supervisor, verified before use; here, in a folder that all see.
 
 Only the supervisor commits, and only parts of the attempt it runs now: a stale worker can write, but not be believed.
 """
@@ -12,20 +12,24 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dtrain.errors import CheckpointError
-from dtrain.rundir import write_json
+from dtrain.rundir import write_whole
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
 
 
+Files = dict[str, tuple[int, str]]
+"""Name → size in bytes and sha256."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """What one worker wrote: name → size in bytes and sha256."""
+    """What one worker wrote."""
 
-    files: dict[str, tuple[int, str]]
+    files: Files
     weights: str
 
 
@@ -33,12 +37,60 @@ class Part:
 class Committed:
     """A whole checkpoint."""
 
-    path: Path
+    name: str
     step: int
     """Steps that are done in it."""
     bytes: int
     weights: str
     """Hex digest over all workers' model state; equal weights give equal digests at the same strategy and size."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What makes files a checkpoint; it vouches for them and for itself."""
+
+    step: int
+    bytes: int
+    weights: str
+    files: Files
+    text: str
+    """As it is written."""
+
+    def committed(self, name: str) -> Committed:
+        """The checkpoint of this name."""
+        return Committed(name, self.step, self.bytes, self.weights)
+
+
+class Checkpoints(Protocol):
+    """Where the checkpoints of a run are kept."""
+
+    def staging(self, attempt: int, step: int) -> Path:
+        """Where the workers of a node write the checkpoint of a step; no reader looks there."""
+
+    def publish(self, attempt: int, step: int, files: Files) -> None:
+        """Called by a worker when its files are staged: make them visible to the supervisor."""
+
+    def clear_staging(self) -> None:
+        """Drop what earlier attempts left unfinished."""
+
+    def commit(self, attempt: int, step: int, parts: list[Part], facts: dict[str, Any]) -> Committed:
+        """Make the staged parts a checkpoint; raises `CheckpointError` where a file is not what its worker wrote."""
+
+    def abandon(self, attempt: int, step: int) -> None:
+        """Drop a staged checkpoint that cannot be finished."""
+
+    def steps(self) -> list[int]:
+        """Of the committed checkpoints, newest first; not verified."""
+
+    def newest_whole(self) -> Iterator[Committed | tuple[str, str]]:
+        """Walk from the newest checkpoint back: yields (where it was set aside, what is wrong) for each damaged one, and
+        ends with the first whole one, if there is any."""
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep`; a half-deleted one has no manifest and is no checkpoint."""
+
+    def at_hand(self, name: str, attempt: int) -> Path:
+        """The folder of a committed checkpoint on this node."""
 
 
 def hashed(path: Path) -> tuple[int, str]:
@@ -62,62 +114,77 @@ def flush_folder(path: Path) -> None:
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run in a folder that all its nodes see."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def staging(self, attempt: int, step: int) -> Path:
-        """Where the workers of an attempt write the checkpoint of a step; no reader looks there."""
+        """See `Checkpoints.staging`."""
         return self.folder / f".staging-{attempt:04d}-{step:08d}"
 
+    def publish(self, attempt: int, step: int, files: Files) -> None:
+        """See `Checkpoints.publish`: they are visible as they are."""
+
     def clear_staging(self) -> None:
-        """Drop what earlier attempts left unfinished."""
+        """See `Checkpoints.clear_staging`."""
         for path in self.folder.glob(".staging-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def commit(self, attempt: int, step: int, parts: list[Part], facts: dict[str, Any]) -> Committed:
-        """Make the staged parts a checkpoint; raises `CheckpointError` where a file is not what its worker wrote."""
+        """See `Checkpoints.commit`: by one rename."""
         staged = self.staging(attempt, step)
-        files = {name: entry for part in parts for name, entry in part.files.items()}
-        for name, (size, _) in files.items():
+        manifest = manifest_of(attempt, step, parts, facts)
+        for name, (size, _) in manifest.files.items():
             if not (staged / name).is_file() or (staged / name).stat().st_size != size:
                 raise CheckpointError(f"the checkpoint of step {step} misses {name}, or it was cut short")
-        weights = hashlib.sha256("".join(part.weights for part in parts).encode()).hexdigest()
-        size = sum(size for size, _ in files.values())
-        manifest = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | facts
         try:
-            write_json(staged / MANIFEST, manifest | {"sha256": _digest(manifest)})
+            write_whole(staged / MANIFEST, manifest.text)
             flush_folder(staged)
             final = self.folder / f"step-{step:08d}"
             if final.exists():
-                self.set_aside(final)
+                self._set_aside(final)
             os.rename(staged, final)
             flush_folder(self.folder)
         except OSError as error:
             raise CheckpointError(f"the checkpoint of step {step} was not committed: {error}") from error
-        return Committed(final, step, size, weights)
+        return manifest.committed(final.name)
 
     def abandon(self, attempt: int, step: int) -> None:
-        """Drop a staged checkpoint that cannot be finished."""
+        """See `Checkpoints.abandon`."""
         shutil.rmtree(self.staging(attempt, step), ignore_errors=True)
 
-    def committed(self) -> list[Path]:
-        """Folders of committed checkpoints, newest first; not verified."""
-        return sorted((path for path in self.folder.glob("step-*") if (path / MANIFEST).is_file()), reverse=True)
+    def steps(self) -> list[int]:
+        """See `Checkpoints.steps`."""
+        return [int(path.name.partition("-")[2]) for path in self._committed()]
 
-    def newest_whole(self) -> Iterator[Committed | tuple[Path, str]]:
-        """Walk from the newest checkpoint back: yields (where it was set aside, what is wrong) for each damaged one, and
-        ends with the first whole one, if there is any."""
+    def newest_whole(self) -> Iterator[Committed | tuple[str, str]]:
+        """See `Checkpoints.newest_whole`."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
-            if problem := damage(path):
-                yield self.set_aside(path), problem
+            manifest = parsed(_text(path / MANIFEST))
+            problem = manifest if isinstance(manifest, str) else _damage(path, manifest.files)
+            if problem:
+                yield self._set_aside(path).name, problem
                 continue
-            manifest = json.loads((path / MANIFEST).read_text())
-            yield Committed(path, int(manifest["step"]), int(manifest["bytes"]), str(manifest["weights"]))
+            assert not isinstance(manifest, str)
+            yield manifest.committed(path.name)
             return
 
-    def set_aside(self, path: Path) -> Path:
+    def prune(self, keep: int) -> None:
+        """See `Checkpoints.prune`."""
+        for path in self._committed()[keep:]:
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+    def at_hand(self, name: str, attempt: int) -> Path:
+        """See `Checkpoints.at_hand`."""
+        return self.folder / name
+
+    def _committed(self) -> list[Path]:
+        """Folders of committed checkpoints, newest first."""
+        return sorted((path for path in self.folder.glob("step-*") if (path / MANIFEST).is_file()), reverse=True)
+
+    def _set_aside(self, path: Path) -> Path:
         """Move a checkpoint out of the way, but keep it: somebody may want to look."""
         aside = self.folder / f"damaged-{path.name}"
         number = 1
@@ -127,22 +194,40 @@ class CheckpointStore:
         os.rename(path, aside)
         return aside
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`; a half-deleted one has no manifest and is no checkpoint."""
-        for path in self.committed()[keep:]:
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+
+def manifest_of(attempt: int, step: int, parts: list[Part], facts: dict[str, Any]) -> Manifest:
+    """The manifest of these parts, in the order of ranks."""
+    files = {name: entry for part in parts for name, entry in part.files.items()}
+    weights = hashlib.sha256("".join(part.weights for part in parts).encode()).hexdigest()
+    size = sum(size for size, _ in files.values())
+    body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | facts
+    return Manifest(step, size, weights, files, json.dumps(body | {"sha256": _digest(body)}, indent=1))
 
 
-def damage(path: Path) -> str:
-    """What is wrong with a checkpoint folder, or '' where every byte is what was written."""
+def parsed(text: bytes | str | None) -> Manifest | str:
+    """A manifest as it was read (None: it is not there), or what is wrong with it."""
+    if text is None:
+        return "its manifest is gone"
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = {name: (int(size), str(digest)) for name, (size, digest) in manifest["files"].items()}
-        if manifest.pop("sha256") != _digest(manifest):
+        body = json.loads(text)
+        files = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
+        if body.pop("sha256") != _digest(body):
             return "its manifest is not what was written (sha256 differs)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Manifest(int(body["step"]), int(body["bytes"]), str(body["weights"]), files, str(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
+
+
+def _text(path: Path) -> bytes | str | None:
+    """What is in a manifest; unreadable ones are as bad as none."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _damage(path: Path, files: Files) -> str:
+    """What is wrong with the files of a checkpoint folder, or '' where every byte is what was written."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max_workers=8) as pool:

@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, or 'last'.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")]
 Runs = Annotated[Path, typer.Option(envvar="DTRAIN_RUNS", metavar="FOLDER", help="Where the run folders are.")]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 Gpus = Annotated[int | None, typer.Option(metavar="N", help="So many workers, each on a GPU.")]
@@ -121,10 +121,10 @@ def resume(
     detach: Annotated[bool, typer.Option("--detach", help="Do not watch it.")] = False,
 ) -> None:  # fmt: skip
     """Go on with a run from its newest whole checkpoint, also with another number of workers."""
-    from dtrain import lists, plan, recipe, rundir, yamlmarks
+    from dtrain import lists, plan, recipe, yamlmarks
     from dtrain.frozen import to_dict
 
-    chosen = rundir.find(runs, name)
+    chosen = _find(runs, name)
     lists.refuse_while_it_goes_on(chosen)
     before = chosen.job()
     data = to_dict(before)
@@ -161,9 +161,28 @@ def submit(
         _submit(_run_of(job, path, runs))
 
 
+def _find(runs: Path, name: str) -> Any:
+    """The run that was meant, as it is now, also where it is kept elsewhere."""
+    from dtrain import mirror, rundir
+
+    chosen = mirror.fetched(runs, name) if "://" in name else rundir.find(runs, name)
+    mirror.refresh(chosen)
+    return chosen
+
+
+def _announce(chosen: Any) -> None:
+    """Tell remote storage of a run; that it answers is better found now than at the first checkpoint."""
+    from dtrain import mirror
+
+    copy = mirror.of(chosen, chosen.job())
+    if copy:
+        copy.announce()
+
+
 def _submit(chosen: Any) -> None:
     from dtrain import plan, rundir
 
+    _announce(chosen)
     launch = plan.make(chosen.job())
     reference = launch.cluster.submit(launch, chosen)
     chosen.write_submitted(rundir.Submitted(launch.job.cluster.name, reference, time.time()))
@@ -179,6 +198,7 @@ def _supervise(chosen: Any, *, resumed: bool) -> None:
 
     if not plan.make(chosen.job()).cluster.at_hand():
         _follow(chosen, resumed=resumed)
+    _announce(chosen)
     view = View(chosen, resumed=resumed)
     with view:
         code = supervise(chosen)
@@ -221,9 +241,9 @@ def ps(runs: Runs = RUNS, as_json: Json = False) -> None:
 @app.command()
 def status(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Say how a run is doing, or how it went."""
-    from dtrain import lists, rundir
+    from dtrain import lists
 
-    chosen = rundir.find(runs, name)
+    chosen = _find(runs, name)
     state = lists.state_of(chosen)
     if as_json:
         print(json.dumps(state.public() | {"folder": str(chosen.path)}, indent=1))
@@ -238,9 +258,9 @@ def logs(
     rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
 ) -> None:  # fmt: skip
     """Print the workers' output."""
-    from dtrain import lists, rundir
+    from dtrain import lists
 
-    lists.print_logs(rundir.find(runs, name), rank or [], follow=follow)
+    lists.print_logs(_find(runs, name), rank or [], follow=follow)
 
 
 @app.command()
@@ -250,9 +270,9 @@ def stop(
     wait: Annotated[bool, typer.Option(help="Until the run has ended.")] = True,
 ) -> None:  # fmt: skip
     """Save and stop a run, wherever it was started; 'dtrain resume' goes on."""
-    from dtrain import lists, rundir
+    from dtrain import lists
 
-    chosen = rundir.find(runs, name)
+    chosen = _find(runs, name)
     print(lists.stop(chosen, now=now, wait=wait))
 
 
@@ -275,9 +295,9 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Check from the workers' ledgers that every sample of every committed step was trained on exactly once."""
     from dataclasses import asdict
 
-    from dtrain import report, rundir
+    from dtrain import report
 
-    found = report.audit(rundir.find(runs, name))
+    found = report.audit(_find(runs, name))
     if found is None:
         raise UsageError(
             "this run has no record of samples", "Scripts keep their own data order; tasks and functions are recorded."

@@ -1,11 +1,20 @@
-"""The supervisor of a submitted run, started inside the cluster on a run folder."""
+"""The supervisor of a submitted run, started inside the cluster on a run folder, or with the job alone where that is not there."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from dtrain.errors import DtrainError
+from dtrain import mirror
+from dtrain.errors import DtrainError, Exit, StorageError
+from dtrain.frozen import from_dict
+from dtrain.job import Job
+from dtrain.plan import SHIPPED_JOB
 from dtrain.rundir import RunDir
 from dtrain.supervisor import supervise
 
@@ -15,8 +24,30 @@ LOCK_SECONDS = 120.0
 
 def main(path: str) -> int:
     """`python -P -m dtrain supervise RUN`."""
+    run = RunDir(Path(path))
+    shipped = os.environ.pop(SHIPPED_JOB, None)
     try:
-        return int(supervise(RunDir(Path(path)), LOCK_SECONDS))
+        if not shipped or run.job_file.exists():
+            return int(supervise(run, LOCK_SECONDS))
+        return int(_supervise_apart(run.id, from_dict(Job, json.loads(shipped))))
     except DtrainError as error:
         print(f"dtrain: {error}", file=sys.stderr)
         return int(error.exit_code)
+
+
+def _supervise_apart(run_id: str, job: Job) -> Exit:
+    """With a run folder of this machine's own, which goes when all that is in it is on remote storage."""
+    above = Path(tempfile.mkdtemp(prefix="dtrain-"))
+    run = RunDir(above / run_id)
+    run.furnish()
+    run.write_job(replace(job, folder=str(Path.cwd())))
+    try:
+        return supervise(run)
+    finally:
+        copy = mirror.of(run, job)
+        try:
+            if copy:
+                copy.push()
+            shutil.rmtree(above, ignore_errors=True)
+        except StorageError as error:
+            print(f"dtrain: the run folder stays in {run.path}: {error}", file=sys.stderr)

@@ -48,6 +48,10 @@ class ClusterError(DtrainError):
     """The cluster did not give, or took away, what the run needs."""
 
 
+class StorageError(DtrainError):
+    """Remote storage did not do what was asked of it."""
+
+
 class CheckpointError(DtrainError):
     """A checkpoint that was needed cannot be used."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,11 +47,13 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self._file = Appender(path)
+        self._adding = threading.Lock()
 
     def add(self, event: str, **fields: Any) -> None:
         """Something happened."""
         line = json.dumps({"time": round(time.time(), 4), "event": event} | fields, separators=(",", ":"), default=str)
-        self._file.append(line.encode() + b"\n")
+        with self._adding:
+            self._file.append(line.encode() + b"\n")
 
     def close(self) -> None:
         """No more events from this supervisor."""

@@ -99,6 +99,17 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """Where a run is kept besides its folder, for machines that share no file system."""
+
+    url: str | None = None
+    """A folder of any fsspec file system, `s3://bucket/runs`: checkpoints are kept there, and a copy of events, logs and
+    ledgers, below the run's id."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that file system (`endpoint_url`, `profile`, `anon` …); credentials belong in the environment."""
+
+
+@dataclass(frozen=True)
 class Recovery:
     """What is watched and how often a failure is answered with a new attempt."""
 
@@ -147,6 +158,8 @@ class Job:
     """Saving."""
     recovery: Recovery = Recovery()
     """Failures."""
+    storage: Storage = field(default_factory=Storage)
+    """Remote storage."""
     env: dict[str, str] = field(default_factory=dict)
     """Further environment variables of every worker."""
     folder: str = ""

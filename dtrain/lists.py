@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dtrain import events, words
+from dtrain import events, mirror, words
 from dtrain import plugins as plugin_finder
 from dtrain.cluster import Submission
 from dtrain.errors import ClusterError, UsageError
@@ -40,6 +40,7 @@ def submission(run: RunDir) -> Submission | None:
 
 def state_of(run: RunDir) -> RunState:
     """The state in the diary, corrected by what is known of the supervisor: a diary that just stops has no end."""
+    mirror.refresh(run)
     history = events.read(run.events)
     state = fold(history)
     state.run = run.id
@@ -149,7 +150,7 @@ def status(state: RunState, run: RunDir) -> str:
         lines.append(f"  checkpoint step {state.saved_step}")
     lines += [f"  failure    {words.clock(event)} {words.failure(event)}" for event in state.failures[-5:]]
     lines += [f"  warning    {warning}" for warning in state.warnings]
-    lines.append(f"  folder     {run.path}")
+    lines.append(f"  folder     {run.path}{f', {state.storage}' if state.storage else ''}")
     if state.phase == "lost":
         lines.append(f"  go on with: dtrain resume {run.id}")
     return "\n".join(lines)
@@ -157,6 +158,7 @@ def status(state: RunState, run: RunDir) -> str:
 
 def print_logs(run: RunDir, ranks: list[int], *, follow: bool) -> None:
     """Every worker's output, each line with its rank; new lines as they come, where they are followed."""
+    mirror.refresh(run)
     files = {path: int(path.stem.split("-")[1]) for path in sorted(run.logs.glob("rank-*.log"))}
     missing = [rank for rank in ranks if rank not in files.values()]
     if missing and not follow:
@@ -193,7 +195,11 @@ def stop(run: RunDir, *, now: bool, wait: bool) -> str:
         return f"{run.id} is not running: {state.outcome}"
     if _take_back(run):
         return f"{run.id} was taken back from the cluster before it started"
-    run.stop_request.write_text("now" if now else "leave")
+    how = "now" if now else "leave"
+    run.stop_request.write_text(how)
+    copy = mirror.of(run, run.job())
+    if copy and not run.locked():
+        copy.ask_to_stop(how)
     if not wait:
         return f"{run.id} was asked to stop"
     patience = time.monotonic() + (0.0 if now else run.job().recovery.grace_seconds) + STOP_SECONDS

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from dtrain import usercode
-from dtrain.checkpoint import CheckpointStore
 from dtrain.context import Context
 from dtrain.data import Indices, Sampler, fetch, length, own_shards, step_seed
 from dtrain.job import Train
 from dtrain.ledger import Ledger
 from dtrain.link import Link
+from dtrain.remote_checkpoint import store_of
 from dtrain.rundir import RunDir
 from dtrain.saving import Saver
 from dtrain.strategy import Joining, Session
@@ -86,14 +86,15 @@ class Trainer:
         self.link.say("left", step=step)
 
 
-def run(run: RunDir, joining: Joining, session: Session, link: Link, checkpoint: Path | None, step: int) -> None:
+def run(run: RunDir, joining: Joining, session: Session, link: Link, checkpoint: str | None, step: int) -> None:
     """Run the job's task or function to its end, or to the step that all ranks agreed to leave at."""
-    saver = Saver(session, link, CheckpointStore(run.checkpoints), joining.peers.attempt)
-    trainer = Trainer(run, joining, session, link, saver, checkpoint, step)
-    job = joining.job
+    job, attempt = joining.job, joining.peers.attempt
+    store = store_of(run, job)
+    folder = store.at_hand(checkpoint, attempt) if checkpoint else None
+    trainer = Trainer(run, joining, session, link, Saver(session, link, store, attempt), folder, step)
     if job.function:
         usercode.load(job.function, Path(job.folder))(Context(trainer))
-        saver.finish()
+        trainer.saver.finish()
         return
     task = usercode.load(job.task or "", Path(job.folder))(**job.params)
     _train(trainer, task)

@@ -1,7 +1,7 @@
 """What supervisor and agents say to each other: frozen values, one JSON line each.
 
-Commands go down an agent's stdin, events come up its stdout. Every command but `Quit` names the attempt it is for,
-and so does every event about one, so that a late word from an older attempt is known as such.
+Commands go down an agent's stdin, events come up its stdout. A command about an attempt names it, and so does every event
+about one, so that a late word from an older attempt is known as such.
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ from typing import Any
 
 from dtrain.frozen import from_dict, to_dict
 from dtrain.strategy import Peers, Place
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Command: work without the run folder, which this node does not see, on this job."""
+
+    job: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Start:
     environment: dict[str, dict[str, str]]
     """Rank (as a string) → variables."""
     checkpoint: str | None
-    """Folder to resume from."""
+    """Name of the one to resume from."""
     step: int
     """Steps that are done in it."""
 
@@ -136,11 +143,23 @@ class Exited:
     """The kernel's OOM killer struck in the worker's control group meanwhile."""
 
 
-Command = Listen | Start | Stop | Tell | DumpStacks | Quit
-Event = Ready | Listening | Started | Beat | Said | Exited
+@dataclass(frozen=True)
+class Grew:
+    """Event: what was added to a log or a ledger on a node that does not see the run folder."""
+
+    name: str
+    """Relative to the run folder."""
+    offset: int
+    """Of the data in the node's own file."""
+    data: str
+    """Base64."""
+
+
+Command = Adopt | Listen | Start | Stop | Tell | DumpStacks | Quit
+Event = Ready | Listening | Started | Beat | Said | Exited | Grew
 KINDS = {
     cls.__name__: cls
-    for cls in (Listen, Start, Stop, Tell, DumpStacks, Quit, Ready, Listening, Started, Beat, Said, Exited)
+    for cls in (Adopt, Listen, Start, Stop, Tell, DumpStacks, Quit, Ready, Listening, Started, Beat, Said, Exited, Grew)
 }
 
 

@@ -35,20 +35,25 @@ def main(arguments: list[str]) -> int:
             return 0
         arguments = given
     options = _options(arguments)
-    logs = options.run / "logs"
-    if logs.is_dir():
-        _send_output_to(logs / f"agent-{options.node}.log")
+    from dtrain.rundir import RunDir
+
+    run, private = RunDir(options.run), None
+    if not run.job_file.exists():
+        from dtrain import standin
+
+        private = standin.take(run.id)
+        run = private.run
+    _send_output_to(run.logs / f"agent-{options.node}.log")
     threads = options.threads or max(1, devices.cpus() // max(1, options.processes * options.replicas))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads * options.replicas))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warm = _start_zygote([name for name in options.preload.split(",") if name])
     from dtrain.agent import Agent
-    from dtrain.rundir import RunDir
 
-    run = RunDir(options.run)
     threading.Thread(target=_watch_lease, args=(run.lock_file, commands), daemon=True).start()
     beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
-    Agent(run, options.node, beat_seconds=beat_seconds, commands=commands, events=events, warm=warm).serve()
+    streams = {"commands": commands, "events": events}
+    Agent(run, private, options.node, beat_seconds=beat_seconds, warm=warm, **streams).serve()
     os._exit(0)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain import plugins, usercode
+from dtrain import plugins, remote, usercode
 from dtrain.cluster import Cluster
 from dtrain.errors import nearest
 from dtrain.job import Job, PluginChoice
@@ -21,6 +21,8 @@ from dtrain.rundir import RunDir
 from dtrain.strategy import Checks, Place, Resolves, Strategy, Trains
 
 DEFAULT_SHARDS = 8
+SHIPPED_JOB = "DTRAIN_JOB"
+"""The job as JSON, for a supervisor that may not see the run folder; it is started in a copy of the recipe's folder then."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def make(job: Job) -> LaunchPlan:
 
 def problems(job: Job) -> list[Problem]:
     """Everything that keeps a job from running, each with what to do instead; empty: it can start."""
-    found = [*_of_target(job), *_of_numbers(job)]
+    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job)]
     if found:
         return found
     plan = make(job)
@@ -205,6 +207,11 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
             ("train", "global_batch"),
             f"a global batch of {train.global_batch} cannot be divided by {parts} {what}: take {batches}",
         )
+
+
+def _of_storage(job: Job) -> Iterator[Problem]:
+    if job.storage.url is not None and (text := remote.url_problem(job.storage.url)):
+        yield Problem(("storage", "url"), text)
 
 
 def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:

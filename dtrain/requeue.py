@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 from dtrain import events
-from dtrain.checkpoint import CheckpointStore
 from dtrain.cluster import Requeues
 from dtrain.errors import ClusterError, Exit
 from dtrain.outcome import Ending
 from dtrain.plan import LaunchPlan
+from dtrain.remote_checkpoint import store_of
 from dtrain.rundir import RunDir
 
 
 def queue_again(ending: Ending, plan: LaunchPlan, run: RunDir, log: events.EventLog) -> Ending:
     """Called last of all, since the cluster ends this process then; returns what became of it."""
     assert isinstance(plan.cluster, Requeues)
-    step = None if plan.job.kind == "script" else _saved_step(run)
+    step = None if plan.job.kind == "script" else _saved_step(plan, run)
     if step is not None and step == _requeued_at(run):
         words = f"no progress since it was queued again at step {step}"
         return Ending(Exit.GAVE_UP, f"{ending.reason}; {words}")
@@ -28,10 +28,9 @@ def queue_again(ending: Ending, plan: LaunchPlan, run: RunDir, log: events.Event
     return Ending(Exit.RESUMABLE, f"{ending.reason}; {words}")
 
 
-def _saved_step(run: RunDir) -> int:
+def _saved_step(plan: LaunchPlan, run: RunDir) -> int:
     """Of the newest checkpoint."""
-    steps = (int(path.name.partition("-")[2]) for path in CheckpointStore(run.checkpoints).committed())
-    return max(steps, default=0)
+    return max(store_of(run, plan.job).steps(), default=0)
 
 
 def _requeued_at(run: RunDir) -> int | None:

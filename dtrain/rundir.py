@@ -17,6 +17,8 @@ from dtrain.frozen import from_dict, to_dict
 from dtrain.job import Job
 
 LOCK_LOOK_SECONDS = 0.2
+SILENT_SECONDS = 60.0
+"""A supervisor on another machine that has not been heard of for so long is gone."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class RunDir:
         """The samples of one worker in one attempt."""
         return self.ledgers / f"attempt-{attempt:04d}-rank-{rank:05d}.bin"
 
+    def furnish(self) -> None:
+        """Idempotent. Make the folders in it."""
+        for folder in (self.logs, self.checkpoints, self.ledgers):
+            folder.mkdir(parents=True, exist_ok=True)
+
     def job(self) -> Job:
         """The job of this run; raises `RunNotFound` where the folder is no run."""
         try:
@@ -165,7 +172,23 @@ class RunDir:
             finally:
                 file.truncate(0)
 
+    @property
+    def elsewhere(self) -> Path:
+        """When a supervisor on another machine last said on remote storage that it lives, in seconds since 1970."""
+        return self.path / "elsewhere"
+
     def supervised(self) -> bool:
+        """Whether a supervisor works on the run, here or, as far as is known, on another machine."""
+        return self.locked() or self.supervised_elsewhere()
+
+    def supervised_elsewhere(self) -> bool:
+        """Whether a supervisor on another machine was heard of lately."""
+        try:
+            return time.time() - float(self.elsewhere.read_text()) < SILENT_SECONDS
+        except (OSError, ValueError):
+            return False
+
+    def locked(self) -> bool:
         """Whether a supervisor holds the lock (as far as this machine can see)."""
         try:
             with open(self.lock_file) as file:
@@ -185,14 +208,19 @@ def _locked(file: IO[str]) -> bool:
     return True
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write aside, flush to disk, rename: the file is whole or the old one stays."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(aside, "w") as file:
-        json.dump(value, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """See `write_whole`."""
+    write_whole(path, json.dumps(value, indent=1))
 
 
 def create(root: Path, job: Job) -> RunDir:
@@ -209,8 +237,7 @@ def create(root: Path, job: Job) -> RunDir:
             ) from None
         break
     run = RunDir(path)
-    for folder in (run.logs, run.checkpoints, run.ledgers):
-        folder.mkdir()
+    run.furnish()
     run.write_job(job)
     return run
 

@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from dtrain.checkpoint import CheckpointStore, hashed
+from dtrain.checkpoint import Checkpoints, hashed
 from dtrain.link import Link
 from dtrain.strategy import Session, Snapshot
 
@@ -17,7 +17,7 @@ FULL_BYTES = 1 << 20
 class Saver:
     """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
 
-    def __init__(self, session: Session, link: Link, store: CheckpointStore, attempt: int) -> None:
+    def __init__(self, session: Session, link: Link, store: Checkpoints, attempt: int) -> None:
         self._session = session
         self._link = link
         self._store = store
@@ -52,6 +52,7 @@ class Saver:
             folder.mkdir(parents=True, exist_ok=True)
             written = snapshot.write(folder)
             files = {name: hashed(folder / name) for name in written.files}
+            self._store.publish(self._attempt, step, files)
         except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
             self._link.say("save_failed", step=step, error=_why(error, folder))
             return

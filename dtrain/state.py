@@ -20,6 +20,8 @@ class RunState:
     cluster: str = ""
     workers: int = 0
     nodes: int = 0
+    storage: str = ""
+    """URL of its copy, where it has one."""
     began: float = 0.0
     """Seconds since 1970, of the newest supervisor."""
     changed: float = 0.0
@@ -76,6 +78,7 @@ class RunState:
     def _on_run(self, event: Event) -> None:
         self.run, self.target, self.strategy = event["run"], event["target"], event["strategy"]
         self.cluster, self.workers, self.nodes = event["cluster"], event["workers"], event["nodes"]
+        self.storage = event.get("storage") or ""
         self.began, self.exit_code, self.stopping, self.phase = event["time"], None, "", "starting"
         self.reason = ""
 
@@ -117,6 +120,9 @@ class RunState:
 
     def _on_checkpoint_damaged(self, event: Event) -> None:
         self.warnings.append(f"a damaged checkpoint was set aside as {event['folder']}: {event['problem']}")
+
+    def _on_storage_failed(self, event: Event) -> None:
+        self.warnings.append(event["error"])
 
     def _on_failure(self, event: Event) -> None:
         self.failures.append(event)

@@ -12,15 +12,17 @@ from enum import Enum
 from types import FrameType
 from typing import Any
 
-from dtrain import events, plan, report
+from dtrain import events, mirror, plan, report
 from dtrain.attempt import Attempt, Node
-from dtrain.checkpoint import CheckpointStore, Committed
+from dtrain.checkpoint import Committed
 from dtrain.cluster import Allocation, Draining, Explains, Inbox, NodeLost, Requeues, Warned
 from dtrain.errors import ClusterError, DtrainError, Exit
-from dtrain.messages import Ready
+from dtrain.messages import Grew, Ready
 from dtrain.outcome import Done, Ending, Failed, Left, Outcome
 from dtrain.plan import LaunchPlan
 from dtrain.recovery import Failure, decide
+from dtrain.remote import of_run
+from dtrain.remote_checkpoint import store_of
 from dtrain.requeue import queue_again
 from dtrain.rundir import Lease, RunDir
 
@@ -49,7 +51,7 @@ class Supervisor:
         self._log = log
         self._inbox = inbox
         self._settings = launch.job.recovery
-        self._store = CheckpointStore(run.checkpoints)
+        self._store = store_of(run, launch.job, lease.mark)
         self._failures: list[Failure] = []
         self._attempts = _attempts_so_far(run)
         self._ready: dict[str, Node] = {}
@@ -72,12 +74,27 @@ class Supervisor:
 
     def run(self) -> Exit:
         """The whole run; the exit code of the process."""
-        with self._plan.cluster.allocate(self._plan, self._run, self._inbox) as allocation:
-            ending = self._train(allocation)
-            if not ending.again:
-                return self._end(ending.exit_code, ending.reason)
+        try:
+            with self._plan.cluster.allocate(self._plan, self._run, self._inbox) as allocation:
+                ending = self._train(allocation)
+                if not ending.again:
+                    return self._end(ending.exit_code, ending.reason)
+        finally:
+            self._hear_last_words()
         ending = queue_again(ending, self._plan, self._run, self._log)
         return self._end(ending.exit_code, ending.reason)
+
+    def _hear_last_words(self) -> None:
+        """Of agents that have ended: what was still to be added to logs."""
+        while not self._inbox.empty():
+            _, item = self._inbox.get()
+            if isinstance(item, Grew):
+                self._keep(item)
+
+    def _keep(self, grew: Grew) -> None:
+        from dtrain import standin  # few runs need it
+
+        standin.keep(self._run, grew)
 
     def _train(self, allocation: Allocation) -> Ending:
         """Attempts, until there is no further one."""
@@ -149,7 +166,7 @@ class Supervisor:
             run_id=self._run.id, store=self._store, log=self._log, resume=resume, lease=self._lease,
         )  # fmt: skip
         self._log.add(
-            "attempt", attempt=self._attempts, step=resume.step if resume else 0, checkpoint=resume.path.name if resume else None,
+            "attempt", attempt=self._attempts, step=resume.step if resume else 0, checkpoint=resume.name if resume else None,
             nodes=[node.name for node in chosen], workers=self._plan.on(nodes).workers, processes=self._plan.on(nodes).processes,
         )  # fmt: skip
         self._attempt.begin()
@@ -171,9 +188,8 @@ class Supervisor:
             if self._inbox.empty():
                 break
         now = time.monotonic()
-        for node, heard in list(self._heard.items()):
-            if now - heard > self._settings.heartbeat_seconds:
-                self._lose(node, f"it said nothing for {self._settings.heartbeat_seconds:g} s")
+        if self._inbox.empty():  # or this process was held up, and what they said is yet to be heard
+            self._look_for_silence(now)
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
             self._look_for_request()
@@ -181,6 +197,11 @@ class Supervisor:
             self._attempt.tick(now)
             if self._could_grow(self._attempt):
                 self._move(f"{len(self._ready)} nodes are ready again")
+
+    def _look_for_silence(self, now: float) -> None:
+        for node, heard in list(self._heard.items()):
+            if now - heard > self._settings.heartbeat_seconds:
+                self._lose(node, f"it said nothing for {self._settings.heartbeat_seconds:g} s")
 
     def _could_grow(self, attempt: Attempt) -> bool:
         """Whether an attempt that had to do with fewer nodes could have more of them now."""
@@ -202,7 +223,9 @@ class Supervisor:
 
     def _take(self, node: str, item: Any) -> None:
         now = time.monotonic()
-        if isinstance(item, Wish):
+        if isinstance(item, Grew):
+            self._keep(item)
+        elif isinstance(item, Wish):
             self._asked(item, "interrupted")
         elif isinstance(item, Warned):
             if self._wish is Wish.NOTHING:
@@ -225,13 +248,13 @@ class Supervisor:
                 self._attempt.handle(node, item, now)
 
     def _welcome(self, node: str, ready: Ready) -> None:
-        if not ready.sees_run:
+        if not ready.sees_run and not self._plan.job.storage.url:
             raise ClusterError(
                 f"the agent on {ready.host} does not see the run folder {self._run.path}",
-                "Put it on a file system that all nodes share: --runs FOLDER.",
+                "Put it on a file system that all nodes share (--runs FOLDER), or give storage.url.",
             )
         self._stillborn.clear()
-        self._ready[node] = Node(node, ready.address, ready.host)
+        self._ready[node] = Node(node, ready.address, ready.host, ready.sees_run)
         self._log.add(
             "node", node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
         )
@@ -275,7 +298,7 @@ class Supervisor:
             if isinstance(found, Committed):
                 return found
             aside, problem = found
-            self._log.add("checkpoint_damaged", folder=aside.name, problem=problem)
+            self._log.add("checkpoint_damaged", folder=aside, problem=problem)
         return None
 
     def _answer(self, outcome: Outcome, allocation: Allocation) -> Ending | None:
@@ -333,14 +356,17 @@ def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
         inbox: Inbox = queue.SimpleQueue()
         run.forget_old_stop_request()
         log = events.EventLog(run.events)
+        copy = mirror.Keeper(run, run.job(), lease, log)
         try:
             launch = plan.make(run.job())
             job = launch.job
             log.add(
                 "run", run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
                 workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
+                storage=of_run(job.storage, run.id).url if job.storage.url else None,
             )  # fmt: skip
             with _signals(inbox):
+                copy.start(patience_seconds)
                 return Supervisor(run, launch, log, inbox, lease).run()
         except DtrainError as error:
             if lease.held():
@@ -350,6 +376,7 @@ def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
             raise
         finally:
             log.close()
+            copy.finish()
 
 
 @contextmanager

@@ -86,6 +86,8 @@ LINES = {
     "checkpoint_damaged": lambda event, state: (
         f"WARNING: a damaged checkpoint was set aside as {event['folder']}: {event['problem']}"
     ),
+    "storage_failed": lambda event, state: f"WARNING: {event['error']}; events and logs are kept here meanwhile",
+    "storage_works": lambda event, state: "the remote storage works again",
     "hang": lambda event, state: (
         f"hang: nothing moves (rank {event['rank']}); writing the stacks of all ranks to their logs"
     ),
@@ -131,7 +133,7 @@ def summary(state: RunState, run: RunDir) -> str:
         lines.append(f"  warning    {warning}")
     if code is Exit.USER_CODE and state.failures and state.failures[-1]["traceback"]:
         lines += ["", state.failures[-1]["traceback"].rstrip()]
-    lines.append(f"  folder     {shlex.quote(str(run.path))}")
+    lines.append(f"  folder     {shlex.quote(str(run.path))}{f', {state.storage}' if state.storage else ''}")
     if code is not Exit.DONE:
         lines.append(
             f"  go on with: dtrain resume {shlex.quote(str(run.path))}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.errors import DtrainError
+from dtrain.errors import ClusterError, DtrainError
 from dtrain.job import Job
 from dtrain.link import Link
 from dtrain.processes import die_with_parent, set_name
@@ -42,6 +42,7 @@ class Assignment:
     peers: Peers
     environment: dict[str, str]
     checkpoint: str | None
+    """Its name, to resume from."""
     step: int
 
 
@@ -57,6 +58,7 @@ def main(assignment: Assignment, pipe: Connection, rendezvous: socket.socket | N
     link = Link(pipe, assignment.step)
     code = FAILED
     try:
+        _enter(job.folder)
         from dtrain import plugins  # importlib.metadata costs time that agents need not pay
 
         strategy = plugins.strategy(job.strategy.name, job.strategy.options)
@@ -112,9 +114,19 @@ def _become(run: RunDir, assignment: Assignment, job: Job) -> None:
     atexit._clear()
     os.environ.update(assignment.environment)
     os.environ.update(job.env)
-    os.chdir(job.folder)
-    sys.path.insert(0, job.folder)
     print(f"--- dtrain: attempt {assignment.peers.attempt}, rank {rank}, from step {assignment.step} ---")
+
+
+def _enter(folder: str) -> None:
+    """Work where the recipe lies; raises `ClusterError` where that is not on this node."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ClusterError(
+            f"the recipe's folder {folder} is not on {socket.gethostname()}: {error.strerror}",
+            "Put it on a file system that all nodes share; on Ray, storage.url has it sent along.",
+        ) from None
+    sys.path.insert(0, folder)
 
 
 def _unless_worker(worker: int) -> Any:
@@ -164,8 +176,7 @@ def train(run: RunDir, strategy: Strategy, joining: Joining, link: Link, assignm
     assert isinstance(strategy, Trains), "the plan refuses others"
     with strategy.join(joining) as session:
         _kept.append(session)
-        checkpoint = Path(assignment.checkpoint) if assignment.checkpoint else None
-        loop.run(run, joining, session, link, checkpoint, assignment.step)
+        loop.run(run, joining, session, link, assignment.checkpoint, assignment.step)
 
 
 def report(link: Link, error: BaseException, job: Job) -> None:

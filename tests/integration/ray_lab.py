@@ -34,6 +34,17 @@ NO_TOKENS = {"RAY_AUTH_MODE": "disabled"}
 """An embedded cluster (`ray.init()`) leaves a token in the user's home, which heads then want and other nodes do not give."""
 
 
+HIDING = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh")
+"""In front of a folder and a command: runs the command where that folder is empty. Only root may."""
+
+
+def hiding_refused() -> str | None:
+    """Why no folder can be hidden from a process here, or None where one can."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([*HIDING, folder, "true"], capture_output=True, text=True, check=False)
+    return f"no mount namespaces: {done.stderr.strip()}" if done.returncode else None
+
+
 class RayError(RuntimeError):
     """A command of Ray's failed, or the cluster did not come up."""
 
@@ -59,15 +70,17 @@ class RayLab:
     folder: Path
     gcs_port: int
     dashboard_port: int
+    hidden: Path | None = None
+    """A folder of this machine that its nodes see empty, as machines do that share no file system with it."""
     _nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, nodes: int = 3, *, cpus: int = 4, gpus: int = 2) -> RayLab:
+    def start(cls, nodes: int = 3, *, cpus: int = 4, gpus: int = 2, hidden: Path | None = None) -> RayLab:
         """Start a head and further nodes with pretended CPUs and GPUs and wait until all are alive; takes about 10 s."""
         for attempt in range(1, START_ATTEMPTS + 1):
             # Not pytest's folder: what Ray adds to the path of a socket leaves it no more than 40 letters.
             gcs_port, dashboard_port = free_ports(2)
-            lab = cls(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")), gcs_port, dashboard_port)
+            lab = cls(Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp")), gcs_port, dashboard_port, hidden)
             try:
                 lab._start_node(0, cpus, gpus, {})
                 lab._wait_for_nodes({0})
@@ -200,8 +213,11 @@ class RayLab:
             *(f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--resources={json.dumps(dict(resources))}"),
             *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}"),
         ]
+        if self.hidden:
+            command = [*HIDING, str(self.hidden), *command]
         mark = {"RAY_LAB": str(self.folder), "RAY_LAB_NODE": f"{self.folder}:{index}", "TMPDIR": str(self.folder)}
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        inherited["PATH"] = f"{ray_program().parent}{os.pathsep}{inherited['PATH']}"
         with (self.folder / f"{index}.log").open("wb") as log:
             self._nodes[index] = subprocess.Popen(
                 command,

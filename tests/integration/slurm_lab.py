@@ -19,6 +19,7 @@ from integration.processes import (
     kill_until_gone,
     send_signal,
     started_with,
+    status,
     wait_until,
 )
 
@@ -199,9 +200,21 @@ class SlurmLab:
             wait_until(partial(self._gone, {pid}), 5, f"the slurmd of {name} is still there")
 
     def crash_node(self, name: str) -> None:
-        """Kill a node's slurmd, its step daemons and every task on it, as a power cut does."""
-        self.kill_node(name)
-        kill_until_gone(lambda: self.step_pids(name) | self.task_pids(name))
+        """Kill a node's slurmd, its step daemons and every task on it, as a power cut does: none sees another one's end.
+
+        The other nodes see its connections close, though, which a power cut does not show them."""
+
+        def everything() -> set[int]:
+            return self.step_pids(name) | self.task_pids(name) | set(filter(None, [self.daemon_pid(name)]))
+
+        def halted() -> bool:
+            awake = {pid for pid in everything() if status(pid)[:1] not in ([], ["T"])}
+            send_signal(awake, signal.SIGSTOP)
+            return not awake
+
+        # A slurmstepd that sees its task die first tells slurmctld of it, which then takes the job for failed.
+        wait_until(halted, 10, f"processes of {name} do not stop")
+        kill_until_gone(everything)
 
     def start_node(self, name: str) -> None:
         """Start the slurmd of a node; one that was down for not answering becomes idle again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dtrain import events
+from dtrain import events, history
 from dtrain.cluster import Requeues
 from dtrain.errors import ClusterError, Exit
 from dtrain.outcome import Ending
@@ -17,7 +17,7 @@ def queue_again(ending: Ending, plan: LaunchPlan, run: RunDir, log: events.Event
     """Called last of all, since the cluster ends this process then; returns what became of it."""
     assert isinstance(plan.cluster, Requeues)
     step = None if plan.job.kind == "script" else _saved_step(plan, run)
-    if step is not None and step == _requeued_at(run):
+    if step is not None and step == history.requeued_at(run):
         words = f"no progress since it was queued again at step {step}"
         return Ending(Exit.GAVE_UP, f"{ending.reason}; {words}")
     try:
@@ -31,11 +31,3 @@ def queue_again(ending: Ending, plan: LaunchPlan, run: RunDir, log: events.Event
 def _saved_step(plan: LaunchPlan, run: RunDir) -> int:
     """Of the newest checkpoint."""
     return max(store_of(run, plan.job).steps(), default=0)
-
-
-def _requeued_at(run: RunDir) -> int | None:
-    """The step at which the run was last queued again, since a person started it."""
-    submitted = run.submitted()
-    since = submitted.time if submitted else 0.0
-    again = [event for event in events.read(run.events) if event["event"] == "requeued" and event["time"] > since]
-    return again[-1]["step"] if again else None

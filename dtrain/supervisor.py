@@ -12,7 +12,7 @@ from enum import Enum
 from types import FrameType
 from typing import Any
 
-from dtrain import events, mirror, plan, report
+from dtrain import events, history, mirror, plan, report
 from dtrain.attempt import Attempt, Node
 from dtrain.checkpoint import Committed
 from dtrain.cluster import Allocation, Draining, Explains, Inbox, NodeLost, Requeues, Warned
@@ -53,7 +53,7 @@ class Supervisor:
         self._settings = launch.job.recovery
         self._store = store_of(run, launch.job, lease.mark)
         self._failures: list[Failure] = []
-        self._attempts = _attempts_so_far(run)
+        self._attempts = history.attempts(run)
         self._ready: dict[str, Node] = {}
         self._heard: dict[str, float] = {}
         self._attempt: Attempt | None = None
@@ -343,16 +343,15 @@ class Supervisor:
         return exit_code
 
 
-def _attempts_so_far(run: RunDir) -> int:
-    """Attempts of earlier supervisors of this run: numbers are never used twice."""
-    return max((event["attempt"] for event in events.read(run.events) if event["event"] == "attempt"), default=0)
-
-
 def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
     """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal."""
     gc.freeze()
     gc.enable()  # which the command line does without
+    began = time.time()
     with run.lock(patience_seconds) as lease:
+        ended = history.ended_since(run, began)
+        if ended is not None:  # by the supervisor that held the lock
+            return ended
         inbox: Inbox = queue.SimpleQueue()
         run.forget_old_stop_request()
         log = events.EventLog(run.events)

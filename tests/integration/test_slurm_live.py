@@ -442,3 +442,44 @@ def test_the_contract_of_clusters(
     monkeypatch.setenv("SLURM_CONF", lab.environment["SLURM_CONF"])
     promise("slurm", runs)
     lab.run("scancel", number)
+
+
+def test_the_crash_of_the_node_that_the_supervisor_is_on(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:
+    """SLURM takes the node for down after a while and queues the job again, on other nodes."""
+    with on_slurm(lab, runs, "--set", "params.pause=0.1") as live:
+        live.wait_event("checkpoint", step=10)
+        victim = batch_host(lab, live)
+        lab.crash_node(victim)
+        try:
+            live.finish()
+        finally:
+            lab.run("scancel", job(live.run), check=False)
+            lab.start_node(victim)
+            lab.wait_for_state(victim, "idle")
+    assert victim not in live.events("attempt")[-1]["nodes"]
+    assert_as_if_nothing_happened(live, undisturbed)
+
+
+def test_a_warning_before_the_workers_are_up_costs_a_requeue_and_nothing_else(
+    lab: SlurmLab, runs: Path, undisturbed: Live
+) -> None:
+    with on_slurm(lab, runs) as live:
+        live.wait_event("run")
+        lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
+        live.finish()
+    assert [event["step"] for event in live.events("requeued")] == [0]
+    assert not live.events("failure")
+    assert_as_if_nothing_happened(live, undisturbed)
+
+
+def test_a_second_supervisor_waits_for_the_first_and_disturbs_nothing(
+    lab: SlurmLab, runs: Path, undisturbed: Live
+) -> None:
+    """As where SLURM has started a job again whose old batch script still runs on a node that was cut off."""
+    with on_slurm(lab, runs, "--set", "params.pause=0.1") as live:
+        live.wait_step(2)
+        second = subprocess.Popen([*DTRAIN, "supervise", str(live.run.path)], env=os.environ | lab.environment)
+        live.finish()
+        assert second.wait(20) == 0
+    assert len(live.events("run")) == len(live.events("attempt")) == len(live.events("end")) == 1
+    assert_as_if_nothing_happened(live, undisturbed)

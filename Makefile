@@ -23,6 +23,7 @@ check: $(VENV)/.test
 	$(VENV)/bin/mypy tests benchmarks --exclude programs/
 
 bench: $(VENV)/.test
+	$(PIP) '.[bench]'
 	$(VENV)/bin/python benchmarks/launch.py
 	$(VENV)/bin/python benchmarks/recovery.py
 	$(VENV)/bin/python benchmarks/strategies.py

@@ -20,6 +20,9 @@ from ._slurm_commands import expand
 
 QUIT_SECONDS = 5.0
 KILL_SECONDS = 5.0
+LINE_BYTES = 1000
+"""SLURM cuts what a task prints into messages of 1024 bytes (MAX_MSG_LEN) and mixes those of several tasks: only a line that
+fits into one arrives as it was."""
 ENDED = re.compile(r"error: (?P<nodes>\S+): tasks? [-\d, ]+: (?P<reason>.+)")
 LOST = re.compile(r"(?P<reason>Node failure|failed) on (?:node )?(?P<nodes>[^\s:]+)")
 CANCELLED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+(?P<reason>[^*]*)")
@@ -27,7 +30,8 @@ CANCELLED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+(?P<reason>[^*]*)")
 MISLEADING = ("SLURM_LABELIO", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE", "SLURM_HOSTFILE")
 """Settings of srun in a user's environment that would break the lines of JSON or move the agents."""
 START_AGENT = """\
-suffix=$1 stale=$2 addresses=$3; shift 3
+suffix=$1 stale=$2 addresses=$3 DTRAIN_LINE_BYTES=$4; shift 4
+export DTRAIN_LINE_BYTES
 if [ -n "$stale" ] && grep -q dtrain "/proc/$stale/cmdline" 2>/dev/null; then kill -9 "$stale"; fi
 for pair in $addresses; do
   case $pair in "$SLURMD_NODENAME="*) DTRAIN_ADDRESS=${pair#*=}; export DTRAIN_ADDRESS ;; esac
@@ -60,7 +64,7 @@ class Start:
             "srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", f"--nodelist={','.join(self.nodes)}",
             "--no-kill", "--kill-on-bad-exit=0", "--wait=0", "--overlap", "--cpu-bind=none", "--mpi=none", "--chdir=/", "--export=ALL",
             "--job-name=dtrain-agents", *self.container, "sh", "-c", START_AGENT, "dtrain-agent",
-            self.suffix, str(self.stale or ""), known, *self.agent,
+            self.suffix, str(self.stale or ""), known, str(LINE_BYTES), *self.agent,
         ]  # fmt: skip
 
 
@@ -126,11 +130,14 @@ class Step:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                with contextlib.suppress(ValueError):
+                try:
                     node, event = decode(line)
-                    if isinstance(event, Ready):
-                        self.pids[node] = event.pid
-                    self._inbox.put((node, event))
+                except ValueError:
+                    print(f"on srun's output: {line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
+                    continue
+                if isinstance(event, Ready):
+                    self.pids[node] = event.pid
+                self._inbox.put((node, event))
         code = self._process.wait()
         self._watcher.join(KILL_SECONDS)
         for name in self._names.values():

@@ -39,6 +39,7 @@ from dtrain.messages import (
     Tell,
     decode,
     encode,
+    in_pieces,
 )  # fmt: skip
 from dtrain.processes import kill_group, oom_kills, usage
 from dtrain.rundir import RunDir
@@ -47,6 +48,8 @@ from dtrain.strategy import Place
 if TYPE_CHECKING:  # few agents need one
     from dtrain.standin import StandIn
 
+LINE_BYTES = "DTRAIN_LINE_BYTES"
+"""The longest line that is carried whole to the supervisor, where that has a limit."""
 IDLE_CPU_SHARE = 0.02
 CLOSED_GRACE_SECONDS = 5.0
 
@@ -129,14 +132,16 @@ class Agent:
         self._waiting: deque[Start] = deque()
         self._warm_pipe, self._warm_done = os.pipe()
         self._warm = warm
+        self._line_bytes = int(os.environ.get(LINE_BYTES, 0))
         self._context = multiprocessing.get_context("forkserver")
 
     def send(self, event: Event) -> None:
         """One line up; where nobody reads any more, the end of stdin is about to say so."""
-        data = encode(event, self.node)
+        line = encode(event, self.node)
         try:
-            while data:
-                data = data[os.write(self._events, data) :]
+            for data in in_pieces(line, self.node, self._line_bytes or len(line)):
+                while data:
+                    data = data[os.write(self._events, data) :]
         except BrokenPipeError:
             self._closed = self._broken = True
 

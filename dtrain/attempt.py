@@ -116,6 +116,7 @@ class Attempt:
         self._left_step: int | None = None
         self._deadline: float | None = None
         self._progress_at = 0.0
+        self._ending_since: float | None = None
 
     def begin(self) -> None:
         """Ask every node for its ports."""
@@ -163,6 +164,15 @@ class Attempt:
                 self.kill()
         if self._phase is Phase.RUNNING and not self._leaving:
             self._look_for_hang(now)
+        if self._phase is Phase.ENDING and self._ending_since is None:
+            self._ending_since = now
+
+    def stuck(self, now: float) -> set[str]:
+        """Nodes whose workers were killed long ago and have not ended."""
+        if self._phase is not Phase.ENDING or self._ending_since is None:
+            return set()
+        waited = now - self._ending_since
+        return {self._owner[rank] for rank in self._running} if waited > self._settings.heartbeat_seconds else set()
 
     def leave(self, now: float) -> None:
         """Have the workers agree on a step, save at it and end; scripts get a SIGTERM. Killed after the grace."""

@@ -7,8 +7,9 @@ about one, so that a late word from an older attempt is known as such.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from dtrain.frozen import from_dict, to_dict
 from dtrain.strategy import Peers, Place
@@ -155,12 +156,18 @@ class Grew:
     """Base64."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Event: a part of another event's line, where the way up carries only short lines whole."""
+
+    text: str
+    first: bool
+    last: bool
+
+
 Command = Adopt | Listen | Start | Stop | Tell | DumpStacks | Quit
-Event = Ready | Listening | Started | Beat | Said | Exited | Grew
-KINDS = {
-    cls.__name__: cls
-    for cls in (Adopt, Listen, Start, Stop, Tell, DumpStacks, Quit, Ready, Listening, Started, Beat, Said, Exited, Grew)
-}
+Event = Ready | Listening | Started | Beat | Said | Exited | Grew | Piece
+KINDS = {cls.__name__: cls for cls in (*get_args(Command), *get_args(Event))}
 
 
 def encode(message: Command | Event, to: str = "") -> bytes:
@@ -176,3 +183,29 @@ def decode(line: bytes | str) -> tuple[str, Any]:
         raise ValueError("not a message")
     to = str(body.pop("to", ""))
     return to, from_dict(KINDS[body.pop("kind")], body)
+
+
+def in_pieces(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
+    """An encoded event as lines of at most so many bytes."""
+    if len(line) <= most_bytes:
+        yield line
+        return
+    text = line.decode().rstrip("\n")
+    # Quotes and backslashes become two bytes; the rest of JSON is ASCII.
+    size = (most_bytes - len(encode(Piece("", first=False, last=False), to))) // 2
+    for begin in range(0, len(text), size):
+        yield encode(Piece(text[begin : begin + size], first=begin == 0, last=begin + size >= len(text)), to)
+
+
+class Joiner:
+    """Makes events of the pieces of several nodes."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, list[str]] = {}
+
+    def add(self, node: str, piece: Piece) -> Any:
+        """The event that is whole with this piece, or None."""
+        if piece.first:
+            self._begun[node] = []
+        self._begun.setdefault(node, []).append(piece.text)
+        return decode("".join(self._begun.pop(node)))[1] if piece.last else None

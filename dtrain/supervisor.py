@@ -17,7 +17,7 @@ from dtrain.attempt import Attempt, Node
 from dtrain.checkpoint import Committed
 from dtrain.cluster import Allocation, Draining, Explains, Inbox, NodeLost, Requeues, Warned
 from dtrain.errors import ClusterError, DtrainError, Exit
-from dtrain.messages import Grew, Ready
+from dtrain.messages import Grew, Joiner, Piece, Ready
 from dtrain.outcome import Done, Ending, Failed, Left, Outcome
 from dtrain.plan import LaunchPlan
 from dtrain.recovery import Failure, decide
@@ -71,6 +71,7 @@ class Supervisor:
         self._moving = False
         """The attempt under way was asked to save and leave only to go on with other nodes."""
         self._look_at = 0.0
+        self._joiner = Joiner()
 
     def run(self) -> Exit:
         """The whole run; the exit code of the process."""
@@ -87,14 +88,9 @@ class Supervisor:
     def _hear_last_words(self) -> None:
         """Of agents that have ended: what was still to be added to logs."""
         while not self._inbox.empty():
-            _, item = self._inbox.get()
-            if isinstance(item, Grew):
-                self._keep(item)
-
-    def _keep(self, grew: Grew) -> None:
-        from dtrain import standin  # few runs need it
-
-        standin.keep(self._run, grew)
+            node, item = self._inbox.get()
+            if isinstance(item, Grew | Piece):
+                self._take(node, item)
 
     def _train(self, allocation: Allocation) -> Ending:
         """Attempts, until there is no further one."""
@@ -195,6 +191,8 @@ class Supervisor:
             self._look_for_request()
         if self._attempt:
             self._attempt.tick(now)
+            for node in self._attempt.stuck(now):
+                self._lose(node, "its workers were killed and do not end")
             if self._could_grow(self._attempt):
                 self._move(f"{len(self._ready)} nodes are ready again")
 
@@ -223,8 +221,13 @@ class Supervisor:
 
     def _take(self, node: str, item: Any) -> None:
         now = time.monotonic()
-        if isinstance(item, Grew):
-            self._keep(item)
+        if isinstance(item, Piece):
+            if whole := self._joiner.add(node, item):
+                self._take(node, whole)
+        elif isinstance(item, Grew):
+            from dtrain import standin  # few runs need it
+
+            standin.keep(self._run, item)
         elif isinstance(item, Wish):
             self._asked(item, "interrupted")
         elif isinstance(item, Warned):

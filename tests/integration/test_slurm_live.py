@@ -237,6 +237,20 @@ def test_a_killed_agent_is_replaced_on_its_node(lab: SlurmLab, runs: Path, undis
     assert_as_if_nothing_happened(live, undisturbed)
 
 
+def test_workers_of_all_nodes_complaining_at_once_are_all_understood(lab: SlurmLab, runs: Path, tmp_path: Path) -> None:
+    """Their tracebacks are longer than what SLURM carries in one piece."""
+    four = ("--workers", "4", "--nodes", "2", "--set", "params.pause=0.02", "--set", "recovery.backoff_seconds=0")
+    with start(RECIPE, *SLURM, *four, "--set", "train.steps=200", runs=runs, **lab.environment) as live:
+        for attempt in range(1, 11):
+            begun = len(live.events("checkpoint"))
+            wait_for(lambda begun=begun: len(live.events("checkpoint")) > begun, "progress")  # type: ignore[misc]
+            live.kill(1, attempt=attempt)
+            live.wait_event("attempt", attempt=attempt + 1)
+        live.finish()
+    assert [event["kind"] for event in live.events("failure")] == ["killed"] * 10
+    live.assert_clean_audit(steps=200)
+
+
 def test_a_killed_slurmstepd_is_noticed_by_the_heartbeat(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:
     with on_slurm(lab, runs, "--set", "recovery.heartbeat_seconds=2") as live:
         live.wait_step(12)

@@ -92,7 +92,7 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
         hint = "lower train.global_batch, raise train.shards or use more workers"
         return Decision(retry=False, reason=f"out of memory would strike again: {hint}", exit_code=Exit.USER_CODE)
     if equal:
-        code = Exit.USER_CODE if last.kind is Kind.CHANCE else Exit.GAVE_UP
+        code = Exit(last.exit_code) if last.kind is Kind.CHANCE else Exit.GAVE_UP
         return Decision(
             retry=False, reason="the same failure struck twice with no new checkpoint in between", exit_code=code
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 
 from dtrain import events, history
 from dtrain.cluster import Requeues
-from dtrain.errors import ClusterError, Exit
+from dtrain.errors import ClusterError, Exit, StorageError
 from dtrain.outcome import Ending
 from dtrain.plan import LaunchPlan
 from dtrain.remote_checkpoint import store_of
@@ -28,6 +29,8 @@ def queue_again(ending: Ending, plan: LaunchPlan, run: RunDir, log: events.Event
     return Ending(Exit.RESUMABLE, f"{ending.reason}; {words}")
 
 
-def _saved_step(plan: LaunchPlan, run: RunDir) -> int:
-    """Of the newest checkpoint."""
-    return max(store_of(run, plan.job).steps(), default=0)
+def _saved_step(plan: LaunchPlan, run: RunDir) -> int | None:
+    """Of the newest checkpoint; None where nobody knows."""
+    with suppress(StorageError):
+        return max(store_of(run, plan.job).steps(), default=0)
+    return None

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import gc
 import queue
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import Enum
-from types import FrameType
 from typing import Any
 
 from dtrain import events, history, mirror, plan, report
 from dtrain.attempt import Attempt, Node
 from dtrain.checkpoint import Committed
 from dtrain.cluster import Allocation, Draining, Explains, Inbox, NodeLost, Requeues, Warned
-from dtrain.errors import ClusterError, DtrainError, Exit
+from dtrain.errors import ClusterError, DtrainError, Exit, StorageError
 from dtrain.messages import Grew, Joiner, Piece, Ready
 from dtrain.outcome import Done, Ending, Failed, Left, Outcome
 from dtrain.plan import LaunchPlan
@@ -25,20 +20,11 @@ from dtrain.remote import of_run
 from dtrain.remote_checkpoint import store_of
 from dtrain.requeue import queue_again
 from dtrain.rundir import Lease, RunDir
+from dtrain.wish import Wish, by_signals
 
 TICK_SECONDS = 0.25
 LOOK_SECONDS = 0.5
 MOST_STILLBORN = 3
-
-
-class Wish(Enum):
-    """What somebody asked the supervisor to do."""
-
-    NOTHING = ""
-    LEAVE = "leave"
-    """Save, stop, and be resumable."""
-    NOW = "now"
-    """Stop at once."""
 
 
 class Supervisor:
@@ -95,10 +81,11 @@ class Supervisor:
     def _train(self, allocation: Allocation) -> Ending:
         """Attempts, until there is no further one."""
         while True:
+            resume = self._resume_from()
             ending = self._provision(allocation)
             if ending is None and self._wish is not Wish.NOTHING:
                 ending = self._leaving(f"{self._why} before the workers were started")
-            ending = ending or self._answer(self._watch(allocation), allocation)
+            ending = ending or self._answer(self._watch(allocation, resume), allocation)
             if ending:
                 return ending
 
@@ -146,15 +133,13 @@ class Supervisor:
             if not allocation.replace(node):
                 self._unreplaced.add(node)
 
-    def _watch(self, allocation: Allocation) -> Outcome:
+    def _watch(self, allocation: Allocation, resume: Committed | None) -> Outcome:
         """One attempt on the nodes that are ready."""
         nodes = next(
             n
             for n in range(min(len(self._ready), self._plan.nodes), 0, -1)
             if n == self._plan.nodes or self._plan.fits(n)
         )
-        self._store.clear_staging()
-        resume = self._newest_checkpoint()
         self._attempts += 1
         chosen = list(self._ready.values())[:nodes]
         self._attempt = Attempt(
@@ -293,6 +278,20 @@ class Supervisor:
             self._run.stop_request.unlink(missing_ok=True)
             self._asked(Wish.NOW if now else Wish.LEAVE, "stopped by dtrain stop")
 
+    def _resume_from(self) -> Committed | None:
+        """The newest checkpoint. Storage that does not answer is waited for as long as nodes are: that it just failed is often
+        why an attempt did."""
+        deadline = time.monotonic() + self._settings.provision_seconds
+        while self._wish is Wish.NOTHING:
+            try:
+                self._store.clear_staging()
+                return self._newest_checkpoint()
+            except StorageError:
+                if time.monotonic() > deadline:
+                    raise
+            self._turn()
+        return None
+
     def _newest_checkpoint(self) -> Committed | None:
         """The newest whole checkpoint; damaged ones are set aside on the way to it."""
         if self._plan.job.kind == "script":
@@ -367,7 +366,7 @@ def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
                 workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
                 storage=of_run(job.storage, run.id).url if job.storage.url else None,
             )  # fmt: skip
-            with _signals(inbox):
+            with by_signals(inbox):
                 copy.start(patience_seconds)
                 return Supervisor(run, launch, log, inbox, lease).run()
         except DtrainError as error:
@@ -379,21 +378,3 @@ def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
         finally:
             log.close()
             copy.finish()
-
-
-@contextmanager
-def _signals(inbox: Inbox) -> Iterator[None]:
-    """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        inbox.put(
-            ("", Wish.LEAVE if number == signal.SIGINT else Warned(f"told to stop by {signal.Signals(number).name}"))
-        )
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

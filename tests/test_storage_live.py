@@ -118,6 +118,23 @@ def test_storage_that_falls_silent_for_a_while_costs_warnings_only(s3: S3, tmp_p
     assert "done" in status
 
 
+def test_a_restart_waits_for_storage_that_does_not_answer(s3: S3, tmp_path: Path, undisturbed: Live) -> None:
+    options = ("--set", f"storage.options={QUICK}", "--set", "params.pause=0.3")
+    with start(RECIPE, *TWO, *options, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
+        live.wait_event("checkpoint", step=5)
+        s3.freeze()
+        try:
+            live.kill(1)
+            live.wait_event("failure")
+            live.wait_event("storage_failed")
+            assert len(live.events("attempt")) == 1
+        finally:
+            s3.thaw()
+        live.finish()
+    assert len(live.events("attempt")) == 2
+    assert_as_if_nothing_happened(live, undisturbed)
+
+
 def test_a_run_whose_last_state_is_nowhere_does_not_end_well(tmp_path: Path) -> None:
     with endpoint(tmp_path) as s3:
         options = ("--set", f"storage.options={QUICK}", "--set", "params.pause=0.3")

@@ -208,19 +208,26 @@ def test_a_run_shrinks_to_the_nodes_that_are_left(lab: SlurmLab, runs: Path, und
         assert live.losses()[step] == pytest.approx(loss, rel=1e-4)
 
 
+@contextmanager
+def started_again(lab: SlurmLab, node: str, live: Live) -> Iterator[None]:
+    """Afterwards the node is there again, without the run."""
+    try:
+        yield
+    finally:
+        lab.run("scancel", job(live.run), check=False)
+        lab.start_node(node)
+        lab.wait_for_state(node, "idle")
+
+
 def test_a_killed_slurmd_in_the_middle_of_a_run(lab: SlurmLab, runs: Path) -> None:
     """Its tasks run on, and so does the run, until SLURM takes the node away: then the spare node takes its place."""
     with on_slurm(lab, runs, "--set", "cluster.spare_nodes=1", "--set", "params.pause=0.1") as live:
         live.wait_event("checkpoint", step=10)
         wait_for(lambda: len(live.events("node")) == 3, "the spare agent")
         victim = other_node(lab, live)
-        lab.kill_node(victim)
-        try:
+        with started_again(lab, victim, live):
+            lab.kill_node(victim)
             live.finish()
-        finally:
-            lab.run("scancel", job(live.run), check=False)
-            lab.start_node(victim)
-            lab.wait_for_state(victim, "idle")
     assert live.events("failure")[0]["kind"] == "node lost"
     assert victim not in live.events("attempt")[1]["nodes"]
     live.assert_clean_audit(steps=STEPS)
@@ -463,13 +470,9 @@ def test_the_crash_of_the_node_that_the_supervisor_is_on(lab: SlurmLab, runs: Pa
     with on_slurm(lab, runs, "--set", "params.pause=0.1") as live:
         live.wait_event("checkpoint", step=10)
         victim = batch_host(lab, live)
-        lab.crash_node(victim)
-        try:
+        with started_again(lab, victim, live):
+            lab.crash_node(victim)
             live.finish()
-        finally:
-            lab.run("scancel", job(live.run), check=False)
-            lab.start_node(victim)
-            lab.wait_for_state(victim, "idle")
     assert victim not in live.events("attempt")[-1]["nodes"]
     assert_as_if_nothing_happened(live, undisturbed)
 

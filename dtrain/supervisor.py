@@ -75,8 +75,9 @@ class Supervisor:
         """Of agents that have ended: what was still to be added to logs."""
         while not self._inbox.empty():
             node, item = self._inbox.get()
-            if isinstance(item, Grew | Piece):
-                self._take(node, item)
+            whole = self._joiner.add(node, item) if isinstance(item, Piece) else item
+            if isinstance(whole, Grew):
+                self._take(node, whole)
 
     def _train(self, allocation: Allocation) -> Ending:
         """Attempts, until there is no further one."""

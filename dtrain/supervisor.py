@@ -362,12 +362,12 @@ def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
         try:
             launch = plan.make(run.job())
             job = launch.job
-            log.add(
-                "run", run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
-                workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
-                storage=of_run(job.storage, run.id).url if job.storage.url else None,
-            )  # fmt: skip
             with by_signals(inbox):
+                log.add(
+                    "run", run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
+                    workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
+                    storage=of_run(job.storage, run.id).url if job.storage.url else None,
+                )  # fmt: skip
                 copy.start(patience_seconds)
                 return Supervisor(run, launch, log, inbox, lease).run()
         except DtrainError as error:

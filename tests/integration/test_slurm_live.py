@@ -364,7 +364,7 @@ def test_no_progress_between_two_requeues_ends_the_run(lab: SlurmLab, runs: Path
         wait_for(live.run.submitted, "the submission")
         with open(live.run.events, "a") as diary:
             diary.write(json.dumps({"time": time.time() + 1, "event": "requeued", "step": 0, "words": ""}) + "\n")
-        live.wait_event("node")
+        live.wait_event("run")
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         live.finish(code=3)
     assert "no progress" in live.events("end")[-1]["reason"]

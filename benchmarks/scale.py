@@ -25,7 +25,8 @@ from dtrain.cluster import Inbox
 from dtrain.clusters._pipes import PipedAgents
 from dtrain.job import Job, PluginChoice, Recovery, Resources
 from dtrain.messages import Command
-from dtrain.supervisor import Supervisor, Wish
+from dtrain.supervisor import Supervisor
+from dtrain.wish import Wish
 
 RANKS = 8
 RUN_SECONDS = 20.0

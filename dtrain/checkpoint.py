@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from dtrain.rundir import write_whole
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
+READERS = 8
 
 
 Files = dict[str, tuple[int, str]]
@@ -162,7 +164,7 @@ class CheckpointStore:
         """See `Checkpoints.newest_whole`."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             manifest = parsed(_text(path / MANIFEST))
-            problem = manifest if isinstance(manifest, str) else _damage(path, manifest.files)
+            problem = manifest if isinstance(manifest, str) else damage(manifest.files, partial(_file_damage, path))
             if problem:
                 yield self._set_aside(path).name, problem
                 continue
@@ -226,14 +228,13 @@ def _text(path: Path) -> bytes | str | None:
         return None
 
 
-def _damage(path: Path, files: Files) -> str:
-    """What is wrong with the files of a checkpoint folder, or '' where every byte is what was written."""
+def damage(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
+    """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' where every byte is
+    what was written."""
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        for name, problem in zip(
-            files, pool.map(lambda name: _file_damage(path / name, *files[name]), files), strict=True
-        ):
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        for name, problem in zip(files, pool.map(check, files.keys(), files.values()), strict=True):
             if problem:
                 return f"{name} {problem}"
     return ""
@@ -243,7 +244,8 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _file_damage(path: Path, size: int, digest: str) -> str:
+def _file_damage(folder: Path, name: str, entry: tuple[int, str]) -> str:
+    path, (size, digest) = folder / name, entry
     try:
         if path.stat().st_size != size:
             return f"has {path.stat().st_size} bytes instead of {size}"

@@ -158,7 +158,6 @@ def status(state: RunState, run: RunDir) -> str:
 
 def print_logs(run: RunDir, ranks: list[int], *, follow: bool) -> None:
     """Every worker's output, each line with its rank; new lines as they come, where they are followed."""
-    mirror.refresh(run)
     files = {path: int(path.stem.split("-")[1]) for path in sorted(run.logs.glob("rank-*.log"))}
     missing = [rank for rank in ranks if rank not in files.values()]
     if missing and not follow:

@@ -5,7 +5,6 @@ Files that only grow are kept as objects of at most PART_BYTES, named by their o
 
 from __future__ import annotations
 
-import itertools
 import sys
 import threading
 import time
@@ -19,11 +18,10 @@ from dtrain.events import EventLog
 from dtrain.job import Job
 from dtrain.remote import Remote, of_run
 from dtrain.remote_checkpoint import FOLDER as CHECKPOINTS
-from dtrain.rundir import SILENT_SECONDS, Lease, RunDir, write_whole
+from dtrain.rundir import SILENT_SECONDS, Lease, RunDir, read_at, write_whole
 
 PART_BYTES = 1 << 18
 EVERY_SECONDS = 3.0
-GROWING = ("events.jsonl", "logs/*.log", "ledger/*.bin")
 JOB = "job.json"
 STOP = "stop"
 
@@ -41,13 +39,13 @@ class Mirror:
         """Copy what has grown since the last time; raises `StorageError`, and then goes on where it was the next time."""
         if self._there is None:
             self._there = self._lengths()
-        found = itertools.chain.from_iterable(self._run.path.glob(pattern) for pattern in GROWING)
-        for path in sorted(found):
+        diary = [self._run.events] if self._run.events.exists() else []
+        for path in (*diary, *self._run.appended()):
             name = str(path.relative_to(self._run.path))
             size = path.stat().st_size
             while (done := self._there.get(name, 0)) < size:
                 begin = done // PART_BYTES * PART_BYTES
-                data = _read(path, begin, PART_BYTES)
+                data = read_at(path, begin, PART_BYTES)
                 self._remote.write(_part(name, begin), data)
                 self._there[name] = begin + len(data)
 
@@ -145,10 +143,10 @@ class Keeper:
             self._mirror.push()
             self._thread.start()
 
-    def finish(self) -> bool:
-        """The diary is complete: copy the rest of it. Returns whether everything is there."""
+    def finish(self) -> None:
+        """The diary is complete: copy the rest of it."""
         if not self._mirror or not self._thread.ident:
-            return True
+            return
         self._over.set()
         self._thread.join()
         try:
@@ -157,8 +155,6 @@ class Keeper:
                 self._mirror.release()
         except StorageError as error:
             print(f"dtrain: the last events and logs are in {self._run.path} only: {error}", file=sys.stderr)
-            return False
-        return True
 
     def _keep(self) -> None:
         assert self._mirror
@@ -214,9 +210,3 @@ def fetched(root: Path, url: str) -> RunDir:
 
 def _part(name: str, begin: int) -> str:
     return f"{name}/{begin:012d}"
-
-
-def _read(path: Path, begin: int, count: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(begin)
-        return file.read(count)

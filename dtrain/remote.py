@@ -130,8 +130,6 @@ class Remote:
         """Whatever a file system's own libraries raise, in one line."""
         try:
             yield
-        except StorageError:
-            raise
         except Exception as error:
             words = " ".join(str(error).split())
             if not words:

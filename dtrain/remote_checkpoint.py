@@ -10,6 +10,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dtrain.checkpoint import (
     Committed,
     Files,
     Part,
+    damage,
     hashed,
     manifest_of,
     parsed,
@@ -32,7 +34,6 @@ from dtrain.rundir import RunDir
 FOLDER = "checkpoints"
 DAMAGED = "damaged.json"
 CACHED = 2
-READERS = 8
 
 
 class RemoteCheckpoints:
@@ -99,7 +100,7 @@ class RemoteCheckpoints:
         """See `Checkpoints.newest_whole`."""
         for name in self._committed():
             manifest = parsed(self._remote.read(f"{FOLDER}/{name}/{MANIFEST}"))
-            problem = manifest if isinstance(manifest, str) else self._damage(name, manifest.files)
+            problem = manifest if isinstance(manifest, str) else damage(manifest.files, partial(self._wrong, name))
             if problem:
                 self._set_aside(name)
                 yield name, problem
@@ -144,17 +145,6 @@ class RemoteCheckpoints:
     def _committed(self) -> list[str]:
         """Names of the committed ones, newest first."""
         return sorted((name for name, files in self._folders().items() if MANIFEST in files), reverse=True)
-
-    def _damage(self, name: str, files: Files) -> str:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            for file, problem in zip(
-                files, pool.map(lambda file: self._wrong(name, file, files[file]), files), strict=True
-            ):
-                if problem:
-                    return f"{file} {problem}"
-        return ""
 
     def _wrong(self, name: str, file: str, entry: tuple[int, str]) -> str:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import time
@@ -118,6 +119,10 @@ class RunDir:
         for folder in (self.logs, self.checkpoints, self.ledgers):
             folder.mkdir(parents=True, exist_ok=True)
 
+    def appended(self) -> list[Path]:
+        """The workers' and agents' files that only grow."""
+        return sorted(itertools.chain(self.logs.glob("*.log"), self.ledgers.glob("*.bin")))
+
     def job(self) -> Job:
         """The job of this run; raises `RunNotFound` where the folder is no run."""
         try:
@@ -206,6 +211,13 @@ def _locked(file: IO[str]) -> bool:
     except OSError:
         return False
     return True
+
+
+def read_at(path: Path, offset: int, count: int) -> bytes:
+    """At most so many bytes of a file from there on."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(count)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -21,13 +21,12 @@ from typing import IO, Any
 from dtrain.frozen import from_dict
 from dtrain.job import Job
 from dtrain.messages import Grew
-from dtrain.rundir import RunDir, write_json
+from dtrain.rundir import RunDir, read_at, write_json
 
 FOLDER = "DTRAIN_FOLDER"
 """Where the recipe's folder was brought to on this node, where a cluster ships it."""
 SENT = "sent.json"
 CHUNK = 1 << 18
-APPENDED = ("logs/*.log", "ledger/*.bin")
 
 
 class StandIn:
@@ -47,10 +46,9 @@ class StandIn:
 
     def grown(self) -> Iterator[Grew]:
         """What was added to logs and ledgers since the last time; it counts as sent when the next piece is asked for."""
-        found = itertools.chain.from_iterable(self.run.path.glob(pattern) for pattern in APPENDED)
-        for path in sorted(found):
+        for path in self.run.appended():
             name = str(path.relative_to(self.run.path))
-            while chunk := _read(path, self._sent.get(name, 0)):
+            while chunk := read_at(path, self._sent.get(name, 0), CHUNK):
                 offset = self._sent.get(name, 0)
                 yield Grew(name, offset, base64.b64encode(chunk).decode())
                 self._sent[name] = offset + len(chunk)
@@ -90,9 +88,3 @@ def keep(run: RunDir, grew: Grew) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as ledger:
         ledger.seek(grew.offset)
         ledger.write(data)
-
-
-def _read(path: Path, offset: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read(CHUNK)

@@ -352,7 +352,7 @@ def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
     gc.enable()  # which the command line does without
     began = time.time()
     with run.lock(patience_seconds) as lease:
-        ended = history.ended_since(run, began)
+        ended = history.ended_since(run, began) if patience_seconds else None
         if ended is not None:  # by the supervisor that held the lock
             return ended
         inbox: Inbox = queue.SimpleQueue()

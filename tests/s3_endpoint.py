@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from integration.processes import free_ports
 from live import wait_for
 
 BUCKET = "bucket"
@@ -53,9 +53,7 @@ class S3:
 @contextmanager
 def endpoint(folder: Path) -> Iterator[S3]:
     """Start it, make the bucket, and end it afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with open(folder / "s3.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

@@ -18,6 +18,7 @@ RECIPE = str(PROGRAMS / "contract_torch.yaml")
 TWO = ("--workers", "2")
 SLOW = (*TWO, "--set", "params.pause=0.05")
 QUICK = '{"config_kwargs": {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}}'
+IMPATIENT = ("--set", f"storage.options={QUICK}", "--set", "params.pause=0.3")
 STEPS = 20
 
 
@@ -101,8 +102,7 @@ def test_a_damaged_object_is_set_aside_and_the_checkpoint_before_it_is_used(
 
 
 def test_storage_that_falls_silent_for_a_while_costs_warnings_only(s3: S3, tmp_path: Path, undisturbed: Live) -> None:
-    options = ("--set", f"storage.options={QUICK}", "--set", "params.pause=0.3")
-    with start(RECIPE, *TWO, *options, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
+    with start(RECIPE, *TWO, *IMPATIENT, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
         live.wait_event("checkpoint", step=5)
         s3.freeze()
         try:
@@ -119,8 +119,7 @@ def test_storage_that_falls_silent_for_a_while_costs_warnings_only(s3: S3, tmp_p
 
 
 def test_a_restart_waits_for_storage_that_does_not_answer(s3: S3, tmp_path: Path, undisturbed: Live) -> None:
-    options = ("--set", f"storage.options={QUICK}", "--set", "params.pause=0.3")
-    with start(RECIPE, *TWO, *options, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
+    with start(RECIPE, *TWO, *IMPATIENT, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
         live.wait_event("checkpoint", step=5)
         s3.freeze()
         try:
@@ -136,12 +135,13 @@ def test_a_restart_waits_for_storage_that_does_not_answer(s3: S3, tmp_path: Path
 
 
 def test_a_run_whose_last_state_is_nowhere_does_not_end_well(tmp_path: Path) -> None:
-    with endpoint(tmp_path) as s3:
-        options = ("--set", f"storage.options={QUICK}", "--set", "params.pause=0.3")
-        with start(RECIPE, *TWO, *options, *kept_on(s3), runs=tmp_path / "runs", **s3.environment) as live:
-            live.wait_event("checkpoint", step=15)
-            s3.process.kill()
-            out = live.finish(code=3)
+    with (
+        endpoint(tmp_path) as s3,
+        start(RECIPE, *TWO, *IMPATIENT, *kept_on(s3), runs=tmp_path / "runs", **s3.environment) as live,
+    ):
+        live.wait_event("checkpoint", step=15)
+        s3.process.kill()
+        out = live.finish(code=3)
     assert "its state could not be saved" in out
     assert "are in" in out
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dtrain.api.strategy import Joining, Peers, Place
+from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
 from dtrain.spec import entrypoint
 from dtrain.spec.job import Device, Job
 
@@ -62,7 +62,7 @@ class Script:
         """One a worker."""
         return workers_per_node
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As the chosen launcher sets it."""
         launchers = {
             "torchrun": environments.torchrun,
@@ -72,7 +72,7 @@ class Script:
         chosen = launchers if self.options.launcher == "all" else (self.options.launcher,)
         return {name: value for launcher in chosen for name, value in launchers[launcher](place, peers).items()}
 
-    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """Horovod's rendezvous, where the script wants it."""
         path = Path(joining.job.folder) / str(joining.job.script)
         uses_it = path.suffix == ".py" and "horovod" in entrypoint.imports(path)

@@ -21,34 +21,34 @@ from typing import TYPE_CHECKING, Any
 
 from dtrain.agent import devices
 from dtrain.api.protocol import (  # fmt: skip
-    Adopt,
-    Beat,
+    AgentReady,
     Command,
     DumpStacks,
     Event,
-    Exited,
-    Listen,
-    Listening,
+    Heartbeat,
+    PortsReserved,
     Quit,
-    Ready,
-    Said,
-    Sign,
-    Start,
-    Started,
-    Stop,
-    Tell,
+    ReservePorts,
+    SetJob,
+    StartWorkers,
+    StopWorkers,
+    WorkerCommand,
+    WorkerExited,
+    WorkerLiveness,
+    WorkerReport,
+    WorkersStarted,
     decode,
     encode,
-    in_pieces,
+    fragments,
 )
-from dtrain.api.strategy import Place
+from dtrain.api.strategy import RankInfo
 from dtrain.common.processes import kill_group, oom_kills, usage
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir
 from dtrain.worker import main
 
 if TYPE_CHECKING:  # few agents need one
-    from dtrain.agent.node_run_folder import StandIn
+    from dtrain.agent.node_run_folder import NodeRunFolder
 
 LINE_BYTES = "DTRAIN_LINE_BYTES"
 """The longest line that is carried whole to the supervisor, where that has a limit."""
@@ -57,10 +57,10 @@ CLOSED_GRACE_SECONDS = 5.0
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """One running worker and when it last showed a sign of life."""
 
-    place: Place
+    place: RankInfo
     process: ForkServerProcess
     pipe: Connection
     log: Path
@@ -78,7 +78,7 @@ class Worker:
         """Of the worker, which leads a process group of the same number."""
         return int(self.process.pid or 0)
 
-    def look(self, now: float) -> Sign:
+    def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""
         current = usage(self.pid)
         output = self.log.stat().st_size if self.log.exists() else 0
@@ -90,7 +90,7 @@ class Worker:
         stopped = bool(current and current.stopped)
         self.stopped_since = (self.stopped_since or now) if stopped else None
         self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
-        return Sign(
+        return WorkerLiveness(
             step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0
         )
 
@@ -108,7 +108,7 @@ class Agent:
     def __init__(
         self,
         run: RunDir,
-        private: StandIn | None,
+        private: NodeRunFolder | None,
         node: str,
         *,
         beat_seconds: float,
@@ -127,11 +127,11 @@ class Agent:
         self._closed = False
         self._told_to_quit = False
         self._broken = False
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._attempt = 0
         self._ports: list[socket.socket] = []
         self._kill_at: float | None = None
-        self._waiting: deque[Start] = deque()
+        self._waiting: deque[StartWorkers] = deque()
         self._warm_pipe, self._warm_done = os.pipe()
         self._warm = warm
         self._line_bytes = int(os.environ.get(LINE_BYTES, 0))
@@ -141,7 +141,7 @@ class Agent:
         """One line up; where nobody reads any more, the end of stdin is about to say so."""
         line = encode(event, self.node)
         try:
-            for data in in_pieces(line, self.node, self._line_bytes or len(line)):
+            for data in fragments(line, self.node, self._line_bytes or len(line)):
                 while data:
                     data = data[os.write(self._events, data) :]
         except BrokenPipeError:
@@ -159,18 +159,20 @@ class Agent:
         if not self._warm:
             self._warm_up()
         address = devices.address()
-        self.send(Ready(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private))
+        self.send(
+            AgentReady(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private)
+        )
         beat_at = time.monotonic() + self.beat_seconds
         while not self._closed:
             deadline = min(beat_at, self._kill_at or beat_at)
-            self._turn(max(0.0, deadline - time.monotonic()))
+            self._poll(max(0.0, deadline - time.monotonic()))
             now = time.monotonic()
             if self._kill_at and now >= self._kill_at:
                 self._kill_at = None
                 self._signal(signal.SIGKILL)
             if now >= beat_at:
                 beat_at = now + self.beat_seconds
-                self.send(Beat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
+                self.send(Heartbeat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
                 self._send_what_grew()
         self._end()
 
@@ -180,17 +182,17 @@ class Agent:
             if self._broken:
                 return
 
-    def _turn(self, timeout: float) -> None:
+    def _poll(self, timeout: float) -> None:
         pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
         sentinels = {one.process.sentinel: rank for rank, one in self._workers.items()}
         sources: list[Any] = [self._commands, *pipes, *sentinels, *([] if self._warm else [self._warm_pipe])]
         ready = wait(sources, timeout)
         for source in ready:
             if source in pipes:
-                self._hear(pipes[source])
+                self._drain_pipe(pipes[source])
         for source in ready:
             if source in sentinels:
-                self._bury(sentinels[source])
+                self._reap(sentinels[source])
             elif source == self._warm_pipe:
                 self._warm = True
         if self._commands in ready:
@@ -207,36 +209,36 @@ class Agent:
         for line in lines:
             to, command = decode(line)
             if to in ("", self.node):
-                self._obey(command)
+                self._handle_command(command)
 
-    def _obey(self, command: Command) -> None:
+    def _handle_command(self, command: Command) -> None:
         if isinstance(command, Quit):
             self._closed = self._told_to_quit = True
-        elif isinstance(command, Adopt):
+        elif isinstance(command, SetJob):
             if self._private:
                 self._private.adopt(command.job)
-        elif isinstance(command, Listen):
+        elif isinstance(command, ReservePorts):
             self._listen(command)
-        elif isinstance(command, Start):
+        elif isinstance(command, StartWorkers):
             self._attempt = command.attempt
             self._waiting.append(command)
         elif command.attempt != self._attempt:
             return
-        elif isinstance(command, Stop):
+        elif isinstance(command, StopWorkers):
             while self._waiting:
                 for place in self._waiting.popleft().places:
-                    self.send(Exited(command.attempt, place.rank, -signal.SIGKILL, None, out_of_memory=False))
+                    self.send(WorkerExited(command.attempt, place.rank, -signal.SIGKILL, None, out_of_memory=False))
             self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
             self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
         elif isinstance(command, DumpStacks):
             # A stopped process cannot handle the signal that asks for its stacks: wake it.
             self._signal(main.STACKS_SIGNAL)
             self._signal(signal.SIGCONT)
-        elif isinstance(command, Tell):
+        elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
                 one.pipe.send(command.body)
 
-    def _listen(self, command: Listen) -> None:
+    def _listen(self, command: ReservePorts) -> None:
         """Bind, but do not listen: with SO_REUSEADDR on both sides the worker's framework can bind the same port,
         while the kernel gives it to nobody who asks for just any port."""
         self._close_ports()
@@ -246,9 +248,9 @@ class Agent:
             port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             port.bind((devices.address(), 0))
             self._ports.append(port)
-        self.send(Listening(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
+        self.send(PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
 
-    def _fork(self, start: Start) -> None:
+    def _fork(self, start: StartWorkers) -> None:
         for place in start.places:
             ours, theirs = self._context.Pipe()
             # The zygote may be older than this agent's environment.
@@ -261,27 +263,27 @@ class Agent:
             process.start()
             theirs.close()
             log, record = self.run.rank_log(place.rank), self.run.ledger(start.attempt, place.rank)
-            self._workers[place.rank] = Worker(place, process, ours, log, record, oom_kills())
-        self.send(Started(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
+            self._workers[place.rank] = WorkerProcess(place, process, ours, log, record, oom_kills())
+        self.send(WorkersStarted(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
 
-    def _hear(self, rank: int) -> None:
+    def _drain_pipe(self, rank: int) -> None:
         """Pass on what a worker says; a worker killed in the middle of a word closes its pipe."""
         one = self._workers[rank]
         try:
             while one.pipe.poll():
-                self.send(Said(self._attempt, rank, one.pipe.recv()))
+                self.send(WorkerReport(self._attempt, rank, one.pipe.recv()))
         except (EOFError, OSError):
             one.pipe.close()
 
-    def _bury(self, rank: int) -> None:
+    def _reap(self, rank: int) -> None:
         if not self._workers[rank].pipe.closed:
-            self._hear(rank)
+            self._drain_pipe(rank)
         one = self._workers.pop(rank)
         kill_group(one.pid)
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()
-        self.send(Exited(self._attempt, rank, int(one.process.exitcode or 0), step, killed_for_memory))
+        self.send(WorkerExited(self._attempt, rank, int(one.process.exitcode or 0), step, killed_for_memory))
         one.pipe.close()
         if not self._workers:
             self._close_ports()

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.api.strategy import Joining, Peers, Place, Serves, Strategy, Trains
+from dtrain.api.strategy import NeedsService, RankInfo, RendezvousInfo, Strategy, TrainingStrategy, WorkerContext
 from dtrain.common.errors import ClusterError, DtrainError, StorageError
 from dtrain.common.processes import die_with_parent, set_name
 from dtrain.run.folder import RunDir
-from dtrain.spec.failures import Kind, exception_kind
+from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Job
-from dtrain.worker.control_channel import Link
+from dtrain.worker.control_channel import ControlChannel
 
 _kept: list[Any] = []
 """What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
@@ -38,8 +38,8 @@ class Assignment:
     """What an agent gives a new worker."""
 
     run: str
-    place: Place
-    peers: Peers
+    place: RankInfo
+    peers: RendezvousInfo
     environment: dict[str, str]
     checkpoint: str | None
     """Its name, to resume from."""
@@ -54,15 +54,15 @@ def main(assignment: Assignment, pipe: Connection, rendezvous: socket.socket | N
     """The whole life of a worker; its exit code is 0, the user's own, or 1 after a report."""
     run = RunDir(Path(assignment.run))
     job = run.job()
-    _become(run, assignment, job)
-    link = Link(pipe, assignment.step)
+    _set_up_process(run, assignment, job)
+    link = ControlChannel(pipe, assignment.step)
     code = FAILED
     try:
-        _enter(job.folder)
+        _enter_code_folder(job.folder)
         from dtrain.launch import registry  # importlib.metadata costs time that agents need not pay
 
         strategy = registry.strategy(job.strategy.name, job.strategy.options)
-        joining = Joining(assignment.place, assignment.peers, job, rendezvous)
+        joining = WorkerContext(assignment.place, assignment.peers, job, rendezvous)
         with _serving(strategy, joining):
             if job.kind == "script":
                 run_script(job)
@@ -89,7 +89,7 @@ def _exit_code(error: SystemExit) -> int:
     return FAILED
 
 
-def _become(run: RunDir, assignment: Assignment, job: Job) -> None:
+def _set_up_process(run: RunDir, assignment: Assignment, job: Job) -> None:
     """From a copy of the zygote to a process of its own, with its own session, output, signals and environment."""
     zygote = os.getppid()
     os.setsid()
@@ -117,7 +117,7 @@ def _become(run: RunDir, assignment: Assignment, job: Job) -> None:
     print(f"--- dtrain: attempt {assignment.peers.attempt}, rank {rank}, from step {assignment.step} ---")
 
 
-def _enter(folder: str) -> None:
+def _enter_code_folder(folder: str) -> None:
     """Work where the recipe lies; raises `ClusterError` where that is not on this node."""
     try:
         os.chdir(folder)
@@ -165,31 +165,33 @@ def run_script(job: Job) -> None:
     os.execvp(program, [str(job.script), *arguments])
 
 
-def _serving(strategy: Strategy, joining: Joining) -> AbstractContextManager[None]:
-    return strategy.serve(joining) if isinstance(strategy, Serves) and joining.place.rank == 0 else nullcontext()
+def _serving(strategy: Strategy, joining: WorkerContext) -> AbstractContextManager[None]:
+    return strategy.serve(joining) if isinstance(strategy, NeedsService) and joining.place.rank == 0 else nullcontext()
 
 
-def train(run: RunDir, strategy: Strategy, joining: Joining, link: Link, assignment: Assignment) -> None:
+def train(
+    run: RunDir, strategy: Strategy, joining: WorkerContext, link: ControlChannel, assignment: Assignment
+) -> None:
     """A task or a function, under the job's strategy."""
     from dtrain.worker import loop
 
-    assert isinstance(strategy, Trains), "the plan refuses others"
+    assert isinstance(strategy, TrainingStrategy), "the plan refuses others"
     with strategy.join(joining) as session:
         _kept.append(session)
         loop.run(run, joining, session, link, assignment.checkpoint, assignment.step)
 
 
-def report(link: Link, error: BaseException, job: Job) -> None:
+def report(link: ControlChannel, error: BaseException, job: Job) -> None:
     """Tell the supervisor what ended the user's code, and leave the traceback in the log too."""
     text = "".join(traceback.format_exception(error))
     names = [base.__name__ for base in type(error).__mro__]
     message = " ".join(str(error).split()) or type(error).__name__
     ours = isinstance(error, DtrainError)
-    kind = Kind.SETUP if ours else exception_kind(names, message)
+    kind = FailureKind.SETUP if ours else exception_kind(names, message)
     if isinstance(error, StorageError):
-        kind = Kind.CHANCE
+        kind = FailureKind.TRANSIENT
     # Where another worker ended, this one's traceback only hides the cause.
-    brief = {Kind.CASCADE: f"dtrain: lost another worker: {message}\n", Kind.SETUP: f"dtrain: {error}\n"}
+    brief = {FailureKind.CASCADE: f"dtrain: lost another worker: {message}\n", FailureKind.SETUP: f"dtrain: {error}\n"}
     print(brief.get(kind, text), file=sys.stderr, end="")
     link.say(
         "failed",

@@ -140,7 +140,11 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
     if isinstance(strategy, ValidatesResources):
         for problem in strategy.problems(job.resources):
             yield Problem(("strategy",), problem)
-    if strategy.framework and job.cluster.name == "local" and importlib.util.find_spec(strategy.framework) is None:
+    if (
+        strategy.framework
+        and registry.cluster_of(job).same_machine
+        and importlib.util.find_spec(strategy.framework) is None
+    ):
         yield Problem(("strategy",), missing(job.strategy.name, strategy.framework))
 
 

@@ -41,8 +41,18 @@ class LocalAllocation:
     def start(self, node: str) -> None:
         """Start the agent of a node."""
         share = max(1, devices.cpus() // self._plan.nodes)
-        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(share)}
+        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(share)} | self._gpus(node)
         self.channels[node] = PipedAgents([node], self._plan.agent_command(self._run, node), environment, self._inbox)
+
+    def _gpus(self, node: str) -> dict[str, str]:
+        """The GPUs of one of several nodes on this machine: each has its own."""
+        if self._plan.job.resources.device != "gpu" or self._plan.nodes == 1:
+            return {}
+        each = self._plan.workers_per_node
+        number = int(node.partition(".")[0].removeprefix("node"))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        known = visible.split(",") if visible else [str(index) for index in range(devices.gpus())]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(known[number * each : (number + 1) * each])}
 
     def replace(self, node: str) -> bool:
         """See `Allocation.replace`: this machine always has room for another agent."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RendezvousInfo
+from dtrain.cli.render import counted
+from dtrain.common.secrets import redacted
 from dtrain.launch import registry
 from dtrain.run.folder import RunDir
 
@@ -22,7 +24,7 @@ def plan_data(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
     workers = [
         {
             "rank": rank.rank, "node": nodes[rank.node_rank], "local_rank": rank.local_rank, "replicas": rank.replicas,
-            "environment": dict(registry.strategy_of(launch.job).environment(rank, peers)) | launch.job.env,
+            "environment": dict(registry.strategy_of(launch.job).environment(rank, peers)) | redacted(launch.job.env),
         }
         for rank in ranks
     ]  # fmt: skip
@@ -39,7 +41,7 @@ def plan_text(shown: dict[str, Any]) -> str:
     """The plan for reading."""
     lines = [f"{shown['name']}: {shown['kind']} {shown['target']} in {shown['folder']}"]
     lines.append(
-        f"  {shown['strategy']} on {shown['workers']} workers in {shown['processes']} processes on {shown['nodes']} nodes, {shown['cluster']}"
+        f"  {shown['strategy']} on {counted(shown['workers'], 'worker')} in {counted(shown['processes'], 'process')} on {counted(shown['nodes'], 'node')}, {shown['cluster']}"
     )
     lines.append(f"  imported once a node, before workers are forked: {', '.join(shown['preload']) or 'nothing'}")
     if shown["reason"]:

@@ -17,6 +17,8 @@ from dtrain.common.serde import from_dict, to_dict
 from dtrain.run.lock import SILENT_SECONDS, Lease, is_locked, locked
 from dtrain.spec.job import Job
 
+PRIVATE_FILE = 0o600
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -118,8 +120,8 @@ class RunDir:
             ) from None
 
     def write_job(self, job: Job) -> None:
-        """Replace the job as a whole."""
-        write_json(self.job_file, to_dict(job))
+        """Replace the job as a whole; it may hold secrets, so that only its owner may read it."""
+        write_json(self.job_file, to_dict(job), PRIVATE_FILE)
 
     def forget_old_stop_request(self) -> None:
         """Drop a request that is older than the last start by a person; one made while the run was queued counts."""
@@ -168,7 +170,8 @@ def create(root: Path, job: Job) -> RunDir:
     while True:
         path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         try:
-            path.mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
         except FileExistsError:
             continue
         except OSError as error:

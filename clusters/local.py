@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from dtrain.agent import devices
+from dtrain.agent import devices, prewarm
 from dtrain.api.cluster import Inbox, Submission, SubmissionState
+from dtrain.api.pipes import PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import alive
 from dtrain.run.folder import RunDir
-
-from .pipes import PipedAgents
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,7 +41,9 @@ class LocalAllocation:
         """Start the agent of a node."""
         share = max(1, devices.cpus() // self._plan.nodes)
         environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(share)} | self._gpus(node)
-        self.channels[node] = PipedAgents([node], self._plan.agent_command(self._run, node), environment, self._inbox)
+        command = self._plan.agent_command(self._run, node)
+        ready = prewarm.take(command, environment)
+        self.channels[node] = PipedAgents([node], command, environment, self._inbox, process=ready)
 
     def _gpus(self, node: str) -> dict[str, str]:
         """The GPUs of one of several nodes on this machine: each has its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -68,10 +69,13 @@ class Ray:
 
     def problems(self, plan: LaunchPlan) -> list[str]:
         """Ray is installed."""
-        import importlib.util
+        missing = self.missing_here()
+        return [missing] if missing else []
 
-        shortage = importlib.util.find_spec("ray") is None
-        return ["Ray is not installed: pip install 'dtrain[ray]'"] if shortage else []
+    @staticmethod
+    def missing_here() -> str:
+        """Why this machine cannot use Ray, or ''."""
+        return "" if importlib.util.find_spec("ray") else "Ray is not installed: pip install 'dtrain[ray]'"
 
     def bundle(self, plan: LaunchPlan) -> dict[str, float]:
         """What one node of the run asks for."""

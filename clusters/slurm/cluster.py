@@ -113,15 +113,20 @@ class Slurm:
         found = list(script.mistakes(self.options))
         if found:
             return found
-        if not shutil.which("sbatch"):
-            return [
-                "sbatch was not found: run dtrain where SLURM's commands are (a login node), or take another --cluster"
-            ]
+        if missing := self.missing_here():
+            return [missing]
         try:
             known = partitions()
         except ClusterError as error:
             return [f"SLURM cannot be asked: {error.message}"]
         return list(self._impossible(plan, known))
+
+    @staticmethod
+    def missing_here() -> str:
+        """Why this machine cannot submit to SLURM, or ''."""
+        if shutil.which("sbatch"):
+            return ""
+        return "sbatch was not found: run dtrain where SLURM's commands are (a login node), or take another --cluster"
 
     def _impossible(self, plan: LaunchPlan, known: Mapping[str, list[NodeFacts]]) -> Iterator[str]:
         """What would stay pending for ever."""

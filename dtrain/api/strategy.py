@@ -152,6 +152,15 @@ class MetaStrategy(Protocol):
 
 
 @runtime_checkable
+class ChecksInstallation(Protocol):
+    """A strategy or cluster that needs more than its framework; `dtrain plugins` asks its class."""
+
+    @staticmethod
+    def missing_here() -> str:
+        """Does not wait. Why it cannot work on this machine and what to do, or ''."""
+
+
+@runtime_checkable
 class ValidatesResources(Protocol):
     """A strategy that can refuse a job before anything starts."""
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dtrain.checkpoint.store import (
     MANIFEST,
     QUARANTINED_KEPT,
     CheckpointInfo,
+    CheckpointOrigin,
     CheckpointShard,
     Files,
     Quarantined,
@@ -61,10 +61,10 @@ class RemoteCheckpointStore:
             if not files.keys() & {MANIFEST, DAMAGED}:
                 self._delete(name, files)
 
-    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
         """See `CheckpointStore.commit`."""
         name = _name(attempt, step)
-        manifest = manifest_of(attempt, step, parts, facts)
+        manifest = manifest_of(attempt, step, parts, origin)
         try:
             self._check_mark()
             there = self._remote.sizes(f"{CHECKPOINTS}/{name}")

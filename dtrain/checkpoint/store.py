@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dtrain.common.files import is_safe_name
+from dtrain.common.serde import to_dict
 
 MANIFEST = "manifest.json"
 QUARANTINED_KEPT = 2
@@ -30,6 +31,15 @@ class CheckpointShard:
 
     files: Files
     weights: str
+
+
+@dataclass(frozen=True)
+class CheckpointOrigin:
+    """Which training wrote a checkpoint."""
+
+    strategy: str
+    workers: int
+    run: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class CheckpointStore(Protocol):
     def clear_staging(self) -> None:
         """Drop what earlier attempts left unfinished."""
 
-    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
         """Make the staged parts a checkpoint; raises `CheckpointError` where a file is not what its worker wrote."""
 
     def abandon(self, attempt: int, step: int) -> None:
@@ -102,12 +112,12 @@ class CheckpointStore(Protocol):
         """The folder of a committed checkpoint on this node."""
 
 
-def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> Manifest:
+def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> Manifest:
     """The manifest of these parts, in the order of ranks."""
     files = {name: entry for part in parts for name, entry in part.files.items()}
     weights = hashlib.sha256("".join(part.weights for part in parts).encode()).hexdigest()
     size = sum(size for size, _ in files.values())
-    body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | facts
+    body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | to_dict(origin)
     return Manifest(step, size, weights, files, json.dumps(body | {"sha256": _digest(body)}, indent=1))
 
 

@@ -196,7 +196,7 @@ class Slurm:
                 raise
 
     def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
-        """See `SupportsRequeue.requeue`: requeued under the same number, or handed in anew where SLURM refuses that."""
+        """See `SupportsRequeue.requeue`: requeued under the same number, or handed in anew if SLURM refuses that."""
         job, submitted = os.environ.get(JOB, ""), run.submitted()
         if not submitted or submitted.reference != job:
             raise ClusterError("its job was not submitted by dtrain")
@@ -239,5 +239,5 @@ def _script(run: RunDir) -> Path:
 
 
 def _sbatch(path: Path, *options: str) -> str:
-    # `12;cluster` where there are several clusters
+    # `12;cluster` if there are several clusters
     return call("sbatch", "--parsable", *options, str(path)).strip().partition(";")[0]

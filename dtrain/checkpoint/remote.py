@@ -36,7 +36,7 @@ CACHED = 2
 
 
 class RemoteCheckpointStore:
-    """The checkpoints of one run at a URL; `cache` is a folder of this node, `mark` the supervisor's, where it is one."""
+    """The checkpoints of one run at a URL; `cache` is a folder of this node, `mark` the supervisor's, if it is one."""
 
     def __init__(self, cache: Path, remote: ObjectStore, mark: str = "") -> None:
         self._cache = cache

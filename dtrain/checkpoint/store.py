@@ -1,4 +1,4 @@
-"""Checkpoints: staged by the workers, committed by the supervisor, verified before use; here, in a folder that all see.
+"""Checkpoints: staged by the workers, committed by the supervisor, verified before use.
 
 Only the supervisor commits, and only parts of the attempt it runs now: a stale worker can write, but not be believed.
 """
@@ -27,7 +27,7 @@ Files = dict[str, tuple[int, str]]
 
 @dataclass(frozen=True)
 class CheckpointShard:
-    """What one worker wrote."""
+    """The files that one worker wrote."""
 
     files: Files
     weights: str
@@ -44,7 +44,7 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A whole checkpoint."""
+    """A committed checkpoint."""
 
     name: str
     step: int
@@ -65,7 +65,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What makes files a checkpoint; it vouches for them and for itself."""
+    """The list of a checkpoint's files with their digests, and a digest of itself."""
 
     step: int
     bytes: int
@@ -89,10 +89,10 @@ class CheckpointStore(Protocol):
         """Called by a worker when its files are staged: make them visible to the supervisor."""
 
     def clear_staging(self) -> None:
-        """Drop what earlier attempts left unfinished."""
+        """Delete staged checkpoints that earlier attempts left unfinished."""
 
     def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
-        """Make the staged parts a checkpoint; raises `CheckpointError` where a file is not what its worker wrote."""
+        """Make the staged parts a checkpoint; raises `CheckpointError` if a file is not what its worker wrote."""
 
     def abandon(self, attempt: int, step: int) -> None:
         """Drop a staged checkpoint that cannot be finished."""
@@ -139,7 +139,7 @@ def parsed(text: bytes | str | None) -> Manifest | str:
 
 
 def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
-    """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' where every byte is
+    """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' if every byte is
     what was written."""
     from concurrent.futures import ThreadPoolExecutor
 

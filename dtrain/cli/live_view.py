@@ -25,7 +25,7 @@ POLL_SECONDS = 0.1
 
 
 class LineReader:
-    """New whole lines of a log; what is there already counts as old where `skip` says so."""
+    """New whole lines of a log; what is there already counts as old if `skip` says so."""
 
     def __init__(self, path: Path, *, skip: bool) -> None:
         self._path = path

@@ -16,19 +16,19 @@ class FailureKind(str, Enum):
 
     BUG = "bug"
     TRANSIENT = "chance"
-    """An exception that can be bad luck (a file server, a connection to a service): one confirming retry."""
+    """An exception that can be transient (a file server, a connection to a service): one confirming retry."""
     OUT_OF_MEMORY = "out of memory"
     CRASH = "crash"
     """A signal of the program's own making: SIGSEGV, SIGABRT, SIGBUS …"""
     KILLED = "killed"
     """A signal from outside."""
     SETUP = "set-up"
-    """An error of ours that the worker found: something is missing or cannot work here."""
+    """An error that dtrain found before training: something is missing or cannot work here."""
     HANG = "hang"
     NODE_LOST = "node lost"
     PREEMPTED = "preempted"
     CASCADE = "cascade"
-    """The end of a connection to another worker: never the cause where an initiator is known."""
+    """The end of a connection to another worker: never the cause if an initiator is known."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Failure:
     rank: int | None = None
     node: str = ""
     step: int | None = None
-    """Steps the failing worker had done; None where it has no steps (a script)."""
+    """Steps the failing worker had done; None if it has no steps (a script)."""
     traceback: str = ""
     where: str = ""
     """The innermost line of the user's code, `file.py:12 in loss`."""
     code: int = 1
     """Exit code, or minus the signal."""
     exit_code: int = int(Exit.USER_CODE)
-    """Of the run, where an error of ours says it."""
+    """Of the run, if this failure ends it."""
     saved_step: int = 0
     """The step of the newest committed checkpoint when it happened."""
     time: float = 0.0
@@ -55,7 +55,7 @@ class Failure:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for failures that look like the same one; '' where nothing tells two of them apart."""
+        """Key under which two failures count as the same; empty = never equal."""
         if self.kind in (FailureKind.NODE_LOST, FailureKind.PREEMPTED, FailureKind.CASCADE):
             return ""
         if self.kind in (FailureKind.BUG, FailureKind.TRANSIENT):

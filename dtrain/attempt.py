@@ -38,7 +38,7 @@ from dtrain.outcome import Done, Failed, Left, Outcome
 from dtrain.plan import LaunchPlan
 from dtrain.recovery import Failure, Kind, cause, conclusive, exit_kind
 from dtrain.rundir import Lease
-from dtrain.strategy import Peers, Place
+from dtrain.strategy import NeedsAllAddresses, Peers
 
 BUG_SETTLE_SECONDS = 0.25
 SETTLE_SECONDS = 1.5
@@ -211,17 +211,15 @@ class Attempt:
             service=self._ports[order[0][0]][-1],
             run_id=self._run_id,
             attempt=self.number,
+            restarts=self._settings.restarts,
         )
-        # Every node would be told of every rank: quadratic in their number.
-        told = dataclasses.replace(peers, addresses=peers.addresses[:1], ports=peers.ports[:1])
+        strategy = self._plan.strategy
+        if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses()):
+            # Every node would be told of every rank: quadratic in their number.
+            peers = dataclasses.replace(peers, addresses=peers.addresses[:1], ports=peers.ports[:1])
+        checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
         for node, places in self._places.items():
-            environment = {str(place.rank): self._environment(place, peers) for place in places}
-            checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
-            self._send(node, Start(self.number, tuple(places), told, environment, checkpoint, step))
-
-    def _environment(self, place: Place, peers: Peers) -> dict[str, str]:
-        own = {"DTRAIN_RUN": self._run_id, "DTRAIN_ATTEMPT": str(self.number), "DTRAIN_RANK": str(place.rank)}
-        return own | self._plan.strategy.environment(place, peers)
+            self._send(node, Start(self.number, tuple(places), peers, checkpoint, step))
 
     def _said(self, rank: int, body: dict[str, Any]) -> None:
         word = body["say"]

@@ -37,8 +37,6 @@ class Start:
     attempt: int
     places: tuple[Place, ...]
     peers: Peers
-    environment: dict[str, dict[str, str]]
-    """Rank (as a string) → variables."""
     checkpoint: str | None
     """Name of the one to resume from."""
     step: int

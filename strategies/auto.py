@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.job import Device, Job
-from dtrain.strategy import Peers, Place
+from dtrain.api.strategy import Peers, Place
+from dtrain.spec.job import Device, Job
 
-from . import _framework
+from . import task_framework
 
 BYTES_A_PARAMETER = 16
 """Weights, gradients and the two moments of Adam in fp32 (Rajbhandari et al., ZeRO, 2020, section 3.1)."""
@@ -39,7 +39,7 @@ class Auto:
         """See `Resolves.resolve`."""
         if job.kind == "script":
             return "script", {}, "a script brings its own strategy"
-        framework = _framework.of_task(job)
+        framework = task_framework.of_task(job)
         resources = job.resources
         if framework == "tensorflow":
             return self._tensorflow(job)

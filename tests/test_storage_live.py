@@ -11,8 +11,9 @@ import pytest
 from live import PROGRAMS, Live, dtrain, finished, start
 from s3_endpoint import BUCKET, S3, endpoint
 
-from dtrain.remote import Remote, claim
-from dtrain.rundir import RunDir
+from dtrain.run.folder import RunDir
+from dtrain.storage.object_store import Remote
+from dtrain.storage.run_lease import claim
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 TWO = ("--workers", "2")

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from live import running, wait_for
 
-from dtrain import plan, rundir
-from dtrain.cluster import Inbox, NodeLost
-from dtrain.job import Job, PluginChoice, Resources
-from dtrain.messages import Listen, Listening, Ready
-from dtrain.rundir import RunDir
+from dtrain.api.cluster import Inbox, NodeLost
+from dtrain.api.protocol import Listen, Listening, Ready
+from dtrain.launch import planner, registry
+from dtrain.run import folder
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job, PluginChoice, Resources
 
 CLUSTERS = ["local"]
 """Clusters that need a lab of their own are tried in tests/integration with the same functions."""
@@ -32,10 +33,10 @@ def job(cluster: str, options: dict[str, Any] | None = None) -> Job:
 @contextmanager
 def allocated(made: Job, root: Path) -> Iterator[tuple[Any, Inbox, RunDir, dict[str, Ready]]]:
     """An allocation whose agents are ready."""
-    run = rundir.create(root, made)
-    launch = plan.make(made)
+    run = folder.create(root, made)
+    launch, cluster = planner.make(made), registry.cluster_of(made)
     inbox: Inbox = queue.SimpleQueue()
-    with launch.cluster.allocate(launch, run, inbox) as allocation:
+    with cluster.allocate(launch, run, inbox) as allocation:
         ready: dict[str, Ready] = {}
         while len(ready) < launch.nodes:
             node, item = inbox.get(timeout=60)
@@ -53,11 +54,11 @@ def next_of(inbox: Inbox, kind: type) -> tuple[str, Any]:
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_rendering_is_pure_and_names_every_node(name: str, tmp_path: Path) -> None:
-    launch = plan.make(job(name))
-    assert dataclasses.is_dataclass(launch.cluster.Options)
+    launch, cluster = planner.make(job(name)), registry.cluster_of(job(name))
+    assert dataclasses.is_dataclass(cluster.Options)
     run = RunDir(tmp_path / "not there")
-    assert launch.cluster.render(launch, run) == launch.cluster.render(launch, run)
-    assert "dtrain agent" in launch.cluster.render(launch, run) or "supervise" in launch.cluster.render(launch, run)
+    assert cluster.render(launch, run) == cluster.render(launch, run)
+    assert "dtrain agent" in cluster.render(launch, run) or "supervise" in cluster.render(launch, run)
     assert not run.path.exists()
 
 

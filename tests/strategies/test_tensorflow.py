@@ -15,13 +15,13 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from dtrain.data import step_seed  # noqa: E402
-from dtrain.job import Train  # noqa: E402
-from dtrain.strategy import Place  # noqa: E402
+from dtrain.api.strategy import Place  # noqa: E402
+from dtrain.data.sampler import step_seed  # noqa: E402
+from dtrain.spec.job import Train  # noqa: E402
 
-TensorFlowSession: Any = importlib.import_module("dtrain.strategies._tensorflow").TensorFlowSession
-RehearsalSession: Any = importlib.import_module("dtrain.strategies._tensorflow_compiled").RehearsalSession
-RehearsalFailed: Any = importlib.import_module("dtrain.strategies._tensorflow_graph").RehearsalFailed
+TensorFlowSession: Any = importlib.import_module("dtrain.strategies.tensorflow.backend").TensorFlowSession
+RehearsalSession: Any = importlib.import_module("dtrain.strategies.tensorflow.compiled").RehearsalSession
+RehearsalFailed: Any = importlib.import_module("dtrain.strategies.tensorflow.graph").RehearsalFailed
 SHARDS = 8
 DEVICES = 4
 

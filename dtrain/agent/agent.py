@@ -1,0 +1,357 @@
+"""The agent of one node: starts the node's workers, watches them, stops whole process groups, reports.
+
+It speaks JSON lines over stdin and stdout (see `dtrain.api.protocol`) and never imports a framework: the zygote does.
+When its stdin closes, nobody is there any more to work for, and it ends everything it started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtrain.agent import devices
+from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
+from dtrain.api.protocol import (  # fmt: skip
+    Adopt,
+    Beat,
+    Command,
+    DumpStacks,
+    Event,
+    Exited,
+    Listen,
+    Listening,
+    Quit,
+    Ready,
+    Said,
+    Sign,
+    Start,
+    Started,
+    Stop,
+    Tell,
+    decode,
+    encode,
+    in_pieces,
+)
+from dtrain.api.strategy import Place
+from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process, usage
+from dtrain.run import sample_ledger
+from dtrain.run.folder import RunDir
+from dtrain.spec.failures import Kind
+from dtrain.worker import failure_report
+from dtrain.worker.main import Assignment
+
+if TYPE_CHECKING:  # few agents need one
+    from dtrain.agent.node_run_folder import StandIn
+
+LINE_BYTES = "DTRAIN_LINE_BYTES"
+"""The longest line that is carried whole to the supervisor, where that has a limit."""
+INTERNAL = {LINE_BYTES, devices.ADDRESS, devices.CPUS, "DTRAIN_FOLDER", "DTRAIN_JOB"}
+"""Variables that tell agents and supervisors of dtrain something, and nobody else."""
+IDLE_CPU_SHARE = 0.02
+CLOSED_GRACE_SECONDS = 5.0
+
+
+@dataclass
+class Worker:
+    """One running worker and when it last showed a sign of life."""
+
+    place: Place
+    pid: int
+    """It leads a process group of the same number."""
+    pipe: Connection
+    log: Path
+    ledger: Path
+    oom_kills: int
+    looked: float = 0.0
+    cpu_seconds: float = 0.0
+    output: int = -1
+    step: int | None = None
+    active: float = 0.0
+    stopped_since: float | None = None
+    reported: bool = False
+    """Whether it said why it fails."""
+
+    def look(self, now: float) -> Sign:
+        """Compare with the last look: a step, output or CPU time is a sign of life."""
+        current = usage(self.pid)
+        output = self.log.stat().st_size if self.log.exists() else 0
+        step = sample_ledger.last_step(self.ledger)
+        cpu = current.cpu_seconds if current else 0.0
+        busy = cpu - self.cpu_seconds > IDLE_CPU_SHARE * (now - self.looked)
+        if busy or output != self.output or step != self.step or not self.active:
+            self.active = now
+        stopped = bool(current and current.stopped)
+        self.stopped_since = (self.stopped_since or now) if stopped else None
+        self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
+        return Sign(
+            step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0
+        )
+
+
+class Agent:
+    """The loop of one node."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        private: StandIn | None,
+        node: str,
+        *,
+        beat_seconds: float,
+        commands: int,
+        events: int,
+        zygote: ForkServer,
+    ) -> None:
+        self.run = run
+        self._private = private
+        """Where this node does not see the run folder."""
+        self.node = node
+        self.beat_seconds = beat_seconds
+        self._commands = commands
+        self._events = events
+        self._buffer = b""
+        self._closed = False
+        self._told_to_quit = False
+        self._broken = False
+        self._workers: dict[int, Worker] = {}
+        self._attempt = 0
+        self._ports: list[socket.socket] = []
+        self._kill_at: float | None = None
+        self._waiting: deque[Start] = deque()
+        self._zygote = zygote
+        self._line_bytes = int(os.environ.get(LINE_BYTES, 0))
+
+    def send(self, event: Event) -> None:
+        """One line up; where nobody reads any more, the end of stdin is about to say so."""
+        line = encode(event, self.node)
+        try:
+            for data in in_pieces(line, self.node, self._line_bytes or len(line)):
+                while data:
+                    data = data[os.write(self._events, data) :]
+        except BrokenPipeError:
+            self._closed = self._broken = True
+
+    def serve(self) -> None:
+        """Work until told to quit or left alone."""
+        address = devices.address()
+        self.send(Ready(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private))
+        beat_at = time.monotonic() + self.beat_seconds
+        while not self._closed:
+            deadline = min(beat_at, self._kill_at or beat_at)
+            self._turn(max(0.0, deadline - time.monotonic()))
+            now = time.monotonic()
+            if self._kill_at and now >= self._kill_at:
+                self._kill_at = None
+                self._signal(signal.SIGKILL)
+            if now >= beat_at:
+                beat_at = now + self.beat_seconds
+                self.send(Beat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
+                self._send_what_grew()
+        self._end()
+
+    def _send_what_grew(self) -> None:
+        for piece in self._private.grown() if self._private else ():
+            self.send(piece)
+            if self._broken:
+                return
+
+    def _turn(self, timeout: float) -> None:
+        pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
+        sources: list[Any] = [self._commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
+        ready = wait(sources, timeout)
+        for source in ready:
+            if source in pipes:
+                self._hear(pipes[source])
+        self._hear_zygote()
+        if self._commands in ready:
+            self._read()
+        while (self._zygote.warm or self._zygote.broken) and self._waiting:
+            self._fork(self._waiting.popleft())
+            self._hear_zygote()
+
+    def _hear_zygote(self) -> None:
+        for event in self._zygote.hear():
+            if isinstance(event, Ended):
+                rank = next((rank for rank, one in self._workers.items() if one.pid == event.pid), None)
+                if rank is not None:
+                    self._bury(rank, event.code)
+            elif self._workers:
+                self._lose_workers(event)
+
+    def _lose_workers(self, broken: Broken) -> None:
+        """The zygote is gone, and its workers, which die with it, have nobody to tell how they ended."""
+        for rank, one in list(self._workers.items()):
+            kill_group(one.pid)
+            self._hear(rank)
+            if not one.reported:
+                self._report(rank, Kind.CRASH, broken.reason)
+        deadline = time.monotonic() + CLOSED_GRACE_SECONDS
+        while any(alive(one.pid) for one in self._workers.values()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for rank in list(self._workers):
+            self._bury(rank, -signal.SIGKILL)
+
+    def _report(self, rank: int, kind: Kind, message: str, traceback: str = "") -> None:
+        """Say in the place of a worker why it fails."""
+        body = {
+            "say": "failed",
+            "message": message,
+            "failure": kind.value,
+            "traceback": traceback,
+            "where": "",
+            "exit_code": 1,
+        }
+        self.send(Said(self._attempt, rank, body))
+
+    def _read(self) -> None:
+        data = os.read(self._commands, 1 << 16)
+        if not data:
+            self._closed = True
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            to, command = decode(line)
+            if to in ("", self.node):
+                self._obey(command)
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, Quit):
+            self._closed = self._told_to_quit = True
+        elif isinstance(command, Adopt):
+            self._adopt(command.job)
+        elif isinstance(command, Listen):
+            self._listen(command)
+        elif isinstance(command, Start):
+            self._attempt = command.attempt
+            self._waiting.append(command)
+        elif command.attempt != self._attempt:
+            return
+        elif isinstance(command, Stop):
+            while self._waiting:
+                for place in self._waiting.popleft().places:
+                    self.send(Exited(command.attempt, place.rank, -signal.SIGKILL, None, out_of_memory=False))
+            self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
+            self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
+        elif isinstance(command, DumpStacks):
+            if self._waiting:
+                self._zygote.show_stacks()
+            # A stopped process cannot handle the signal that asks for its stacks: wake it.
+            self._signal(STACKS_SIGNAL)
+            self._signal(signal.SIGCONT)
+        elif isinstance(command, Tell):
+            for one in self._workers.values():
+                with suppress(OSError):  # it has just ended; that it did is heard next
+                    one.pipe.send(command.body)
+
+    def _adopt(self, job: dict[str, Any]) -> None:
+        """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""
+        if self._private:
+            self._private.adopt(job)
+            environment = self._zygote.environment | self.run.job().env
+            if environment != self._zygote.environment:
+                self._zygote = self._zygote.again(environment)
+
+    def _listen(self, command: Listen) -> None:
+        """Bind, but do not listen: with SO_REUSEADDR on both sides the worker's framework can bind the same port,
+        while the kernel gives it to nobody who asks for just any port."""
+        self._close_ports()
+        self._attempt = command.attempt
+        if self._zygote.broken:
+            self._zygote = self._zygote.again()
+        for _ in range(command.workers):
+            port = socket.socket()
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port.bind((devices.address(), 0))
+            self._ports.append(port)
+        self.send(Listening(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
+
+    def _fork(self, start: Start) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in INTERNAL}
+        refused: dict[int, str] = {}
+        for place in start.places:
+            assignment = Assignment(str(self.run.path), place, start.peers, environment, start.checkpoint, start.step)
+            try:
+                self._workers[place.rank] = self._forked(start.attempt, assignment)
+            except ForkRefused as error:
+                refused[place.rank] = str(error)
+        self.send(Started(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
+        broken = self._zygote.broken
+        for rank, reason in refused.items():
+            if broken and broken.traceback:
+                self._report(rank, Kind.SETUP, broken.reason, broken.traceback)
+            else:
+                self._report(rank, Kind.CRASH, reason)
+            self.send(Exited(start.attempt, rank, 1, None, out_of_memory=False))
+
+    def _forked(self, attempt: int, assignment: Assignment) -> Worker:
+        place = assignment.place
+        ours, theirs = Pipe()
+        with theirs:
+            descriptors = [theirs.fileno(), *([self._ports[place.local_rank].fileno()] if place.rank == 0 else [])]
+            try:
+                pid = self._zygote.fork(descriptors)
+            except ForkRefused:
+                ours.close()
+                raise
+        with suppress(OSError):  # it has just ended; that it did is heard next
+            ours.send(assignment)
+        log, record = self.run.rank_log(place.rank), self.run.ledger(attempt, place.rank)
+        return Worker(place, pid, ours, log, record, oom_kills())
+
+    def _hear(self, rank: int) -> None:
+        """Pass on what a worker says; a worker killed in the middle of a word closes its pipe."""
+        one = self._workers[rank]
+        try:
+            while not one.pipe.closed and one.pipe.poll():
+                body = one.pipe.recv()
+                one.reported |= body["say"] == "failed"
+                self.send(Said(self._attempt, rank, body))
+        except (EOFError, OSError):
+            one.pipe.close()
+
+    def _bury(self, rank: int, code: int) -> None:
+        self._hear(rank)
+        one = self._workers.pop(rank)
+        kill_group(one.pid)
+        if code and not one.reported and (report := failure_report.from_error_file(self.run.error_file(rank))):
+            self.send(Said(self._attempt, rank, report))
+        step = sample_ledger.last_step(one.ledger)
+        killed_for_memory = oom_kills() > one.oom_kills
+        self._send_what_grew()
+        self.send(Exited(self._attempt, rank, code, step, killed_for_memory))
+        one.pipe.close()
+        if not self._workers:
+            self._close_ports()
+            self._kill_at = None
+
+    def _signal(self, number: int) -> None:
+        for one in self._workers.values():
+            if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGCONT):
+                kill_group(one.pid, number)
+            else:
+                signal_process(one.pid, number)
+
+    def _close_ports(self) -> None:
+        for port in self._ports:
+            port.close()
+        self._ports.clear()
+
+    def _end(self) -> None:
+        """Kill the workers' groups and wait for them; the zygote follows when this process is gone."""
+        self._signal(signal.SIGKILL)
+        deadline = time.monotonic() + CLOSED_GRACE_SECONDS
+        while self._workers and time.monotonic() < deadline and not self._zygote.broken:
+            wait([self._zygote.fileno()], max(0.0, deadline - time.monotonic()))
+            self._hear_zygote()
+        self._send_what_grew()
+        if self._private and self._told_to_quit and not self._broken:
+            self._private.remove()

@@ -1,0 +1,172 @@
+"""The two sides of a strategy: what the launcher asks of it, and the session a worker trains through.
+
+A module that holds a strategy imports its framework inside functions only, so that a login node needs none.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from dtrain.spec.job import Device, Job, Resources, Train
+
+ERROR_FILE = "<error file of this rank>"
+"""As a value in `Strategy.environment`: the path of a file that is the rank's own and that its program may leave an error in."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one worker process stands among all of an attempt."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    nodes: int
+    replicas: int
+    """Devices this process drives; more than one under MirroredStrategy and TPUStrategy."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """How the workers of an attempt reach each other; every attempt has ports of its own."""
+
+    addresses: tuple[str, ...]
+    """Of every rank, in the order of ranks; only rank 0's in a worker whose strategy does not ask for all (`NeedsAllAddresses`)."""
+    ports: tuple[int, ...]
+    """One reserved for every rank, on its own node; rank 0's is the rendezvous port."""
+    run_id: str
+    attempt: int
+    """Counted from 1."""
+    service: int = 0
+    """One more port on rank 0's node, for what a strategy serves there."""
+    restarts: int = 0
+    """How many times failed workers may be started again (`recovery.restarts`)."""
+
+    @cached_property
+    def on_loopback(self) -> bool:
+        """Whether all of them are on one machine and reach each other without a network."""
+        return all(address.startswith("127.") for address in set(self.addresses))
+
+
+@dataclass(frozen=True)
+class Joining:
+    """All that a worker hands to `join`."""
+
+    place: Place
+    peers: Peers
+    job: Job
+    rendezvous: socket.socket | None
+    """Rank 0's rendezvous port, bound and not yet listening, so that nobody can take it in between."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one process put into a checkpoint folder."""
+
+    files: tuple[str, ...]
+    """Names relative to the folder."""
+    weights: str
+    """Hex digest of the model state this process holds; equal weights give equal digests at the same layout."""
+
+
+class Snapshot(Protocol):
+    """A copy of the training state, safe from later steps."""
+
+    def write(self, folder: Path) -> Written:
+        """Write this process's part; runs beside the training, may be collective on a group of its own."""
+
+
+class Session(Protocol):
+    """What `Strategy.join` yields in every worker: training, in one framework, with all the others."""
+
+    def build(self, task: Any, train: Train) -> tuple[Any, Any]:
+        """Collective. Model and optimizer from `task.model()` and `task.optimizer(model)`, wrapped, the same weights
+        on every rank from `train.seed`."""
+
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
+        """Collective. One optimizer step on this process's shards, `rate` times the base learning rate.
+
+        `batches` and `seeds` have one entry a shard, in shard order. Returns the mean loss of these shards as a
+        scalar that `float` reads (which may wait for the device)."""
+
+    def feed(self, batch: Any, seed: int) -> Any:
+        """Seed the framework's randomness and give the batch as its tensors on this worker's device, for a loop of the
+        user's own."""
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+        """Collective. Mean of `task.metrics` over all samples of all ranks; every rank gives as many batches, each with
+        the number of samples that count (0: a filler)."""
+
+    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+        """Collective. Weighted mean over ranks of named values (the same names everywhere)."""
+
+    def snapshot(self) -> Snapshot:
+        """Collective. Copy of model and optimizer state; training may go on when it returns."""
+
+    def load(self, folder: Path) -> None:
+        """Collective. State from a checkpoint folder, whatever strategy of this framework and number of workers wrote it."""
+
+
+class Strategy(Protocol):
+    """The launcher's side: everything here is pure, and importing it imports no framework."""
+
+    Options: ClassVar[type]
+    """Frozen dataclass of this strategy's own options, checked by the recipe loader."""
+    framework: ClassVar[str | None]
+    """Importable module that workers need (`torch`), which is also the name of dtrain's extra; None: none."""
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """Pure. Modules the zygote imports before it forks workers."""
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """Pure. Worker processes of a node that has so many replicas on such devices: one a device, or one a node."""
+
+    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+        """Pure. The environment of one rank, as the framework's own launcher would set it. It is made in the worker."""
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """A strategy that can train tasks and functions, not just host a script."""
+
+    def join(self, joining: Joining) -> AbstractContextManager[Session]:
+        """Collective. Connect to the others; leaving the context disconnects."""
+
+
+@runtime_checkable
+class Serves(Protocol):
+    """A strategy whose workers, or whose scripts, need something to be served by rank 0 while they run."""
+
+    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+        """Entered by rank 0 before anybody's code runs; may serve from a thread."""
+
+
+@runtime_checkable
+class NeedsAllAddresses(Protocol):
+    """A strategy whose environment may name every worker (TF_CONFIG): that is told to all of them, which costs their square."""
+
+    def needs_all_addresses(self) -> bool:
+        """Pure. Whether it does with these options."""
+
+
+@runtime_checkable
+class Resolves(Protocol):
+    """A strategy that stands for another one."""
+
+    def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
+        """Pure. Name and options of the strategy to use, and why."""
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A strategy that can refuse a job before anything starts."""
+
+    def problems(self, resources: Resources) -> list[str]:
+        """Pure. What cannot work with these resources, each with what to do instead."""

@@ -1,0 +1,109 @@
+"""Process groups and what /proc tells of them; Linux only."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+STACKS_SIGNAL = signal.SIGQUIT
+"""Has a worker or a zygote write the stacks of its threads."""
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
+    """Signal the group that `pid` leads, and `pid` itself in case it leads none yet; a process that is gone is fine."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+    signal_process(pid, number)
+
+
+def alive(pid: int) -> bool:
+    """Whether this process exists and is no zombie."""
+    state = _stat(pid)
+    return state is not None and state.state not in "ZX"
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG); ends at once where it already has."""
+    import ctypes  # the launcher need not pay for it
+
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Take back `die_with_parent`."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+
+
+def signal_process(pid: int, number: int) -> None:
+    """Signal one process; one that is gone, or was just waited for, is fine."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def set_name(name: str) -> None:
+    """The name that `top` and `ps -o comm` show, 15 bytes."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15])
+
+
+@dataclass(frozen=True)
+class Usage:
+    """A process at one moment."""
+
+    cpu_seconds: float
+    """Of the process and its children, living and waited for."""
+    stopped: bool
+    """Stopped by a signal or a debugger."""
+
+
+def usage(pid: int) -> Usage | None:
+    """What /proc says of a process and its living children, or None where it is gone."""
+    own = _stat(pid)
+    if own is None:
+        return None
+    seconds = own.cpu_seconds
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if below := _stat(int(child)):
+                seconds += below.cpu_seconds
+    return Usage(seconds, own.state in "Tt")
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    cpu_seconds: float
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    return _Stat(fields[0], sum(map(int, fields[11:15])) / TICKS)
+
+
+def oom_kills() -> int:
+    """Processes of this control group that the kernel's OOM killer ended so far (cgroup v2, then v1); 0 if unknown."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
+        for name in ("memory.events", "memory.oom_control"):
+            with suppress(OSError):
+                pairs = (pair.split() for pair in (base / group.lstrip("/") / name).read_text().splitlines())
+                return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == "oom_kill")
+    return 0

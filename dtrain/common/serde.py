@@ -1,0 +1,42 @@
+"""Frozen dataclasses to plain data and back, for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain data for JSON."""
+    return dataclasses.asdict(value)
+
+
+def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+    """The frozen dataclass that `to_dict` wrote; unknown keys are an error of ours, not the user's."""
+    anything: Any = cls
+    hints: dict[str, Any] = _hints(anything)
+    return cls(**{name: _decode(hints[name], value) for name, value in data.items()})
+
+
+def _decode(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
+    if isinstance(value, dict) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_decode(item, element) for element in value)
+    if typing.get_origin(hint) is dict:
+        item = typing.get_args(hint)[1]
+        return {key: _decode(item, element) for key, element in value.items()}
+    return value
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)

@@ -1,0 +1,46 @@
+"""How an attempt can end, and how a run can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtrain.common.errors import Exit
+from dtrain.spec.failures import Failure
+
+
+@dataclass(frozen=True)
+class Done:
+    """Every worker ended well."""
+
+    unsaved: str = ""
+    """Why the state at the end is not on disk."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """The workers left because they were asked to."""
+
+    step: int | None
+    """The agreed step, saved; None where there was no agreement in time, or the job is a script."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Something went wrong, and this is the cause."""
+
+    failure: Failure
+
+
+Outcome = Done | Left | Failed
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a run ends here."""
+
+    exit_code: Exit
+    reason: str
+    again: bool = False
+    """The cluster took nodes away: it is to start the run again with others."""
+    without: tuple[str, ...] = ()
+    """Nodes that are no good."""

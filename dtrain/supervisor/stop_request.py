@@ -1,0 +1,39 @@
+"""What people and signals ask of a supervisor."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from types import FrameType
+
+from dtrain.api.cluster import Inbox, Warned
+
+
+class Wish(Enum):
+    """What somebody asked the supervisor to do."""
+
+    NOTHING = ""
+    LEAVE = "leave"
+    """Save, stop, and be resumable."""
+    NOW = "now"
+    """Stop at once."""
+
+
+@contextmanager
+def by_signals(inbox: Inbox) -> Iterator[None]:
+    """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        inbox.put(
+            ("", Wish.LEAVE if number == signal.SIGINT else Warned(f"told to stop by {signal.Signals(number).name}"))
+        )
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

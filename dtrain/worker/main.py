@@ -1,0 +1,187 @@
+"""A worker: forked from the zygote, joins the strategy, runs the user's code, reports; one a rank."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dtrain.api.strategy import ERROR_FILE, Joining, Peers, Place, Serves, Strategy, Trains
+from dtrain.common.errors import ClusterError
+from dtrain.common.processes import die_with_parent, set_name
+from dtrain.run.folder import RunDir
+from dtrain.spec.failures import Kind
+from dtrain.spec.job import Job
+from dtrain.worker import failure_report, python_process
+from dtrain.worker.control_channel import Link
+
+_kept: list[Any] = []
+"""What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
+them may be waiting for (seen in torch 2.13, under any launcher)."""
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What a new worker gets from its zygote and from the request that it was forked for."""
+
+    descriptors: tuple[int, ...]
+    """Its end of the pipe to the agent and, if it is to serve the rendezvous, the socket reserved for that."""
+    set_by_imports: dict[str, str]
+    """Environment variables that the preloaded modules set."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What an agent gives a new worker."""
+
+    run: str
+    place: Place
+    peers: Peers
+    environment: dict[str, str]
+    """Of the agent."""
+    checkpoint: str | None
+    """Its name, to resume from."""
+    step: int
+
+
+def main(inheritance: Inheritance) -> int:
+    """The whole life of a worker. Returns its exit code: 0, the user's own, 1 after a report, or minus a signal."""
+    worker = os.getpid()
+    os.setsid()
+    die_with_parent(os.getppid())
+    pipe, *rendezvous = inheritance.descriptors
+    link = Link(Connection(pipe))
+    try:
+        try:
+            assignment: Assignment = link.assignment()
+            run, job, strategy = _become(assignment, inheritance)
+        except EOFError:  # the agent is gone
+            return FAILED
+        except Exception as error:  # noqa: BLE001  of dtrain's, or of a file system: not of the user's code
+            failure_report.send(link, error, None, kind=Kind.CRASH)
+            return FAILED
+        listener = socket.socket(fileno=rendezvous[0]) if rendezvous else None
+        return _run(run, job, strategy, assignment, link, listener)
+    finally:
+        if os.getpid() == worker:  # and not a process that the user's code forked
+            link.close()
+
+
+def _run(
+    run: RunDir, job: Job, strategy: Strategy, assignment: Assignment, link: Link, listener: socket.socket | None
+) -> int:
+    """Run the user's code and report what ends it."""
+    worker = os.getpid()
+    try:
+        _enter(job.folder)
+        joining = Joining(assignment.place, assignment.peers, job, listener)
+        with _serving(strategy, joining):
+            if job.kind == "script":
+                _run_script(job, listener)
+            else:
+                _train(run, strategy, joining, link, assignment)
+                link.say("finished")
+    except BaseException as error:
+        if os.getpid() != worker:
+            raise
+        if isinstance(error, SystemExit) and job.kind == "script":
+            return _exit_code(error)
+        if isinstance(error, KeyboardInterrupt):
+            failure_report.show(error, job)
+            return -signal.SIGINT
+        failure_report.send(link, error, job)
+        return FAILED
+    return 0
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None or isinstance(error.code, int):
+        return (error.code or 0) & 0xFF
+    print(error.code, file=sys.stderr)
+    return FAILED
+
+
+def _become(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:
+    """From a copy of the zygote to an ordinary Python process with its own output, signals and environment."""
+    run, place = RunDir(Path(assignment.run)), assignment.place
+    set_name(f"dtrain-rank-{place.rank}")
+    python_process.restore(run.rank_log(place.rank))
+    job = run.job()
+    if job.kind != "script":
+        signal.signal(signal.SIGTERM, _unless_worker(os.getpid()))
+    from dtrain.launch import registry  # importlib.metadata costs time that agents need not pay
+
+    strategy = registry.strategy(job.strategy.name, job.strategy.options)
+    os.environ.clear()
+    os.environ.update(assignment.environment | inheritance.set_by_imports)
+    os.environ.update(_environment(run, job, strategy, assignment) | job.env)
+    print(f"--- dtrain: attempt {assignment.peers.attempt}, rank {place.rank}, from step {assignment.step} ---")
+    return run, job, strategy
+
+
+def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignment) -> dict[str, str]:
+    """What tells this rank its place: the strategy's variables and dtrain's own three."""
+    place, peers = assignment.place, assignment.peers
+    error_file = run.error_file(place.rank)
+    error_file.unlink(missing_ok=True)
+    told = {
+        name: str(error_file) if value == ERROR_FILE else value
+        for name, value in strategy.environment(place, peers).items()
+    }
+    own = {"DTRAIN_RUN": peers.run_id, "DTRAIN_ATTEMPT": str(peers.attempt), "DTRAIN_RANK": str(place.rank)}
+    return told | own | ({"PWD": job.folder} if "PWD" in os.environ else {})
+
+
+def _enter(folder: str) -> None:
+    """Work where the recipe lies; raises `ClusterError` if that is not on this node."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ClusterError(
+            f"the recipe's folder {folder} is not on {socket.gethostname()}: {error.strerror}",
+            "Put it on a file system that all nodes share; on Ray, storage.url has it sent along.",
+        ) from None
+    sys.path.insert(0, folder)
+    python_process.started_in(folder)
+
+
+def _unless_worker(worker: int) -> Any:
+    """A SIGTERM handler that leaves the worker alone (its supervisor asks it to save and leave) but not its children."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != worker:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handle
+
+
+def _run_script(job: Job, listener: socket.socket | None) -> None:
+    """The user's program, which binds its rendezvous port itself."""
+    from dtrain.worker import user_script
+
+    if listener is not None:
+        listener.close()
+    _kept.append(user_script.run(job))
+
+
+def _serving(strategy: Strategy, joining: Joining) -> AbstractContextManager[None]:
+    return strategy.serve(joining) if isinstance(strategy, Serves) and joining.place.rank == 0 else nullcontext()
+
+
+def _train(run: RunDir, strategy: Strategy, joining: Joining, link: Link, assignment: Assignment) -> None:
+    """A task or a function, under the job's strategy."""
+    from dtrain.worker import loop
+
+    assert isinstance(strategy, Trains), "the plan refuses others"
+    with strategy.join(joining) as session:
+        _kept.append(session)
+        loop.run(run, joining, session, link, assignment.checkpoint, assignment.step)

@@ -16,7 +16,7 @@ from dtrain.api.strategy import Checks, Resolves, Trains
 from dtrain.common.errors import nearest
 from dtrain.launch import registry
 from dtrain.spec import entrypoint
-from dtrain.spec.job import Job, PluginChoice
+from dtrain.spec.job import Job, PluginChoice, ScriptModule
 from dtrain.storage import object_store
 
 DEFAULT_SHARDS = 8
@@ -83,6 +83,8 @@ def _of_target(job: Job) -> Iterator[Problem]:
 
 
 def _of_script(job: Job) -> str:
+    if isinstance(job.script, ScriptModule):
+        return _of_module(job.script.module, job.folder)
     path = Path(job.folder) / str(job.script)
     if path.suffix == ".py":
         tree = entrypoint.parsed(path)
@@ -93,6 +95,15 @@ def _of_script(job: Job) -> str:
         return ""
     others = [str(file.relative_to(job.folder)) for file in Path(job.folder).glob("*.py")]
     return f"there is no file {path} and no program '{job.script}'. {nearest(str(job.script), others) if others else ''}".rstrip()
+
+
+def _of_module(name: str, folder: str) -> str:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return f"'{name}' is no module: name one as after python -m, package.module"
+    if path := entrypoint.module_file(name, folder):
+        tree = entrypoint.parsed(path)
+        return tree if isinstance(tree, str) else ""
+    return f"there is no module '{name}' that python -m could run, in {folder} or among the installed packages"
 
 
 def _of_numbers(job: Job) -> Iterator[Problem]:

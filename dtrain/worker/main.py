@@ -58,6 +58,8 @@ def main(inheritance: Inheritance) -> int:
     os.setsid()
     die_with_parent(os.getppid())
     pipe, *rendezvous = inheritance.descriptors
+    for descriptor in inheritance.descriptors:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003
     link = Link(Connection(pipe))
     try:
         try:

@@ -34,8 +34,11 @@ def restore(log: Path) -> None:
     gc.freeze()
     gc.enable()
     multiprocessing.current_process().authkey = os.urandom(32)
+    # The zygote drew these seeds once for all; `random` does this by itself after a fork.
     if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # the zygote drew it once for all; `random` does this by itself after a fork
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()
 
 
 def started_in(folder: str) -> None:

@@ -27,7 +27,7 @@ from dtrain.launch import planner
 from dtrain.run import event_log
 from dtrain.run.folder import RunDir, create
 from dtrain.spec.job import Job, PluginChoice, Recovery, Resources
-from dtrain.supervisor.stop_request import Wish
+from dtrain.supervisor.stop_request import StopMode
 from dtrain.supervisor.supervisor import Supervisor
 
 RANKS = 8
@@ -83,7 +83,7 @@ def measure(nodes: int, folder: Path) -> str:
     inbox: Inbox = queue.SimpleQueue()
     with run.lock() as lease:
         supervisor = Supervisor(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
-        threading.Timer(RUN_SECONDS, inbox.put, [("", Wish.NOW)]).start()
+        threading.Timer(RUN_SECONDS, inbox.put, [("", StopMode.IMMEDIATE)]).start()
         began, cpu = time.monotonic(), time.process_time()
         supervisor.run()
         took, cpu = time.monotonic() - began, time.process_time() - cpu

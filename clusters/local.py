@@ -70,7 +70,7 @@ class Local:
     def __init__(self, options: LocalOptions) -> None:
         self.options = options
 
-    def at_hand(self) -> bool:
+    def supervises_locally(self) -> bool:
         """This machine is."""
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.api.strategy import Peers, Place
+from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.job import Device, Job
 
 from . import task_framework
@@ -37,7 +37,7 @@ class Auto:
         self.options = options
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
-        """See `Resolves.resolve`."""
+        """See `MetaStrategy.resolve`."""
         if job.kind == "script":
             return Script(ScriptOptions()).resolve(job)
         framework = task_framework.of_task(job)
@@ -72,6 +72,6 @@ class Auto:
         """One a device, as scripts have it."""
         return workers_per_node
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """Only the rank."""
         return {"RANK": str(place.rank)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 
-from dtrain.api.strategy import ERROR_FILE, Peers, Place
+from dtrain.api.strategy import ERROR_FILE, RankInfo, RendezvousInfo
 
 
-def torchrun(place: Place, peers: Peers) -> dict[str, str]:
+def torchrun(place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
     """torchrun's contract (PyTorch documentation, "torchrun (Elastic Launch)", Environment Variables)."""
     return {
         "RANK": str(place.rank),
@@ -32,13 +32,13 @@ def torchrun(place: Place, peers: Peers) -> dict[str, str]:
     } | loopback(peers)
 
 
-def tf_config(place: Place, peers: Peers) -> dict[str, str]:
+def tf_config(place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
     """TensorFlow's cluster resolver reads this (`tf.distribute.cluster_resolver.TFConfigClusterResolver`)."""
     workers = [f"{address}:{port}" for address, port in zip(peers.addresses, peers.ports, strict=True)]
     return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": place.rank}})}
 
 
-def loopback(peers: Peers) -> dict[str, str]:
+def loopback(peers: RendezvousInfo) -> dict[str, str]:
     """On one machine: keep gloo's and NCCL's sockets off the network."""
     if peers.on_loopback:
         return {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dtrain.api.strategy import Joining, Peers, Place
+from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
 from dtrain.spec import entrypoint
 from dtrain.spec.job import Device, Job
 
@@ -64,7 +64,7 @@ class Script:
         self.options = options
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
-        """See `Resolves.resolve`: the launcher is fixed for the life of the run."""
+        """See `MetaStrategy.resolve`: the launcher is fixed for the life of the run."""
         if self.options.launcher != "auto" or job.kind != "script":
             return "script", asdict(self.options), job.strategy.reason
         frameworks = _frameworks(job)
@@ -94,7 +94,7 @@ class Script:
         """TF_CONFIG names all workers."""
         return self.options.launcher in ("all", "auto", "tensorflow")
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As the chosen launcher sets it."""
         told: dict[str, str] = {}
         if self._sets("torchrun"):
@@ -107,7 +107,7 @@ class Script:
             told |= launcher.environment(place, peers)
         return told
 
-    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """Horovod's rendezvous, if the script wants it."""
         wanted = self.options.launcher == "horovod" or (
             self._sets("horovod") and "horovod" in _frameworks(joining.job) and launcher.installed()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dtrain.agent import devices
-from dtrain.api.cluster import Draining, Inbox, NodeLost, Submission
+from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission
 from dtrain.api.plan import SHIPPED_JOB, LaunchPlan, supervisor_command
 from dtrain.api.protocol import Command, Quit, decode, encode
 from dtrain.common.errors import ClusterError, UsageError
@@ -54,7 +54,7 @@ class Ray:
     def __init__(self, options: RayOptions) -> None:
         self.options = options
 
-    def at_hand(self) -> bool:
+    def supervises_locally(self) -> bool:
         """The supervisor can be anywhere that reaches the cluster."""
         return True
 
@@ -62,8 +62,8 @@ class Ray:
         """Ray is installed."""
         import importlib.util
 
-        missing = importlib.util.find_spec("ray") is None
-        return ["Ray is not installed: pip install 'dtrain[ray]'"] if missing else []
+        shortage = importlib.util.find_spec("ray") is None
+        return ["Ray is not installed: pip install 'dtrain[ray]'"] if shortage else []
 
     def bundle(self, plan: LaunchPlan) -> dict[str, float]:
         """What one node of the run asks for."""
@@ -246,7 +246,7 @@ class RayAllocation:
             self._start(channel.number, channel.group, channel.bundle, expected=room)
         return room
 
-    def missing(self) -> str:
+    def shortage(self) -> str:
         """What is asked for, free and there in all."""
         import ray
 
@@ -361,4 +361,4 @@ class RayAllocation:
                 for node, channel in list(self.channels.items()):
                     if channel.node_id in draining and node not in self._warned:
                         self._warned.add(node)
-                        self._inbox.put((node, Draining("Ray drains its node")))
+                        self._inbox.put((node, NodeDraining("Ray drains its node")))

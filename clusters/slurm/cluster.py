@@ -33,7 +33,7 @@ from .commands import (
     usable,
 )
 from .script import SlurmOptions
-from .step import Start, Step
+from .step import AgentLaunch, SrunStep
 
 JOB = "SLURM_JOB_ID"
 EXCLUDE_SECONDS = 5.0
@@ -43,7 +43,7 @@ EXCLUDE_SECONDS = 5.0
 class Member:
     """The channel to one agent of a step."""
 
-    step: Step
+    step: SrunStep
     name: str
     node: str
 
@@ -58,8 +58,8 @@ class SlurmAllocation:
     def __init__(self, agent: list[str], container: list[str], nodes: list[str], inbox: Inbox) -> None:
         self._inbox = inbox
         self._replaced = 0
-        self._start = Start(tuple(nodes), tuple(agent), tuple(container), addresses(nodes))
-        step = Step(self._start, inbox)
+        self._start = AgentLaunch(tuple(nodes), tuple(agent), tuple(container), addresses(nodes))
+        step = SrunStep(self._start, inbox)
         self._steps = [step]
         self._members = {node: Member(step, node, node) for node in nodes}
 
@@ -78,7 +78,7 @@ class SlurmAllocation:
         self._replaced += 1
         suffix = f".{self._replaced}"
         stale = lost.step.pids.get(node)
-        step = Step(replace(self._start, nodes=(lost.node,), suffix=suffix, stale=stale), self._inbox)
+        step = SrunStep(replace(self._start, nodes=(lost.node,), suffix=suffix, stale=stale), self._inbox)
         self._steps.append(step)
         self._members[f"{lost.node}{suffix}"] = Member(step, f"{lost.node}{suffix}", lost.node)
         return True
@@ -100,7 +100,7 @@ class Slurm:
     def __init__(self, options: SlurmOptions) -> None:
         self.options = options
 
-    def at_hand(self) -> bool:
+    def supervises_locally(self) -> bool:
         """Inside an allocation, which is used as it is."""
         try:
             return JOB in os.environ and bool(nodes_of(os.environ[JOB]))
@@ -189,8 +189,8 @@ class Slurm:
             if UNKNOWN_JOB not in error.message:
                 raise
 
-    def again(self, run: RunDir, without: tuple[str, ...]) -> str:
-        """See `Requeues.again`: requeued under the same number, or handed in anew where SLURM refuses that."""
+    def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
+        """See `SupportsRequeue.requeue`: requeued under the same number, or handed in anew where SLURM refuses that."""
         job, submitted = os.environ.get(JOB, ""), run.submitted()
         if not submitted or submitted.reference != job:
             raise ClusterError("its job was not submitted by dtrain")

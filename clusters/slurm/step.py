@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from dtrain.api.cluster import Inbox, NodeLost, Warned
-from dtrain.api.protocol import Command, Quit, Ready, decode, encode
+from dtrain.api.cluster import Inbox, NodeLost, PreemptionNotice
+from dtrain.api.protocol import AgentReady, Command, Quit, decode, encode
 from dtrain.common.errors import ClusterError
 
 from .commands import expand
@@ -43,7 +43,7 @@ exec "$@" "--node=$SLURMD_NODENAME$suffix"
 
 
 @dataclass(frozen=True)
-class Start:
+class AgentLaunch:
     """What an `srun` is to start."""
 
     nodes: tuple[str, ...]
@@ -68,10 +68,10 @@ class Start:
         ]  # fmt: skip
 
 
-class Step:
+class SrunStep:
     """One `srun` and its agents."""
 
-    def __init__(self, start: Start, inbox: Inbox) -> None:
+    def __init__(self, start: AgentLaunch, inbox: Inbox) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in MISLEADING}
         try:
             self._process = subprocess.Popen(
@@ -135,7 +135,7 @@ class Step:
                 except ValueError:
                     print(f"on srun's output: {line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
                     continue
-                if isinstance(event, Ready):
+                if isinstance(event, AgentReady):
                     self.pids[node] = event.pid
                 self._inbox.put((node, event))
         code = self._process.wait()
@@ -151,7 +151,7 @@ class Step:
                 print(text, file=sys.stderr, flush=True)
                 self._words = text.removeprefix("srun: ").removeprefix("error: ") or self._words
                 if match := CANCELLED.search(text):
-                    self._inbox.put(("", Warned(f"SLURM ends the step{match['reason'].rstrip().lower()}")))
+                    self._inbox.put(("", PreemptionNotice(f"SLURM ends the step{match['reason'].rstrip().lower()}")))
                 for node, reason in ended_agents(text):
                     if node in self._names:
                         self._lose(self._names[node], reason)

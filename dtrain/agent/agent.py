@@ -21,36 +21,36 @@ from typing import TYPE_CHECKING, Any
 from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.api.protocol import (  # fmt: skip
-    Adopt,
-    Beat,
+    AgentReady,
     Command,
     DumpStacks,
     Event,
-    Exited,
-    Listen,
-    Listening,
+    Heartbeat,
+    PortsReserved,
     Quit,
-    Ready,
-    Said,
-    Sign,
-    Start,
-    Started,
-    Stop,
-    Tell,
+    ReservePorts,
+    SetJob,
+    StartWorkers,
+    StopWorkers,
+    WorkerCommand,
+    WorkerExited,
+    WorkerLiveness,
+    WorkerReport,
+    WorkersStarted,
     decode,
     encode,
-    in_pieces,
+    fragments,
 )
-from dtrain.api.strategy import Place
+from dtrain.api.strategy import RankInfo
 from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process, usage
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir
-from dtrain.spec.failures import Kind
+from dtrain.spec.failures import FailureKind
 from dtrain.worker import failure_report
 from dtrain.worker.main import Assignment
 
 if TYPE_CHECKING:  # few agents need one
-    from dtrain.agent.node_run_folder import StandIn
+    from dtrain.agent.node_run_folder import NodeRunFolder
 
 LINE_BYTES = "DTRAIN_LINE_BYTES"
 """The longest line that is carried whole to the supervisor, where that has a limit."""
@@ -61,10 +61,10 @@ CLOSED_GRACE_SECONDS = 5.0
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """One running worker and when it last showed a sign of life."""
 
-    place: Place
+    place: RankInfo
     pid: int
     """It leads a process group of the same number."""
     pipe: Connection
@@ -80,7 +80,7 @@ class Worker:
     reported: bool = False
     """Whether it said why it fails."""
 
-    def look(self, now: float) -> Sign:
+    def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""
         current = usage(self.pid)
         output = self.log.stat().st_size if self.log.exists() else 0
@@ -92,7 +92,7 @@ class Worker:
         stopped = bool(current and current.stopped)
         self.stopped_since = (self.stopped_since or now) if stopped else None
         self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
-        return Sign(
+        return WorkerLiveness(
             step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0
         )
 
@@ -103,7 +103,7 @@ class Agent:
     def __init__(
         self,
         run: RunDir,
-        private: StandIn | None,
+        private: NodeRunFolder | None,
         node: str,
         *,
         beat_seconds: float,
@@ -122,11 +122,11 @@ class Agent:
         self._closed = False
         self._told_to_quit = False
         self._broken = False
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._attempt = 0
         self._ports: list[socket.socket] = []
         self._kill_at: float | None = None
-        self._waiting: deque[Start] = deque()
+        self._waiting: deque[StartWorkers] = deque()
         self._zygote = zygote
         self._line_bytes = int(os.environ.get(LINE_BYTES, 0))
 
@@ -134,7 +134,7 @@ class Agent:
         """One line up; where nobody reads any more, the end of stdin is about to say so."""
         line = encode(event, self.node)
         try:
-            for data in in_pieces(line, self.node, self._line_bytes or len(line)):
+            for data in fragments(line, self.node, self._line_bytes or len(line)):
                 while data:
                     data = data[os.write(self._events, data) :]
         except BrokenPipeError:
@@ -143,18 +143,20 @@ class Agent:
     def serve(self) -> None:
         """Work until told to quit or left alone."""
         address = devices.address()
-        self.send(Ready(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private))
+        self.send(
+            AgentReady(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private)
+        )
         beat_at = time.monotonic() + self.beat_seconds
         while not self._closed:
             deadline = min(beat_at, self._kill_at or beat_at)
-            self._turn(max(0.0, deadline - time.monotonic()))
+            self._poll(max(0.0, deadline - time.monotonic()))
             now = time.monotonic()
             if self._kill_at and now >= self._kill_at:
                 self._kill_at = None
                 self._signal(signal.SIGKILL)
             if now >= beat_at:
                 beat_at = now + self.beat_seconds
-                self.send(Beat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
+                self.send(Heartbeat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
                 self._send_what_grew()
         self._end()
 
@@ -164,13 +166,13 @@ class Agent:
             if self._broken:
                 return
 
-    def _turn(self, timeout: float) -> None:
+    def _poll(self, timeout: float) -> None:
         pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
         sources: list[Any] = [self._commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
         ready = wait(sources, timeout)
         for source in ready:
             if source in pipes:
-                self._hear(pipes[source])
+                self._drain_pipe(pipes[source])
         self._hear_zygote()
         if self._commands in ready:
             self._read()
@@ -183,7 +185,7 @@ class Agent:
             if isinstance(event, Ended):
                 rank = next((rank for rank, one in self._workers.items() if one.pid == event.pid), None)
                 if rank is not None:
-                    self._bury(rank, event.code)
+                    self._reap(rank, event.code)
             elif self._workers:
                 self._lose_workers(event)
 
@@ -191,16 +193,16 @@ class Agent:
         """The zygote is gone, and its workers, which die with it, have nobody to tell how they ended."""
         for rank, one in list(self._workers.items()):
             kill_group(one.pid)
-            self._hear(rank)
+            self._drain_pipe(rank)
             if not one.reported:
-                self._report(rank, Kind.CRASH, broken.reason)
+                self._report(rank, FailureKind.CRASH, broken.reason)
         deadline = time.monotonic() + CLOSED_GRACE_SECONDS
         while any(alive(one.pid) for one in self._workers.values()) and time.monotonic() < deadline:
             time.sleep(0.01)
         for rank in list(self._workers):
-            self._bury(rank, -signal.SIGKILL)
+            self._reap(rank, -signal.SIGKILL)
 
-    def _report(self, rank: int, kind: Kind, message: str, traceback: str = "") -> None:
+    def _report(self, rank: int, kind: FailureKind, message: str, traceback: str = "") -> None:
         """Say in the place of a worker why it fails."""
         body = {
             "say": "failed",
@@ -210,7 +212,7 @@ class Agent:
             "where": "",
             "exit_code": 1,
         }
-        self.send(Said(self._attempt, rank, body))
+        self.send(WorkerReport(self._attempt, rank, body))
 
     def _read(self) -> None:
         data = os.read(self._commands, 1 << 16)
@@ -221,24 +223,24 @@ class Agent:
         for line in lines:
             to, command = decode(line)
             if to in ("", self.node):
-                self._obey(command)
+                self._handle_command(command)
 
-    def _obey(self, command: Command) -> None:
+    def _handle_command(self, command: Command) -> None:
         if isinstance(command, Quit):
             self._closed = self._told_to_quit = True
-        elif isinstance(command, Adopt):
+        elif isinstance(command, SetJob):
             self._adopt(command.job)
-        elif isinstance(command, Listen):
+        elif isinstance(command, ReservePorts):
             self._listen(command)
-        elif isinstance(command, Start):
+        elif isinstance(command, StartWorkers):
             self._attempt = command.attempt
             self._waiting.append(command)
         elif command.attempt != self._attempt:
             return
-        elif isinstance(command, Stop):
+        elif isinstance(command, StopWorkers):
             while self._waiting:
                 for place in self._waiting.popleft().places:
-                    self.send(Exited(command.attempt, place.rank, -signal.SIGKILL, None, out_of_memory=False))
+                    self.send(WorkerExited(command.attempt, place.rank, -signal.SIGKILL, None, out_of_memory=False))
             self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
             self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
         elif isinstance(command, DumpStacks):
@@ -247,7 +249,7 @@ class Agent:
             # A stopped process cannot handle the signal that asks for its stacks: wake it.
             self._signal(STACKS_SIGNAL)
             self._signal(signal.SIGCONT)
-        elif isinstance(command, Tell):
+        elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
                 with suppress(OSError):  # it has just ended; that it did is heard next
                     one.pipe.send(command.body)
@@ -260,7 +262,7 @@ class Agent:
             if environment != self._zygote.environment:
                 self._zygote = self._zygote.again(environment)
 
-    def _listen(self, command: Listen) -> None:
+    def _listen(self, command: ReservePorts) -> None:
         """Bind, but do not listen: with SO_REUSEADDR on both sides the worker's framework can bind the same port,
         while the kernel gives it to nobody who asks for just any port."""
         self._close_ports()
@@ -272,9 +274,9 @@ class Agent:
             port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             port.bind((devices.address(), 0))
             self._ports.append(port)
-        self.send(Listening(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
+        self.send(PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
 
-    def _fork(self, start: Start) -> None:
+    def _fork(self, start: StartWorkers) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in INTERNAL}
         refused: dict[int, str] = {}
         for place in start.places:
@@ -283,16 +285,16 @@ class Agent:
                 self._workers[place.rank] = self._forked(start.attempt, assignment)
             except ForkRefused as error:
                 refused[place.rank] = str(error)
-        self.send(Started(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
+        self.send(WorkersStarted(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
         broken = self._zygote.broken
         for rank, reason in refused.items():
             if broken and broken.traceback:
-                self._report(rank, Kind.SETUP, broken.reason, broken.traceback)
+                self._report(rank, FailureKind.SETUP, broken.reason, broken.traceback)
             else:
-                self._report(rank, Kind.CRASH, reason)
-            self.send(Exited(start.attempt, rank, 1, None, out_of_memory=False))
+                self._report(rank, FailureKind.CRASH, reason)
+            self.send(WorkerExited(start.attempt, rank, 1, None, out_of_memory=False))
 
-    def _forked(self, attempt: int, assignment: Assignment) -> Worker:
+    def _forked(self, attempt: int, assignment: Assignment) -> WorkerProcess:
         place = assignment.place
         ours, theirs = Pipe()
         with theirs:
@@ -305,29 +307,29 @@ class Agent:
         with suppress(OSError):  # it has just ended; that it did is heard next
             ours.send(assignment)
         log, record = self.run.rank_log(place.rank), self.run.ledger(attempt, place.rank)
-        return Worker(place, pid, ours, log, record, oom_kills())
+        return WorkerProcess(place, pid, ours, log, record, oom_kills())
 
-    def _hear(self, rank: int) -> None:
+    def _drain_pipe(self, rank: int) -> None:
         """Pass on what a worker says; a worker killed in the middle of a word closes its pipe."""
         one = self._workers[rank]
         try:
             while not one.pipe.closed and one.pipe.poll():
                 body = one.pipe.recv()
                 one.reported |= body["say"] == "failed"
-                self.send(Said(self._attempt, rank, body))
+                self.send(WorkerReport(self._attempt, rank, body))
         except (EOFError, OSError):
             one.pipe.close()
 
-    def _bury(self, rank: int, code: int) -> None:
-        self._hear(rank)
+    def _reap(self, rank: int, code: int) -> None:
+        self._drain_pipe(rank)
         one = self._workers.pop(rank)
         kill_group(one.pid)
         if code and not one.reported and (report := failure_report.from_error_file(self.run.error_file(rank))):
-            self.send(Said(self._attempt, rank, report))
+            self.send(WorkerReport(self._attempt, rank, report))
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()
-        self.send(Exited(self._attempt, rank, code, step, killed_for_memory))
+        self.send(WorkerExited(self._attempt, rank, code, step, killed_for_memory))
         one.pipe.close()
         if not self._workers:
             self._close_ports()

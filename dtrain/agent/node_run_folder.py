@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from dtrain.api.protocol import Grew
+from dtrain.api.protocol import FileAppended
 from dtrain.common.files import read_at, write_json
 from dtrain.common.serde import from_dict
 from dtrain.run.folder import RunDir
@@ -30,7 +30,7 @@ SENT = "sent.json"
 CHUNK = 1 << 18
 
 
-class StandIn:
+class NodeRunFolder:
     """A private run folder."""
 
     def __init__(self, run: RunDir, lock: IO[str]) -> None:
@@ -45,13 +45,13 @@ class StandIn:
         known = from_dict(Job, job)
         self.run.write_job(replace(known, folder=os.environ.get(FOLDER, known.folder)))
 
-    def grown(self) -> Iterator[Grew]:
+    def grown(self) -> Iterator[FileAppended]:
         """What was added to logs and ledgers since the last time; it counts as sent when the next piece is asked for."""
-        for path in self.run.appended():
+        for path in self.run.append_only_files():
             name = str(path.relative_to(self.run.path))
             while chunk := read_at(path, self._sent.get(name, 0), CHUNK):
                 offset = self._sent.get(name, 0)
-                yield Grew(name, offset, base64.b64encode(chunk).decode())
+                yield FileAppended(name, offset, base64.b64encode(chunk).decode())
                 self._sent[name] = offset + len(chunk)
                 write_json(self.run.path / SENT, self._sent)
 
@@ -60,22 +60,22 @@ class StandIn:
         shutil.rmtree(self.run.path, ignore_errors=True)
 
 
-def take(run_id: str) -> StandIn:
+def take(run_id: str) -> NodeRunFolder:
     """The first folder for this run on this machine that no living agent has; a dead one's is taken over."""
     for number in itertools.count():
         run = RunDir(Path(tempfile.gettempdir()) / f"dtrain-{os.getuid()}" / str(number) / run_id)
-        run.furnish()
+        run.create_folders()
         lock = open(run.path / "agent.lock", "w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             continue
-        return StandIn(run, lock)
+        return NodeRunFolder(run, lock)
     raise AssertionError("unreachable")
 
 
-def keep(run: RunDir, grew: Grew) -> None:
+def keep(run: RunDir, grew: FileAppended) -> None:
     """In the supervisor: add what a node sent to the real run folder. A ledger's place is known, so that what is sent twice
     counts once; a rank's log may come from one node after another."""
     path = run.path / grew.name

@@ -21,28 +21,28 @@ class NodeLost:
 
 
 @dataclass(frozen=True)
-class Warned:
+class PreemptionNotice:
     """The cluster will take the nodes away soon: save and leave."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Draining:
+class NodeDraining:
     """The cluster will take this one node away soon: save, and go on without it."""
 
     reason: str
 
 
 @runtime_checkable
-class Explains(Protocol):
+class DescribesShortage(Protocol):
     """An allocation that can say what it waits for."""
 
-    def missing(self) -> str:
+    def shortage(self) -> str:
         """What is asked for, free and there in all, in words."""
 
 
-Inbox = queue.SimpleQueue[tuple[str, Event | NodeLost | Warned | Draining | Any]]
+Inbox = queue.SimpleQueue[tuple[str, Event | NodeLost | PreemptionNotice | NodeDraining | Any]]
 """(node, what happened there), in the order of arrival; '' is the supervisor's own."""
 
 
@@ -61,7 +61,7 @@ class Allocation(Protocol):
 
     def replace(self, node: str) -> bool:
         """Idempotent, does not wait. Start another agent in place of a lost one, on the same node or a new one; its
-        `Ready` arrives in the inbox. False: the cluster has nothing to give."""
+        `AgentReady` arrives in the inbox. False: the cluster has nothing to give."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Submission:
 
 
 @runtime_checkable
-class Requeues(Protocol):
+class SupportsRequeue(Protocol):
     """A cluster that takes nodes away from runs and gives them new ones later."""
 
-    def again(self, run: RunDir, without: tuple[str, ...]) -> str:
+    def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
         """Called by the supervisor inside the cluster when a run must leave: have it started again, without these
         nodes; returns what was done, in words. Raises `ClusterError` where the cluster refuses."""
 
@@ -91,7 +91,7 @@ class Cluster(Protocol):
     Options: ClassVar[type]
     """Frozen dataclass of this cluster's own options, checked by the recipe loader."""
 
-    def at_hand(self) -> bool:
+    def supervises_locally(self) -> bool:
         """Whether `dtrain run` may supervise from its own process; otherwise it submits and follows."""
 
     def problems(self, plan: LaunchPlan) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 
-from dtrain.api.strategy import Place
+from dtrain.api.strategy import RankInfo
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
 
@@ -61,12 +61,12 @@ class LaunchPlan:
             and (self.job.kind == "script" or (self.job.train.shards or 1) % workers == 0)
         )
 
-    def places(self) -> list[list[Place]]:
+    def places(self) -> list[list[RankInfo]]:
         """For each node, the places of its worker processes."""
         each = self.processes_per_node
         return [
             [
-                Place(node * each + local, self.processes, local, each, node, self.nodes, self.replicas)
+                RankInfo(node * each + local, self.processes, local, each, node, self.nodes, self.replicas)
                 for local in range(each)
             ]
             for node in range(self.nodes)

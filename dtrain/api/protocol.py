@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from dtrain.api.strategy import Peers, Place
+from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.common.serde import from_dict, to_dict
 
 
 @dataclass(frozen=True)
-class Adopt:
+class SetJob:
     """Command: work without the run folder, which this node does not see, on this job."""
 
     job: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Listen:
+class ReservePorts:
     """Command: reserve a port for each of so many workers."""
 
     attempt: int
@@ -31,12 +31,12 @@ class Listen:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartWorkers:
     """Command: fork the node's workers."""
 
     attempt: int
-    places: tuple[Place, ...]
-    peers: Peers
+    places: tuple[RankInfo, ...]
+    peers: RendezvousInfo
     checkpoint: str | None
     """Name of the one to resume from."""
     step: int
@@ -44,7 +44,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopWorkers:
     """Command: SIGTERM to every worker's process group, SIGKILL after the grace."""
 
     attempt: int
@@ -52,7 +52,7 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Tell:
+class WorkerCommand:
     """Command: hand `body` to every worker of the node (see `dtrain.worker` for the words)."""
 
     attempt: int
@@ -72,7 +72,7 @@ class Quit:
 
 
 @dataclass(frozen=True)
-class Ready:
+class AgentReady:
     """Event: the agent is up."""
 
     host: str
@@ -85,7 +85,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Listening:
+class PortsReserved:
     """Event: the ports reserved for an attempt."""
 
     attempt: int
@@ -93,7 +93,7 @@ class Listening:
 
 
 @dataclass(frozen=True)
-class Started:
+class WorkersStarted:
     """Event: the workers run."""
 
     attempt: int
@@ -101,7 +101,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Sign:
+class WorkerLiveness:
     """One worker's signs of life."""
 
     step: int | None
@@ -113,15 +113,15 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """Event: the agent lives, and so do these workers."""
 
     attempt: int
-    signs: dict[str, Sign] = field(default_factory=dict)
+    signs: dict[str, WorkerLiveness] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Said:
+class WorkerReport:
     """Event: a worker's own words (metrics, a written checkpoint part, an answer)."""
 
     attempt: int
@@ -130,7 +130,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Exited:
+class WorkerExited:
     """Event: a worker is gone."""
 
     attempt: int
@@ -143,7 +143,7 @@ class Exited:
 
 
 @dataclass(frozen=True)
-class Grew:
+class FileAppended:
     """Event: what was added to a log or a ledger on a node that does not see the run folder."""
 
     name: str
@@ -155,7 +155,7 @@ class Grew:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Fragment:
     """Event: a part of another event's line, where the way up carries only short lines whole."""
 
     text: str
@@ -163,8 +163,8 @@ class Piece:
     last: bool
 
 
-Command = Adopt | Listen | Start | Stop | Tell | DumpStacks | Quit
-Event = Ready | Listening | Started | Beat | Said | Exited | Grew | Piece
+Command = SetJob | ReservePorts | StartWorkers | StopWorkers | WorkerCommand | DumpStacks | Quit
+Event = AgentReady | PortsReserved | WorkersStarted | Heartbeat | WorkerReport | WorkerExited | FileAppended | Fragment
 KINDS = {cls.__name__: cls for cls in (*get_args(Command), *get_args(Event))}
 
 
@@ -183,25 +183,25 @@ def decode(line: bytes | str) -> tuple[str, Any]:
     return to, from_dict(KINDS[body.pop("kind")], body)
 
 
-def in_pieces(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
+def fragments(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
     """An encoded event as lines of at most so many bytes."""
     if len(line) <= most_bytes:
         yield line
         return
     text = line.decode().rstrip("\n")
     # Quotes and backslashes become two bytes; the rest of JSON is ASCII.
-    size = (most_bytes - len(encode(Piece("", first=False, last=False), to))) // 2
+    size = (most_bytes - len(encode(Fragment("", first=False, last=False), to))) // 2
     for begin in range(0, len(text), size):
-        yield encode(Piece(text[begin : begin + size], first=begin == 0, last=begin + size >= len(text)), to)
+        yield encode(Fragment(text[begin : begin + size], first=begin == 0, last=begin + size >= len(text)), to)
 
 
-class Joiner:
+class Reassembler:
     """Makes events of the pieces of several nodes."""
 
     def __init__(self) -> None:
         self._begun: dict[str, list[str]] = {}
 
-    def add(self, node: str, piece: Piece) -> Any:
+    def add(self, node: str, piece: Fragment) -> Any:
         """The event that is whole with this piece, or None."""
         if piece.first:
             self._begun[node] = []

@@ -20,7 +20,7 @@ ERROR_FILE = "<error file of this rank>"
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Where one worker process stands among all of an attempt."""
 
     rank: int
@@ -34,7 +34,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Peers:
+class RendezvousInfo:
     """How the workers of an attempt reach each other; every attempt has ports of its own."""
 
     addresses: tuple[str, ...]
@@ -56,18 +56,18 @@ class Peers:
 
 
 @dataclass(frozen=True)
-class Joining:
+class WorkerContext:
     """All that a worker hands to `join`."""
 
-    place: Place
-    peers: Peers
+    place: RankInfo
+    peers: RendezvousInfo
     job: Job
     rendezvous: socket.socket | None
     """Rank 0's rendezvous port, bound and not yet listening, so that nobody can take it in between."""
 
 
 @dataclass(frozen=True)
-class Written:
+class SnapshotFiles:
     """What one process put into a checkpoint folder."""
 
     files: tuple[str, ...]
@@ -79,11 +79,11 @@ class Written:
 class Snapshot(Protocol):
     """A copy of the training state, safe from later steps."""
 
-    def write(self, folder: Path) -> Written:
+    def write(self, folder: Path) -> SnapshotFiles:
         """Write this process's part; runs beside the training, may be collective on a group of its own."""
 
 
-class Session(Protocol):
+class TrainingBackend(Protocol):
     """What `Strategy.join` yields in every worker: training, in one framework, with all the others."""
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
@@ -128,23 +128,23 @@ class Strategy(Protocol):
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """Pure. Worker processes of a node that has so many replicas on such devices: one a device, or one a node."""
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """Pure. The environment of one rank, as the framework's own launcher would set it. It is made in the worker."""
 
 
 @runtime_checkable
-class Trains(Protocol):
+class TrainingStrategy(Protocol):
     """A strategy that can train tasks and functions, not just host a script."""
 
-    def join(self, joining: Joining) -> AbstractContextManager[Session]:
+    def join(self, joining: WorkerContext) -> AbstractContextManager[TrainingBackend]:
         """Collective. Connect to the others; leaving the context disconnects."""
 
 
 @runtime_checkable
-class Serves(Protocol):
+class NeedsService(Protocol):
     """A strategy whose workers, or whose scripts, need something to be served by rank 0 while they run."""
 
-    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """Entered by rank 0 before anybody's code runs; may serve from a thread."""
 
 
@@ -157,7 +157,7 @@ class NeedsAllAddresses(Protocol):
 
 
 @runtime_checkable
-class Resolves(Protocol):
+class MetaStrategy(Protocol):
     """A strategy that stands for another one."""
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
@@ -165,7 +165,7 @@ class Resolves(Protocol):
 
 
 @runtime_checkable
-class Checks(Protocol):
+class ValidatesResources(Protocol):
     """A strategy that can refuse a job before anything starts."""
 
     def problems(self, resources: Resources) -> list[str]:

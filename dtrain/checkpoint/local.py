@@ -9,31 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtrain.checkpoint.store import MANIFEST, Committed, Files, Part, damage, manifest_of, parsed
+from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, Files, manifest_of, parsed, verify
 from dtrain.common.errors import CheckpointError
 from dtrain.common.files import flush_folder, hashed, write_whole
 
 
-class CheckpointStore:
+class LocalCheckpointStore:
     """The checkpoints of one run in a folder that all its nodes see."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def staging(self, attempt: int, step: int) -> Path:
-        """See `Checkpoints.staging`."""
+        """See `CheckpointStore.staging`."""
         return self.folder / f".staging-{attempt:04d}-{step:08d}"
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
-        """See `Checkpoints.publish`: they are visible as they are."""
+        """See `CheckpointStore.publish`: they are visible as they are."""
 
     def clear_staging(self) -> None:
-        """See `Checkpoints.clear_staging`."""
+        """See `CheckpointStore.clear_staging`."""
         for path in self.folder.glob(".staging-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def commit(self, attempt: int, step: int, parts: list[Part], facts: dict[str, Any]) -> Committed:
-        """See `Checkpoints.commit`: by one rename."""
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+        """See `CheckpointStore.commit`: by one rename."""
         staged = self.staging(attempt, step)
         manifest = manifest_of(attempt, step, parts, facts)
         for name, (size, _) in manifest.files.items():
@@ -44,7 +44,7 @@ class CheckpointStore:
             flush_folder(staged)
             final = self.folder / f"step-{step:08d}"
             if final.exists():
-                self._set_aside(final)
+                self._quarantine(final)
             os.rename(staged, final)
             flush_folder(self.folder)
         except OSError as error:
@@ -52,40 +52,40 @@ class CheckpointStore:
         return manifest.committed(final.name)
 
     def abandon(self, attempt: int, step: int) -> None:
-        """See `Checkpoints.abandon`."""
+        """See `CheckpointStore.abandon`."""
         shutil.rmtree(self.staging(attempt, step), ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """See `Checkpoints.steps`."""
+        """See `CheckpointStore.steps`."""
         return [int(path.name.partition("-")[2]) for path in self._committed()]
 
-    def newest_whole(self) -> Iterator[Committed | tuple[str, str]]:
-        """See `Checkpoints.newest_whole`."""
+    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
+        """See `CheckpointStore.latest_valid`."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             manifest = parsed(_text(path / MANIFEST))
-            problem = manifest if isinstance(manifest, str) else damage(manifest.files, partial(_file_damage, path))
+            problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(_file_damage, path))
             if problem:
-                yield self._set_aside(path).name, problem
+                yield self._quarantine(path).name, problem
                 continue
             assert not isinstance(manifest, str)
             yield manifest.committed(path.name)
             return
 
     def prune(self, keep: int) -> None:
-        """See `Checkpoints.prune`."""
+        """See `CheckpointStore.prune`."""
         for path in self._committed()[keep:]:
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 
-    def at_hand(self, name: str, attempt: int) -> Path:
-        """See `Checkpoints.at_hand`."""
+    def local_folder(self, name: str, attempt: int) -> Path:
+        """See `CheckpointStore.local_folder`."""
         return self.folder / name
 
     def _committed(self) -> list[Path]:
         """Folders of committed checkpoints, newest first."""
         return sorted((path for path in self.folder.glob("step-*") if (path / MANIFEST).is_file()), reverse=True)
 
-    def _set_aside(self, path: Path) -> Path:
+    def _quarantine(self, path: Path) -> Path:
         """Move a checkpoint out of the way, but keep it: somebody may want to look."""
         aside = self.folder / f"damaged-{path.name}"
         number = 1

@@ -14,30 +14,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtrain.checkpoint.store import MANIFEST, Committed, Files, Part, damage, manifest_of, parsed
+from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, Files, manifest_of, parsed, verify
 from dtrain.common.errors import CheckpointError, ClusterError, StorageError
 from dtrain.common.files import hashed
-from dtrain.storage.object_store import CHECKPOINTS, Remote
+from dtrain.storage.object_store import CHECKPOINTS, ObjectStore
 from dtrain.storage.run_lease import claimed
 
 DAMAGED = "damaged.json"
 CACHED = 2
 
 
-class RemoteCheckpoints:
+class RemoteCheckpointStore:
     """The checkpoints of one run at a URL; `cache` is a folder of this node, `mark` the supervisor's, where it is one."""
 
-    def __init__(self, cache: Path, remote: Remote, mark: str = "") -> None:
+    def __init__(self, cache: Path, remote: ObjectStore, mark: str = "") -> None:
         self._cache = cache
         self._remote = remote
         self._mark = mark
 
     def staging(self, attempt: int, step: int) -> Path:
-        """See `Checkpoints.staging`."""
+        """See `CheckpointStore.staging`."""
         return self._cache / _name(attempt, step)
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
-        """See `Checkpoints.publish`: copy them there; older copies on this node go."""
+        """See `CheckpointStore.publish`: copy them there; older copies on this node go."""
         name = _name(attempt, step)
         for file in files:
             self._remote.put(self._cache / name / file, f"{CHECKPOINTS}/{name}/{file}")
@@ -45,13 +45,13 @@ class RemoteCheckpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def clear_staging(self) -> None:
-        """See `Checkpoints.clear_staging`."""
+        """See `CheckpointStore.clear_staging`."""
         for name, files in self._folders().items():
             if not files.keys() & {MANIFEST, DAMAGED}:
                 self._delete(name, files)
 
-    def commit(self, attempt: int, step: int, parts: list[Part], facts: dict[str, Any]) -> Committed:
-        """See `Checkpoints.commit`."""
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+        """See `CheckpointStore.commit`."""
         name = _name(attempt, step)
         manifest = manifest_of(attempt, step, parts, facts)
         try:
@@ -74,23 +74,23 @@ class RemoteCheckpoints:
             )
 
     def abandon(self, attempt: int, step: int) -> None:
-        """See `Checkpoints.abandon`."""
+        """See `CheckpointStore.abandon`."""
         name = _name(attempt, step)
         shutil.rmtree(self._cache / name, ignore_errors=True)
         with suppress(StorageError):
             self._delete(name, self._folders().get(name, {}))
 
     def steps(self) -> list[int]:
-        """See `Checkpoints.steps`."""
+        """See `CheckpointStore.steps`."""
         return [int(name.split("-")[1]) for name in self._committed()]
 
-    def newest_whole(self) -> Iterator[Committed | tuple[str, str]]:
-        """See `Checkpoints.newest_whole`."""
+    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
+        """See `CheckpointStore.latest_valid`."""
         for name in self._committed():
             manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
-            problem = manifest if isinstance(manifest, str) else damage(manifest.files, partial(self._wrong, name))
+            problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._wrong, name))
             if problem:
-                self._set_aside(name)
+                self._quarantine(name)
                 yield name, problem
                 continue
             assert not isinstance(manifest, str)
@@ -98,14 +98,14 @@ class RemoteCheckpoints:
             return
 
     def prune(self, keep: int) -> None:
-        """See `Checkpoints.prune`."""
+        """See `CheckpointStore.prune`."""
         with suppress(StorageError):
             folders = self._folders()
             for name in self._committed()[keep:]:
                 self._delete(name, folders[name])
 
-    def at_hand(self, name: str, attempt: int) -> Path:
-        """See `Checkpoints.at_hand`: fetch what this node does not have; one worker does it for all of the node's."""
+    def local_folder(self, name: str, attempt: int) -> Path:
+        """See `CheckpointStore.local_folder`: fetch what this node does not have; one worker does it for all of the node's."""
         folder = self._cache / name
         done = folder / f".whole-{attempt}"
         with _alone(self._cache):
@@ -146,7 +146,7 @@ class RemoteCheckpoints:
                 return "is gone"
             raise
 
-    def _set_aside(self, name: str) -> None:
+    def _quarantine(self, name: str) -> None:
         """Keep it for whoever wants to look, but not as a checkpoint."""
         manifest = self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}") or b""
         self._remote.write(f"{CHECKPOINTS}/{name}/{DAMAGED}", manifest)

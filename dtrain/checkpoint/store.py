@@ -21,7 +21,7 @@ Files = dict[str, tuple[int, str]]
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointShard:
     """What one worker wrote."""
 
     files: Files
@@ -29,7 +29,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Committed:
+class CheckpointInfo:
     """A whole checkpoint."""
 
     name: str
@@ -51,12 +51,12 @@ class Manifest:
     text: str
     """As it is written."""
 
-    def committed(self, name: str) -> Committed:
+    def committed(self, name: str) -> CheckpointInfo:
         """The checkpoint of this name."""
-        return Committed(name, self.step, self.bytes, self.weights)
+        return CheckpointInfo(name, self.step, self.bytes, self.weights)
 
 
-class Checkpoints(Protocol):
+class CheckpointStore(Protocol):
     """Where the checkpoints of a run are kept."""
 
     def staging(self, attempt: int, step: int) -> Path:
@@ -68,7 +68,7 @@ class Checkpoints(Protocol):
     def clear_staging(self) -> None:
         """Drop what earlier attempts left unfinished."""
 
-    def commit(self, attempt: int, step: int, parts: list[Part], facts: dict[str, Any]) -> Committed:
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
         """Make the staged parts a checkpoint; raises `CheckpointError` where a file is not what its worker wrote."""
 
     def abandon(self, attempt: int, step: int) -> None:
@@ -77,18 +77,18 @@ class Checkpoints(Protocol):
     def steps(self) -> list[int]:
         """Of the committed checkpoints, newest first; not verified."""
 
-    def newest_whole(self) -> Iterator[Committed | tuple[str, str]]:
+    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
         """Walk from the newest checkpoint back: yields (where it was set aside, what is wrong) for each damaged one, and
         ends with the first whole one, if there is any."""
 
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep`; a half-deleted one has no manifest and is no checkpoint."""
 
-    def at_hand(self, name: str, attempt: int) -> Path:
+    def local_folder(self, name: str, attempt: int) -> Path:
         """The folder of a committed checkpoint on this node."""
 
 
-def manifest_of(attempt: int, step: int, parts: list[Part], facts: dict[str, Any]) -> Manifest:
+def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> Manifest:
     """The manifest of these parts, in the order of ranks."""
     files = {name: entry for part in parts for name, entry in part.files.items()}
     weights = hashlib.sha256("".join(part.weights for part in parts).encode()).hexdigest()
@@ -111,7 +111,7 @@ def parsed(text: bytes | str | None) -> Manifest | str:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
 
 
-def damage(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
+def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
     """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' where every byte is
     what was written."""
     from concurrent.futures import ThreadPoolExecutor

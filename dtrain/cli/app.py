@@ -201,7 +201,7 @@ def _supervise(chosen: Any, *, resumed: bool) -> None:
     from dtrain.launch import registry
     from dtrain.supervisor.supervisor import supervise
 
-    if not registry.cluster_of(chosen.job()).at_hand():
+    if not registry.cluster_of(chosen.job()).supervises_locally():
         _follow(chosen, resumed=resumed)
     _announce(chosen)
     view = View(chosen, resumed=resumed)

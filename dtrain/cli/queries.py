@@ -10,7 +10,7 @@ from typing import Any
 
 from dtrain.api.cluster import Submission
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.strategy import Peers
+from dtrain.api.strategy import RendezvousInfo
 from dtrain.cli import render
 from dtrain.cli.live_view import LineReader, workers
 from dtrain.common.errors import ClusterError, UsageError
@@ -238,7 +238,7 @@ def plan(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
     addresses = tuple(
         "127.0.0.1" if launch.job.cluster.name == "local" else f"<{nodes[place.node_rank]}>" for place in places
     )
-    peers = Peers(addresses, tuple(0 for _ in places), run.id, 1)
+    peers = RendezvousInfo(addresses, tuple(0 for _ in places), run.id, 1)
     workers = [
         {
             "rank": place.rank, "node": nodes[place.node_rank], "local_rank": place.local_rank, "replicas": place.replicas,

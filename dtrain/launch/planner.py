@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtrain.api.plan import LaunchPlan, Problem
-from dtrain.api.strategy import Checks, Resolves, Trains
+from dtrain.api.strategy import MetaStrategy, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
 from dtrain.launch import registry
 from dtrain.spec import entrypoint
@@ -25,7 +25,7 @@ DEFAULT_SHARDS = 8
 def resolve(job: Job) -> Job:
     """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, the number of shards."""
     strategy = registry.strategy_of(job)
-    if isinstance(strategy, Resolves):
+    if isinstance(strategy, MetaStrategy):
         name, options, reason = strategy.resolve(job)
         job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
     return _with_shards(job)
@@ -144,11 +144,11 @@ def _of_storage(job: Job) -> Iterator[Problem]:
 
 def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
     job, strategy = plan.job, registry.strategy_of(plan.job)
-    if job.kind != "script" and not isinstance(strategy, Trains):
+    if job.kind != "script" and not isinstance(strategy, TrainingStrategy):
         yield Problem(
             ("strategy",), f"the strategy '{job.strategy.name}' runs scripts only: choose one that trains a {job.kind}"
         )
-    if isinstance(strategy, Checks):
+    if isinstance(strategy, ValidatesResources):
         for problem in strategy.problems(job.resources):
             yield Problem(("strategy",), problem)
     if strategy.framework and job.cluster.name == "local" and importlib.util.find_spec(strategy.framework) is None:

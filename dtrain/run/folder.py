@@ -97,12 +97,12 @@ class RunDir:
         """The samples of one worker in one attempt."""
         return self.ledgers / f"attempt-{attempt:04d}-rank-{rank:05d}.bin"
 
-    def furnish(self) -> None:
+    def create_folders(self) -> None:
         """Idempotent. Make the folders in it."""
         for folder in (self.logs, self.checkpoints, self.ledgers):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def appended(self) -> list[Path]:
+    def append_only_files(self) -> list[Path]:
         """The workers' and agents' files that only grow."""
         return sorted(itertools.chain(self.logs.glob("*.log"), self.ledgers.glob("*.bin")))
 
@@ -161,7 +161,7 @@ class RunDir:
                 file.truncate(0)
 
     @property
-    def elsewhere(self) -> Path:
+    def remote_heartbeat_file(self) -> Path:
         """When a supervisor on another machine last said on remote storage that it lives, in seconds since 1970."""
         return self.path / "elsewhere"
 
@@ -172,7 +172,7 @@ class RunDir:
     def supervised_elsewhere(self) -> bool:
         """Whether a supervisor on another machine was heard of lately."""
         try:
-            return time.time() - float(self.elsewhere.read_text()) < SILENT_SECONDS
+            return time.time() - float(self.remote_heartbeat_file.read_text()) < SILENT_SECONDS
         except (OSError, ValueError):
             return False
 
@@ -210,7 +210,7 @@ def create(root: Path, job: Job) -> RunDir:
             ) from None
         break
     run = RunDir(path)
-    run.furnish()
+    run.create_folders()
     run.write_job(job)
     return run
 

@@ -60,7 +60,7 @@ def account(run: RunDir, now: float) -> dict[str, float]:
             mark = max(mark, entries[-1].time)
             result_start = "restarting"
         elif event["event"] == "checkpoint":
-            result.saving += event.get("held_seconds", 0.0)
+            result.saving += event.get("stall_seconds", event.get("held_seconds", 0.0))
         elif event["event"] == "failure":
             result.detecting += max(0.0, event["time"] - mark)
             mark = max(mark, event["time"])

@@ -11,11 +11,11 @@ from enum import Enum
 from dtrain.common.errors import Exit
 
 
-class Kind(str, Enum):
+class FailureKind(str, Enum):
     """The class of a failure."""
 
     BUG = "bug"
-    CHANCE = "chance"
+    TRANSIENT = "chance"
     """An exception that can be bad luck (a file server, a connection to a service): one confirming retry."""
     OUT_OF_MEMORY = "out of memory"
     CRASH = "crash"
@@ -35,7 +35,7 @@ class Kind(str, Enum):
 class Failure:
     """The cause of a failed attempt, as far as it can be known."""
 
-    kind: Kind
+    kind: FailureKind
     message: str
     rank: int | None = None
     node: str = ""
@@ -56,9 +56,9 @@ class Failure:
     @property
     def fingerprint(self) -> str:
         """Equal for failures that look like the same one; '' where nothing tells two of them apart."""
-        if self.kind in (Kind.NODE_LOST, Kind.PREEMPTED, Kind.CASCADE):
+        if self.kind in (FailureKind.NODE_LOST, FailureKind.PREEMPTED, FailureKind.CASCADE):
             return ""
-        if self.kind in (Kind.BUG, Kind.CHANCE):
+        if self.kind in (FailureKind.BUG, FailureKind.TRANSIENT):
             return f"{self.kind.value}|{self.where}|{re.sub(r'[0-9]+', '#', self.message)}"
         return "" if self.step is None else f"{self.kind.value}|{self.code}|{self.rank}|{self.step}"
 
@@ -74,30 +74,30 @@ PEER_ERRORS = {
     "DistBackendError", "DistNetworkError", "DistStoreError", "HorovodInternalError", "UnavailableError",
     "UnknownError", "DeadlineExceededError", "AbortedError", "CancelledError", "InternalError",
 }  # fmt: skip
-CHANCE = {"ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError",
+TRANSIENT = {"ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError",
           "TimeoutError", "OSError", "InterruptedError"}  # fmt: skip
 
 
-def exception_kind(type_names: Sequence[str], message: str) -> Kind:
+def exception_kind(type_names: Sequence[str], message: str) -> FailureKind:
     """Pure. The class of an exception from the names of its type and bases, nearest first, and its text."""
     name = type_names[0] if type_names else ""
     if any(MEMORY.match(base) for base in type_names) or "out of memory" in message.lower():
-        return Kind.OUT_OF_MEMORY
+        return FailureKind.OUT_OF_MEMORY
     if (name in PEER_ERRORS or name == "RuntimeError") and CONNECTION.search(f"{name} {message}"):
-        return Kind.CASCADE
-    return Kind.CHANCE if name in CHANCE else Kind.BUG
+        return FailureKind.CASCADE
+    return FailureKind.TRANSIENT if name in TRANSIENT else FailureKind.BUG
 
 
-def exit_kind(code: int, *, out_of_memory: bool) -> tuple[Kind, str]:
+def exit_kind(code: int, *, out_of_memory: bool) -> tuple[FailureKind, str]:
     """Pure. Class and words for a worker that ended without a report of its own."""
     if code >= 0:
-        return Kind.BUG, f"exited with code {code}"
+        return FailureKind.BUG, f"exited with code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
     if -code == signal.SIGKILL and out_of_memory:
-        return Kind.OUT_OF_MEMORY, "killed by the kernel: the host is out of memory (oom_kill)"
+        return FailureKind.OUT_OF_MEMORY, "killed by the kernel: the host is out of memory (oom_kill)"
     if -code in FAULTS:
-        return Kind.CRASH, f"crashed with {name}"
-    return Kind.KILLED, f"killed by {name}"
+        return FailureKind.CRASH, f"crashed with {name}"
+    return FailureKind.KILLED, f"killed by {name}"

@@ -40,7 +40,7 @@ def url_problem(url: str) -> str:
     return ""
 
 
-class Remote:
+class ObjectStore:
     """A folder of an fsspec file system; all names are relative to it. Every method raises `StorageError`."""
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
@@ -137,6 +137,6 @@ class Remote:
             ) from error
 
 
-def of_run(storage: Storage, run_id: str) -> Remote:
+def of_run(storage: Storage, run_id: str) -> ObjectStore:
     """The remote folder of a run."""
-    return Remote(f"{str(storage.url).rstrip('/')}/{run_id}", storage.options)
+    return ObjectStore(f"{str(storage.url).rstrip('/')}/{run_id}", storage.options)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.common.serde import from_dict, to_dict
-from dtrain.storage.object_store import Remote
+from dtrain.storage.object_store import ObjectStore
 
 CLAIM = "supervisor.json"
 
@@ -26,13 +26,13 @@ class Claim:
     """Seconds since 1970, when it was last heard of."""
 
 
-def claimed(remote: Remote) -> Claim | None:
+def claimed(remote: ObjectStore) -> Claim | None:
     """Who supervises the run of this folder, as far as anybody has said."""
     text = remote.read(CLAIM)
     return from_dict(Claim, json.loads(text)) if text else None
 
 
-def claim(remote: Remote, mark: str, run: Path) -> None:
+def claim(remote: ObjectStore, mark: str, run: Path) -> None:
     """Be the run's supervisor, or say again that one lives."""
     remote.write(CLAIM, json.dumps(to_dict(Claim(mark, place(run), time.time()))).encode())
 

@@ -19,7 +19,7 @@ from dtrain.run.folder import SILENT_SECONDS, RunDir
 from dtrain.run.lock import Lease
 from dtrain.spec.job import Job
 from dtrain.storage import run_lease
-from dtrain.storage.object_store import CHECKPOINTS, Remote, of_run
+from dtrain.storage.object_store import CHECKPOINTS, ObjectStore, of_run
 
 PART_BYTES = 1 << 18
 EVERY_SECONDS = 3.0
@@ -27,10 +27,10 @@ JOB = "job.json"
 STOP = "stop"
 
 
-class Mirror:
+class RunCopy:
     """One run and its copy."""
 
-    def __init__(self, run: RunDir, there: Remote) -> None:
+    def __init__(self, run: RunDir, there: ObjectStore) -> None:
         self._run = run
         self._remote = there
         self._there: dict[str, int] | None = None
@@ -41,7 +41,7 @@ class Mirror:
         if self._there is None:
             self._there = self._lengths()
         diary = [self._run.events] if self._run.events.exists() else []
-        for path in (*diary, *self._run.appended()):
+        for path in (*diary, *self._run.append_only_files()):
             name = str(path.relative_to(self._run.path))
             size = path.stat().st_size
             while (done := self._there.get(name, 0)) < size:
@@ -52,7 +52,7 @@ class Mirror:
 
     def pull(self) -> None:
         """Bring the run folder up to what is there."""
-        self._run.furnish()
+        self._run.create_folders()
         for name, size in self._lengths().items():
             path = self._run.path / name
             have = path.stat().st_size if path.exists() else 0
@@ -66,9 +66,9 @@ class Mirror:
                     file.write(data)
         supervisor = run_lease.claimed(self._remote)
         if supervisor and supervisor.place != run_lease.place(self._run.path):
-            self._run.elsewhere.write_text(str(supervisor.time))
+            self._run.remote_heartbeat_file.write_text(str(supervisor.time))
         else:
-            self._run.elsewhere.unlink(missing_ok=True)
+            self._run.remote_heartbeat_file.unlink(missing_ok=True)
         if not self._run.job_file.exists():
             job = self._remote.read(JOB)
             if job is not None:
@@ -115,7 +115,7 @@ class Mirror:
         return dict(found)
 
 
-class Keeper:
+class RunSyncer:
     """Keeps the copy of a run up while it is supervised; does nothing for a run without storage."""
 
     def __init__(self, run: RunDir, job: Job, lease: Lease, log: EventLog) -> None:
@@ -174,13 +174,13 @@ class Keeper:
                 failing = False
 
 
-def of(run: RunDir, job: Job) -> Mirror | None:
+def of(run: RunDir, job: Job) -> RunCopy | None:
     """The copy of a run, where it has one."""
-    return Mirror(run, of_run(job.storage, run.id)) if job.storage.url else None
+    return RunCopy(run, of_run(job.storage, run.id)) if job.storage.url else None
 
 
 @cache
-def _reader(path: Path) -> tuple[Mirror | None, list[float]]:
+def _reader(path: Path) -> tuple[RunCopy | None, list[float]]:
     """The copy of a run for reading, and when it was read last."""
     run = RunDir(path)
     return of(run, run.job()), [float("-inf")]
@@ -203,7 +203,7 @@ def fetched(root: Path, url: str) -> RunDir:
     run_id = url.rstrip("/").rpartition("/")[2]
     run = RunDir(root.absolute() / run_id)
     if not run.job_file.exists():
-        Mirror(run, Remote(url, {})).pull()
+        RunCopy(run, ObjectStore(url, {})).pull()
     if not run.job_file.exists():
         raise StorageError(f"there is no run at {url}", "Name its folder: storage.url/run-id.")
     return run

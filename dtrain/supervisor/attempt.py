@@ -16,30 +16,30 @@ from typing import Any
 from dtrain.api.cluster import Channel
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import (  # fmt: skip
-    Adopt,
-    Beat,
     Command,
     DumpStacks,
     Event,
-    Exited,
-    Listen,
-    Listening,
-    Said,
-    Sign,
-    Start,
-    Started,
-    Stop,
-    Tell,
+    Heartbeat,
+    PortsReserved,
+    ReservePorts,
+    SetJob,
+    StartWorkers,
+    StopWorkers,
+    WorkerCommand,
+    WorkerExited,
+    WorkerLiveness,
+    WorkerReport,
+    WorkersStarted,
 )
-from dtrain.api.strategy import NeedsAllAddresses, Peers, Strategy
-from dtrain.checkpoint.store import Checkpoints, Committed, Part
+from dtrain.api.strategy import NeedsAllAddresses, RendezvousInfo, Strategy
+from dtrain.checkpoint.store import CheckpointInfo, CheckpointShard, CheckpointStore
 from dtrain.common.errors import CheckpointError
 from dtrain.common.serde import to_dict
 from dtrain.run.event_log import EventLog
 from dtrain.run.lock import Lease
-from dtrain.spec.failures import Failure, Kind, exit_kind
+from dtrain.spec.failures import Failure, FailureKind, exit_kind
 from dtrain.supervisor.failure_policy import cause, conclusive
-from dtrain.supervisor.results import Done, Failed, Left, Outcome
+from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
 
 BUG_SETTLE_SECONDS = 0.25
 SETTLE_SECONDS = 1.5
@@ -61,7 +61,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class Node:
+class AgentInfo:
     """A node whose agent is ready."""
 
     name: str
@@ -79,13 +79,13 @@ class Attempt:
         number: int,
         plan: LaunchPlan,
         strategy: Strategy,
-        nodes: list[Node],
+        nodes: list[AgentInfo],
         channels: Mapping[str, Channel],
         *,
         run_id: str,
-        store: Checkpoints,
+        store: CheckpointStore,
         log: EventLog,
-        resume: Committed | None,
+        resume: CheckpointInfo | None,
         lease: Lease,
     ) -> None:
         self.number = number
@@ -108,10 +108,10 @@ class Attempt:
         self._running = set(self._owner)
         self._started = False
         self._ports: dict[str, tuple[int, ...]] = {}
-        self._signs: dict[int, Sign] = {}
+        self._signs: dict[int, WorkerLiveness] = {}
         self._reports: dict[int, Failure] = {}
         self._candidates: list[Failure] = []
-        self._parts: dict[int, dict[int, Part]] = {}
+        self._parts: dict[int, dict[int, CheckpointShard]] = {}
         self._save_failed: dict[int, str] = {}
         self._gates: dict[int, int] = {}
         self._leaving = False
@@ -125,30 +125,30 @@ class Attempt:
         """Ask every node for its ports."""
         for one in self._nodes:
             if not one.sees_run:
-                self._send(one.name, Adopt(to_dict(self._plan.job)))
+                self._send(one.name, SetJob(to_dict(self._plan.job)))
         for node, places in self._places.items():
             # One for each worker, and on the first node one more for a service of rank 0's (Horovod's rendezvous).
-            self._send(node, Listen(self.number, len(places) + 1))
+            self._send(node, ReservePorts(self.number, len(places) + 1))
 
     def handle(self, node: str, event: Event, now: float) -> None:
         """Something an agent said about this attempt."""
         if node not in self._places:
             return
-        if isinstance(event, Listening):
+        if isinstance(event, PortsReserved):
             self._ports[node] = event.ports
             if len(self._ports) == len(self._places) and self._phase is Phase.RENDEZVOUS:
                 self._start()
-        elif isinstance(event, Started):
+        elif isinstance(event, WorkersStarted):
             self._log.add("started", attempt=self.number, node=node, pids=event.pids)
             if self._leaving and self._phase is Phase.RUNNING and self._plan.job.kind != "script":
                 # What was told before its workers were there, reached none of them; twice does no harm.
-                self._send(node, Tell(self.number, {"do": "gate"}))
-        elif isinstance(event, Beat):
+                self._send(node, WorkerCommand(self.number, {"do": "gate"}))
+        elif isinstance(event, Heartbeat):
             self._signs |= {int(rank): sign for rank, sign in event.signs.items()}
             self._show_progress(now)
-        elif isinstance(event, Said):
+        elif isinstance(event, WorkerReport):
             self._said(event.rank, event.body)
-        elif isinstance(event, Exited):
+        elif isinstance(event, WorkerExited):
             self._exited(event, now)
 
     def lost(self, node: str, reason: str, now: float) -> None:
@@ -156,7 +156,7 @@ class Attempt:
         if node not in self._places:
             return
         self._running -= {rank for rank, owner in self._owner.items() if owner == node}
-        self._candidate(Failure(Kind.NODE_LOST, f"node {node} was lost: {reason}", node=node), now)
+        self._candidate(Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node), now)
         self._close()
 
     def tick(self, now: float) -> None:
@@ -188,16 +188,16 @@ class Attempt:
         self._leaving = True
         self._deadline = now + self._settings.grace_seconds
         if self._plan.job.kind == "script":
-            self._send_all(Stop(self.number, max(0.1, self._settings.grace_seconds)))
+            self._send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))
         else:
-            self._send_all(Tell(self.number, {"do": "gate"}))
+            self._send_all(WorkerCommand(self.number, {"do": "gate"}))
 
     def kill(self) -> None:
         """End all workers now."""
         if self._phase is Phase.OVER:
             return
         self._phase = Phase.ENDING
-        self._send_all(Stop(self.number, 0.0))
+        self._send_all(StopWorkers(self.number, 0.0))
         if not self._started:
             self._running.clear()
         self._close()
@@ -208,7 +208,7 @@ class Attempt:
         self._started = True
         addresses = {node.name: node.address for node in self._nodes}
         order = [(node, place) for node, places in self._places.items() for place in places]
-        peers = Peers(
+        peers = RendezvousInfo(
             addresses=tuple(addresses[node] for node, _ in order),
             ports=tuple(port for node in self._places for port in self._ports[node][:-1]),
             service=self._ports[order[0][0]][-1],
@@ -221,7 +221,7 @@ class Attempt:
             peers = dataclasses.replace(peers, addresses=peers.addresses[:1], ports=peers.ports[:1])
         checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
         for node, places in self._places.items():
-            self._send(node, Start(self.number, tuple(places), peers, checkpoint, step))
+            self._send(node, StartWorkers(self.number, tuple(places), peers, checkpoint, step))
 
     def _said(self, rank: int, body: dict[str, Any]) -> None:
         word = body["say"]
@@ -237,7 +237,7 @@ class Attempt:
         elif word == "left":
             self._left_step = fields["step"]
         elif word == "failed":
-            report = self._failure(Kind(fields["failure"]), fields["message"], rank)
+            report = self._failure(FailureKind(fields["failure"]), fields["message"], rank)
             self._reports[rank] = dataclasses.replace(
                 report, traceback=fields["traceback"], where=fields["where"], exit_code=fields["exit_code"]
             )
@@ -249,7 +249,7 @@ class Attempt:
             return
         parts = self._parts.setdefault(step, {})
         files = {name: (int(size), str(digest)) for name, (size, digest) in fields["files"].items()}
-        parts[rank] = Part(files, fields["weights"])
+        parts[rank] = CheckpointShard(files, fields["weights"])
         if len(parts) < len(self._owner):
             return
         self._lease.check()
@@ -263,7 +263,7 @@ class Attempt:
         self.saved_step = step
         self._log.add(
             "checkpoint", attempt=self.number, step=step, folder=done.name, bytes=done.bytes, weights=done.weights,
-            seconds=round(fields["seconds"], 4), held_seconds=round(fields["held_seconds"], 4),
+            seconds=round(fields["seconds"], 4), stall_seconds=round(fields["stall_seconds"], 4),
         )  # fmt: skip
         self._store.prune(self._plan.job.checkpoint.keep)
 
@@ -286,9 +286,9 @@ class Attempt:
         self._agreed = True
         step = max(self._gates.values())
         self._log.add("leaving", attempt=self.number, step=step)
-        self._send_all(Tell(self.number, {"do": "leave", "step": step}))
+        self._send_all(WorkerCommand(self.number, {"do": "leave", "step": step}))
 
-    def _exited(self, event: Exited, now: float) -> None:
+    def _exited(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
         report = self._reports.pop(event.rank, None)
         if (
@@ -305,7 +305,7 @@ class Attempt:
     def _is_our_signal(self, code: int) -> bool:
         return self._plan.job.kind == "script" or code == -signal.SIGTERM
 
-    def _failure(self, kind: Kind, message: str, rank: int | None) -> Failure:
+    def _failure(self, kind: FailureKind, message: str, rank: int | None) -> Failure:
         node = self._owner[rank] if rank is not None else ""
         return Failure(kind, message, rank=rank, node=node)
 
@@ -318,7 +318,7 @@ class Attempt:
         elif self._phase is Phase.RUNNING:
             self._phase = Phase.SETTLING
             self._deadline = now + (
-                BUG_SETTLE_SECONDS if known.kind is Kind.BUG and known.traceback else SETTLE_SECONDS
+                BUG_SETTLE_SECONDS if known.kind is FailureKind.BUG and known.traceback else SETTLE_SECONDS
             )
 
     def _close(self) -> None:
@@ -329,10 +329,10 @@ class Attempt:
         if self._candidates:
             self.outcome = Failed(cause(self._candidates))
         elif self._leaving:
-            self.outcome = Left(self._left_step)
+            self.outcome = Drained(self._left_step)
         else:
             last = max(self._save_failed, default=-1)
-            self.outcome = Done(self._save_failed[last] if last > self.saved_step else "")
+            self.outcome = Succeeded(self._save_failed[last] if last > self.saved_step else "")
 
     def _look_for_hang(self, now: float) -> None:
         """All idle for too long, or one stopped for too long; a worker that only waits for a busy one is no hang."""
@@ -355,7 +355,7 @@ class Attempt:
         self._deadline = now + STACKS_SECONDS
         self._candidates.append(
             Failure(
-                Kind.HANG,
+                FailureKind.HANG,
                 message,
                 rank,
                 self._owner[rank],

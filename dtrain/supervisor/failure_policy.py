@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.common.errors import Exit
-from dtrain.spec.failures import Failure, Kind
+from dtrain.spec.failures import Failure, FailureKind
 from dtrain.spec.job import Recovery
 
 
@@ -21,7 +21,7 @@ class Decision:
     delay_seconds: float = 0.0
 
 
-FREE = (Kind.NODE_LOST, Kind.PREEMPTED)
+NOT_COUNTED = (FailureKind.NODE_LOST, FailureKind.PREEMPTED)
 LOSSES_PER_RESTART = 4
 
 
@@ -30,21 +30,21 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
     last = failures[-1]
     stretch = [failure for failure in failures if failure.saved_step == last.saved_step]
     equal = [failure for failure in stretch[:-1] if last.fingerprint and failure.fingerprint == last.fingerprint]
-    if last.kind is Kind.SETUP:
+    if last.kind is FailureKind.SETUP:
         return Decision(retry=False, reason="it would be the same again", exit_code=Exit(last.exit_code))
-    if last.kind is Kind.BUG:
+    if last.kind is FailureKind.BUG:
         return Decision(retry=False, reason="an error in the user's code is not retried", exit_code=Exit.USER_CODE)
-    if last.kind is Kind.OUT_OF_MEMORY:
+    if last.kind is FailureKind.OUT_OF_MEMORY:
         hint = "lower train.global_batch, raise train.shards or use more workers"
         return Decision(retry=False, reason=f"out of memory would strike again: {hint}", exit_code=Exit.USER_CODE)
     if equal:
-        code = Exit(last.exit_code) if last.kind is Kind.CHANCE else Exit.GAVE_UP
+        code = Exit(last.exit_code) if last.kind is FailureKind.TRANSIENT else Exit.GAVE_UP
         return Decision(
             retry=False, reason="the same failure struck twice with no new checkpoint in between", exit_code=code
         )
-    if last.kind in FREE:
+    if last.kind in NOT_COUNTED:
         return _after_loss(stretch, settings)
-    spent = sum(failure.kind not in FREE for failure in stretch)
+    spent = sum(failure.kind not in NOT_COUNTED for failure in stretch)
     if spent > settings.restarts:
         return Decision(
             retry=False,
@@ -58,7 +58,7 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
 
 
 def _after_loss(stretch: Sequence[Failure], settings: Recovery) -> Decision:
-    losses = sum(failure.kind in FREE for failure in stretch)
+    losses = sum(failure.kind in NOT_COUNTED for failure in stretch)
     if losses > LOSSES_PER_RESTART * (settings.restarts + 1):
         return Decision(
             retry=False, reason=f"{losses} nodes were lost without a new checkpoint in between", exit_code=Exit.GAVE_UP
@@ -68,9 +68,18 @@ def _after_loss(stretch: Sequence[Failure], settings: Recovery) -> Decision:
 
 
 RANKING = (
-    # What comes from outside explains whatever the others say; an abort can be the answer to a broken connection.
-    Kind.NODE_LOST, Kind.KILLED, Kind.OUT_OF_MEMORY, Kind.SETUP, Kind.BUG, Kind.CRASH, Kind.HANG, Kind.CHANCE, Kind.PREEMPTED, Kind.CASCADE,
-)  # fmt: skip
+    # A cause from outside explains whatever the others report; an abort can be the answer to a broken connection.
+    FailureKind.NODE_LOST,
+    FailureKind.KILLED,
+    FailureKind.OUT_OF_MEMORY,
+    FailureKind.SETUP,
+    FailureKind.BUG,
+    FailureKind.CRASH,
+    FailureKind.HANG,
+    FailureKind.TRANSIENT,
+    FailureKind.PREEMPTED,
+    FailureKind.CASCADE,
+)
 
 
 def cause(candidates: Sequence[Failure]) -> Failure:
@@ -80,6 +89,9 @@ def cause(candidates: Sequence[Failure]) -> Failure:
 
 def conclusive(failure: Failure) -> bool:
     """Pure. Whether this failure is a cause by itself, so that there is no need to wait for other workers' reports."""
-    return failure.kind in (Kind.KILLED, Kind.HANG, Kind.OUT_OF_MEMORY, Kind.NODE_LOST) or bool(
-        failure.kind is Kind.BUG and failure.traceback
-    )
+    return failure.kind in (
+        FailureKind.KILLED,
+        FailureKind.HANG,
+        FailureKind.OUT_OF_MEMORY,
+        FailureKind.NODE_LOST,
+    ) or bool(failure.kind is FailureKind.BUG and failure.traceback)

@@ -39,7 +39,7 @@ def _supervise_apart(run_id: str, job: Job) -> Exit:
     """With a run folder of this machine's own, which goes when all that is in it is on remote storage."""
     above = Path(tempfile.mkdtemp(prefix="dtrain-"))
     run = RunDir(above / run_id)
-    run.furnish()
+    run.create_folders()
     run.write_job(replace(job, folder=str(Path.cwd())))
     try:
         return supervise(run)

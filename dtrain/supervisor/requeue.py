@@ -5,27 +5,29 @@ from __future__ import annotations
 import dataclasses
 from contextlib import suppress
 
-from dtrain.api.cluster import Requeues
+from dtrain.api.cluster import SupportsRequeue
 from dtrain.checkpoint.factory import store_of
 from dtrain.common.errors import ClusterError, Exit, StorageError
 from dtrain.run import event_log, history
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
-from dtrain.supervisor.results import Ending
+from dtrain.supervisor.results import RunResult
 
 
-def queue_again(ending: Ending, job: Job, cluster: Requeues, run: RunDir, log: event_log.EventLog) -> Ending:
+def requeue_run(
+    ending: RunResult, job: Job, cluster: SupportsRequeue, run: RunDir, log: event_log.EventLog
+) -> RunResult:
     """Called last of all, since the cluster ends this process then; returns what became of it."""
     step = None if job.kind == "script" else _saved_step(job, run)
     if step is not None and step == history.requeued_at(run):
-        words = f"no progress since it was queued again at step {step}"
-        return Ending(Exit.GAVE_UP, f"{ending.reason}; {words}")
+        action = f"no progress since it was queued again at step {step}"
+        return RunResult(Exit.GAVE_UP, f"{ending.reason}; {action}")
     try:
-        words = cluster.again(run, ending.without)
+        action = cluster.requeue(run, ending.exclude)
     except ClusterError as error:
         return dataclasses.replace(ending, reason=f"{ending.reason}; not queued again: {error.message}")
-    log.add("requeued", step=step, words=words, without=ending.without)
-    return Ending(Exit.RESUMABLE, f"{ending.reason}; {words}")
+    log.add("requeued", step=step, action=action, exclude=ending.exclude)
+    return RunResult(Exit.RESUMABLE, f"{ending.reason}; {action}")
 
 
 def _saved_step(job: Job, run: RunDir) -> int | None:

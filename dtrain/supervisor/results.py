@@ -9,7 +9,7 @@ from dtrain.spec.failures import Failure
 
 
 @dataclass(frozen=True)
-class Done:
+class Succeeded:
     """Every worker ended well."""
 
     unsaved: str = ""
@@ -17,7 +17,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Left:
+class Drained:
     """The workers left because they were asked to."""
 
     step: int | None
@@ -31,16 +31,16 @@ class Failed:
     failure: Failure
 
 
-Outcome = Done | Left | Failed
+Outcome = Succeeded | Drained | Failed
 
 
 @dataclass(frozen=True)
-class Ending:
+class RunResult:
     """Why a run ends here."""
 
     exit_code: Exit
     reason: str
-    again: bool = False
+    requeue: bool = False
     """The cluster took nodes away: it is to start the run again with others."""
-    without: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     """Nodes that are no good."""

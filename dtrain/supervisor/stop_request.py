@@ -8,26 +8,31 @@ from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
 
-from dtrain.api.cluster import Inbox, Warned
+from dtrain.api.cluster import Inbox, PreemptionNotice
 
 
-class Wish(Enum):
+class StopMode(Enum):
     """What somebody asked the supervisor to do."""
 
-    NOTHING = ""
-    LEAVE = "leave"
+    NONE = ""
+    GRACEFUL = "leave"
     """Save, stop, and be resumable."""
-    NOW = "now"
+    IMMEDIATE = "now"
     """Stop at once."""
 
 
 @contextmanager
-def by_signals(inbox: Inbox) -> Iterator[None]:
+def signal_handlers(inbox: Inbox) -> Iterator[None]:
     """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         inbox.put(
-            ("", Wish.LEAVE if number == signal.SIGINT else Warned(f"told to stop by {signal.Signals(number).name}"))
+            (
+                "",
+                StopMode.GRACEFUL
+                if number == signal.SIGINT
+                else PreemptionNotice(f"told to stop by {signal.Signals(number).name}"),
+            )
         )
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -7,18 +7,18 @@ import threading
 import time
 from pathlib import Path
 
-from dtrain.api.strategy import Session, Snapshot
-from dtrain.checkpoint.store import Checkpoints
+from dtrain.api.strategy import Snapshot, TrainingBackend
+from dtrain.checkpoint.store import CheckpointStore
 from dtrain.common.files import hashed
-from dtrain.worker.control_channel import Link
+from dtrain.worker.control_channel import ControlChannel
 
 FULL_BYTES = 1 << 20
 
 
-class Saver:
+class CheckpointWriter:
     """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
 
-    def __init__(self, session: Session, link: Link, store: Checkpoints, attempt: int) -> None:
+    def __init__(self, session: TrainingBackend, link: ControlChannel, store: CheckpointStore, attempt: int) -> None:
         self._session = session
         self._link = link
         self._store = store
@@ -33,11 +33,11 @@ class Saver:
         self.finish()
         began = time.perf_counter()
         snapshot = self._session.snapshot()
-        held_seconds = time.perf_counter() - began
+        stall_seconds = time.perf_counter() - began
         self._saved = step
         folder = self._store.staging(self._attempt, step)
         self._writing = threading.Thread(
-            target=self._write, args=(snapshot, folder, step, held_seconds), name="dtrain-save"
+            target=self._write, args=(snapshot, folder, step, stall_seconds), name="dtrain-save"
         )
         self._writing.start()
 
@@ -47,7 +47,7 @@ class Saver:
             self._writing.join()
             self._writing = None
 
-    def _write(self, snapshot: Snapshot, folder: Path, step: int, held_seconds: float) -> None:
+    def _write(self, snapshot: Snapshot, folder: Path, step: int, stall_seconds: float) -> None:
         began = time.perf_counter()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ class Saver:
             return
         seconds = time.perf_counter() - began
         self._link.say(
-            "part", step=step, files=files, weights=written.weights, seconds=seconds, held_seconds=held_seconds
+            "part", step=step, files=files, weights=written.weights, seconds=seconds, stall_seconds=stall_seconds
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dtrain.api.strategy import Session
+from dtrain.api.strategy import TrainingBackend
 from dtrain.data.sampler import Sampler, fetch, length, step_seed
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Context:
         self.params: dict[str, Any] = trainer.joining.job.params
         self.rank = place.rank
         self.world_size = place.world_size
-        self.session: Session = trainer.session
+        self.session: TrainingBackend = trainer.session
 
     def prepare(self, model: Callable[[], Any], optimizer: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Collective, once. Build and wrap model and optimizer for the strategy, and load the checkpoint if the run goes

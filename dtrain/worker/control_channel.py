@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 
-class Link:
+class ControlChannel:
     """The worker's end; a thread of its own listens once `listen` was called."""
 
     def __init__(self, pipe: Connection) -> None:
@@ -34,7 +34,7 @@ class Link:
 
     def listen(self) -> None:
         """Hear the supervisor from now on."""
-        threading.Thread(target=self._hear, name="dtrain-link", daemon=True).start()
+        threading.Thread(target=self._receive, name="dtrain-link", daemon=True).start()
 
     def say(self, say: str, **fields: Any) -> None:
         """Report something; where nobody listens any more, this process is about to be killed anyway."""
@@ -55,12 +55,12 @@ class Link:
         """Nothing more to say."""
         self._pipe.close()
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._heed(self._pipe.recv())
+                self._on_command(self._pipe.recv())
 
-    def _heed(self, body: dict[str, Any]) -> None:
+    def _on_command(self, body: dict[str, Any]) -> None:
         with self._changed:
             if body["do"] == "gate":
                 self._gate = self._next + self._begun

@@ -14,9 +14,9 @@ from typing import Any
 
 import dtrain
 from dtrain.common.errors import DtrainError, StorageError
-from dtrain.spec.failures import Kind, exception_kind
+from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Job, ScriptModule
-from dtrain.worker.control_channel import Link
+from dtrain.worker.control_channel import ControlChannel
 
 MOST_MESSAGE = 2000
 MOST_TRACEBACK = 20_000
@@ -24,18 +24,18 @@ OWN = f"{Path(dtrain.__file__).parent}{os.sep}"
 RUNNERS = ("<frozen runpy>", "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
 
-def send(link: Link, error: BaseException, job: Job | None, *, kind: Kind | None = None) -> None:
+def send(link: ControlChannel, error: BaseException, job: Job | None, *, kind: FailureKind | None = None) -> None:
     """Tell the supervisor what ended the user's code, and leave the traceback in the log too."""
     names = [base.__name__ for base in type(error).__mro__]
     message = " ".join(str(error).split()) or names[0]
     ours = isinstance(error, DtrainError)
-    kind = kind or (Kind.SETUP if ours else exception_kind(names, message))
+    kind = kind or (FailureKind.SETUP if ours else exception_kind(names, message))
     if isinstance(error, StorageError):
-        kind = Kind.CHANCE
+        kind = FailureKind.TRANSIENT
     if isinstance(error, SystemExit):
-        kind, message = Kind.BUG, f"the code called sys.exit({error.code!r}) before the run's steps were done"
+        kind, message = FailureKind.BUG, f"the code called sys.exit({error.code!r}) before the run's steps were done"
     # Where another worker ended, this one's traceback only hides the cause.
-    if kind is Kind.CASCADE:
+    if kind is FailureKind.CASCADE:
         print(f"dtrain: lost another worker: {message}", file=sys.stderr)
     elif ours:
         print(f"dtrain: {error}", file=sys.stderr)

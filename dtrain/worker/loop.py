@@ -13,23 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.strategy import Joining, Session
+from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.checkpoint.factory import store_of
 from dtrain.data.sampler import Sampler, fetch, length, step_seed
 from dtrain.run.folder import RunDir
 from dtrain.spec import entrypoint
-from dtrain.worker.checkpoint_writer import Saver
+from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.context import Context
-from dtrain.worker.control_channel import Link
+from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.trainer import Trainer
 
 
-def run(run: RunDir, joining: Joining, session: Session, link: Link, checkpoint: str | None, step: int) -> None:
+def run(
+    run: RunDir,
+    joining: WorkerContext,
+    session: TrainingBackend,
+    link: ControlChannel,
+    checkpoint: str | None,
+    step: int,
+) -> None:
     """Run the job's task or function to its end, or to the step that all ranks agreed to leave at."""
     job, attempt = joining.job, joining.peers.attempt
     store = store_of(run, job)
-    folder = store.at_hand(checkpoint, attempt) if checkpoint else None
-    trainer = Trainer(run, joining, session, link, Saver(session, link, store, attempt), folder, step)
+    folder = store.local_folder(checkpoint, attempt) if checkpoint else None
+    trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, attempt), folder, step)
     if job.function:
         entrypoint.load(job.function, Path(job.folder))(Context(trainer))
         trainer.saver.finish()

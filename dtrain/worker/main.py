@@ -13,14 +13,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.api.strategy import ERROR_FILE, Joining, Peers, Place, Serves, Strategy, Trains
+from dtrain.api.strategy import (
+    ERROR_FILE,
+    NeedsService,
+    RankInfo,
+    RendezvousInfo,
+    Strategy,
+    TrainingStrategy,
+    WorkerContext,
+)
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import die_with_parent, set_name
 from dtrain.run.folder import RunDir
-from dtrain.spec.failures import Kind
+from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job
 from dtrain.worker import failure_report, python_process
-from dtrain.worker.control_channel import Link
+from dtrain.worker.control_channel import ControlChannel
 
 _kept: list[Any] = []
 """What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
@@ -43,8 +51,8 @@ class Assignment:
     """What an agent gives a new worker."""
 
     run: str
-    place: Place
-    peers: Peers
+    place: RankInfo
+    peers: RendezvousInfo
     environment: dict[str, str]
     """Of the agent."""
     checkpoint: str | None
@@ -60,15 +68,15 @@ def main(inheritance: Inheritance) -> int:
     pipe, *rendezvous = inheritance.descriptors
     for descriptor in inheritance.descriptors:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
-    link = Link(Connection(pipe))
+    link = ControlChannel(Connection(pipe))
     try:
         try:
             assignment: Assignment = link.assignment()
-            run, job, strategy = _become(assignment, inheritance)
+            run, job, strategy = _set_up_process(assignment, inheritance)
         except EOFError:  # the agent is gone
             return FAILED
         except Exception as error:  # noqa: BLE001  of dtrain's, or of a file system: not of the user's code
-            failure_report.send(link, error, None, kind=Kind.CRASH)
+            failure_report.send(link, error, None, kind=FailureKind.CRASH)
             return FAILED
         listener = socket.socket(fileno=rendezvous[0]) if rendezvous else None
         return _run(run, job, strategy, assignment, link, listener)
@@ -78,13 +86,18 @@ def main(inheritance: Inheritance) -> int:
 
 
 def _run(
-    run: RunDir, job: Job, strategy: Strategy, assignment: Assignment, link: Link, listener: socket.socket | None
+    run: RunDir,
+    job: Job,
+    strategy: Strategy,
+    assignment: Assignment,
+    link: ControlChannel,
+    listener: socket.socket | None,
 ) -> int:
     """Run the user's code and report what ends it."""
     worker = os.getpid()
     try:
-        _enter(job.folder)
-        joining = Joining(assignment.place, assignment.peers, job, listener)
+        _enter_code_folder(job.folder)
+        joining = WorkerContext(assignment.place, assignment.peers, job, listener)
         with _serving(strategy, joining):
             if job.kind == "script":
                 _run_script(job, listener)
@@ -111,7 +124,7 @@ def _exit_code(error: SystemExit) -> int:
     return FAILED
 
 
-def _become(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:
+def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:
     """From a copy of the zygote to an ordinary Python process with its own output, signals and environment."""
     run, place = RunDir(Path(assignment.run)), assignment.place
     set_name(f"dtrain-rank-{place.rank}")
@@ -142,7 +155,7 @@ def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignme
     return told | own | ({"PWD": job.folder} if "PWD" in os.environ else {})
 
 
-def _enter(folder: str) -> None:
+def _enter_code_folder(folder: str) -> None:
     """Work where the recipe lies; raises `ClusterError` if that is not on this node."""
     try:
         os.chdir(folder)
@@ -175,15 +188,17 @@ def _run_script(job: Job, listener: socket.socket | None) -> None:
     _kept.append(user_script.run(job))
 
 
-def _serving(strategy: Strategy, joining: Joining) -> AbstractContextManager[None]:
-    return strategy.serve(joining) if isinstance(strategy, Serves) and joining.place.rank == 0 else nullcontext()
+def _serving(strategy: Strategy, joining: WorkerContext) -> AbstractContextManager[None]:
+    return strategy.serve(joining) if isinstance(strategy, NeedsService) and joining.place.rank == 0 else nullcontext()
 
 
-def _train(run: RunDir, strategy: Strategy, joining: Joining, link: Link, assignment: Assignment) -> None:
+def _train(
+    run: RunDir, strategy: Strategy, joining: WorkerContext, link: ControlChannel, assignment: Assignment
+) -> None:
     """A task or a function, under the job's strategy."""
     from dtrain.worker import loop
 
-    assert isinstance(strategy, Trains), "the plan refuses others"
+    assert isinstance(strategy, TrainingStrategy), "the plan refuses others"
     with strategy.join(joining) as session:
         _kept.append(session)
         loop.run(run, joining, session, link, assignment.checkpoint, assignment.step)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain.api.strategy import Joining, Session
+from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.data.sampler import Indices, Sampler, own_shards
 from dtrain.run.folder import RunDir
 from dtrain.run.sample_ledger import Ledger
 from dtrain.spec.job import Train
-from dtrain.worker.checkpoint_writer import Saver
-from dtrain.worker.control_channel import Link
+from dtrain.worker.checkpoint_writer import CheckpointWriter
+from dtrain.worker.control_channel import ControlChannel
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Trainer:
     """What the steps of one worker need, tasks' and functions' alike."""
 
     run: RunDir
-    joining: Joining
-    session: Session
-    link: Link
-    saver: Saver
+    joining: WorkerContext
+    session: TrainingBackend
+    link: ControlChannel
+    saver: CheckpointWriter
     checkpoint: Path | None
     first_step: int
 

@@ -10,13 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dtrain.api.strategy import Joining, Peers, Place
+from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
 from dtrain.common.errors import FrameworkMissing
 
 MISSING = "Horovod is not installed: its last release does not build as it is. Build it with: python -P -m dtrain.strategies.horovod.build"
 
 
-def environment(place: Place, peers: Peers) -> dict[str, str]:
+def environment(place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
     """As `horovodrun` sets it (`create_slot_env_vars`, `create_run_env_vars`)."""
     result = {
         "HOROVOD_HOSTNAME": f"node{place.node_rank}",
@@ -37,7 +37,7 @@ def environment(place: Place, peers: Peers) -> dict[str, str]:
 
 
 @contextmanager
-def rendezvous(joining: Joining) -> Iterator[None]:
+def rendezvous(joining: WorkerContext) -> Iterator[None]:
     """Serve Horovod's key-value store on the port reserved for it, from a thread of rank 0."""
     require()
     from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts

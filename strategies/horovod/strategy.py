@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.api.strategy import Joining, Peers, Place, Session
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
 from dtrain.spec.job import Device, Job, Resources
 
 from .. import environments, task_framework
@@ -53,14 +53,14 @@ class Horovod:
         """One a device."""
         return workers_per_node
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As horovodrun sets it, and torchrun's for the process group that carries checkpoints."""
         return environments.torchrun(place, peers) | launcher.environment(place, peers) | {
             "HOROVOD_FUSION_THRESHOLD": str(int(self._fusion_mb(place) * 2**20)),
             "HOROVOD_CYCLE_TIME": str(self.options.cycle_ms),
         }  # fmt: skip
 
-    def _fusion_mb(self, place: Place) -> float:
+    def _fusion_mb(self, place: RankInfo) -> float:
         if self.options.fusion_mb is not None:
             return self.options.fusion_mb
         return 128.0 if place.world_size <= 2 else 0.0
@@ -69,12 +69,12 @@ class Horovod:
         """Horovod is there, and can do what is asked."""
         return [] if launcher.installed() else [launcher.MISSING]
 
-    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """The rendezvous."""
         return launcher.rendezvous(joining)
 
     @contextmanager
-    def join(self, joining: Joining) -> Iterator[Session]:
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect to the rendezvous of rank 0."""
         launcher.require()
         if self._framework(joining.job) == "tensorflow":
@@ -87,7 +87,7 @@ class Horovod:
 
         with torch_backend.connected(joining) as device:
             hvd.init()
-            yield torch_backend.TorchSession(joining.place, device, Averaged(self.options))
+            yield torch_backend.TorchBackend(joining.place, device, Averaged(self.options))
             hvd.shutdown()
 
     def _framework(self, job: Job) -> str:

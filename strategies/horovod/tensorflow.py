@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dtrain.api.strategy import Joining, Session
+from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.common.errors import UsageError
 
 from ..tensorflow import backend
 
 
 @contextmanager
-def joined(joining: Joining, compression: str, op: str) -> Iterator[Session]:
+def joined(joining: WorkerContext, compression: str, op: str) -> Iterator[TrainingBackend]:
     """Collective. A session whose sums over the processes are Horovod's."""
     import horovod.tensorflow as hvd
     import tensorflow as tf
@@ -27,7 +27,7 @@ def joined(joining: Joining, compression: str, op: str) -> Iterator[Session]:
     def summed(tensors: list[Any]) -> list[Any]:
         return list(hvd.grouped_allreduce(tensors, op=hvd.Sum, compression=kind))
 
-    session = backend.TensorFlowSession(joining.place, tf.distribute.OneDeviceStrategy(device), summed=summed)
+    session = backend.TensorFlowBackend(joining.place, tf.distribute.OneDeviceStrategy(device), summed=summed)
     yield session
     # A worker that leaves while others still compute looks like one that failed.
     session.mean({})

@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import Joining, Place
+from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.common.errors import DtrainError
 from dtrain.spec.job import Train
 
 from .graph import refuse_own_randomness
 from .state import TensorFlowSnapshot, keyed, load
-from .step import Built, Step, Summed, spread, tensors, traced, use_for_unseeded
+from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
 SEEDS = 1 << 32
@@ -28,7 +28,7 @@ class DevicesMissing(DtrainError):
     """TensorFlow does not see the devices that were asked for."""
 
 
-def prepare(joining: Joining, *, replicas: int | None = None, deterministic: bool = True) -> list[str]:
+def prepare(joining: WorkerContext, *, replicas: int | None = None, deterministic: bool = True) -> list[str]:
     """This process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
     import tensorflow as tf
 
@@ -46,7 +46,7 @@ def prepare(joining: Joining, *, replicas: int | None = None, deterministic: boo
     return [f"CPU:{number}" for number in range(count)]
 
 
-def _gpus(place: Place) -> list[str]:
+def _gpus(place: RankInfo) -> list[str]:
     import tensorflow as tf
 
     there = tf.config.list_physical_devices("GPU")
@@ -71,23 +71,23 @@ def all_reduced(tensors: list[Any]) -> list[Any]:
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
 
 
-class TensorFlowSession:
+class TensorFlowBackend:
     """Training under a `tf.distribute.Strategy`; `summed` where something else sums over the processes."""
 
-    def __init__(self, place: Place, strategy: Any, *, summed: Summed = all_reduced, jit: bool = False) -> None:
+    def __init__(self, place: RankInfo, strategy: Any, *, summed: Summed = all_reduced, jit: bool = False) -> None:
         self.strategy = strategy
         """For functions with a loop of their own: they call its `run`."""
         self._place = place
         self._summed = summed
         self._jit = jit
         self._replicas = max(1, strategy.num_replicas_in_sync // place.world_size)
-        self._step: Step | None = None
+        self._step: TrainStep | None = None
         self._inspected: list[Any] = []
         self._measure: Any = None
         self._total: Any = None
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
-        """See `Session.build`."""
+        """See `TrainingBackend.build`."""
         import keras
 
         keras.utils.set_random_seed(train.seed % SEEDS)
@@ -112,7 +112,7 @@ class TensorFlowSession:
         return model, optimizer
 
     def feed(self, batch: Any, seed: int) -> Any:
-        """See `Session.feed`. Where the process has several replicas, an argument for `strategy.run`: each has its part."""
+        """See `TrainingBackend.feed`. Where the process has several replicas, an argument for `strategy.run`: each has its part."""
         import numpy as np
         import tensorflow as tf
 
@@ -133,7 +133,7 @@ class TensorFlowSession:
             variable.assign(state)
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
-        """See `Session.step`. Each replica takes a contiguous block of the shards."""
+        """See `TrainingBackend.step`. Each replica takes a contiguous block of the shards."""
         import numpy as np
 
         if self._step is None:
@@ -151,10 +151,10 @@ class TensorFlowSession:
         """Raise an error where this graph of a step must not run."""
         refuse_own_randomness(graph)
 
-    def compiled(self, shards: int) -> Step:
+    def compiled(self, shards: int) -> TrainStep:
         """The step function for so many shards a process; traced at its first call."""
         shards *= self._place.world_size
-        return Step(self.strategy, self._built, shards=shards, summed=self._summed, jit=self._jit)
+        return TrainStep(self.strategy, self._built, shards=shards, summed=self._summed, jit=self._jit)
 
     def blocks(self, batches: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
         """For each replica its shards, stacked, and the states of their seed generators."""
@@ -166,7 +166,7 @@ class TensorFlowSession:
         return [(tf.nest.map_structure(_stacked, *batches[block]), states[block]) for block in ranges]
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
-        """See `Session.evaluate`. The replicas take the batches in turn."""
+        """See `TrainingBackend.evaluate`. The replicas take the batches in turn."""
         import numpy as np
         import tensorflow as tf
 
@@ -200,7 +200,7 @@ class TensorFlowSession:
         return {name: tf.cast(value, tf.float64) for name, value in values.items()}
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
-        """See `Session.mean`."""
+        """See `TrainingBackend.mean`."""
         import numpy as np
 
         numbers = np.array([*(value * weight for value in values.values()), weight], np.float64)
@@ -226,7 +226,7 @@ class TensorFlowSession:
         return self._total(tensors([numbers, *zeros])).numpy()
 
     def snapshot(self) -> TensorFlowSnapshot:
-        """See `Session.snapshot`. Rank 0 has all of it."""
+        """See `TrainingBackend.snapshot`. Rank 0 has all of it."""
         return TensorFlowSnapshot(None if self._place.rank else self.arrays())
 
     def arrays(self) -> dict[str, dict[str, Any]]:
@@ -243,7 +243,7 @@ class TensorFlowSession:
         return np.array(self.strategy.experimental_local_results(variable.value)[0].numpy())
 
     def load(self, folder: Path) -> None:
-        """See `Session.load`."""
+        """See `TrainingBackend.load`."""
         load(folder, self._parts())
 
     def _parts(self) -> dict[str, Sequence[Any]]:
@@ -291,7 +291,7 @@ def _refuse_second_owner(task: Any, optimizer: Any) -> None:
         )
 
 
-def checked(strategy: Any, place: Place) -> Any:
+def checked(strategy: Any, place: RankInfo) -> Any:
     """A strategy that has as many replicas as were planned."""
     wanted = place.replicas * place.world_size
     if strategy.num_replicas_in_sync != wanted:

@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dtrain.api.strategy import Joining, Place
+from dtrain.api.strategy import RankInfo, WorkerContext
 
-from .backend import TensorFlowSession, prepare
+from .backend import TensorFlowBackend, prepare
 from .graph import not_compiled, refuse_dynamic_shapes
 from .step import tensors
 
 
-class Later:
+class LazyLoss:
     """The loss of a step that may still be waiting for its call."""
 
-    def __init__(self, session: CompiledSession) -> None:
+    def __init__(self, session: CompiledBackend) -> None:
         self._session = session
         self.value: Any = None
 
@@ -28,17 +28,17 @@ class Later:
         return float(self.value)
 
 
-class CompiledSession(TensorFlowSession):
+class CompiledBackend(TensorFlowBackend):
     """Collects steps until a call is full, or something wants to see the state."""
 
-    def __init__(self, place: Place, strategy: Any, *, steps_per_call: int, jit: bool = False) -> None:
+    def __init__(self, place: RankInfo, strategy: Any, *, steps_per_call: int, jit: bool = False) -> None:
         super().__init__(place, strategy, jit=jit)
         self._steps_per_call = steps_per_call
-        self._waiting: list[tuple[list[Any], float, Later]] = []
+        self._waiting: list[tuple[list[Any], float, LazyLoss]] = []
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
-        """See `Session.step`."""
-        later = Later(self)
+        """See `TrainingBackend.step`."""
+        later = LazyLoss(self)
         self._step = self._step or self.compiled(len(batches))
         self._waiting.append((self.blocks(batches, seeds), self._rate * rate, later))
         if len(self._waiting) == self._steps_per_call:
@@ -67,26 +67,26 @@ class CompiledSession(TensorFlowSession):
             later.value = loss
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
-        """See `Session.evaluate`."""
+        """See `TrainingBackend.evaluate`."""
         self.flush()
         return super().evaluate(batches)
 
     def arrays(self) -> dict[str, dict[str, Any]]:
-        """See `TensorFlowSession.arrays`."""
+        """See `TensorFlowBackend.arrays`."""
         self.flush()
         return super().arrays()
 
 
-class RehearsalSession(CompiledSession):
+class RehearsalBackend(CompiledBackend):
     """Looks for what a TPU cannot run; raises `RehearsalFailed`."""
 
     def inspect(self, graph: Any) -> None:
-        """See `TensorFlowSession.inspect`."""
+        """See `TensorFlowBackend.inspect`."""
         super().inspect(graph)
         refuse_dynamic_shapes(graph)
 
     def called(self, function: Any, *arguments: Any) -> Any:
-        """See `TensorFlowSession.called`."""
+        """See `TensorFlowBackend.called`."""
         import tensorflow as tf
 
         try:
@@ -96,11 +96,11 @@ class RehearsalSession(CompiledSession):
             raise not_compiled(graph, str(error)) from error
 
 
-def rehearsal(joining: Joining, steps_per_call: int) -> RehearsalSession:
+def rehearsal(joining: WorkerContext, steps_per_call: int) -> RehearsalBackend:
     """A session on one CPU replica, which takes the shards of all."""
     import tensorflow as tf
 
     # XLA's steps on a CPU are deterministic; TensorFlow's switch would only refuse some of them, as it must on GPUs.
     device, *_ = prepare(joining, replicas=1, deterministic=False)
     strategy = tf.distribute.OneDeviceStrategy(device)
-    return RehearsalSession(joining.place, strategy, steps_per_call=steps_per_call, jit=True)
+    return RehearsalBackend(joining.place, strategy, steps_per_call=steps_per_call, jit=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.api.strategy import Joining, Peers, Place, Session
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
 from dtrain.spec.job import Device, Job, Resources
 
 from . import backend
@@ -38,7 +38,7 @@ class Mirrored:
         """One, whatever the number of devices."""
         return 1
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """Nothing: there are no peers."""
         return {}
 
@@ -56,13 +56,13 @@ class Mirrored:
         return found
 
     @contextmanager
-    def join(self, joining: Joining) -> Iterator[Session]:
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
         """Nobody to connect to: take the devices."""
         import tensorflow as tf
 
         devices = backend.prepare(joining)
         strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=self._reduction())
-        yield backend.TensorFlowSession(joining.place, strategy)
+        yield backend.TensorFlowBackend(joining.place, strategy)
 
     def _reduction(self) -> Any:
         import tensorflow as tf

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from dtrain.api.strategy import Joining, Peers, Place, Session
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
 from dtrain.spec.job import Device, Job, Resources
 
 from .. import environments
@@ -40,7 +40,7 @@ class MultiWorkerMirrored:
         """One a worker, or one where they are GPUs."""
         return 1 if device == "gpu" else workers_per_node
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """TF_CONFIG, the addresses of all workers and which of them this one is."""
         return environments.tf_config(place, peers)
 
@@ -58,7 +58,7 @@ class MultiWorkerMirrored:
         return found
 
     @contextmanager
-    def join(self, joining: Joining) -> Iterator[Session]:
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
         """Start this worker's server on its reserved port, and wait for the others'."""
         import tensorflow as tf
 
@@ -66,7 +66,7 @@ class MultiWorkerMirrored:
         kind = tf.distribute.experimental.CommunicationImplementation[self.options.communication.upper()]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-        session = backend.TensorFlowSession(joining.place, backend.checked(strategy, joining.place))
+        session = backend.TensorFlowBackend(joining.place, backend.checked(strategy, joining.place))
         yield session
         # A worker that leaves while others still compute looks like one that failed.
         session.mean({})

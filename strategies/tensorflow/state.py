@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import Written
+from dtrain.api.strategy import SnapshotFiles
 from dtrain.common.errors import CheckpointError
 
 PREFIX = "state"
@@ -30,12 +30,12 @@ class TensorFlowSnapshot:
     def __init__(self, parts: dict[str, Arrays] | None) -> None:
         self._parts = parts
 
-    def write(self, folder: Path) -> Written:
+    def write(self, folder: Path) -> SnapshotFiles:
         """See `Snapshot.write`."""
         import tensorflow as tf
 
         if self._parts is None:
-            return Written((), "")
+            return SnapshotFiles((), "")
         with tf.device("CPU:0"):
             shadows = {
                 part: {name: tf.Variable(array, trainable=False) for name, array in arrays.items()}
@@ -43,7 +43,7 @@ class TensorFlowSnapshot:
             }
             tf.train.Checkpoint(**shadows).write(str(folder / PREFIX))
         names = sorted(path.name for path in folder.glob(f"{PREFIX}.*"))
-        return Written(tuple(names), digest(self._parts["model"]))
+        return SnapshotFiles(tuple(names), digest(self._parts["model"]))
 
 
 def digest(arrays: Arrays) -> str:

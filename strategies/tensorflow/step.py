@@ -84,7 +84,7 @@ def spread(strategy: Any, values: Sequence[Any]) -> Any:
     return strategy.experimental_distribute_values_from_function(lambda _: next(order))
 
 
-class Step:
+class TrainStep:
     """The compiled step of one process; `shards` counts those of all processes."""
 
     def __init__(self, strategy: Any, built: Built, *, shards: int, summed: Summed, jit: bool) -> None:

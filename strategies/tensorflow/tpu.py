@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Gt
 
-from dtrain.api.strategy import Joining, Peers, Place, Session
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
 from dtrain.common.errors import DtrainError
 from dtrain.spec.job import Device, Job, Resources
 
@@ -60,7 +60,7 @@ class TPU:
         """One, whatever the number of cores."""
         return 1
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """Nothing: there are no peers."""
         return {}
 
@@ -78,7 +78,7 @@ class TPU:
         return found
 
     @contextmanager
-    def join(self, joining: Joining) -> Iterator[Session]:
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect to the TPU and start its system, or take one CPU; raises `TPUMissing`."""
         from . import compiled
 
@@ -87,7 +87,7 @@ class TPU:
             yield compiled.rehearsal(joining, steps)
         else:
             strategy = backend.checked(self._strategy(), joining.place)
-            yield compiled.CompiledSession(joining.place, strategy, steps_per_call=steps)
+            yield compiled.CompiledBackend(joining.place, strategy, steps_per_call=steps)
 
     def _strategy(self) -> Any:
         import tensorflow as tf

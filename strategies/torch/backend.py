@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import Joining, Peers, Place, Written
+from dtrain.api.strategy import RankInfo, RendezvousInfo, SnapshotFiles, WorkerContext
 from dtrain.spec.job import Device, Job, Train
 
 from .. import environments
@@ -26,7 +26,7 @@ CONNECT_SECONDS = 300
 
 
 @contextmanager
-def connected(joining: Joining) -> Iterator[Any]:
+def connected(joining: WorkerContext) -> Iterator[Any]:
     """Collective. The default process group over the reserved port; yields this worker's device."""
     import torch
     import torch.distributed as dist
@@ -67,15 +67,15 @@ class OneADevice:
         """One a device."""
         return workers_per_node
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As torchrun sets it."""
         return environments.torchrun(place, peers)
 
 
-class TorchSession:
+class TorchBackend:
     """Training with a process group; `parallel` is what the strategy adds."""
 
-    def __init__(self, place: Place, device: Any, parallel: Parallel) -> None:
+    def __init__(self, place: RankInfo, device: Any, parallel: Parallel) -> None:
         import torch.distributed as dist
 
         self._place = place
@@ -86,7 +86,7 @@ class TorchSession:
         self._warm = not parallel.rearranges
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
-        """See `Session.build`."""
+        """See `TrainingBackend.build`."""
         import torch
 
         torch.manual_seed(train.seed)
@@ -99,7 +99,7 @@ class TorchSession:
         return self._model, self._optimizer
 
     def feed(self, batch: Any, seed: int) -> Any:
-        """See `Session.feed`."""
+        """See `TrainingBackend.feed`."""
         self.seed(seed)
         return self._moved(batch)
 
@@ -112,7 +112,7 @@ class TorchSession:
             torch.cuda.manual_seed(seed)
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
-        """See `Session.step`. The gradients of all shards but the last stay on this worker."""
+        """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
         if not self._warm:
             self._warm_up(batches[0], seeds[0])
         if not self._model.training:
@@ -120,7 +120,7 @@ class TorchSession:
         total = None
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
-            with self._parallel.passing(self._model, last=number == len(batches)):
+            with self._parallel.gradient_sync(self._model, last=number == len(batches)):
                 with self._parallel.autocast(self._device):
                     loss = self._task.loss(self._model, self._moved(batch)) / len(batches)
                 loss.backward()
@@ -129,7 +129,7 @@ class TorchSession:
             group["lr"] = base * rate
         self._parallel.apply(self._optimizer, self._model, self._clip_norm)
         self._optimizer.zero_grad()
-        share(self._model.buffers())
+        broadcast_buffers(self._model.buffers())
         return total
 
     def _warm_up(self, batch: Any, seed: int) -> None:
@@ -141,7 +141,7 @@ class TorchSession:
         buffers = [(buffer, buffer.detach().clone()) for buffer in self._model.buffers()]
         self._model.train()
         self.seed(seed)
-        with self._parallel.passing(self._model, last=True), self._parallel.autocast(self._device):
+        with self._parallel.gradient_sync(self._model, last=True), self._parallel.autocast(self._device):
             loss = self._task.loss(self._model, self._moved(batch))
         loss.backward()
         self._optimizer.zero_grad()
@@ -150,7 +150,7 @@ class TorchSession:
                 buffer.copy_(before)
 
     def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
-        """See `Session.evaluate`."""
+        """See `TrainingBackend.evaluate`."""
         import torch
 
         self._model.eval()
@@ -170,7 +170,7 @@ class TorchSession:
         return {"loss": self._task.loss(self._model, batch)}
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
-        """See `Session.mean`."""
+        """See `TrainingBackend.mean`."""
         import torch
         import torch.distributed as dist
 
@@ -181,15 +181,15 @@ class TorchSession:
         return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
 
     def snapshot(self) -> TorchSnapshot:
-        """See `Session.snapshot`."""
+        """See `TrainingBackend.snapshot`."""
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
-        share(self._model.buffers())
+        broadcast_buffers(self._model.buffers())
         model, optimizer = get_state_dict(self._model, self._optimizer)
         return TorchSnapshot(copied({"model": model, "optimizer": optimizer}), self._place, self._saving)
 
     def load(self, folder: Path) -> None:
-        """See `Session.load`."""
+        """See `TrainingBackend.load`."""
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -214,12 +214,12 @@ class TorchSession:
 class TorchSnapshot:
     """A copy of the state, written by `torch.distributed.checkpoint`."""
 
-    def __init__(self, state: dict[str, Any], place: Place, group: Any) -> None:
+    def __init__(self, state: dict[str, Any], place: RankInfo, group: Any) -> None:
         self._state = state
         self._place = place
         self._group = group
 
-    def write(self, folder: Path) -> Written:
+    def write(self, folder: Path) -> SnapshotFiles:
         """See `Snapshot.write`; collective on a group of its own."""
         import torch.distributed.checkpoint as dcp
 
@@ -233,7 +233,7 @@ class TorchSnapshot:
         names = [path.name for path in folder.glob(f"__{self._place.rank}_*.distcp")]
         if self._place.rank == 0:
             names.append(".metadata")
-        return Written(tuple(sorted(names)), self._digest())
+        return SnapshotFiles(tuple(sorted(names)), self._digest())
 
     def _digest(self) -> str:
         """Of the tensors this rank holds alone; where all ranks hold the same, rank 0's is enough."""
@@ -252,7 +252,7 @@ class TorchSnapshot:
         return digest.hexdigest()
 
 
-def share(buffers: Iterable[Any]) -> None:
+def broadcast_buffers(buffers: Iterable[Any]) -> None:
     """Collective. Rank 0's buffers (batch norm's running statistics) for all, so that a checkpoint of them is the same
     whoever writes it, and a resumed run goes on from what every rank had."""
     import torch

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.api.strategy import Joining, Session
+from dtrain.api.strategy import TrainingBackend, WorkerContext
 
 from . import backend
 from .parallel import Parallel, Precision, checkpointed, compiled
@@ -41,10 +41,10 @@ class DDP(backend.OneADevice):
         self.options = options
 
     @contextmanager
-    def join(self, joining: Joining) -> Iterator[Session]:
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect over a store whose port was reserved for this attempt."""
         with backend.connected(joining) as device:
-            yield backend.TorchSession(joining.place, device, Replicated(self.options, joining.place.world_size))
+            yield backend.TorchBackend(joining.place, device, Replicated(self.options, joining.place.world_size))
 
 
 class Replicated(Parallel):
@@ -80,6 +80,6 @@ class Replicated(Parallel):
             parallel.register_comm_hook(None, getattr(default_hooks, f"{self.options.compression}_compress_hook"))
         return compiled(parallel, when=self.options.compile)
 
-    def passing(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """See `Parallel.passing`."""
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """See `Parallel.gradient_sync`."""
         return nullcontext() if last or self.alone else model.no_sync()

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.api.strategy import Joining, Place, Session
+from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
 from dtrain.spec.job import Resources
 
 from . import backend
@@ -51,16 +51,16 @@ class FSDP(backend.OneADevice):
         self.options = options
 
     @contextmanager
-    def join(self, joining: Joining) -> Iterator[Session]:
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect, and lay the workers out in a mesh."""
         from torch.distributed.device_mesh import init_device_mesh
 
         with backend.connected(joining) as device:
             shape = self.shape(joining.place)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-            yield backend.TorchSession(joining.place, device, Sharded(self.options, mesh))
+            yield backend.TorchBackend(joining.place, device, Sharded(self.options, mesh))
 
-    def shape(self, place: Place) -> tuple[int, ...]:
+    def shape(self, place: RankInfo) -> tuple[int, ...]:
         """Of the device mesh."""
         return (place.world_size,)
 
@@ -80,7 +80,7 @@ class HSDP(FSDP):
             f"{resources.workers} workers cannot be split into {groups} equal groups: change strategy.replicas or the workers"
         ]
 
-    def shape(self, place: Place) -> tuple[int, ...]:
+    def shape(self, place: RankInfo) -> tuple[int, ...]:
         """Groups by workers of a group."""
         groups = self.options.replicas or place.nodes
         return (groups, place.world_size // groups)
@@ -129,7 +129,7 @@ class Sharded(Parallel):
                 taken.update(id(parameter) for parameter in own)
         return chosen
 
-    def passing(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """See `Parallel.passing`."""
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """See `Parallel.gradient_sync`."""
         model.set_requires_gradient_sync(last)
         return nullcontext()

@@ -25,7 +25,7 @@ class Parallel:
         """The parallel optimizer of the user's, for so many backward passes a step."""
         return optimizer
 
-    def passing(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Around one backward pass of a step; gradients are averaged over the ranks in the last one."""
         return nullcontext()
 

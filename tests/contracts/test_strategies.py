@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from live import PROGRAMS, Live, finished, start
 
-from dtrain.api.strategy import Peers, Place, Trains
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy
 from dtrain.launch import registry
 from dtrain.launch.planner import make
 from dtrain.spec.job import Job, PluginChoice, Resources
@@ -33,7 +33,7 @@ def framework(name: str) -> str:
 
 def trains(name: str) -> bool:
     return (
-        issubclass(registry.plugin_class("strategy", name), Trains)
+        issubclass(registry.plugin_class("strategy", name), TrainingStrategy)
         and importlib.util.find_spec(framework(name)) is not None
     )
 
@@ -50,8 +50,8 @@ def test_the_launchers_side_is_pure(name: str) -> None:
     for per_node in (1, 2, 8):
         processes = strategy.processes(per_node)
         assert per_node % processes == 0
-    places = [Place(rank, 4, rank % 2, 2, rank // 2, 2, 1) for rank in range(4)]
-    peers = Peers(("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"), (1000, 1001, 1000, 1001), "run", 3)
+    places = [RankInfo(rank, 4, rank % 2, 2, rank // 2, 2, 1) for rank in range(4)]
+    peers = RendezvousInfo(("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"), (1000, 1001, 1000, 1001), "run", 3)
     environments = [strategy.environment(place, peers) for place in places]
     assert environments == [strategy.environment(place, peers) for place in places]
     assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)

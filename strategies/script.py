@@ -14,7 +14,7 @@ from . import environments
 from .horovod import launcher
 
 PRELOADS = {
-    "torch": ("torch", "torch.distributed"),
+    "torch": ("torch", "torch.distributed", "dtrain.strategies.torch.orderly_end"),
     "tensorflow": ("tensorflow",),
     "keras": ("tensorflow",),
 }

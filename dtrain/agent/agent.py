@@ -128,6 +128,8 @@ class Agent:
         self._kill_at: float | None = None
         self._waiting: deque[StartWorkers] = deque()
         self._zygote = zygote
+        self._late = False
+        """Whether the supervisor has given up waiting for the zygote's imports."""
         self._line_bytes = int(os.environ.get(LINE_BYTES, 0))
 
     def send(self, event: Event) -> None:
@@ -246,6 +248,7 @@ class Agent:
         elif isinstance(command, DumpStacks):
             if self._waiting:
                 self._zygote.show_stacks()
+                self._late = True
             # A stopped process cannot handle the signal that asks for its stacks: wake it.
             self._signal(STACKS_SIGNAL)
             self._signal(signal.SIGCONT)
@@ -267,8 +270,9 @@ class Agent:
         while the kernel gives it to nobody who asks for just any port."""
         self._close_ports()
         self._attempt = command.attempt
-        if self._zygote.broken:
+        if self._zygote.broken or (self._late and not self._zygote.warm):
             self._zygote = self._zygote.again()
+        self._late = False
         for _ in range(command.workers):
             port = socket.socket()
             port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -78,6 +78,10 @@ def _of_target(job: Job) -> Iterator[Problem]:
         yield Problem(("script",), text)
     if job.kind == "script" and job.params:
         yield Problem(("params",), "a script takes `args`, not `params`")
+    if job.kind != "script" and job.recovery.retry_exit_codes:
+        yield Problem(
+            ("recovery", "retry_exit_codes"), f"a {job.kind} reports its errors itself: exit codes are for a script"
+        )
     if job.kind != "script" and job.args:
         yield Problem(("args",), f"a {job.kind} takes `params`, not `args`")
 

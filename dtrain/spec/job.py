@@ -132,7 +132,9 @@ class Recovery:
     grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, POSITIVE] = 600.0
-    """Longest wait for the cluster to give the nodes."""
+    """Longest wait for the cluster to give the nodes, and for a node to start its workers."""
+    retry_exit_codes: tuple[Annotated[int, POSITIVE], ...] = ()
+    """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 
 
 @dataclass(frozen=True)

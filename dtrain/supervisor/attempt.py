@@ -38,8 +38,10 @@ from dtrain.common.serde import to_dict
 from dtrain.run.event_log import EventLog
 from dtrain.run.lock import Lease
 from dtrain.spec.failures import Failure, FailureKind, exit_kind
+from dtrain.supervisor.early_exits import EarlyExits
 from dtrain.supervisor.failure_policy import cause, conclusive
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
+from dtrain.supervisor.start_watch import StartWatch
 
 BUG_SETTLE_SECONDS = 0.25
 SETTLE_SECONDS = 1.5
@@ -120,6 +122,8 @@ class Attempt:
         self._deadline: float | None = None
         self._progress_at = 0.0
         self._ending_since: float | None = None
+        self._early = EarlyExits(script=plan.job.kind == "script")
+        self._start_watch = StartWatch(self._settings.provision_seconds)
 
     def begin(self) -> None:
         """Ask every node for its ports."""
@@ -137,8 +141,9 @@ class Attempt:
         if isinstance(event, PortsReserved):
             self._ports[node] = event.ports
             if len(self._ports) == len(self._places) and self._phase is Phase.RENDEZVOUS:
-                self._start()
+                self._start(now)
         elif isinstance(event, WorkersStarted):
+            self._start_watch.started(node)
             self._log.add("started", attempt=self.number, node=node, pids=event.pids)
             if self._leaving and self._phase is Phase.RUNNING and self._plan.job.kind != "script":
                 # What was told before its workers were there, reached none of them; twice does no harm.
@@ -166,6 +171,7 @@ class Attempt:
             if self._phase in (Phase.SETTLING, Phase.RUNNING):
                 self.kill()
         if self._phase is Phase.RUNNING and not self._leaving:
+            self._look_for_slow_start(now)
             self._look_for_hang(now)
         if self._phase is Phase.ENDING and self._ending_since is None:
             self._ending_since = now
@@ -202,8 +208,9 @@ class Attempt:
             self._running.clear()
         self._close()
 
-    def _start(self) -> None:
+    def _start(self, now: float) -> None:
         """All ports are known: fork the workers everywhere."""
+        self._start_watch.begin(self._places, now)
         self._phase = Phase.RUNNING
         self._started = True
         addresses = {node.name: node.address for node in self._nodes}
@@ -234,6 +241,8 @@ class Attempt:
             self._abandon(fields["step"], fields["error"])
         elif word == "gate":
             self._gate(rank, int(fields["step"]))
+        elif word == "finished":
+            self._early.finished(rank)
         elif word == "left":
             self._left_step = fields["step"]
         elif word == "failed":
@@ -291,13 +300,19 @@ class Attempt:
     def _exited(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
         report = self._reports.pop(event.rank, None)
-        if (
+        if event.code == 0 and self._phase is not Phase.ENDING and not self._leaving:
+            if why := self._early.exited(event.rank, time.time()):
+                self._candidate(self._failure(FailureKind.BUG, why, event.rank), now, code=0, step=event.step)
+                self.kill()
+        elif (
             event.code
             and (report or self._phase is not Phase.ENDING)
             and not (self._leaving and self._is_our_signal(event.code))
         ):
             kind, words = exit_kind(event.code, out_of_memory=event.out_of_memory)
             failure = report or self._failure(kind, words, event.rank)
+            if event.code in self._settings.retry_exit_codes:
+                failure = dataclasses.replace(failure, kind=FailureKind.CRASH)
             self._candidate(failure, now, code=event.code, step=event.step)
         self._agree()
         self._close()
@@ -327,12 +342,16 @@ class Attempt:
             return
         self._phase = Phase.OVER
         if self._candidates:
-            self.outcome = Failed(cause(self._candidates))
+            self.outcome = Failed(self._early.explain(cause(self._candidates)))
         elif self._leaving:
             self.outcome = Drained(self._left_step)
         else:
             last = max(self._save_failed, default=-1)
             self.outcome = Succeeded(self._save_failed[last] if last > self.saved_step else "")
+
+    def _look_for_slow_start(self, now: float) -> None:
+        if failure := self._start_watch.overdue(now):
+            self._hang(dataclasses.replace(failure, saved_step=self.saved_step, time=time.time()), now)
 
     def _look_for_hang(self, now: float) -> None:
         """All idle for too long, or one stopped for too long; a worker that only waits for a busy one is no hang."""
@@ -348,22 +367,17 @@ class Attempt:
         self._log.add(
             "hang", attempt=self.number, rank=rank, steps={str(r): sign.step for r, sign in sorted(signs.items())}
         )
-        self._send_all(DumpStacks(self.number))
         message = f"rank {rank} {why} for {limit:g} s; the stacks of all ranks are in their logs"
-        # Not conclusive by `_candidate`: the workers need a moment to write their stacks.
+        failure = self._failure(FailureKind.HANG, message, rank)
+        known = dataclasses.replace(failure, step=signs[rank].step, saved_step=self.saved_step, time=time.time())
+        self._hang(known, now)
+
+    def _hang(self, failure: Failure, now: float) -> None:
+        """Not conclusive by `_candidate`: the workers need a moment to write their stacks."""
+        self._send_all(DumpStacks(self.number))
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS
-        self._candidates.append(
-            Failure(
-                FailureKind.HANG,
-                message,
-                rank,
-                self._owner[rank],
-                signs[rank].step,
-                saved_step=self.saved_step,
-                time=time.time(),
-            )
-        )
+        self._candidates.append(failure)
 
     def _show_progress(self, now: float) -> None:
         if now < self._progress_at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import signal
 import socket
@@ -56,7 +57,7 @@ class ForkServer:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), "dtrain.worker.main", *modules],
+                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(os.getpid()), "dtrain.worker.main", *modules],
                 pass_fds=[theirs.fileno()], env=self.environment, cwd="/",
             )  # fmt: skip
 

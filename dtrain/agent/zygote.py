@@ -33,20 +33,21 @@ _exit_code: tuple[int, int] | None = None
 
 
 def main() -> None:
-    """`python -c … DESCRIPTOR MODULE…`: be a zygote; in a worker, return when the user's code has ended."""
+    """`python -c … DESCRIPTOR AGENT MODULE…`: be a zygote; in a worker, return when the user's code has ended."""
     # What is registered first is called last: after the exit handlers of everything that is imported from here on.
     atexit.register(_leave)
-    agent = os.getppid()
     channel = socket.socket(fileno=int(sys.argv[1]))
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    die_with_parent(agent)  # an import may never end; when all are done, this process has its workers to end first
+    die_with_parent(
+        int(sys.argv[2])
+    )  # an import may never end; when all are done, this process has its workers to end first
     before = dict(os.environ)
     # Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers
     # turn it on again.
     gc.disable()
-    if not _import(sys.argv[2:], channel):
+    if not _import(sys.argv[3:], channel):
         os._exit(1)
     outlive_parent()
     imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
@@ -71,14 +72,15 @@ def _import(modules: list[str], channel: socket.socket) -> bool:
         except ImportError:
             traceback.print_exc()
         except BaseException as error:  # noqa: BLE001  a module may raise anything, SystemExit included
-            text = "".join(traceback.format_exception(error))
-            sys.stderr.write(text)
+            traceback.print_exc()
+            from dtrain.worker.failure_report import users_traceback
+
             _say(
                 channel,
                 kind="broken",
                 module=name,
                 error=f"{type(error).__name__}: {error}"[:2000],
-                traceback=text[-20000:],
+                traceback=users_traceback(error, None),
             )
             return False
     return True

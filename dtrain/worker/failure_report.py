@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -21,7 +22,12 @@ from dtrain.worker.control_channel import ControlChannel
 MOST_MESSAGE = 2000
 MOST_TRACEBACK = 20_000
 OWN = f"{Path(dtrain.__file__).parent}{os.sep}"
-RUNNERS = ("<frozen runpy>", "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+RUNNERS = (
+    importlib.__file__,
+    "<frozen runpy>",
+    "<frozen importlib._bootstrap>",
+    "<frozen importlib._bootstrap_external>",
+)
 
 
 def send(link: ControlChannel, error: BaseException, job: Job | None, *, kind: FailureKind | None = None) -> None:
@@ -45,7 +51,7 @@ def send(link: ControlChannel, error: BaseException, job: Job | None, *, kind: F
         "failed",
         message=(message if ours or isinstance(error, SystemExit) else f"{names[0]}: {message}")[:MOST_MESSAGE],
         failure=kind.value,
-        traceback="" if ours else _users_traceback(error, job),
+        traceback="" if ours else users_traceback(error, job),
         where="" if ours else _where(error, job),
         exit_code=int(error.exit_code) if isinstance(error, DtrainError) else 1,
     )
@@ -56,7 +62,8 @@ def show(error: BaseException, job: Job | None) -> None:
     if job is None or job.kind != "script":
         traceback.print_exception(error)
         return
-    sys.excepthook(type(error), error, _below_ours(error.__traceback__))
+    error.__traceback__ = _below_ours(error.__traceback__)
+    sys.excepthook(type(error), error, error.__traceback__)
 
 
 def from_error_file(path: Path) -> dict[str, Any] | None:
@@ -89,7 +96,7 @@ def _is_ours(filename: str) -> bool:
     return filename.startswith(OWN) or filename in RUNNERS
 
 
-def _users_traceback(error: BaseException, job: Job | None) -> str:
+def users_traceback(error: BaseException, job: Job | None) -> str:
     """The traceback with the user's frames alone, or without dtrain's if there are none; the log has all of them."""
     told = traceback.TracebackException.from_exception(error)
     for part in _chain(told):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
+from dtrain.api import reports
 from dtrain.api.protocol import (  # fmt: skip
     AgentReady,
     Command,
@@ -206,14 +207,7 @@ class Agent:
 
     def _report(self, rank: int, kind: FailureKind, message: str, traceback: str = "") -> None:
         """Say in the place of a worker why it fails."""
-        body = {
-            "say": "failed",
-            "message": message,
-            "failure": kind.value,
-            "traceback": traceback,
-            "where": "",
-            "exit_code": 1,
-        }
+        body = reports.encode(reports.WorkerFailed(kind.value, message, traceback))
         self.send(WorkerReport(self._attempt, rank, body))
 
     def _read(self) -> None:
@@ -329,7 +323,7 @@ class Agent:
         one = self._workers.pop(rank)
         kill_group(one.pid)
         if code and not one.reported and (report := failure_report.from_error_file(self.run.error_file(rank))):
-            self.send(WorkerReport(self._attempt, rank, report))
+            self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()

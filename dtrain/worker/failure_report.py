@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import dtrain
+from dtrain.api.reports import WorkerFailed
 from dtrain.common.errors import DtrainError, StorageError
 from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Job, ScriptModule
@@ -66,9 +66,9 @@ def show(error: BaseException, job: Job | None) -> None:
     sys.excepthook(type(error), error, error.__traceback__)
 
 
-def from_error_file(path: Path) -> dict[str, Any] | None:
+def from_error_file(path: Path) -> WorkerFailed | None:
     """What a program that is no Python script of ours left in TORCHELASTIC_ERROR_FILE (torch.distributed.elastic's `record`),
-    as the fields of a report; None if there is nothing to read."""
+    as a report; None if there is nothing to read."""
     try:
         told = json.loads(path.read_text())["message"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -78,10 +78,7 @@ def from_error_file(path: Path) -> dict[str, Any] | None:
     extra = detailed.get("extraInfo")
     text = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
     kind = exception_kind([message.partition(":")[0].partition("(")[0]], message)
-    return {
-        "say": "failed", "message": message[:MOST_MESSAGE], "failure": kind.value, "traceback": text[-MOST_TRACEBACK:],
-        "where": "", "exit_code": 1,
-    }  # fmt: skip
+    return WorkerFailed(kind.value, message[:MOST_MESSAGE], text[-MOST_TRACEBACK:])
 
 
 def _below_ours(trace: TracebackType | None) -> TracebackType | None:

@@ -137,4 +137,3 @@ def test_record_of_torch_elastic_works(tmp_path: Path) -> None:
     assert (failure["kind"], failure["rank"], failure["where"]) == ("bug", 1, "program.py:11 in main")
     assert failure["message"] == "ValueError: recorded"
     assert "recorded" in live.run.error_file(1).read_text()
-    assert not live.run.error_file(0).exists()

@@ -41,6 +41,10 @@ BUILT_ON = {
 they are imported."""
 LAUNCHERS = {"horovod": "horovod", "torch": "torchrun", "tensorflow": "tensorflow"}
 """What the script imports, the most telling first → the launcher it was written for."""
+KERAS_3 = (
+    "Keras 3's model.fit does not work under MultiWorkerMirroredStrategy, whatever starts it: pip install tf-keras and set "
+    "TF_USE_LEGACY_KERAS=1 (env: in the recipe), or write the loop by hand, or as a task"
+)
 MOST_TF_CONFIG = 100_000
 """Characters of TF_CONFIG that a script of an unknown kind is given: the kernel passes no longer variable to a program."""
 
@@ -106,6 +110,13 @@ class Script:
         if self._sets("horovod"):
             told |= launcher.environment(place, peers)
         return told
+
+    def explain(self, error: BaseException) -> str:
+        """See `ExplainsErrors.explain`."""
+        text = str(error)
+        if isinstance(error, ValueError) and "PerReplica" in text and "unsupported type" in text:
+            return KERAS_3
+        return ""
 
     def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """Horovod's rendezvous, if the script wants it."""

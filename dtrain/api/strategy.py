@@ -157,6 +157,14 @@ class NeedsAllAddresses(Protocol):
 
 
 @runtime_checkable
+class ExplainsErrors(Protocol):
+    """A strategy that knows errors of its framework whose text does not say what to do."""
+
+    def explain(self, error: BaseException) -> str:
+        """Pure. What this error means and what to do, in one line; '' if it says so itself or is not known."""
+
+
+@runtime_checkable
 class MetaStrategy(Protocol):
     """A strategy that stands for another one."""
 

@@ -19,7 +19,9 @@ from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Job, ScriptModule
 from dtrain.worker.control_channel import ControlChannel
 
-MOST_MESSAGE = 2000
+MOST_MESSAGE = 1000
+MOST_QUOTED = 120
+"""Of an error that is explained."""
 MOST_TRACEBACK = 20_000
 OWN = f"{Path(dtrain.__file__).parent}{os.sep}"
 RUNNERS = (
@@ -30,8 +32,15 @@ RUNNERS = (
 )
 
 
-def send(link: ControlChannel, error: BaseException, job: Job | None, *, kind: FailureKind | None = None) -> None:
-    """Tell the supervisor what ended the user's code, and leave the traceback in the log too."""
+def send(
+    link: ControlChannel,
+    error: BaseException,
+    job: Job | None,
+    *,
+    kind: FailureKind | None = None,
+    explanation: str = "",
+) -> None:
+    """Tell the supervisor what ended the user's code, with what the strategy knows of it, and leave the traceback in the log."""
     names = [base.__name__ for base in type(error).__mro__]
     message = " ".join(str(error).split()) or names[0]
     ours = isinstance(error, DtrainError)
@@ -47,9 +56,14 @@ def send(link: ControlChannel, error: BaseException, job: Job | None, *, kind: F
         print(f"dtrain: {error}", file=sys.stderr)
     else:
         show(error, job)
+    if not ours and not isinstance(error, SystemExit):
+        message = f"{names[0]}: {message}"
+    if explanation:
+        print(f"dtrain: {explanation}", file=sys.stderr)
+        message = f"{explanation} ({message[:MOST_QUOTED]})"
     link.say(
         "failed",
-        message=(message if ours or isinstance(error, SystemExit) else f"{names[0]}: {message}")[:MOST_MESSAGE],
+        message=message[:MOST_MESSAGE],
         failure=kind.value,
         traceback="" if ours else users_traceback(error, job),
         where="" if ours else _where(error, job),

@@ -15,6 +15,7 @@ from typing import Any
 
 from dtrain.api.strategy import (
     ERROR_FILE,
+    ExplainsErrors,
     NeedsService,
     RankInfo,
     RendezvousInfo,
@@ -112,7 +113,8 @@ def _run(
         if isinstance(error, KeyboardInterrupt):
             failure_report.show(error, job)
             return -signal.SIGINT
-        failure_report.send(link, error, job)
+        explanation = strategy.explain(error) if isinstance(strategy, ExplainsErrors) else ""
+        failure_report.send(link, error, job, explanation=explanation)
         return FAILED
     return 0
 

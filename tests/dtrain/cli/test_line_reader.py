@@ -49,8 +49,8 @@ def test_of_a_progress_bar_the_newest_state_is_read_and_its_end_once(log: Log) -
 def test_a_progress_bar_is_not_read_more_often_than_a_few_times_a_second(log: Log) -> None:
     assert log.write("\r 0%") == [" 0%"]
     log.now -= 0.9
-    assert log.write("\r10%") == ["10%"]
-    log.now -= 1.9
+    assert log.write("\r10%") == []
+    log.now -= 0.9
     assert log.write("\r11%") == []
     assert log.write("\r12%") == ["12%"]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from dtrain.agent import devices
-from dtrain.api.cluster import Inbox, Submission
+from dtrain.api.cluster import Inbox, Submission, SubmissionState
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import alive
@@ -66,6 +66,7 @@ class Local:
     """Runs in the foreground, or detached in a session of its own."""
 
     Options = LocalOptions
+    same_machine = True
 
     def __init__(self, options: LocalOptions) -> None:
         self.options = options
@@ -118,7 +119,9 @@ class Local:
 
     def state(self, run: RunDir, reference: str) -> Submission:
         """Whether the supervisor lives."""
-        return Submission("RUNNING" if run.supervised() else "", reference=reference)
+        supervised = run.supervised()
+        state = SubmissionState.RUNNING if supervised else SubmissionState.GONE
+        return Submission(state, "RUNNING" if supervised else "", reference=reference)
 
     def cancel(self, run: RunDir, reference: str) -> None:
         """Kill the supervisor: its agents end everything when their pipes close."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -42,6 +43,16 @@ class RunDir:
     def job_file(self) -> Path:
         """The frozen job, as planned when the run was made."""
         return self.path / "job.json"
+
+    @property
+    def recipe_copy(self) -> Path:
+        """The recipe file that the run was made of."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def recipe_source(self) -> Path:
+        """Holds the path of that recipe file."""
+        return self.path / "recipe.path"
 
     @property
     def events(self) -> Path:
@@ -170,8 +181,12 @@ def create(root: Path, job: Job) -> RunDir:
             ) from None
         break
     run = RunDir(path)
-    run.create_folders()
-    run.write_job(job)
+    try:
+        run.create_folders()
+        run.write_job(job)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise UsageError(f"cannot write to {root}: {error.strerror}", "Choose another folder with --runs.") from None
     return run
 
 

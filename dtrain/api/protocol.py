@@ -37,8 +37,6 @@ class StartWorkers:
     attempt: int
     places: tuple[RankInfo, ...]
     peers: RendezvousInfo
-    environment: dict[str, dict[str, str]]
-    """Rank (as a string) → variables."""
     checkpoint: str | None
     """Name of the one to resume from."""
     step: int

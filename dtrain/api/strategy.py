@@ -15,6 +15,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dtrain.spec.job import Device, Job, Resources, Train
 
+ERROR_FILE = "<error file of this rank>"
+"""As a value in `Strategy.environment`: the path of a file that is the rank's own and that its program may leave an error in."""
+
 
 @dataclass(frozen=True)
 class RankInfo:
@@ -35,7 +38,7 @@ class RendezvousInfo:
     """How the workers of an attempt reach each other; every attempt has ports of its own."""
 
     addresses: tuple[str, ...]
-    """Of every rank, in the order of ranks; a worker is told rank 0's only, the rest stands in its environment."""
+    """Of every rank, in the order of ranks; only rank 0's in a worker whose strategy does not ask for all (`NeedsAllAddresses`)."""
     ports: tuple[int, ...]
     """One reserved for every rank, on its own node; rank 0's is the rendezvous port."""
     run_id: str
@@ -43,6 +46,8 @@ class RendezvousInfo:
     """Counted from 1."""
     service: int = 0
     """One more port on rank 0's node, for what a strategy serves there."""
+    restarts: int = 0
+    """How many times failed workers may be started again (`recovery.restarts`)."""
 
     @cached_property
     def on_loopback(self) -> bool:
@@ -124,7 +129,7 @@ class Strategy(Protocol):
         """Pure. Worker processes of a node with this number of replicas: one a device, or one a node."""
 
     def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
-        """Pure. The environment of one rank, as the framework's own launcher would set it."""
+        """Pure. The environment of one rank, as the framework's own launcher would set it. It is made in the worker."""
 
 
 @runtime_checkable
@@ -141,6 +146,22 @@ class NeedsService(Protocol):
 
     def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """Entered by rank 0 before anybody's code runs; may serve from a thread."""
+
+
+@runtime_checkable
+class NeedsAllAddresses(Protocol):
+    """A strategy whose environment may name every worker (TF_CONFIG): that is told to all of them, which costs their square."""
+
+    def needs_all_addresses(self) -> bool:
+        """Pure. Whether it does with these options."""
+
+
+@runtime_checkable
+class ExplainsErrors(Protocol):
+    """A strategy that knows errors of its framework whose text does not say what to do."""
+
+    def explain(self, error: BaseException) -> str:
+        """Pure. What this error means and what to do, in one line; '' if it says so itself or is not known."""
 
 
 @runtime_checkable

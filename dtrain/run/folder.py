@@ -95,6 +95,10 @@ class RunDir:
         """Output of one worker, over all attempts."""
         return self.logs / f"rank-{rank:05d}.log"
 
+    def error_file(self, rank: int) -> Path:
+        """Where a program that is no Python script of ours leaves its error (TORCHELASTIC_ERROR_FILE)."""
+        return self.logs / f"rank-{rank:05d}.error.json"
+
     def ledger(self, attempt: int, rank: int) -> Path:
         """The samples of one worker in one attempt."""
         return self.ledgers / f"attempt-{attempt:04d}-rank-{rank:05d}.bin"

@@ -64,6 +64,8 @@ class Failure:
 
 
 FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
+"""What CUDA, torch's allocator for the CPU, the kernel and C++ say of it."""
 MEMORY = re.compile(r"^(MemoryError|OutOfMemoryError|ResourceExhaustedError)$")
 CONNECTION = re.compile(
     r"connection (was )?(reset|closed|refused|aborted)|reset by peer|closed by peer|broken pipe|socket (closed|timeout)|connectfull"
@@ -85,7 +87,7 @@ TRANSIENT = {"ConnectionError", "ConnectionResetError", "ConnectionRefusedError"
 def exception_kind(type_names: Sequence[str], message: str) -> FailureKind:
     """Pure. The class of an exception from the names of its type and bases, nearest first, and its text."""
     name = type_names[0] if type_names else ""
-    if any(MEMORY.match(base) for base in type_names) or "out of memory" in message.lower():
+    if any(MEMORY.match(base) for base in type_names) or NO_MEMORY.search(message):
         return FailureKind.OUT_OF_MEMORY
     if name in LOST_PEER_ERRORS or ((name in PEER_ERRORS or name == "RuntimeError") and CONNECTION.search(message)):
         return FailureKind.CASCADE

@@ -45,6 +45,7 @@ POSITIVE = Limit(above=0, most=10**12)
 NOT_NEGATIVE = Limit(least=0, most=10**6)
 SECONDS = Limit(above=0, most=10**9)
 THREADS = Limit(above=0, most=4096)
+EXIT_CODE = Limit(least=1, most=255)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ class PluginChoice:
     options: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     """Why this one was chosen, if the recipe left it open."""
+
+
+@dataclass(frozen=True)
+class ScriptModule:
+    """A module that is run as `python -m` does."""
+
+    module: str
+    """`package.module`, or a package with a `__main__`."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,9 @@ class Recovery:
     grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, SECONDS] = 600.0
-    """Longest wait for the cluster to give the nodes."""
+    """Longest wait for the cluster to give the nodes, and for a node to start its workers."""
+    retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()
+    """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +158,8 @@ class Job:
     """`file.py:Class` (beside the recipe) or `package.module:Class`; dtrain owns the loop."""
     function: str | None = None
     """`file.py:function`, called with a context; the user owns the loop."""
-    script: str | None = None
-    """A program, unchanged: a Python file beside the recipe or a command."""
+    script: str | ScriptModule | None = None
+    """A program, unchanged: a Python file beside the recipe, `{module: package.module}`, or a command."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the task's class, or `context.params`."""
     args: tuple[str | int | float, ...] = ()
@@ -183,4 +194,6 @@ class Job:
     @property
     def target(self) -> str:
         """The name of what this job runs."""
+        if isinstance(self.script, ScriptModule):
+            return f"python -m {self.script.module}"
         return self.task or self.function or self.script or ""

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from dtrain.common import environment as variables
+
 
 class AgentHost:
     """The actor: lines go down with `send` and come up from the streaming `events`.

@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check campaign bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
@@ -14,6 +14,11 @@ test: $(VENV)/.test check
 	$(VENV)/bin/python -P -m pytest tests || { \
 	  echo "--- the tests that failed, once more: they must pass now ---"; \
 	  $(VENV)/bin/python -P -m pytest tests --last-failed --last-failed-no-failures=none; }
+
+# Random kills against real runs, compared with undisturbed ones; ROUNDS for each strategy.
+ROUNDS ?= 20
+campaign: $(VENV)/.test
+	$(VENV)/bin/python tests/campaign.py --rounds $(ROUNDS)
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .

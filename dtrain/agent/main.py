@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dtrain.agent import devices, prewarm
 from dtrain.agent.fork_server import ForkServer
+from dtrain.common.processes import set_name
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 5.0
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     # The supervisor decides when to stop; a cluster's or a terminal's signal to the whole group reaches it too.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    set_name("dtrain-agent")
     commands, events = os.dup(0), os.dup(1)
     _send_output_to(Path(os.devnull))
     zygote = None

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dtrain.common.processes import STACKS_SIGNAL, die_with_parent, kill_group, outlive_parent
+from dtrain.common.processes import STACKS_SIGNAL, die_with_parent, kill_group, outlive_parent, set_name
 
 MESSAGE_BYTES = 1 << 16
 MOST_DESCRIPTORS = 2
@@ -36,6 +36,7 @@ def main() -> None:
     """`python -c … DESCRIPTOR AGENT MODULE…`: be a zygote; in a worker, return when the user's code has ended."""
     # What is registered first is called last: after the exit handlers of everything that is imported from here on.
     atexit.register(_leave)
+    set_name("dtrain-zygote")
     channel = socket.socket(fileno=int(sys.argv[1]))
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):

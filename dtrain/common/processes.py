@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
 STACKS_SIGNAL = signal.SIGQUIT
 """Has a worker or a zygote write the stacks of its threads."""
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -52,9 +51,8 @@ def signal_process(pid: int, number: int) -> None:
 
 def set_name(name: str) -> None:
     """The name that `top` and `ps -o comm` show, 15 bytes."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15])
+    with suppress(OSError):
+        Path("/proc/self/comm").write_bytes(name.encode()[:15])
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ class Attempt:
         self._leaving = False
         self._agreed = False
         self._left_step: int | None = None
+        self._stopped = ""
         self._deadline: float | None = None
         self._progress_at = 0.0
         self._ending_since: float | None = None
@@ -226,7 +227,7 @@ class Attempt:
     def _said(self, rank: int, body: dict[str, Any]) -> None:
         word = body["say"]
         fields = {key: value for key, value in body.items() if key != "say"}
-        if word in ("training", "metrics", "evaluation"):
+        if word in ("training", "metrics", "evaluation", "warning"):
             self._log.add(word, attempt=self.number, **fields)
         elif word == "part":
             self._part(rank, fields)
@@ -234,6 +235,8 @@ class Attempt:
             self._abandon(fields["step"], fields["error"])
         elif word == "gate":
             self._gate(rank, int(fields["step"]))
+        elif word == "stop":
+            self._stop_by_function(fields["reason"])
         elif word == "left":
             self._left_step = fields["step"]
         elif word == "failed":
@@ -274,6 +277,12 @@ class Attempt:
         if step not in self._save_failed:
             self._save_failed[step] = error
             self._log.add("checkpoint_failed", attempt=self.number, step=step, error=error)
+
+    def _stop_by_function(self, reason: str) -> None:
+        """The user's function wants the run to end well: the ranks agree on a step, as if they were asked to leave."""
+        if not self._stopped:
+            self._stopped = reason
+            self._send_all(Tell(self.number, {"do": "gate"}))
 
     def _gate(self, rank: int, step: int) -> None:
         self._gates[rank] = step
@@ -332,7 +341,10 @@ class Attempt:
             self.outcome = Left(self._left_step)
         else:
             last = max(self._save_failed, default=-1)
-            self.outcome = Done(self._save_failed[last] if last > self.saved_step else "")
+            self.outcome = Done(self._save_failed[last] if last > self.saved_step else "", self._stopped_early())
+
+    def _stopped_early(self) -> str:
+        return f"stopped by the function at step {self._left_step}: {self._stopped}" if self._stopped else ""
 
     def _look_for_hang(self, now: float) -> None:
         """All idle for too long, or one stopped for too long; a worker that only waits for a busy one is no hang."""

@@ -21,10 +21,11 @@ class Link:
         self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._next = step
-        """The step that was begun last or, before any was, one less than the first."""
+        """The step that was begun last or, before any was, the first."""
         self._begun = False
         self._gate: int | None = None
         self._leave: int | None = None
+        self._asked = False
 
     def listen(self) -> None:
         """Hear the supervisor from now on."""
@@ -35,10 +36,17 @@ class Link:
         with self._sending, suppress(OSError):
             self._pipe.send({"say": say} | fields)
 
+    def ask_to_stop(self, reason: str) -> None:
+        """Have all ranks agree on a step to leave at; the next `may_begin` waits for the agreement."""
+        with self._changed:
+            asked, self._asked = self._asked, True
+        if not asked:
+            self.say("stop", reason=reason)
+
     def may_begin(self, step: int) -> bool:
         """Whether to do this step; False: the ranks agreed to leave before it. Waits at the gate for the agreement."""
         with self._changed:
-            while self._gate is not None and self._leave is None and step >= self._gate:
+            while self._leave is None and (self._asked or (self._gate is not None and step >= self._gate)):
                 self._changed.wait()
             if self._leave is not None and step >= self._leave:
                 return False

@@ -5,85 +5,25 @@ It knows no framework: a session does the numbers.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dtrain import task as tasks
 from dtrain import usercode
-from dtrain.context import Context
-from dtrain.data import Indices, Sampler, fetch, length, own_shards, step_seed
-from dtrain.job import Train
-from dtrain.ledger import Ledger
+from dtrain.batches import Batches
+from dtrain.context import Context, Leaving
+from dtrain.data import Sampler, step_seed
 from dtrain.link import Link
+from dtrain.randomness import seed_host
 from dtrain.remote_checkpoint import store_of
 from dtrain.rundir import RunDir
 from dtrain.saving import Saver
-from dtrain.strategy import Joining, Session
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """What the steps of one worker need, tasks' and functions' alike."""
-
-    run: RunDir
-    joining: Joining
-    session: Session
-    link: Link
-    saver: Saver
-    checkpoint: Path | None
-    first_step: int
-
-    @property
-    def train(self) -> Train:
-        """The numbers of the loop."""
-        return self.joining.job.train
-
-    @property
-    def shards(self) -> range:
-        """This worker's own shards."""
-        place = self.joining.place
-        return own_shards(self.train.shards or 1, place.rank, place.world_size)
-
-    def open_ledger(self) -> Ledger:
-        """The record of what this worker trains on in this attempt."""
-        return Ledger(self.run.ledger(self.joining.peers.attempt, self.joining.place.rank))
-
-    def announce(self, sampler: Sampler) -> None:
-        """Tell how far this run goes; one rank is enough."""
-        if self.joining.place.rank == 0:
-            self.link.say("training", step=self.first_step, total_steps=sampler.total_steps, samples=sampler.size)
-
-    def due(self, done: int, total: int, every: int | None) -> bool:
-        """Whether something done every so many steps, and at the end, is due after `done` steps."""
-        return done == total or bool(every and done % every == 0)
-
-    def after_step(self, done: int, total: int) -> None:
-        """Collective. Save where it is due."""
-        if self.due(done, total, self.joining.job.checkpoint.every_steps):
-            self.saver.begin(done)
-
-    def upcoming(self, sampler: Sampler) -> Iterator[tuple[int, int, Indices]]:
-        """The steps still to be done: (step, position of this worker's first sample, its samples). Ends early, with the
-        state saved, where the ranks agreed to leave."""
-        count = len(self.shards) * sampler.shard_size
-        for step in range(self.first_step, sampler.total_steps):
-            if not self.link.may_begin(step):
-                self.leave(step)
-                return
-            begin = sampler.begin(step, self.shards.start)
-            yield step, begin, sampler.indices(begin, count)
-
-    def leave(self, step: int) -> None:
-        """Collective. Save at the agreed step, unless that is what the attempt began with."""
-        if step > self.first_step:
-            self.saver.begin(step)
-        self.saver.finish()
-        self.link.say("left", step=step)
+from dtrain.strategy import Joining, NonFiniteLoss, Session, StepNumber
+from dtrain.task import EVAL, TRAIN, Task
+from dtrain.trainer import Report, Trainer
 
 
 def run(run: RunDir, joining: Joining, session: Session, link: Link, checkpoint: str | None, step: int) -> None:
@@ -91,91 +31,93 @@ def run(run: RunDir, joining: Joining, session: Session, link: Link, checkpoint:
     job, attempt = joining.job, joining.peers.attempt
     store = store_of(run, job)
     folder = store.at_hand(checkpoint, attempt) if checkpoint else None
-    trainer = Trainer(run, joining, session, link, Saver(session, link, store, attempt), folder, step)
+    trainer = Trainer(run, joining, session, link, Saver(session, link, store, joining), folder, step)
     if job.function:
-        usercode.load(job.function, Path(job.folder))(Context(trainer))
-        trainer.saver.finish()
+        _call(trainer, job.function, Path(job.folder))
         return
-    task = usercode.load(job.task or "", Path(job.folder))(**job.params)
-    _train(trainer, task)
+    _train(trainer, tasks.of_job(job))
 
 
-def _train(trainer: Trainer, task: Any) -> None:
+def _call(trainer: Trainer, function: str, folder: Path) -> None:
+    """A function of the user's; whatever way it leaves its loop, the state of its last step is saved."""
+    context = Context(trainer, tasks.name_of(function))
+    try:
+        usercode.load(function, folder)(context)
+    except Leaving:
+        return
+    context.finish()
+
+
+def _train(trainer: Trainer, task: Task) -> None:
     session, train = trainer.session, trainer.train
-    model, _ = session.build(task, train)
-    data = task.data("train")
-    sampler = Sampler(length(data), train)
+    session.build(task, train)
+    data = task.batches(TRAIN)
+    assert data is not None, "only held-out data may be missing"
+    held_out = task.batches(EVAL)
+    sampler = Sampler(data.size, train)
     if trainer.checkpoint:
         session.load(trainer.checkpoint)
-    trainer.announce(sampler)
+    elif train.sanity_check:
+        _try_out(trainer, task, held_out, sampler)
+    trainer.announce(sampler.total_steps, sampler.size)
+    trainer.warn_about(data)
     trainer.link.listen()
-    report = _Report(trainer, sampler)
-    held_out = task.data("eval")
-    for step, losses in _steps(trainer, task, data, sampler):
+    report, done = Report(trainer, sampler.total_steps), trainer.first_step
+    for step, values in _steps(trainer, task, data, sampler):
         done = step + 1
-        report.count(done, losses)
-        if held_out is not None and trainer.due(done, sampler.total_steps, train.evaluate_every):
-            values = session.evaluate(_evaluation(held_out, sampler.shard_size, trainer.joining.place))
-            report.evaluated(done, values)
-        trainer.after_step(done, sampler.total_steps)
-    else:
-        trainer.saver.finish()
-        if hasattr(task, "finish") and report.done == sampler.total_steps:
+        try:
+            report.count(done, values)
+            trainer.after_step(done, sampler.total_steps)
+        except NonFiniteLoss as error:
+            raise trainer.non_finite(error, step) from None
+        if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
+            _evaluate(trainer, held_out, sampler, report, done)
+    trainer.saver.finish()
+    if done == sampler.total_steps:
+        _conclude(trainer, task, held_out, sampler, report)
+
+
+def _conclude(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler, report: Report) -> None:
+    """Evaluate and hand over the trained model. Every rank's part of the last checkpoint is written before: whatever goes
+    wrong in the user's code now, the trained weights are on disk."""
+    session = trainer.session
+    session.mean({})
+    if held_out:
+        _evaluate(trainer, held_out, sampler, report, sampler.total_steps)
+    if hasattr(task, "finish"):
+        model = session.whole()
+        if trainer.rank == 0:
             task.finish(model)
 
 
-def _steps(trainer: Trainer, task: Any, data: Any, sampler: Sampler) -> Iterator[tuple[int, Any]]:
-    """Do the steps one by one: (step, loss of this worker's shards)."""
+def _evaluate(trainer: Trainer, held_out: Batches, sampler: Sampler, report: Report, done: int) -> None:
+    report.evaluated(done, trainer.session.evaluate(trainer.held_out(held_out, sampler.shard_size)))
+
+
+def _try_out(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler) -> None:
+    """Call once, before the first step, what is otherwise called late: `schedule` at the end of the run, and `metrics` on
+    one batch of held-out data. Nothing is kept of it. (`loss` is called in the first step anyway.)"""
+    for text in task.doubts(sampler.total_steps):
+        trainer.warn(text)
+    if held_out:
+        size = min(sampler.shard_size, held_out.size)
+        trainer.session.evaluate([(held_out.fetch(np.arange(size)), size)])
+
+
+def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Iterator[tuple[int, Any]]:
+    """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
     ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
-    schedule = getattr(task, "schedule", None)
-    for step, begin, indices in trainer.upcoming(sampler):
-        batches = [fetch(data, part) for part in np.split(indices, len(shards))]
-        rate = schedule(step, sampler.total_steps) if schedule else 1.0
-        loss = trainer.session.step(batches, [step_seed(seed, step, shard) for shard in shards], rate)
+    passes = shards[:1] if hasattr(task, "train_step") else shards
+    for step, begin, indices in trainer.upcoming(sampler, trainer.first_step):
+        size = len(indices) // len(passes)
+        parts = enumerate(np.split(indices, len(passes)))
+        batches = [data.fetch(part, begin + number * size) for number, part in parts]
+        seeds = [step_seed(seed, step, shard) for shard in passes]
+        seed_host(seeds[0])
+        rate = task.factor(step, sampler.total_steps)
+        try:
+            values = trainer.session.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
+        except NonFiniteLoss as error:
+            raise trainer.non_finite(error, step) from None
         ledger.add(step, begin, indices)
-        yield step, loss
-
-
-def _evaluation(data: Any, size: int, place: Any) -> Iterator[tuple[Any, int]]:
-    """Batches of held-out data dealt out to the ranks; every rank gets as many, some of them fillers that do not count."""
-    total = length(data)
-    size = min(size, total)
-    batches = math.ceil(total / size)
-    for turn in range(math.ceil(batches / place.world_size)):
-        number = turn * place.world_size + place.rank
-        real = number < batches
-        indices = np.arange(number * size, min(total, (number + 1) * size)) if real else np.arange(size)
-        yield fetch(data, indices), len(indices) if real else 0
-
-
-class _Report:
-    """Loss and speed, averaged over the ranks and said by one of them."""
-
-    def __init__(self, trainer: Trainer, sampler: Sampler) -> None:
-        self._trainer = trainer
-        self._sampler = sampler
-        self._since = time.perf_counter()
-        self._counted = 0
-        self.done = trainer.first_step
-
-    def count(self, done: int, loss: Any) -> None:
-        """Collective where a report is due: one more step is done."""
-        self.done = done
-        self._counted += 1
-        train = self._trainer.train
-        if not self._trainer.due(done, self._sampler.total_steps, train.log_every):
-            return
-        values = self._trainer.session.mean({"loss": float(loss)})
-        now = time.perf_counter()
-        speed = self._counted * train.global_batch / max(1e-9, now - self._since)
-        self._since, self._counted = now, 0
-        self._say("metrics", step=done, values=values, samples_per_second=round(speed, 1))
-
-    def evaluated(self, done: int, values: dict[str, float]) -> None:
-        """An evaluation is done; its time does not count as training."""
-        self._say("evaluation", step=done, values=values)
-        self._since, self._counted = time.perf_counter(), 0
-
-    def _say(self, word: str, **fields: Any) -> None:
-        if self._trainer.joining.place.rank == 0:
-            self._trainer.link.say(word, **fields)
+        yield step, values

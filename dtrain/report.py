@@ -93,7 +93,7 @@ def undone_from(attempt: int, starts: dict[int, int]) -> int | None:
 def audit(run: RunDir) -> Audit | None:
     """What the committed history was trained on; None where the run has no steps (a script, or not begun)."""
     history = events.read(run.events)
-    sizes = [event["samples"] for event in history if event["event"] == "training"]
+    sizes = [event["samples"] for event in history if event["event"] == "training" and event["samples"]]
     if not sizes:
         return None
     from dtrain.data import Sampler

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from dtrain.checkpoint import Checkpoints, hashed
+from dtrain.errors import UserError
 from dtrain.link import Link
-from dtrain.strategy import Session, Snapshot
+from dtrain.strategy import Joining, NonFiniteWeights, Session, Snapshot
 
 FULL_BYTES = 1 << 20
 
@@ -17,12 +18,15 @@ FULL_BYTES = 1 << 20
 class Saver:
     """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
 
-    def __init__(self, session: Session, link: Link, store: Checkpoints, attempt: int) -> None:
+    def __init__(self, session: Session, link: Link, store: Checkpoints, joining: Joining) -> None:
         self._session = session
         self._link = link
         self._store = store
-        self._attempt = attempt
+        self._attempt = joining.peers.attempt
+        self._rank = joining.place.rank
+        self._terminate_on_nan = joining.job.train.terminate_on_nan
         self._writing: threading.Thread | None = None
+        self._problem: UserError | None = None
         self._saved: int | None = None
 
     def begin(self, step: int) -> None:
@@ -41,10 +45,16 @@ class Saver:
         self._writing.start()
 
     def finish(self) -> None:
-        """Wait for the write under way, if there is one."""
+        """Wait for the write under way, if there is one, and raise `UserError` if its weights are not finite."""
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise `UserError` if weights that were to be saved are not finite; costs nothing."""
+        if self._problem is not None and self._terminate_on_nan:
+            raise self._problem
 
     def _write(self, snapshot: Snapshot, folder: Path, step: int, held_seconds: float) -> None:
         began = time.perf_counter()
@@ -54,6 +64,11 @@ class Saver:
             files = {name: hashed(folder / name) for name in written.files}
             self._store.publish(self._attempt, step, files)
         except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
+            if isinstance(error, NonFiniteWeights):
+                self._problem = UserError(
+                    f"the weights are not finite after {step} steps (rank {self._rank}: {error}): lower the learning "
+                    "rate, or set train.clip_norm (train.terminate_on_nan: false trains on)"
+                )
             self._link.say("save_failed", step=step, error=_why(error, folder))
             return
         seconds = time.perf_counter() - began

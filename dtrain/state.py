@@ -121,6 +121,10 @@ class RunState:
     def _on_checkpoint_damaged(self, event: Event) -> None:
         self.warnings.append(f"a damaged checkpoint was set aside as {event['folder']}: {event['problem']}")
 
+    def _on_warning(self, event: Event) -> None:
+        if event["text"] not in self.warnings:
+            self.warnings.append(event["text"])
+
     def _on_storage_failed(self, event: Event) -> None:
         self.warnings.append(event["error"])
 

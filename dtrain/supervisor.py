@@ -310,7 +310,7 @@ class Supervisor:
         if isinstance(outcome, Done):
             if outcome.unsaved:
                 return Ending(Exit.GAVE_UP, f"trained to the end, but its state could not be saved: {outcome.unsaved}")
-            return Ending(Exit.DONE, "finished")
+            return Ending(Exit.DONE, outcome.stopped or "finished")
         if isinstance(outcome, Left) and self._wish is Wish.NOTHING:
             self._moved(allocation)
             return None

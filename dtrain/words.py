@@ -86,6 +86,7 @@ LINES = {
     "checkpoint_damaged": lambda event, state: (
         f"WARNING: a damaged checkpoint was set aside as {event['folder']}: {event['problem']}"
     ),
+    "warning": lambda event, state: f"WARNING: {event['text']}",
     "storage_failed": lambda event, state: f"WARNING: {event['error']}; events and logs are kept here meanwhile",
     "storage_works": lambda event, state: "the remote storage works again",
     "hang": lambda event, state: (

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.errors import ClusterError, DtrainError, StorageError
+from dtrain.errors import ClusterError, DtrainError, StorageError, UserError
 from dtrain.job import Job
 from dtrain.link import Link
 from dtrain.processes import die_with_parent, set_name
@@ -186,10 +186,14 @@ def report(link: Link, error: BaseException, job: Job) -> None:
     message = " ".join(str(error).split()) or type(error).__name__
     ours = isinstance(error, DtrainError)
     kind = Kind.SETUP if ours else exception_kind(names, message)
+    if isinstance(error, UserError):
+        kind = Kind.BUG
     if isinstance(error, StorageError):
         kind = Kind.CHANCE
     # Where another worker ended, this one's traceback only hides the cause.
     brief = {Kind.CASCADE: f"dtrain: lost another worker: {message}\n", Kind.SETUP: f"dtrain: {error}\n"}
+    if isinstance(error, UserError):
+        brief[kind] = f"dtrain: {error}\n"
     print(brief.get(kind, text), file=sys.stderr, end="")
     link.say(
         "failed",

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py strategies/*.py clusters/*.py)
+SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py)
 
 .PHONY: demo test check bench clean
 
@@ -41,7 +41,7 @@ $(VENV)/.demo: $(VENV)/.python $(SOURCES)
 
 $(VENV)/.test: $(VENV)/.python $(SOURCES)
 	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,test]'
-	$(VENV)/bin/python -P -m dtrain.strategies.horovod_build
+	$(VENV)/bin/python -P -m dtrain.strategies.horovod.build
 	touch $@
 
 clean:

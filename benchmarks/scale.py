@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import queue
 import re
@@ -20,13 +19,16 @@ from typing import Any
 
 from side_by_side import PROGRAMS, scratch
 
-from dtrain import events, plan, rundir
-from dtrain.cluster import Inbox
-from dtrain.clusters._pipes import PipedAgents
-from dtrain.job import Job, PluginChoice, Recovery, Resources
-from dtrain.messages import Command
-from dtrain.supervisor import Supervisor
-from dtrain.wish import Wish
+from dtrain.api import plan
+from dtrain.api.cluster import Inbox
+from dtrain.api.protocol import Command
+from dtrain.clusters.pipes import PipedAgents
+from dtrain.launch import planner
+from dtrain.run import event_log
+from dtrain.run.folder import RunDir, create
+from dtrain.spec.job import Job, PluginChoice, Recovery, Resources
+from dtrain.supervisor.stop_request import StopMode
+from dtrain.supervisor.supervisor import Supervisor
 
 RANKS = 8
 RUN_SECONDS = 20.0
@@ -53,7 +55,7 @@ class Crowd:
         self.channels: dict[str, Behind] = {}
 
     @contextmanager
-    def allocate(self, launch: plan.LaunchPlan, run: rundir.RunDir, inbox: Inbox) -> Iterator[Crowd]:
+    def allocate(self, launch: plan.LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[Crowd]:
         """Start the script."""
         program = f"exec {sys.executable} {PROGRAMS}/crowd.py {self.nodes} {RANKS} {RUN_SECONDS / 2} 2>{self.errors}"
         names = [f"node{number}" for number in range(self.nodes)]
@@ -75,13 +77,13 @@ def measure(nodes: int, folder: Path) -> str:
         name="scale", script="true", strategy=PluginChoice("script", {"launcher": "torchrun"}), folder="/", resources=Resources(workers=nodes * RANKS, nodes=nodes),
         recovery=Recovery(restarts=10, heartbeat_seconds=60),
     )  # fmt: skip
-    run = rundir.create(folder, job)
+    run = create(folder, job)
     crowd: Any = Crowd(nodes, folder / "decided")
-    launch = dataclasses.replace(plan.make(job), cluster=crowd)
+    launch = planner.make(job)
     inbox: Inbox = queue.SimpleQueue()
     with run.lock() as lease:
-        supervisor = Supervisor(run, launch, events.EventLog(run.events), inbox, lease)
-        threading.Timer(RUN_SECONDS, inbox.put, [("", Wish.NOW)]).start()
+        supervisor = Supervisor(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
+        threading.Timer(RUN_SECONDS, inbox.put, [("", StopMode.IMMEDIATE)]).start()
         began, cpu = time.monotonic(), time.process_time()
         supervisor.run()
         took, cpu = time.monotonic() - began, time.process_time() - cpu

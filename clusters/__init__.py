@@ -1,1 +1,1 @@
-"""The built-in clusters, one file each; found through the entry points `dtrain.clusters`."""
+"""The built-in clusters; found through the entry points `dtrain.clusters`."""

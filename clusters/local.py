@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from dtrain import devices
-from dtrain.cluster import Inbox, Submission
-from dtrain.errors import ClusterError
-from dtrain.plan import LaunchPlan, supervisor_command
-from dtrain.processes import alive
-from dtrain.rundir import RunDir
+from dtrain.agent import devices
+from dtrain.api.cluster import Inbox, Submission
+from dtrain.api.plan import LaunchPlan, supervisor_command
+from dtrain.common.errors import ClusterError
+from dtrain.common.processes import alive
+from dtrain.run.folder import RunDir
 
-from ._pipes import PipedAgents
+from .pipes import PipedAgents
 
 LOOPBACK = "127.0.0.1"
 
@@ -70,7 +70,7 @@ class Local:
     def __init__(self, options: LocalOptions) -> None:
         self.options = options
 
-    def at_hand(self) -> bool:
+    def supervises_locally(self) -> bool:
         """This machine is."""
         return True
 

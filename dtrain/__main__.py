@@ -13,22 +13,22 @@ import sys
 def main() -> int:
     """Run the command that `sys.argv` names; returns the exit code."""
     if sys.argv[1:2] == ["agent"]:
-        from dtrain import node
+        from dtrain.agent import main as agent
 
-        return node.main(sys.argv[2:])
+        return agent.main(sys.argv[2:])
     if sys.argv[1:2] == ["supervise"] and len(sys.argv) == 3:
-        from dtrain import detached
+        from dtrain.supervisor import main as supervisor
 
-        return detached.main(sys.argv[2])
+        return supervisor.main(sys.argv[2])
     # What is imported stays: looking for garbage among it, now or at the end, only costs time.
     gc.disable()
     if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:
-        from dtrain import spare
+        from dtrain.agent import prewarm
 
-        spare.start()
-    from dtrain import cli
+        prewarm.start()
+    from dtrain.cli import app
 
-    code = cli.main()
+    code = app.main()
     _leave(code)
     return code
 

@@ -1,1 +1,1 @@
-"""The built-in strategies, one file each; found through the entry points `dtrain.strategies`."""
+"""The built-in strategies, a package for each framework; found through the entry points `dtrain.strategies`."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.job import Device, Job
-from dtrain.strategy import Peers, Place
+from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.spec.job import Device, Job
 
-from . import _framework
+from . import task_framework
 
 BYTES_A_PARAMETER = 16
 """Weights, gradients and the two moments of Adam in fp32 (Rajbhandari et al., ZeRO, 2020, section 3.1)."""
@@ -36,10 +36,10 @@ class Auto:
         self.options = options
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
-        """See `Resolves.resolve`."""
+        """See `MetaStrategy.resolve`."""
         if job.kind == "script":
             return "script", {}, "a script brings its own strategy"
-        framework = _framework.of_task(job)
+        framework = task_framework.of_task(job)
         resources = job.resources
         if framework == "tensorflow":
             return self._tensorflow(job)
@@ -71,6 +71,6 @@ class Auto:
         """One a device, as scripts have it."""
         return workers_per_node
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """Only the rank."""
         return {"RANK": str(place.rank)}

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dtrain import usercode
-from dtrain.job import Device, Job
-from dtrain.strategy import Joining, Peers, Place
+from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
+from dtrain.spec import entrypoint
+from dtrain.spec.job import Device, Job
 
-from . import _environments, _horovod
+from . import environments
+from .horovod import launcher
 
 PRELOADS = {
     "torch": ("torch", "torch.distributed"),
@@ -50,10 +51,10 @@ class Script:
         path = Path(job.folder) / str(job.script)
         if path.suffix != ".py":
             return ()
-        imported = usercode.imports(path)
+        imported = entrypoint.imports(path)
         modules = [module for name, modules in PRELOADS.items() if name in imported for module in modules]
         if "torch" in imported:
-            named = usercode.names(path)
+            named = entrypoint.names(path)
             modules += [module for name, module in TORCH_PRELOADS.items() if name in named]
         return tuple(dict.fromkeys(modules))
 
@@ -61,20 +62,20 @@ class Script:
         """One a worker."""
         return workers_per_node
 
-    def environment(self, place: Place, peers: Peers) -> dict[str, str]:
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As the chosen launcher sets it."""
         launchers = {
-            "torchrun": _environments.torchrun,
-            "tensorflow": _environments.tf_config,
-            "horovod": _horovod.environment,
+            "torchrun": environments.torchrun,
+            "tensorflow": environments.tf_config,
+            "horovod": launcher.environment,
         }
         chosen = launchers if self.options.launcher == "all" else (self.options.launcher,)
         return {name: value for launcher in chosen for name, value in launchers[launcher](place, peers).items()}
 
-    def serve(self, joining: Joining) -> AbstractContextManager[None]:
+    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """Horovod's rendezvous, where the script wants it."""
         path = Path(joining.job.folder) / str(joining.job.script)
-        uses_it = path.suffix == ".py" and "horovod" in usercode.imports(path)
+        uses_it = path.suffix == ".py" and "horovod" in entrypoint.imports(path)
         if self.options.launcher == "horovod" or (self.options.launcher == "all" and uses_it):
-            return _horovod.rendezvous(joining)
+            return launcher.rendezvous(joining)
         return nullcontext()

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dtrain import ledger, report
-from dtrain.rundir import RunDir, all_runs
+from dtrain.run import sample_ledger
+from dtrain.run.audit import audit as audit_of
+from dtrain.run.folder import RunDir, all_runs
 
 PROGRAMS = Path(__file__).parent / "programs"
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -119,7 +120,9 @@ class Live:
     def wait_step(self, step: int, attempt: int = 1, rank: int = 0) -> None:
         """Until a rank has done so many steps in an attempt."""
         path = self.run.ledger(attempt, rank)
-        wait_for(lambda: (ledger.last_step(path) or 0) >= step or self.process.poll() is not None, f"step {step}")
+        wait_for(
+            lambda: (sample_ledger.last_step(path) or 0) >= step or self.process.poll() is not None, f"step {step}"
+        )
         self.see()
 
     def see(self) -> None:
@@ -177,7 +180,7 @@ class Live:
 
     def assert_clean_audit(self, steps: int) -> None:
         """Every sample of every committed step exactly once."""
-        audit = report.audit(self.run)
+        audit = audit_of(self.run)
         assert audit is not None
         assert audit.clean, audit.problems
         assert audit.steps == steps

@@ -11,11 +11,12 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from dtrain import loop, plugins
-from dtrain.job import Checkpoint, Job, PluginChoice, Train
-from dtrain.link import Link
-from dtrain.rundir import RunDir
-from dtrain.strategy import Joining, Peers, Place, Trains
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, WorkerContext
+from dtrain.launch import registry
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Checkpoint, Job, PluginChoice, Train
+from dtrain.worker import loop
+from dtrain.worker.control_channel import ControlChannel
 
 _number = itertools.count()
 
@@ -58,15 +59,15 @@ def trained(
     )  # fmt: skip
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    peers = Peers(("127.0.0.1",), (listener.getsockname()[1],), "test", 1)
-    joining = Joining(Place(0, 1, 0, 1, 0, 1, 1), peers, job, listener)
+    peers = RendezvousInfo(("127.0.0.1",), (listener.getsockname()[1],), "test", 1)
+    joining = WorkerContext(RankInfo(0, 1, 0, 1, 0, 1, 1), peers, job, listener)
     ours, theirs = Pipe()
     heard = Heard()
-    plugin = plugins.strategy(strategy, {})
-    assert isinstance(plugin, Trains)
+    plugin = registry.strategy(strategy, {})
+    assert isinstance(plugin, TrainingStrategy)
     with plugin.join(joining) as session:
         try:
-            loop.run(run, joining, session, Link(theirs, 0), None, 0)
+            loop.run(run, joining, session, ControlChannel(theirs, 0), None, 0)
         finally:
             import torch.distributed as dist
 

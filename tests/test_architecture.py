@@ -13,8 +13,23 @@ import pytest
 from live import PROGRAMS, RECIPES
 
 ROOT = Path(__file__).parent.parent
-CORE = sorted((ROOT / "dtrain").glob("*.py"))
-PLUGINS = sorted((ROOT / "strategies").glob("*.py")) + sorted((ROOT / "clusters").glob("*.py"))
+CORE = sorted((ROOT / "dtrain").rglob("*.py"))
+PLUGINS = sorted((ROOT / "strategies").rglob("*.py")) + sorted((ROOT / "clusters").rglob("*.py"))
+ORDER = (
+    "common",
+    "spec",
+    "data",
+    "run",
+    "storage",
+    "checkpoint",
+    "api",
+    "launch",
+    "worker",
+    "agent",
+    "supervisor",
+    "cli",
+)
+"""A package imports only packages that stand before it (and itself); the docstrings of the packages say on which machine each runs."""
 FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod", "ray", "numpy"}
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
@@ -55,28 +70,68 @@ def test_no_plugin_imports_a_framework_at_its_top() -> None:
 
 def test_strategies_and_clusters_do_not_know_each_other() -> None:
     for path, tree in trees(PLUGINS):
-        other = "dtrain.clusters" if path.parent.name == "strategies" else "dtrain.strategies"
+        other = "dtrain.clusters" if (ROOT / "strategies") in path.parents else "dtrain.strategies"
         assert not any(other in name for name in imports_of(tree)), path
 
 
-def test_the_core_has_no_import_cycle() -> None:
-    edges: dict[str, set[str]] = {}
+def module_name(path: Path) -> str:
+    """`dtrain.run.folder` for dtrain/run/folder.py, `dtrain.run` for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_imported(path: Path, tree: ast.Module) -> Iterator[str]:
+    """The modules of dtrain that a file imports anywhere in it: in functions and under TYPE_CHECKING, too."""
+    known = {module_name(one) for one in CORE}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dtrain" and not node.level:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in known else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "dtrain")
+
+
+def test_packages_import_in_one_direction() -> None:
+    wrong = []
     for path, tree in trees(CORE):
-        found: set[str] = set()
-        for node in tree.body:
-            if isinstance(node, ast.ImportFrom) and node.module == "dtrain":
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dtrain."):
-                found.add(str(node.module).split(".")[1])
-        edges[path.stem] = found
+        parts = module_name(path).split(".")
+        if len(parts) < 2 or parts[1] not in ORDER:
+            continue
+        for name in modules_imported(path, tree):
+            other = ([*name.split("."), ""])[1]
+            if other and ORDER.index(other) > ORDER.index(parts[1]):
+                wrong.append(f"{module_name(path)} imports {name}")
+    assert not wrong, wrong
+
+
+def test_every_package_is_in_the_order_and_says_where_it_runs() -> None:
+    packages = {path.parent.name for path in (ROOT / "dtrain").glob("*/__init__.py")}
+    assert packages == set(ORDER)
+    for name in ORDER:
+        text = ast.get_docstring(ast.parse((ROOT / "dtrain" / name / "__init__.py").read_text())) or ""
+        assert text.startswith("Runs "), name
+
+
+def test_the_core_has_no_import_cycle() -> None:
+    edges = {module_name(path): set(modules_imported(path, tree)) - {module_name(path)} for path, tree in trees(CORE)}
+    done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
         assert name not in above, " -> ".join((*above, name))
-        for inner in edges.get(name, ()):
-            visit(inner, (*above, name))
+        if name not in done:
+            for inner in edges.get(name, ()):
+                visit(inner, (*above, name))
+            done.add(name)
 
     for name in edges:
         visit(name, ())
+
+
+def test_an_agent_starts_without_pydantic_and_numpy() -> None:
+    program = "import sys; import dtrain.agent.main, dtrain.agent.agent; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", program], cwd="/", capture_output=True, text=True, check=True)
+    assert not {"pydantic", "numpy", "yaml", "typer", "rich"} & set(done.stdout.split())
 
 
 def test_files_and_functions_are_small() -> None:
@@ -107,9 +162,9 @@ def test_every_public_name_has_a_docstring() -> None:
 def test_the_launcher_never_imports_a_framework(arguments: list[str], tmp_path: Path) -> None:
     program = (
         "import sys, json\n"
-        "from dtrain import cli\n"
+        "from dtrain.cli import app\n"
         f"sys.argv = ['dtrain', *{arguments!r}]\n"
-        "code = cli.main()\n"
+        "code = app.main()\n"
         f"json.dump(sorted(sys.modules), open({str(tmp_path / 'modules')!r}, 'w'))\n"
         "sys.exit(code)\n"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
 
-from dtrain.rundir import all_runs
+from dtrain.run.folder import all_runs
 
 RECIPE = str(PROGRAMS / "tiny.yaml")
 

@@ -11,8 +11,9 @@ import pytest
 from live import PROGRAMS, Live, dtrain, finished, start
 from s3_endpoint import BUCKET, S3, endpoint
 
-from dtrain.remote import Remote, claim
-from dtrain.rundir import RunDir
+from dtrain.run.folder import RunDir
+from dtrain.storage.object_store import ObjectStore
+from dtrain.storage.run_lease import claim
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 TWO = ("--workers", "2")
@@ -44,11 +45,11 @@ def assert_as_if_nothing_happened(live: Live, undisturbed: Live) -> None:
     live.assert_clean_audit(steps=STEPS)
 
 
-def on_storage(s3: S3, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> Remote:
+def on_storage(s3: S3, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """The run's folder there."""
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    return Remote(f"{s3.url}/{run.id}", {})
+    return ObjectStore(f"{s3.url}/{run.id}", {})
 
 
 def test_killed_workers_go_on_from_what_is_on_s3(s3: S3, tmp_path: Path, undisturbed: Live) -> None:

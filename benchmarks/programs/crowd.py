@@ -19,23 +19,23 @@ def say(node, kind, **fields):
 
 def obey(node, command):
     global attempt, started_at, step
-    if command["kind"] == "Listen":
+    if command["kind"] == "ReservePorts":
         attempt = command["attempt"]
-        say(node, "Listening", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
-    elif command["kind"] == "Start":
+        say(node, "PortsReserved", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
+    elif command["kind"] == "StartWorkers":
         places[node] = [place["rank"] for place in command["places"]]
-        say(node, "Started", attempt=attempt, pids={str(rank): 1000 + rank for rank in places[node]})
+        say(node, "WorkersStarted", attempt=attempt, pids={str(rank): 1000 + rank for rank in places[node]})
         if len(places) == nodes:
             started_at = time.monotonic()
-    elif command["kind"] == "Stop":
+    elif command["kind"] == "StopWorkers":
         if failed_at and len(places) == nodes:
             print(f"decided {time.monotonic() - failed_at:.6f}", file=sys.stderr, flush=True)
         for rank in places.pop(node, []):
-            say(node, "Exited", attempt=attempt, rank=rank, code=-9, step=step, out_of_memory=False)
+            say(node, "WorkerExited", attempt=attempt, rank=rank, code=-9, step=step, out_of_memory=False)
 
 
 for name in names:
-    say(name, "Ready", host=name, address="10.0.0.1", cpus=8, gpus=8, pid=1, sees_run=True)
+    say(name, "AgentReady", host=name, address="10.0.0.1", cpus=8, gpus=8, pid=1, sees_run=True)
 beat_at = time.monotonic() + 1
 while True:
     ready, _, _ = select.select([0], [], [], max(0, beat_at - time.monotonic()))
@@ -56,8 +56,8 @@ while True:
         step += 1
         sign = {"step": step, "idle_seconds": 0.1, "stopped_seconds": 0.0}
         for node, own in places.items():
-            say(node, "Beat", attempt=attempt, signs={str(rank): sign for rank in own})
+            say(node, "Heartbeat", attempt=attempt, signs={str(rank): sign for rank in own})
         if started_at and failed_at is None and time.monotonic() - started_at > fail_after:
             failed_at = time.monotonic()
             victim = places[names[-1]].pop()
-            say(names[-1], "Exited", attempt=attempt, rank=victim, code=-9, step=step, out_of_memory=False)
+            say(names[-1], "WorkerExited", attempt=attempt, rank=victim, code=-9, step=step, out_of_memory=False)

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from live import running, wait_for
 
-from dtrain import plan, rundir
-from dtrain.cluster import Inbox, NodeLost
-from dtrain.job import Job, PluginChoice, Resources
-from dtrain.messages import Listen, Listening, Ready
-from dtrain.rundir import RunDir
+from dtrain.api.cluster import Inbox, NodeLost
+from dtrain.api.protocol import AgentReady, PortsReserved, ReservePorts
+from dtrain.launch import planner, registry
+from dtrain.run import folder
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job, PluginChoice, Resources
 
 CLUSTERS = ["local"]
 """Clusters that need a lab of their own are tried in tests/integration with the same functions."""
@@ -30,16 +31,16 @@ def job(cluster: str, options: dict[str, Any] | None = None) -> Job:
 
 
 @contextmanager
-def allocated(made: Job, root: Path) -> Iterator[tuple[Any, Inbox, RunDir, dict[str, Ready]]]:
+def allocated(made: Job, root: Path) -> Iterator[tuple[Any, Inbox, RunDir, dict[str, AgentReady]]]:
     """An allocation whose agents are ready."""
-    run = rundir.create(root, made)
-    launch = plan.make(made)
+    run = folder.create(root, made)
+    launch, cluster = planner.make(made), registry.cluster_of(made)
     inbox: Inbox = queue.SimpleQueue()
-    with launch.cluster.allocate(launch, run, inbox) as allocation:
-        ready: dict[str, Ready] = {}
+    with cluster.allocate(launch, run, inbox) as allocation:
+        ready: dict[str, AgentReady] = {}
         while len(ready) < launch.nodes:
             node, item = inbox.get(timeout=60)
-            if isinstance(item, Ready):
+            if isinstance(item, AgentReady):
                 ready[node] = item
         yield allocation, inbox, run, ready
 
@@ -53,11 +54,11 @@ def next_of(inbox: Inbox, kind: type) -> tuple[str, Any]:
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_rendering_is_pure_and_names_every_node(name: str, tmp_path: Path) -> None:
-    launch = plan.make(job(name))
-    assert dataclasses.is_dataclass(launch.cluster.Options)
+    launch, cluster = planner.make(job(name)), registry.cluster_of(job(name))
+    assert dataclasses.is_dataclass(cluster.Options)
     run = RunDir(tmp_path / "not there")
-    assert launch.cluster.render(launch, run) == launch.cluster.render(launch, run)
-    assert "dtrain agent" in launch.cluster.render(launch, run) or "supervise" in launch.cluster.render(launch, run)
+    assert cluster.render(launch, run) == cluster.render(launch, run)
+    assert "dtrain agent" in cluster.render(launch, run) or "supervise" in cluster.render(launch, run)
     assert not run.path.exists()
 
 
@@ -67,8 +68,8 @@ def test_agents_answer_and_end_with_the_allocation(name: str, tmp_path: Path) ->
         assert set(ready) == set(allocation.channels)
         assert all(item.sees_run for item in ready.values())
         for node, channel in allocation.channels.items():
-            channel.send(Listen(7, 3))
-            answered, listening = next_of(inbox, Listening)
+            channel.send(ReservePorts(7, 3))
+            answered, listening = next_of(inbox, PortsReserved)
             assert answered == node
             assert len(set(listening.ports)) == 3
     wait_for(lambda: not running({item.pid for item in ready.values()}), "the agents' end", 20)
@@ -83,9 +84,9 @@ def test_a_lost_agent_is_reported_and_can_be_replaced(name: str, tmp_path: Path)
         assert node == victim
         assert lost.reason
         assert allocation.replace(victim)
-        replaced, item = next_of(inbox, Ready)
+        replaced, item = next_of(inbox, AgentReady)
         assert replaced not in ready
         assert replaced in allocation.channels
         ready[replaced] = item
-        allocation.channels[victim].send(Listen(1, 1)) if victim in allocation.channels else None
+        allocation.channels[victim].send(ReservePorts(1, 1)) if victim in allocation.channels else None
     wait_for(lambda: not running({item.pid for item in ready.values()}), "the agents' end", 20)

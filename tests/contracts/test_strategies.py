@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from live import PROGRAMS, Live, finished, start
 
-from dtrain import plugins
-from dtrain.job import Job, PluginChoice, Resources
-from dtrain.plan import make
-from dtrain.strategy import Peers, Place, Trains
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy
+from dtrain.launch import registry
+from dtrain.launch.planner import make
+from dtrain.spec.job import Job, PluginChoice, Resources
 
-STRATEGIES = list(plugins.installed("strategy"))
+STRATEGIES = list(registry.installed("strategy"))
 TOLERANCE = {"torch": 1e-5, "tensorflow": 1e-4}
 OPTIONS: dict[str, tuple[str, ...]] = {"tpu": ("--set", "strategy.rehearse=true")}
 """What a strategy needs to be told to run on this machine."""
@@ -28,12 +28,12 @@ FRAMEWORKS = {"horovod": "torch", "horovod/tensorflow": "tensorflow"}
 
 
 def framework(name: str) -> str:
-    return FRAMEWORKS.get(name) or str(plugins.plugin_class("strategy", name).framework)
+    return FRAMEWORKS.get(name) or str(registry.plugin_class("strategy", name).framework)
 
 
 def trains(name: str) -> bool:
     return (
-        issubclass(plugins.plugin_class("strategy", name), Trains)
+        issubclass(registry.plugin_class("strategy", name), TrainingStrategy)
         and importlib.util.find_spec(framework(name)) is not None
     )
 
@@ -43,15 +43,15 @@ TRAINERS = [name for name in STRATEGIES if trains(name)] + ["horovod/tensorflow"
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_launchers_side_is_pure(name: str) -> None:
-    strategy = plugins.strategy(name, {})
+    strategy = registry.strategy(name, {})
     assert dataclasses.is_dataclass(strategy.Options)
     job = Job(name="x", script="true", strategy=PluginChoice(name), folder="/")
     assert strategy.preload(job) == strategy.preload(job)
     for per_node in (1, 2, 8):
         processes = strategy.processes(per_node)
         assert per_node % processes == 0
-    places = [Place(rank, 4, rank % 2, 2, rank // 2, 2, 1) for rank in range(4)]
-    peers = Peers(("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"), (1000, 1001, 1000, 1001), "run", 3)
+    places = [RankInfo(rank, 4, rank % 2, 2, rank // 2, 2, 1) for rank in range(4)]
+    peers = RendezvousInfo(("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"), (1000, 1001, 1000, 1001), "run", 3)
     environments = [strategy.environment(place, peers) for place in places]
     assert environments == [strategy.environment(place, peers) for place in places]
     assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)

@@ -20,7 +20,7 @@ import pytest
 from integration.processes import is_alive
 
 import dtrain
-from dtrain.strategies import horovod_build as build
+from dtrain.strategies.horovod import build
 
 FRAMEWORKS = {"torch": "9.1.0+cpu", "tensorflow-cpu": "9.2.0"}
 SOURCE = {
@@ -101,7 +101,7 @@ class Lab:
             "TMPDIR": str(self.folder / "tmp"),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
         }
-        command = [str(self.folder / "venv" / "bin" / "python"), "-m", "dtrain.strategies.horovod_build"]
+        command = [str(self.folder / "venv" / "bin" / "python"), "-m", "dtrain.strategies.horovod.build"]
         pipe, joined = subprocess.PIPE, subprocess.STDOUT
         return subprocess.Popen(command, cwd=self.folder, env=variables, stdout=pipe, stderr=joined, text=True)
 
@@ -143,9 +143,9 @@ def lab(tmp_path: Path) -> Lab:
         (tmp_path / "bin" / name).touch(mode=0o755)
     code = tmp_path / "code" / "dtrain"
     code.mkdir()
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "common"):
         (code / name).symlink_to(Path(dtrain.__file__).parent / name)
-    (code / "strategies").symlink_to(Path(build.__file__).parent)
+    (code / "strategies").symlink_to(Path(build.__file__).parent.parent)
     return Lab(tmp_path)
 
 

@@ -15,8 +15,8 @@ from integration.ray_lab import RayLab, hiding_refused, ray_missing
 from live import PROGRAMS, Live, dtrain, finished, start, wait_for
 from s3_endpoint import S3, endpoint
 
-from dtrain import ledger
-from dtrain.rundir import RunDir, all_runs
+from dtrain.run import sample_ledger
+from dtrain.run.folder import RunDir, all_runs
 
 MISSING = ray_missing() or hiding_refused()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -96,7 +96,7 @@ def test_a_killed_worker_and_agent_cost_nothing_where_nothing_is_shared(
     assert_as_local(live, local)
     for rank in range(4):
         assert "--- dtrain: attempt 3" in live.output(rank)
-        assert ledger.last_step(live.run.ledger(3, rank)) == 20
+        assert sample_ledger.last_step(live.run.ledger(3, rank)) == 20
     assert private_folders() <= before
     status = dtrain("status", f"{s3.url}/{live.run.id}", "--runs", str(home / "elsewhere"), **on(lab, s3)).stdout
     assert "done" in status

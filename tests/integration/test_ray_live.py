@@ -13,7 +13,7 @@ import pytest
 from integration.ray_lab import RayLab, ray_missing
 from live import PROGRAMS, Live, dtrain, finished, start, wait_for
 
-from dtrain.rundir import all_runs
+from dtrain.run.folder import all_runs
 
 pytestmark = pytest.mark.skipif(ray_missing() is not None, reason=str(ray_missing()))
 RECIPE = str(PROGRAMS / "contract_torch.yaml")

@@ -18,7 +18,7 @@ from integration.processes import is_alive, wait_until
 from integration.slurm_lab import SlurmLab, install_slurm
 from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
 
-from dtrain.rundir import RunDir, all_runs
+from dtrain.run.folder import RunDir, all_runs
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 STEPS = 40

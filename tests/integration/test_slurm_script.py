@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from dtrain import plan
-from dtrain.clusters import _slurm_commands as commands
-from dtrain.clusters import _slurm_script as script
-from dtrain.clusters._slurm_step import ended_agents
-from dtrain.job import Job, PluginChoice, Recovery, Resources
-from dtrain.rundir import RunDir
+from dtrain.api import plan
+from dtrain.clusters.slurm import commands, script
+from dtrain.clusters.slurm.step import ended_agents
+from dtrain.launch import planner, registry
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job, PluginChoice, Recovery, Resources
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVERYTHING = {
@@ -46,12 +46,12 @@ def planned(resources: Resources, options: dict[str, Any]) -> plan.LaunchPlan:
     job = Job(
         name="golden", script="true", cluster=cluster, resources=resources, recovery=Recovery(), folder="/home/me"
     )
-    return plan.make(job)
+    return planner.make(job)
 
 
 def rendered(resources: Resources, options: dict[str, Any], path: str = "/shared/it's 100% mine/golden-1") -> str:
     launch = planned(resources, options)
-    return launch.cluster.render(launch, RunDir(Path(path)))
+    return registry.cluster_of(launch.job).render(launch, RunDir(Path(path)))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -96,7 +96,7 @@ def test_it_brings_no_framework_and_says_what_to_install(fresh: Path, tmp_path: 
     assert "needs torch, which is not installed: pip install 'dtrain[torch]'" in refused
     assert "digits_ddp.yaml:" in refused
     refused = run(fresh / "dtrain", "run", ROOT / "recipes/digits_horovod.yaml", cwd=tmp_path, check=2)
-    assert "python -P -m dtrain.strategies.horovod_build" in refused
+    assert "python -P -m dtrain.strategies.horovod.build" in refused
     assert "MISSING" in run(fresh / "dtrain", "plugins", cwd=tmp_path)
 
 

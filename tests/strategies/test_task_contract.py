@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 from one_worker import trained, written
 
-from dtrain.errors import UserError
+from dtrain.common.errors import UserError
 
 HEAD = """
 import itertools

@@ -15,13 +15,13 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from dtrain.data import step_seed  # noqa: E402
-from dtrain.job import Train  # noqa: E402
-from dtrain.strategy import Place  # noqa: E402
+from dtrain.api.strategy import RankInfo  # noqa: E402
+from dtrain.data.sampler import step_seed  # noqa: E402
+from dtrain.spec.job import Train  # noqa: E402
 
-TensorFlowSession: Any = importlib.import_module("dtrain.strategies._tensorflow").TensorFlowSession
-RehearsalSession: Any = importlib.import_module("dtrain.strategies._tensorflow_compiled").RehearsalSession
-RehearsalFailed: Any = importlib.import_module("dtrain.strategies._tensorflow_graph").RehearsalFailed
+TensorFlowBackend: Any = importlib.import_module("dtrain.strategies.tensorflow.backend").TensorFlowBackend
+RehearsalBackend: Any = importlib.import_module("dtrain.strategies.tensorflow.compiled").RehearsalBackend
+RehearsalFailed: Any = importlib.import_module("dtrain.strategies.tensorflow.graph").RehearsalFailed
 SHARDS = 8
 DEVICES = 4
 
@@ -66,7 +66,7 @@ def session(replicas: int, task: Any = None, **train: Any) -> Any:
     # The collectives that are the default keep to the first number of devices that a process used them with.
     ops = tf.distribute.ReductionToOneDevice()
     strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)], cross_device_ops=ops)
-    made = TensorFlowSession(Place(0, 1, 0, 1, 0, 1, replicas), strategy)
+    made = TensorFlowBackend(RankInfo(0, 1, 0, 1, 0, 1, replicas), strategy)
     made.build(task or Task(), Train(steps=10, seed=4, **train))
     return made
 
@@ -262,8 +262,8 @@ class Plain(Task):
 
 
 def rehearsal(task: Any, steps_per_call: int = 1) -> Any:
-    made = RehearsalSession(
-        Place(0, 1, 0, 1, 0, 1, 8), tf.distribute.OneDeviceStrategy("CPU:0"), steps_per_call=steps_per_call, jit=True
+    made = RehearsalBackend(
+        RankInfo(0, 1, 0, 1, 0, 1, 8), tf.distribute.OneDeviceStrategy("CPU:0"), steps_per_call=steps_per_call, jit=True
     )
     made.build(task, Train(steps=10, seed=4))
     return made

@@ -1,0 +1,364 @@
+"""Ray: one actor a node, in a placement group, holds the agent; submitted runs are Ray jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dtrain.agent import devices
+from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission
+from dtrain.api.plan import SHIPPED_JOB, LaunchPlan, supervisor_command
+from dtrain.api.protocol import Command, Quit, decode, encode
+from dtrain.common.errors import ClusterError, UsageError
+from dtrain.common.serde import to_dict
+from dtrain.run.folder import RunDir
+
+from .agent_host import AgentHost
+
+LOOK_SECONDS = 1.0
+QUIT_SECONDS = 10.0
+OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+STATES = {"PENDING": "PENDING", "RUNNING": "RUNNING"}
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Of a Ray cluster."""
+
+    address: str | None = None
+    """Of the cluster (`host:port`, `auto`); RAY_ADDRESS when not given, and without either one on this machine."""
+    jobs_address: str | None = None
+    """Of the Jobs API (`http://host:8265`), for submitted runs; RAY_API_SERVER_ADDRESS when not given."""
+    placement: Literal["auto", "STRICT_SPREAD", "SPREAD", "PACK", "STRICT_PACK"] = "auto"
+    """Of the nodes of a run: auto spreads them over machines where the cluster has as many."""
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources of each node."""
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    """Ray's runtime environment for everything of the run (`pip`, `py_modules`, `env_vars` …); with storage.url the recipe's
+    folder is its working_dir."""
+
+
+class Ray:
+    """Attached to a running cluster, or an embedded one on this machine."""
+
+    Options = RayOptions
+
+    def __init__(self, options: RayOptions) -> None:
+        self.options = options
+
+    def supervises_locally(self) -> bool:
+        """The supervisor can be anywhere that reaches the cluster."""
+        return True
+
+    def problems(self, plan: LaunchPlan) -> list[str]:
+        """Ray is installed."""
+        import importlib.util
+
+        shortage = importlib.util.find_spec("ray") is None
+        return ["Ray is not installed: pip install 'dtrain[ray]'"] if shortage else []
+
+    def bundle(self, plan: LaunchPlan) -> dict[str, float]:
+        """What one node of the run asks for."""
+        each = plan.job.resources.cpus_per_worker or 1
+        wanted: dict[str, float] = {"CPU": float(plan.workers_per_node * each)}
+        if plan.job.resources.device == "gpu":
+            wanted["GPU"] = float(plan.workers_per_node)
+        return wanted | self.options.resources
+
+    def runtime_env(self, plan: LaunchPlan, run: RunDir) -> dict[str, Any]:
+        """What Ray brings to every node; the recipe's folder where nodes share none, without the runs in it."""
+        job = plan.job
+        if not job.storage.url:
+            return self.options.runtime_env
+        runs, folder = run.path.parent, Path(job.folder)
+        inside = [f"/{runs.relative_to(folder)}"] if runs != folder and runs.is_relative_to(folder) else []
+        excluded = [*self.options.runtime_env.get("excludes", []), *inside]
+        return {"working_dir": job.folder} | self.options.runtime_env | {"excludes": excluded}
+
+    def render(self, plan: LaunchPlan, run: RunDir) -> str:
+        """The runtime environment, the placement group, and the agent of each of its bundles."""
+        lines = [f"placement group: {plan.nodes} x {self.bundle(plan)}, {self.options.placement}"]
+        if environment := self.runtime_env(plan, run):
+            lines.insert(0, f"runtime environment: {environment}")
+        return "\n".join([*lines, *(shlex.join(plan.agent_command(run, f"node{n}")) for n in range(plan.nodes))])
+
+    @contextmanager
+    def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[RayAllocation]:
+        """See `Cluster.allocate`."""
+        with connected(self.options.address, self.runtime_env(plan, run)):
+            allocation = RayAllocation(self, plan, run, inbox)
+            try:
+                allocation.begin()
+                yield allocation
+            finally:
+                allocation.end()
+
+    def submit(self, plan: LaunchPlan, run: RunDir) -> str:
+        """A Ray job that runs the supervisor in the cluster, which may see nothing of this machine's files."""
+        command, environment = supervisor_command(run), dict(self.runtime_env(plan, run))
+        if plan.job.storage.url:
+            command[0] = "python"
+            told = {SHIPPED_JOB: json.dumps(to_dict(plan.job))}
+            environment["env_vars"] = environment.get("env_vars", {}) | told
+        try:
+            # The same run may be submitted again after a stop, and Ray never takes an id twice.
+            return str(
+                self._jobs().submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=f"{run.id}-{os.urandom(2).hex()}",
+                    runtime_env=environment or None,
+                )
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ClusterError(f"Ray did not take the job: {error}", "Check the address of the Jobs API.") from error
+
+    def state(self, run: RunDir, reference: str) -> Submission:
+        """What the Jobs API says; '' where the cluster cannot be reached or does not know the job."""
+        with suppress(RuntimeError, ConnectionError, ClusterError):
+            info = self._jobs().get_job_info(reference)
+            state = STATES.get(info.status.value, "")
+            return Submission(state, info.message or "", reference, over=info.status.is_terminal())
+        return Submission("", "the cluster does not answer", reference)
+
+    def cancel(self, run: RunDir, reference: str) -> None:
+        """Stop the job, and its supervisor with it."""
+        with suppress(RuntimeError):
+            self._jobs().stop_job(reference)
+
+    def _jobs(self) -> Any:
+        try:
+            from ray.job_submission import JobSubmissionClient
+        except ImportError:
+            raise UsageError("Ray's Jobs API is not installed", "pip install 'dtrain[ray]'") from None
+        address = self.options.jobs_address or os.environ.get("RAY_API_SERVER_ADDRESS")
+        if not address:
+            raise UsageError(
+                "submitting to Ray needs the address of its Jobs API",
+                "Set cluster.jobs_address in the recipe or RAY_API_SERVER_ADDRESS (http://host:8265).",
+            )
+        try:
+            return JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(f"no Ray cluster answers at {address}: {error}", "Is it up? See `ray status`.") from None
+
+
+@contextmanager
+def connected(address: str | None, runtime_env: dict[str, Any]) -> Iterator[None]:
+    """A connection to the cluster at this address or RAY_ADDRESS, or an embedded cluster; left as it was found."""
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "dtrain"}
+    if runtime_env and OF_A_JOB not in os.environ:  # a job has its own already
+        quiet["runtime_env"] = runtime_env
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(num_cpus=devices.cpus(), num_gpus=devices.gpus(), include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"cannot connect to Ray at {address or 'this machine'}: {error}", "Check `ray status`."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class RayChannel:
+    """The way to the agent of one bundle."""
+
+    def __init__(self, actor: Any, number: int, group: Any, bundle: int) -> None:
+        self.actor = actor
+        self.number = number
+        """Of the run's node."""
+        self.group = group
+        self.bundle = bundle
+        """In its placement group."""
+        self.node_id = ""
+        """Where the actor is, once it is somewhere."""
+
+    def send(self, command: Command) -> None:
+        """See `Channel.send`."""
+        self.actor.send.remote(encode(command))
+
+
+class RayAllocation:
+    """A placement group with an agent in each of its bundles."""
+
+    def __init__(self, cluster: Ray, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> None:
+        self._cluster = cluster
+        self._plan = plan
+        self._run = run
+        self._inbox = inbox
+        self._bundle = cluster.bundle(plan)
+        self._groups: list[Any] = []
+        self._over = threading.Event()
+        self._incarnations = 0
+        self._threads: list[threading.Thread] = []
+        self._warned: set[str] = set()
+        self.channels: dict[str, RayChannel] = {}
+
+    def begin(self) -> None:
+        """Ask for the placement group; agents are started as its bundles get their nodes."""
+        import ray
+
+        placement = self._cluster.options.placement
+        if placement == "auto":
+            machines = sum(bool(node["Alive"]) for node in ray.nodes())
+            placement = "STRICT_SPREAD" if machines >= self._plan.nodes > 1 else "PACK"
+        group = ray.util.placement_group([self._bundle] * self._plan.nodes, strategy=placement)
+        self._groups.append(group)
+        for number in range(self._plan.nodes):
+            self._start(number, group, number)
+        self._spawn(self._look_for_drains, "ray-drains")
+
+    def replace(self, node: str) -> bool:
+        """See `Allocation.replace`: Ray moves the bundle of a dead node to another one as soon as there is room. Where there
+        is none now, the agent may still come later, when nodes do."""
+        import ray
+
+        if node not in self.channels:
+            return False
+        channel = self.channels.pop(node)
+        self._kill(channel.actor)
+        state = self._holder(channel)
+        room = state == "stays" or self._room()
+        if state == "drains":
+            # Its bundle stays on it until it is gone: ask for another one elsewhere.
+            self._groups.append(ray.util.placement_group([self._bundle]))
+            self._start(channel.number, self._groups[-1], 0, expected=room)
+        else:
+            self._start(channel.number, channel.group, channel.bundle, expected=room)
+        return room
+
+    def shortage(self) -> str:
+        """What is asked for, free and there in all."""
+        import ray
+
+        free, total = ray.available_resources(), ray.cluster_resources()
+        parts = [
+            f"{name}: {amount * self._plan.nodes:g} asked, {free.get(name, 0):g} free, {total.get(name, 0):g} in all"
+            for name, amount in self._bundle.items()
+        ]
+        return f"{self._plan.nodes} nodes of {self._bundle}; {'; '.join(parts)}"
+
+    def end(self) -> None:
+        """End every agent, and give the bundles back."""
+        import ray
+
+        self._over.set()
+        for channel in self.channels.values():
+            channel.send(Quit())
+        deadline = time.monotonic() + QUIT_SECONDS
+        for thread in self._threads:
+            if (
+                thread.name.removeprefix("ray-") in self.channels
+                and self.channels[thread.name.removeprefix("ray-")].node_id
+            ):
+                thread.join(max(0.0, deadline - time.monotonic()))
+        for channel in self.channels.values():
+            self._kill(channel.actor)
+        for group in self._groups:
+            ray.util.remove_placement_group(group)
+
+    def _holder(self, channel: RayChannel) -> Literal["stays", "drains", "dead"]:
+        """How the node of a channel's bundle is."""
+        import ray
+        from ray._private.state import state
+
+        placed = ray.util.placement_group_table(channel.group)["bundles_to_node_id"].get(channel.bundle)
+        if placed not in {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            return "dead"
+        return "drains" if placed in state.get_draining_nodes() else "stays"
+
+    def _room(self) -> bool:
+        """Whether some living node could hold another bundle now."""
+        import ray
+        from ray._private.state import available_resources_per_node
+
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+        return any(
+            node in alive and all(there.get(name, 0) >= amount for name, amount in self._bundle.items())
+            for node, there in free.items()
+        )
+
+    def _start(self, number: int, group: Any, bundle: int, *, expected: bool = True) -> None:
+        """Create the actor of a bundle, which waits for its resources; it counts as coming only where it is expected."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self._incarnations += 1
+        node = f"node{number}.{self._incarnations}"
+        amounts = dict(self._bundle)
+        options = {
+            "num_cpus": amounts.pop("CPU", 0),
+            "num_gpus": amounts.pop("GPU", 0),
+            "resources": amounts,
+            "max_concurrency": 4,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+        }
+        environment = {devices.CPUS: str(max(1, int(self._bundle["CPU"])))}
+        actor = ray.remote(AgentHost).options(**options).remote(self._plan.agent_command(self._run, node), environment)
+        channel = RayChannel(actor, number, group, bundle)
+        if expected:
+            self.channels[node] = channel
+        self._spawn(lambda: self._listen(node, channel), f"ray-{node}")
+
+    def _spawn(self, target: Any, name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _listen(self, node: str, channel: RayChannel) -> None:
+        """Wait for the actor to have its place, and pass on what its agent says."""
+        import ray
+
+        try:
+            channel.node_id = ray.get(channel.actor.node.remote())
+            self.channels[node] = channel
+            for line in channel.actor.events.options(num_returns="streaming").remote():
+                with suppress(ValueError):
+                    self._inbox.put((node, decode(ray.get(line))[1]))
+            self._gone(node, "its agent ended")
+        except ray.exceptions.RayError as error:
+            self._gone(node, error)
+
+    def _gone(self, node: str, why: object) -> None:
+        if not self._over.is_set():
+            # The last line of an error that came from an actor is the error itself.
+            words = str(why).strip().splitlines() or [type(why).__name__]
+            self._inbox.put((node, NodeLost(words[-1])))
+
+    def _kill(self, actor: Any) -> None:
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            ray.kill(actor)
+
+    def _look_for_drains(self) -> None:
+        """Ray says some time before that a node will be taken away."""
+        from ray._private.state import state
+
+        while not self._over.wait(LOOK_SECONDS):
+            with suppress(Exception):
+                draining = set(state.get_draining_nodes())
+                for node, channel in list(self.channels.items()):
+                    if channel.node_id in draining and node not in self._warned:
+                        self._warned.add(node)
+                        self._inbox.put((node, NodeDraining("Ray drains its node")))

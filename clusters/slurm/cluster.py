@@ -1,0 +1,237 @@
+"""SLURM: the supervisor runs in the batch script on the job's first node, one agent on each of its nodes behind `srun`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dtrain.api.cluster import Inbox, Submission
+from dtrain.api.plan import LaunchPlan
+from dtrain.api.protocol import Command
+from dtrain.common.errors import ClusterError, UsageError
+from dtrain.run.folder import RunDir
+
+from . import script
+from .commands import (
+    ENDED,
+    UNKNOWN_JOB,
+    NodeFacts,
+    addresses,
+    call,
+    job_state,
+    nodes_of,
+    own_job,
+    partitions,
+    usable,
+)
+from .script import SlurmOptions
+from .step import AgentLaunch, SrunStep
+
+JOB = "SLURM_JOB_ID"
+EXCLUDE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """The channel to one agent of a step."""
+
+    step: SrunStep
+    name: str
+    node: str
+
+    def send(self, command: Command) -> None:
+        """See `Channel.send`."""
+        self.step.send(command, self.name)
+
+
+class SlurmAllocation:
+    """The agents of one run in the job that this process runs in."""
+
+    def __init__(self, agent: list[str], container: list[str], nodes: list[str], inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._replaced = 0
+        self._start = AgentLaunch(tuple(nodes), tuple(agent), tuple(container), addresses(nodes))
+        step = SrunStep(self._start, inbox)
+        self._steps = [step]
+        self._members = {node: Member(step, node, node) for node in nodes}
+
+    @property
+    def channels(self) -> Mapping[str, Member]:
+        """See `Allocation.channels`."""
+        return self._members
+
+    def replace(self, node: str) -> bool:
+        """See `Allocation.replace`: another agent on the same node, if SLURM takes that for alive."""
+        if node not in self._members:
+            return True
+        lost = self._members.pop(node)
+        if not usable(lost.node):
+            return False
+        self._replaced += 1
+        suffix = f".{self._replaced}"
+        stale = lost.step.pids.get(node)
+        step = SrunStep(replace(self._start, nodes=(lost.node,), suffix=suffix, stale=stale), self._inbox)
+        self._steps.append(step)
+        self._members[f"{lost.node}{suffix}"] = Member(step, f"{lost.node}{suffix}", lost.node)
+        return True
+
+    def end(self) -> None:
+        """Stop every agent."""
+        threads = [threading.Thread(target=step.end) for step in self._steps]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+class Slurm:
+    """Batch jobs of SLURM, or an allocation that `dtrain run` is started in."""
+
+    Options = SlurmOptions
+
+    def __init__(self, options: SlurmOptions) -> None:
+        self.options = options
+
+    def supervises_locally(self) -> bool:
+        """Inside an allocation, which is used as it is."""
+        try:
+            return JOB in os.environ and bool(nodes_of(os.environ[JOB]))
+        except ClusterError:
+            return False
+
+    def problems(self, plan: LaunchPlan) -> list[str]:
+        """Mistakes in the options, no SLURM here, and what no node or partition could ever give."""
+        found = list(script.mistakes(self.options))
+        if found:
+            return found
+        if not shutil.which("sbatch"):
+            return [
+                "sbatch was not found: run dtrain where SLURM's commands are (a login node), or take another --cluster"
+            ]
+        try:
+            known = partitions()
+        except ClusterError as error:
+            return [f"SLURM cannot be asked: {error.message}"]
+        return list(self._impossible(plan, known))
+
+    def _impossible(self, plan: LaunchPlan, known: Mapping[str, list[NodeFacts]]) -> Iterator[str]:
+        """What would stay pending for ever."""
+        names = (self.options.partition or "").split(",")
+        if unknown := [name for name in names if name not in known]:
+            if self.options.partition:
+                others = ", ".join(sorted(filter(None, known)))
+                yield f"there is no partition '{unknown[0]}': it has {others}"
+            return
+        nodes = list({node.name: node for name in names for node in known[name]}.values())
+        where = f"partition {self.options.partition}" if self.options.partition else "the default partition"
+        wanted = plan.nodes + self.options.spare_nodes
+        if wanted > len(nodes):
+            yield f"{wanted} nodes are asked for and {where} has {len(nodes)}: take fewer nodes or spare_nodes"
+        for what, asked, given in (
+            ("GPUs", script.gpus(self.options, plan), [node.gpus for node in nodes]),
+            ("CPUs", script.cpus(self.options, plan), [node.cpus for node in nodes]),
+        ):
+            enough = sum(count >= asked for count in given)
+            if asked > max(given):
+                yield f"{asked} {what} a node are asked for and no node of {where} has more than {max(given)}: take more nodes"
+            elif enough < wanted <= len(nodes):
+                yield f"{asked} {what} a node are asked for on {wanted} nodes, and {enough} nodes of {where} have as many"
+
+    def render(self, plan: LaunchPlan, run: RunDir) -> str:
+        """The batch script."""
+        return script.render(self.options, plan, run)
+
+    @contextmanager
+    def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[SlurmAllocation]:
+        """See `Cluster.allocate`: one srun in the job that this process runs in."""
+        nodes = nodes_of(os.environ.get(JOB, "0"))
+        if len(nodes) < plan.nodes and not plan.fits(len(nodes)):
+            raise ClusterError(
+                f"the run wants {plan.nodes} nodes and the allocation has {len(nodes)}",
+                "Allocate more, or give --nodes.",
+            )
+        chosen = nodes[: plan.nodes + self.options.spare_nodes]
+        container = shlex.split(self.options.container)
+        allocation = SlurmAllocation(plan.agent_command(run, ""), container, chosen, inbox)
+        try:
+            yield allocation
+        finally:
+            allocation.end()
+
+    def submit(self, plan: LaunchPlan, run: RunDir) -> str:
+        """Hand in the batch script, which stays in the run folder; returns the job's number."""
+        if "\\" in str(run.path):
+            raise UsageError(f"SLURM takes no backslash in a path: {run.path}", "Choose another folder with --runs.")
+        path = _script(run)
+        path.write_text(self.render(plan, run))
+        return _sbatch(path)
+
+    def state(self, run: RunDir, reference: str) -> Submission:
+        """SLURM's word for the job, with its reason."""
+        found = job_state(reference)
+        if not found:
+            return Submission("", reference=reference, over=True)
+        return Submission(found.state, found.reason, reference, over=found.state in ENDED)
+
+    def cancel(self, run: RunDir, reference: str) -> None:
+        """End the job."""
+        try:
+            call("scancel", reference)
+        except ClusterError as error:
+            if UNKNOWN_JOB not in error.message:
+                raise
+
+    def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
+        """See `SupportsRequeue.requeue`: requeued under the same number, or handed in anew where SLURM refuses that."""
+        job, submitted = os.environ.get(JOB, ""), run.submitted()
+        if not submitted or submitted.reference != job:
+            raise ClusterError("its job was not submitted by dtrain")
+        now = own_job(job)
+        if now and (now.state == "PENDING" or (now.restarts or 0) > int(os.environ.get("SLURM_RESTART_COUNT", 0))):
+            return f"SLURM has queued job {job} again by itself"
+        if now and now.state != "RUNNING" and now.reason != "TimeLimit":
+            # A requeue would be granted even now, against the will of whoever cancelled it.
+            raise ClusterError(f"job {job} was cancelled")
+        # Suffixes tell the agents of one node from each other.
+        bad = ",".join(dict.fromkeys(re.sub(r"\.\d+$", "", name) for name in without))
+        exclude = ",".join(filter(None, (self.options.exclude, bad)))
+        if now and now.state == "RUNNING":
+            with suppress(ClusterError):
+                call("scontrol", "requeue", job)
+                if bad and _excluded(job, exclude):
+                    return f"job {job} is queued again without {bad}"
+                return f"job {job} is queued again"
+        options = [f"--dependency=afterany:{job}", *([f"--exclude={exclude}"] if bad else [])]
+        reference = _sbatch(_script(run), *options)
+        run.write_submitted(replace(submitted, reference=reference))
+        return f"submitted again as job {reference}"
+
+
+def _excluded(job: str, nodes: str) -> bool:
+    """Keep a job that was just requeued off these nodes: SLURM takes that only when the job has left its old ones, which
+    it does while this process is being ended."""
+    deadline = time.monotonic() + EXCLUDE_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(ClusterError):
+            call("scontrol", "update", f"jobid={job}", f"excnodelist={nodes}")
+            if re.search(r"ExcNodeList=(?!\(null\))", call("scontrol", "-o", "show", "job", job)):
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def _script(run: RunDir) -> Path:
+    return run.path / "job.sh"
+
+
+def _sbatch(path: Path, *options: str) -> str:
+    # `12;cluster` where there are several clusters
+    return call("sbatch", "--parsable", *options, str(path)).strip().partition(";")[0]

@@ -1,0 +1,91 @@
+"""The run folder of a node that does not see the run's: what grows in it is sent to the supervisor, which keeps it in the real one.
+
+One folder a machine and run, taken over by the next agent there when one was killed, with what it had not sent yet
+and with its copies of checkpoints.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from dtrain.api.protocol import FileAppended
+from dtrain.common.files import read_at, write_json
+from dtrain.common.serde import from_dict
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job
+
+FOLDER = "DTRAIN_FOLDER"
+"""Where the recipe's folder was brought to on this node, where a cluster ships it."""
+SENT = "sent.json"
+CHUNK = 1 << 18
+
+
+class NodeRunFolder:
+    """A private run folder."""
+
+    def __init__(self, run: RunDir, lock: IO[str]) -> None:
+        self.run = run
+        self._lock = lock
+        self._sent: dict[str, int] = {}
+        if (run.path / SENT).exists():
+            self._sent = json.loads((run.path / SENT).read_text())
+
+    def adopt(self, job: dict[str, Any]) -> None:
+        """Take the job that the supervisor sent; its folder is where it was brought to here."""
+        known = from_dict(Job, job)
+        self.run.write_job(replace(known, folder=os.environ.get(FOLDER, known.folder)))
+
+    def grown(self) -> Iterator[FileAppended]:
+        """What was added to logs and ledgers since the last time; it counts as sent when the next piece is asked for."""
+        for path in self.run.append_only_files():
+            name = str(path.relative_to(self.run.path))
+            while chunk := read_at(path, self._sent.get(name, 0), CHUNK):
+                offset = self._sent.get(name, 0)
+                yield FileAppended(name, offset, base64.b64encode(chunk).decode())
+                self._sent[name] = offset + len(chunk)
+                write_json(self.run.path / SENT, self._sent)
+
+    def remove(self) -> None:
+        """Everything was sent: leave nothing behind."""
+        shutil.rmtree(self.run.path, ignore_errors=True)
+
+
+def take(run_id: str) -> NodeRunFolder:
+    """The first folder for this run on this machine that no living agent has; a dead one's is taken over."""
+    for number in itertools.count():
+        run = RunDir(Path(tempfile.gettempdir()) / f"dtrain-{os.getuid()}" / str(number) / run_id)
+        run.create_folders()
+        lock = open(run.path / "agent.lock", "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        return NodeRunFolder(run, lock)
+    raise AssertionError("unreachable")
+
+
+def keep(run: RunDir, grew: FileAppended) -> None:
+    """In the supervisor: add what a node sent to the real run folder. A ledger's place is known, so that what is sent twice
+    counts once; a rank's log may come from one node after another."""
+    path = run.path / grew.name
+    if path.parent not in (run.logs, run.ledgers):
+        raise ValueError(f"not a file that a node may send: {grew.name}")
+    data = base64.b64decode(grew.data)
+    if path.parent == run.logs:
+        with open(path, "ab") as log:
+            log.write(data)
+        return
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as ledger:
+        ledger.seek(grew.offset)
+        ledger.write(data)

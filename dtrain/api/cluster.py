@@ -1,0 +1,113 @@
+"""What a cluster is to the supervisor: a giver of nodes, each with an agent at the end of a channel."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from dtrain.api.plan import LaunchPlan
+from dtrain.api.protocol import Command, Event
+from dtrain.run.folder import RunDir
+
+
+@dataclass(frozen=True)
+class NodeLost:
+    """The channel of a node closed, or the cluster said that the node is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class PreemptionNotice:
+    """The cluster will take the nodes away soon: save and leave."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NodeDraining:
+    """The cluster will take this one node away soon: save, and go on without it."""
+
+    reason: str
+
+
+@runtime_checkable
+class DescribesShortage(Protocol):
+    """An allocation that can say what it waits for."""
+
+    def shortage(self) -> str:
+        """What is asked for, free and there in all, in words."""
+
+
+Inbox = queue.SimpleQueue[tuple[str, Event | NodeLost | PreemptionNotice | NodeDraining | Any]]
+"""(node, what happened there), in the order of arrival; '' is the supervisor's own."""
+
+
+class Channel(Protocol):
+    """The way to one agent."""
+
+    def send(self, command: Command) -> None:
+        """Does not wait and does not fail: a broken channel shows up as `NodeLost` in the inbox."""
+
+
+class Allocation(Protocol):
+    """Nodes that are ours for now; their agents' events arrive in the inbox that `allocate` was given."""
+
+    channels: Mapping[str, Channel]
+    """Node → channel, of the agents that were started and are not known to be lost."""
+
+    def replace(self, node: str) -> bool:
+        """Idempotent, does not wait. Start another agent in place of a lost one, on the same node or a new one; its
+        `AgentReady` arrives in the inbox. False: the cluster has nothing to give."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A detached run as its cluster knows it."""
+
+    state: str
+    """The cluster's own word (`PENDING`, `RUNNING` …); empty where it knows nothing of the run."""
+    reason: str = ""
+    reference: str = ""
+    over: bool = False
+    """Whether the cluster has ended it for good: nothing will go on by itself."""
+
+
+@runtime_checkable
+class SupportsRequeue(Protocol):
+    """A cluster that takes nodes away from runs and gives them new ones later."""
+
+    def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
+        """Called by the supervisor inside the cluster when a run must leave: have it started again, without these
+        nodes; returns what was done, in words. Raises `ClusterError` where the cluster refuses."""
+
+
+class Cluster(Protocol):
+    """A place where runs run."""
+
+    Options: ClassVar[type]
+    """Frozen dataclass of this cluster's own options, checked by the recipe loader."""
+
+    def supervises_locally(self) -> bool:
+        """Whether `dtrain run` may supervise from its own process; otherwise it submits and follows."""
+
+    def problems(self, plan: LaunchPlan) -> list[str]:
+        """What this cluster can already tell will not work (more GPUs than it has …), each with what to do instead."""
+
+    def render(self, plan: LaunchPlan, run: RunDir) -> str:
+        """Pure. What would be run, to the letter."""
+
+    def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> AbstractContextManager[Allocation]:
+        """Start one agent a node; does not wait for them. Leaving the context ends every process it started."""
+
+    def submit(self, plan: LaunchPlan, run: RunDir) -> str:
+        """Start the supervisor inside the cluster, detached; returns the cluster's reference."""
+
+    def state(self, run: RunDir, reference: str) -> Submission:
+        """What the cluster says of a submission."""
+
+    def cancel(self, run: RunDir, reference: str) -> None:
+        """Idempotent. End a submission the hard way, where its supervisor does not answer."""

@@ -1,0 +1,89 @@
+"""The launch plan: a job and the shape of its attempts, as values."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+
+from dtrain.api.strategy import RankInfo
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job
+
+SHIPPED_JOB = "DTRAIN_JOB"
+"""The job as JSON, for a supervisor that may not see the run folder; it is started in a copy of the recipe's folder then."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a job cannot run, and the part of the recipe that says so."""
+
+    path: tuple[str, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A job and the shape of its attempts; plugins are named by the job and found by `dtrain.launch.registry`."""
+
+    job: Job
+    nodes: int
+    workers_per_node: int
+    processes_per_node: int
+    preload: tuple[str, ...]
+
+    @property
+    def processes(self) -> int:
+        """Worker processes of a full attempt: its world size."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def workers(self) -> int:
+        """Replicas of a full attempt."""
+        return self.nodes * self.workers_per_node
+
+    @property
+    def replicas(self) -> int:
+        """Devices of one process."""
+        return self.workers_per_node // self.processes_per_node
+
+    def on(self, nodes: int) -> LaunchPlan:
+        """The same run on another number of nodes."""
+        return dataclasses.replace(self, nodes=nodes)
+
+    def fits(self, nodes: int) -> bool:
+        """Whether an attempt on so many nodes has enough workers, and whole shards for each."""
+        workers = nodes * self.workers_per_node
+        least = self.job.resources.min_workers or self.job.resources.workers
+        return (
+            nodes > 0
+            and workers >= least
+            and (self.job.kind == "script" or (self.job.train.shards or 1) % workers == 0)
+        )
+
+    def places(self) -> list[list[RankInfo]]:
+        """For each node, the places of its worker processes."""
+        each = self.processes_per_node
+        return [
+            [
+                RankInfo(node * each + local, self.processes, local, each, node, self.nodes, self.replicas)
+                for local in range(each)
+            ]
+            for node in range(self.nodes)
+        ]
+
+    def agent_command(self, run: RunDir, node: str) -> list[str]:
+        """How a cluster starts the agent of a node. `-P` keeps the working directory off the module path."""
+        preload = [f"--preload={','.join(self.preload)}"] if self.preload else []
+        threads = self.job.resources.cpus_per_worker
+        return [
+            sys.executable, "-P", "-m", "dtrain", "agent", str(run.path), f"--node={node}", *preload,
+            f"--processes={self.processes_per_node}", f"--replicas={self.replicas}",
+            *([f"--threads={threads}"] if threads else []),
+            f"--heartbeat={self.job.recovery.heartbeat_seconds}",
+        ]  # fmt: skip
+
+
+def supervisor_command(run: RunDir) -> list[str]:
+    """How a cluster starts the supervisor of a submitted run: everywhere the same."""
+    return [sys.executable, "-P", "-m", "dtrain", "supervise", str(run.path)]

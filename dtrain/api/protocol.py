@@ -1,0 +1,211 @@
+"""What supervisor and agents say to each other: frozen values, one JSON line each.
+
+Commands go down an agent's stdin, events come up its stdout. A command about an attempt names it, and so does every event
+about one, so that a late word from an older attempt is known as such.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.common.serde import from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class SetJob:
+    """Command: work without the run folder, which this node does not see, on this job."""
+
+    job: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReservePorts:
+    """Command: reserve a port for each of so many workers."""
+
+    attempt: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class StartWorkers:
+    """Command: fork the node's workers."""
+
+    attempt: int
+    places: tuple[RankInfo, ...]
+    peers: RendezvousInfo
+    environment: dict[str, dict[str, str]]
+    """Rank (as a string) → variables."""
+    checkpoint: str | None
+    """Name of the one to resume from."""
+    step: int
+    """Steps that are done in it."""
+
+
+@dataclass(frozen=True)
+class StopWorkers:
+    """Command: SIGTERM to every worker's process group, SIGKILL after the grace."""
+
+    attempt: int
+    grace_seconds: float
+
+
+@dataclass(frozen=True)
+class WorkerCommand:
+    """Command: hand `body` to every worker of the node (see `dtrain.worker` for the words)."""
+
+    attempt: int
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DumpStacks:
+    """Command: every worker writes the stacks of all its threads to its log."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Quit:
+    """Command: end the workers and the agent."""
+
+
+@dataclass(frozen=True)
+class AgentReady:
+    """Event: the agent is up."""
+
+    host: str
+    address: str
+    cpus: int
+    gpus: int
+    pid: int
+    sees_run: bool
+    """Whether the run folder is there on this node."""
+
+
+@dataclass(frozen=True)
+class PortsReserved:
+    """Event: the ports reserved for an attempt."""
+
+    attempt: int
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WorkersStarted:
+    """Event: the workers run."""
+
+    attempt: int
+    pids: dict[str, int]
+
+
+@dataclass(frozen=True)
+class WorkerLiveness:
+    """One worker's signs of life."""
+
+    step: int | None
+    """Steps done, None where the worker has no steps (a script)."""
+    idle_seconds: float
+    """Since it last made a step, wrote output or used CPU time."""
+    stopped_seconds: float
+    """Since it was stopped by a signal; 0: it is not."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Event: the agent lives, and so do these workers."""
+
+    attempt: int
+    signs: dict[str, WorkerLiveness] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """Event: a worker's own words (metrics, a written checkpoint part, an answer)."""
+
+    attempt: int
+    rank: int
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerExited:
+    """Event: a worker is gone."""
+
+    attempt: int
+    rank: int
+    code: int
+    """Exit code, or minus the signal."""
+    step: int | None
+    out_of_memory: bool
+    """The kernel's OOM killer struck in the worker's control group meanwhile."""
+
+
+@dataclass(frozen=True)
+class FileAppended:
+    """Event: what was added to a log or a ledger on a node that does not see the run folder."""
+
+    name: str
+    """Relative to the run folder."""
+    offset: int
+    """Of the data in the node's own file."""
+    data: str
+    """Base64."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Event: a part of another event's line, where the way up carries only short lines whole."""
+
+    text: str
+    first: bool
+    last: bool
+
+
+Command = SetJob | ReservePorts | StartWorkers | StopWorkers | WorkerCommand | DumpStacks | Quit
+Event = AgentReady | PortsReserved | WorkersStarted | Heartbeat | WorkerReport | WorkerExited | FileAppended | Fragment
+KINDS = {cls.__name__: cls for cls in (*get_args(Command), *get_args(Event))}
+
+
+def encode(message: Command | Event, to: str = "") -> bytes:
+    """One JSON line; `to` names the node where one pipe reaches several."""
+    body = to_dict(message) | {"kind": type(message).__name__}
+    return json.dumps(body | {"to": to} if to else body, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes | str) -> tuple[str, Any]:
+    """The node a line names (or '') and its message; raises `ValueError` for a line that is none of ours."""
+    body = json.loads(line)
+    if not isinstance(body, dict) or body.get("kind") not in KINDS:
+        raise ValueError("not a message")
+    to = str(body.pop("to", ""))
+    return to, from_dict(KINDS[body.pop("kind")], body)
+
+
+def fragments(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
+    """An encoded event as lines of at most so many bytes."""
+    if len(line) <= most_bytes:
+        yield line
+        return
+    text = line.decode().rstrip("\n")
+    # Quotes and backslashes become two bytes; the rest of JSON is ASCII.
+    size = (most_bytes - len(encode(Fragment("", first=False, last=False), to))) // 2
+    for begin in range(0, len(text), size):
+        yield encode(Fragment(text[begin : begin + size], first=begin == 0, last=begin + size >= len(text)), to)
+
+
+class Reassembler:
+    """Makes events of the pieces of several nodes."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, list[str]] = {}
+
+    def add(self, node: str, piece: Fragment) -> Any:
+        """The event that is whole with this piece, or None."""
+        if piece.first:
+            self._begun[node] = []
+        self._begun.setdefault(node, []).append(piece.text)
+        return decode("".join(self._begun.pop(node)))[1] if piece.last else None

@@ -1,0 +1,205 @@
+"""The two sides of a strategy: what the launcher asks of it, and the session a worker trains through.
+
+A module that holds a strategy imports its framework inside functions only, so that a login node needs none.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from dtrain.spec.job import Device, Job, Resources, Train
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Where one worker process stands among all of an attempt."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    nodes: int
+    replicas: int
+    """Devices this process drives; more than one under MirroredStrategy and TPUStrategy."""
+
+
+@dataclass(frozen=True)
+class RendezvousInfo:
+    """How the workers of an attempt reach each other; every attempt has ports of its own."""
+
+    addresses: tuple[str, ...]
+    """Of every rank, in the order of ranks; a worker is told rank 0's only, the rest stands in its environment."""
+    ports: tuple[int, ...]
+    """One reserved for every rank, on its own node; rank 0's is the rendezvous port."""
+    run_id: str
+    attempt: int
+    """Counted from 1."""
+    service: int = 0
+    """One more port on rank 0's node, for what a strategy serves there."""
+
+    @cached_property
+    def on_loopback(self) -> bool:
+        """Whether all of them are on one machine and reach each other without a network."""
+        return all(address.startswith("127.") for address in set(self.addresses))
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """All that a worker hands to `join`."""
+
+    place: RankInfo
+    peers: RendezvousInfo
+    job: Job
+    rendezvous: socket.socket | None
+    """Rank 0's rendezvous port, bound and not yet listening, so that nobody can take it in between."""
+
+
+@dataclass(frozen=True)
+class SnapshotFiles:
+    """What one process put into a checkpoint folder."""
+
+    files: tuple[str, ...]
+    """Names relative to the folder."""
+    weights: str
+    """Hex digest of the model state this process holds; equal weights give equal digests at the same layout."""
+
+
+@dataclass(frozen=True)
+class StepNumber:
+    """Which step of the run this is."""
+
+    step: int
+    """Counted from 0."""
+    total_steps: int
+    """Of the whole run."""
+
+
+FIRST_STEP = StepNumber(0, 1)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A session found a loss that is not finite: the pass of the step (this worker's shard, counted from 0) and how many
+    steps before the present one."""
+
+    def __init__(self, value: float, number: int, steps_ago: int = 0) -> None:
+        super().__init__(value, number, steps_ago)
+        self.value = value
+        self.number = number
+        self.steps_ago = steps_ago
+
+
+class NonFiniteWeights(ArithmeticError):
+    """A snapshot found a weight that is not finite, and was not written; the text names the tensor."""
+
+
+class Snapshot(Protocol):
+    """A copy of the training state, safe from later steps."""
+
+    def write(self, folder: Path) -> SnapshotFiles:
+        """Write this process's part; runs beside the training, may be collective on a group of its own. Raises
+        `NonFiniteWeights` in at least one process, instead of writing weights that are not finite."""
+
+
+class TrainingBackend(Protocol):
+    """What `Strategy.join` yields in every worker: training, in one framework, with all the others."""
+
+    def build(self, task: Any, train: Train) -> tuple[Any, Any]:
+        """Collective. Model and optimizer from `task.model()` and `task.optimizer(model)`, wrapped, the same weights
+        on every rank from `train.seed`. From a task with `models` and `optimizers`: dicts of both, by the task's names.
+        Raises `UserError`, which names `task.name`, for what the task may not give."""
+
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
+        """Collective. One optimizer step on this process's shards, `rate` times the base learning rate.
+
+        `batches` and `seeds` have one entry a shard, in shard order. Returns the mean loss of these shards, or a dict
+        of it ("loss") and other numbers, as scalars that `float` reads (which may wait for the device). A task with
+        `train_step` gets the whole part of this process as one batch, and the backward pass is its own. Raises
+        `NonFiniteLoss` as soon as that costs no wait, if `train.terminate_on_nan`."""
+
+    def feed(self, batch: Any, seed: int) -> Any:
+        """Seed the framework's randomness and give the batch as its tensors on this worker's device, for a loop of the
+        user's own."""
+
+    def evaluate(
+        self, batches: Iterable[tuple[Any, int]], metrics: Callable[[Any, Any], Any] | None = None
+    ) -> dict[str, float]:
+        """Collective. Mean of `metrics(model, batch)`, the task's own if not given, over all samples of all ranks; every
+        rank gives as many batches, each with the number of samples that count (0: a filler). Changes no state."""
+
+    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+        """Collective. Weighted mean over ranks of named values (the same names everywhere)."""
+
+    def snapshot(self) -> Snapshot:
+        """Collective. Copy of model and optimizer state; training may go on when it returns."""
+
+    def load(self, folder: Path) -> None:
+        """Collective. State from a checkpoint folder, whatever strategy of this framework and number of workers wrote it.
+        Raises `CheckpointError` that names what does not fit."""
+
+    def register(self, name: str, thing: Any) -> None:
+        """Collective. Keep `thing.state_dict()` in checkpoints under this name; if a checkpoint was loaded, give it the
+        state it had."""
+
+    def unclaimed(self) -> list[str]:
+        """Names in the loaded checkpoint that nothing was registered under."""
+
+    def whole(self) -> Any:
+        """Collective. The trained model (name → model if there are several) as the user made it, with all its weights, on
+        rank 0; None on the others."""
+
+
+class Strategy(Protocol):
+    """The launcher's side: everything here is pure, and importing it imports no framework."""
+
+    Options: ClassVar[type]
+    """Frozen dataclass of this strategy's own options, checked by the recipe loader."""
+    framework: ClassVar[str | None]
+    """Importable module that workers need (`torch`), which is also the name of dtrain's extra; None: none."""
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """Pure. Modules the zygote imports before it forks workers."""
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """Pure. Worker processes of a node that has so many replicas on such devices: one a device, or one a node."""
+
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+        """Pure. The environment of one rank, as the framework's own launcher would set it."""
+
+
+@runtime_checkable
+class TrainingStrategy(Protocol):
+    """A strategy that can train tasks and functions, not just host a script."""
+
+    def join(self, joining: WorkerContext) -> AbstractContextManager[TrainingBackend]:
+        """Collective. Connect to the others; leaving the context disconnects."""
+
+
+@runtime_checkable
+class NeedsService(Protocol):
+    """A strategy whose workers, or whose scripts, need something to be served by rank 0 while they run."""
+
+    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
+        """Entered by rank 0 before anybody's code runs; may serve from a thread."""
+
+
+@runtime_checkable
+class MetaStrategy(Protocol):
+    """A strategy that stands for another one."""
+
+    def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
+        """Pure. Name and options of the strategy to use, and why."""
+
+
+@runtime_checkable
+class ValidatesResources(Protocol):
+    """A strategy that can refuse a job before anything starts."""
+
+    def problems(self, resources: Resources) -> list[str]:
+        """Pure. What cannot work with these resources, each with what to do instead."""

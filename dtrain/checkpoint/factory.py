@@ -1,0 +1,17 @@
+"""Which checkpoint store a run uses."""
+
+from __future__ import annotations
+
+from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.checkpoint.remote import RemoteCheckpointStore
+from dtrain.checkpoint.store import CheckpointStore
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job
+from dtrain.storage.object_store import of_run
+
+
+def store_of(run: RunDir, job: Job, mark: str = "") -> CheckpointStore:
+    """Where the checkpoints of a run are."""
+    if job.storage.url:
+        return RemoteCheckpointStore(run.checkpoints, of_run(job.storage, run.id), mark)
+    return LocalCheckpointStore(run.checkpoints)

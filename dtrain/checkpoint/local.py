@@ -1,0 +1,114 @@
+"""Checkpoints in a folder that all nodes see, committed by one rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, Files, manifest_of, parsed, verify
+from dtrain.common.errors import CheckpointError
+from dtrain.common.files import flush_folder, hashed, write_whole
+
+
+class LocalCheckpointStore:
+    """The checkpoints of one run in a folder that all its nodes see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def staging(self, attempt: int, step: int) -> Path:
+        """See `CheckpointStore.staging`."""
+        return self.folder / f".staging-{attempt:04d}-{step:08d}"
+
+    def publish(self, attempt: int, step: int, files: Files) -> None:
+        """See `CheckpointStore.publish`: they are visible as they are."""
+
+    def clear_staging(self) -> None:
+        """See `CheckpointStore.clear_staging`."""
+        for path in self.folder.glob(".staging-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+        """See `CheckpointStore.commit`: by one rename."""
+        staged = self.staging(attempt, step)
+        manifest = manifest_of(attempt, step, parts, facts)
+        for name, (size, _) in manifest.files.items():
+            if not (staged / name).is_file() or (staged / name).stat().st_size != size:
+                raise CheckpointError(f"the checkpoint of step {step} misses {name}, or it was cut short")
+        try:
+            write_whole(staged / MANIFEST, manifest.text)
+            flush_folder(staged)
+            final = self.folder / f"step-{step:08d}"
+            if final.exists():
+                self._quarantine(final)
+            os.rename(staged, final)
+            flush_folder(self.folder)
+        except OSError as error:
+            raise CheckpointError(f"the checkpoint of step {step} was not committed: {error}") from error
+        return manifest.committed(final.name)
+
+    def abandon(self, attempt: int, step: int) -> None:
+        """See `CheckpointStore.abandon`."""
+        shutil.rmtree(self.staging(attempt, step), ignore_errors=True)
+
+    def steps(self) -> list[int]:
+        """See `CheckpointStore.steps`."""
+        return [int(path.name.partition("-")[2]) for path in self._committed()]
+
+    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
+        """See `CheckpointStore.latest_valid`."""
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            manifest = parsed(_text(path / MANIFEST))
+            problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(_file_damage, path))
+            if problem:
+                yield self._quarantine(path).name, problem
+                continue
+            assert not isinstance(manifest, str)
+            yield manifest.committed(path.name)
+            return
+
+    def prune(self, keep: int) -> None:
+        """See `CheckpointStore.prune`."""
+        for path in self._committed()[keep:]:
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+    def local_folder(self, name: str, attempt: int) -> Path:
+        """See `CheckpointStore.local_folder`."""
+        return self.folder / name
+
+    def _committed(self) -> list[Path]:
+        """Folders of committed checkpoints, newest first."""
+        return sorted((path for path in self.folder.glob("step-*") if (path / MANIFEST).is_file()), reverse=True)
+
+    def _quarantine(self, path: Path) -> Path:
+        """Move a checkpoint out of the way, but keep it: somebody may want to look."""
+        aside = self.folder / f"damaged-{path.name}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.folder / f"damaged-{path.name}.{number}"
+        os.rename(path, aside)
+        return aside
+
+
+def _text(path: Path) -> bytes | str | None:
+    """What is in a manifest; unreadable ones are as bad as none."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _file_damage(folder: Path, name: str, entry: tuple[int, str]) -> str:
+    path, (size, digest) = folder / name, entry
+    try:
+        if path.stat().st_size != size:
+            return f"has {path.stat().st_size} bytes instead of {size}"
+        return "" if hashed(path)[1] == digest else "is not what was written (sha256 differs)"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

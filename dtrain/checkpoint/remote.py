@@ -1,0 +1,171 @@
+"""Checkpoints on remote storage: written and hashed on the node, copied there, committed by their manifest, which comes last.
+
+An object store cannot rename, so every attempt writes into folders of its own and a folder without a manifest is nothing:
+what a stale worker still copies is never believed. Copies on a node stay as a cache, each file checked before it is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, Files, manifest_of, parsed, verify
+from dtrain.common.errors import CheckpointError, ClusterError, StorageError
+from dtrain.common.files import hashed
+from dtrain.storage.object_store import CHECKPOINTS, ObjectStore
+from dtrain.storage.run_lease import claimed
+
+DAMAGED = "damaged.json"
+CACHED = 2
+
+
+class RemoteCheckpointStore:
+    """The checkpoints of one run at a URL; `cache` is a folder of this node, `mark` the supervisor's, where it is one."""
+
+    def __init__(self, cache: Path, remote: ObjectStore, mark: str = "") -> None:
+        self._cache = cache
+        self._remote = remote
+        self._mark = mark
+
+    def staging(self, attempt: int, step: int) -> Path:
+        """See `CheckpointStore.staging`."""
+        return self._cache / _name(attempt, step)
+
+    def publish(self, attempt: int, step: int, files: Files) -> None:
+        """See `CheckpointStore.publish`: copy them there; older copies on this node go."""
+        name = _name(attempt, step)
+        for file in files:
+            self._remote.put(self._cache / name / file, f"{CHECKPOINTS}/{name}/{file}")
+        for old in sorted(path for path in self._cache.glob("step-*") if path.name <= name)[:-CACHED]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def clear_staging(self) -> None:
+        """See `CheckpointStore.clear_staging`."""
+        for name, files in self._folders().items():
+            if not files.keys() & {MANIFEST, DAMAGED}:
+                self._delete(name, files)
+
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+        """See `CheckpointStore.commit`."""
+        name = _name(attempt, step)
+        manifest = manifest_of(attempt, step, parts, facts)
+        try:
+            self._check_mark()
+            there = self._remote.sizes(f"{CHECKPOINTS}/{name}")
+            for file, (size, _) in manifest.files.items():
+                if there.get(f"{CHECKPOINTS}/{name}/{file}") != size:
+                    raise CheckpointError(f"the checkpoint of step {step} misses {file}, or it was cut short")
+            self._remote.write(f"{CHECKPOINTS}/{name}/{MANIFEST}", manifest.text.encode())
+        except StorageError as error:
+            raise CheckpointError(f"the checkpoint of step {step} was not committed: {error.message}") from error
+        return manifest.committed(name)
+
+    def _check_mark(self) -> None:
+        other = claimed(self._remote) if self._mark else None
+        if other and other.mark != self._mark:
+            raise ClusterError(
+                f"another supervisor has taken over this run: {other.mark.strip()}",
+                "This machine was taken for lost.",
+            )
+
+    def abandon(self, attempt: int, step: int) -> None:
+        """See `CheckpointStore.abandon`."""
+        name = _name(attempt, step)
+        shutil.rmtree(self._cache / name, ignore_errors=True)
+        with suppress(StorageError):
+            self._delete(name, self._folders().get(name, {}))
+
+    def steps(self) -> list[int]:
+        """See `CheckpointStore.steps`."""
+        return [int(name.split("-")[1]) for name in self._committed()]
+
+    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
+        """See `CheckpointStore.latest_valid`."""
+        for name in self._committed():
+            manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
+            problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._wrong, name))
+            if problem:
+                self._quarantine(name)
+                yield name, problem
+                continue
+            assert not isinstance(manifest, str)
+            yield manifest.committed(name)
+            return
+
+    def prune(self, keep: int) -> None:
+        """See `CheckpointStore.prune`."""
+        with suppress(StorageError):
+            folders = self._folders()
+            for name in self._committed()[keep:]:
+                self._delete(name, folders[name])
+
+    def local_folder(self, name: str, attempt: int) -> Path:
+        """See `CheckpointStore.local_folder`: fetch what this node does not have; one worker does it for all of the node's."""
+        folder = self._cache / name
+        done = folder / f".whole-{attempt}"
+        with _alone(self._cache):
+            if done.exists():
+                return folder
+            manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
+            if isinstance(manifest, str):
+                raise CheckpointError(f"the checkpoint {name} cannot be used: {manifest}")
+            for file, entry in manifest.files.items():
+                if not ((folder / file).is_file() and hashed(folder / file) == entry):
+                    self._remote.get(f"{CHECKPOINTS}/{name}/{file}", folder / file, entry[0])
+                    if hashed(folder / file) != entry:
+                        raise CheckpointError(f"{file} of the checkpoint {name} was damaged on its way to this node")
+            done.touch()
+        return folder
+
+    def _folders(self) -> dict[str, dict[str, int]]:
+        """Name of every checkpoint folder there → its files and their sizes."""
+        found: dict[str, dict[str, int]] = {}
+        for path, size in self._remote.sizes(CHECKPOINTS).items():
+            _, name, file = path.split("/", 2)
+            found.setdefault(name, {})[file] = size
+        return found
+
+    def _committed(self) -> list[str]:
+        """Names of the committed ones, newest first."""
+        return sorted((name for name, files in self._folders().items() if MANIFEST in files), reverse=True)
+
+    def _wrong(self, name: str, file: str, entry: tuple[int, str]) -> str:
+        try:
+            return (
+                ""
+                if self._remote.hashed(f"{CHECKPOINTS}/{name}/{file}") == entry
+                else "is not what was written (sha256 differs)"
+            )
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return "is gone"
+            raise
+
+    def _quarantine(self, name: str) -> None:
+        """Keep it for whoever wants to look, but not as a checkpoint."""
+        manifest = self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}") or b""
+        self._remote.write(f"{CHECKPOINTS}/{name}/{DAMAGED}", manifest)
+        self._remote.delete([f"{CHECKPOINTS}/{name}/{MANIFEST}"])
+
+    def _delete(self, name: str, files: dict[str, int]) -> None:
+        """The manifest first: half deleted, it is no checkpoint."""
+        ordered = sorted(files, key=lambda file: file != MANIFEST)
+        self._remote.delete(f"{CHECKPOINTS}/{name}/{file}" for file in ordered)
+
+
+def _name(attempt: int, step: int) -> str:
+    return f"step-{step:08d}-attempt-{attempt:04d}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of the node at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".fetching", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,127 @@
+"""Checkpoints: staged by the workers, committed by the supervisor, verified before use; here, in a folder that all see.
+
+Only the supervisor commits, and only parts of the attempt it runs now: a stale worker can write, but not be believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+MANIFEST = "manifest.json"
+READERS = 8
+
+
+Files = dict[str, tuple[int, str]]
+"""Name → size in bytes and sha256."""
+
+
+@dataclass(frozen=True)
+class CheckpointShard:
+    """What one worker wrote."""
+
+    files: Files
+    weights: str
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A whole checkpoint."""
+
+    name: str
+    step: int
+    """Steps that are done in it."""
+    bytes: int
+    weights: str
+    """Hex digest over all workers' model state; equal weights give equal digests at the same strategy and size."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What makes files a checkpoint; it vouches for them and for itself."""
+
+    step: int
+    bytes: int
+    weights: str
+    files: Files
+    text: str
+    """As it is written."""
+
+    def committed(self, name: str) -> CheckpointInfo:
+        """The checkpoint of this name."""
+        return CheckpointInfo(name, self.step, self.bytes, self.weights)
+
+
+class CheckpointStore(Protocol):
+    """Where the checkpoints of a run are kept."""
+
+    def staging(self, attempt: int, step: int) -> Path:
+        """Where the workers of a node write the checkpoint of a step; no reader looks there."""
+
+    def publish(self, attempt: int, step: int, files: Files) -> None:
+        """Called by a worker when its files are staged: make them visible to the supervisor."""
+
+    def clear_staging(self) -> None:
+        """Drop what earlier attempts left unfinished."""
+
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+        """Make the staged parts a checkpoint; raises `CheckpointError` where a file is not what its worker wrote."""
+
+    def abandon(self, attempt: int, step: int) -> None:
+        """Drop a staged checkpoint that cannot be finished."""
+
+    def steps(self) -> list[int]:
+        """Of the committed checkpoints, newest first; not verified."""
+
+    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
+        """Walk from the newest checkpoint back: yields (where it was set aside, what is wrong) for each damaged one, and
+        ends with the first whole one, if there is any."""
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest `keep`; a half-deleted one has no manifest and is no checkpoint."""
+
+    def local_folder(self, name: str, attempt: int) -> Path:
+        """The folder of a committed checkpoint on this node."""
+
+
+def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> Manifest:
+    """The manifest of these parts, in the order of ranks."""
+    files = {name: entry for part in parts for name, entry in part.files.items()}
+    weights = hashlib.sha256("".join(part.weights for part in parts).encode()).hexdigest()
+    size = sum(size for size, _ in files.values())
+    body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | facts
+    return Manifest(step, size, weights, files, json.dumps(body | {"sha256": _digest(body)}, indent=1))
+
+
+def parsed(text: bytes | str | None) -> Manifest | str:
+    """A manifest as it was read (None: it is not there), or what is wrong with it."""
+    if text is None:
+        return "its manifest is gone"
+    try:
+        body = json.loads(text)
+        files = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
+        if body.pop("sha256") != _digest(body):
+            return "its manifest is not what was written (sha256 differs)"
+        return Manifest(int(body["step"]), int(body["bytes"]), str(body["weights"]), files, str(text))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read: {type(error).__name__}: {error}"
+
+
+def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
+    """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' where every byte is
+    what was written."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        for name, problem in zip(files, pool.map(check, files.keys(), files.values()), strict=True):
+            if problem:
+                return f"{name} {problem}"
+    return ""
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

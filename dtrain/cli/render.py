@@ -1,0 +1,146 @@
+"""Events and states in words, for people: pure text, used by the live view, plain output, status and summaries."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+
+from dtrain.common.errors import Exit
+from dtrain.run.event_log import Event
+from dtrain.run.folder import RunDir
+from dtrain.run.status import RunState
+
+
+def seconds(value: float) -> str:
+    """A duration in two units at most: `0.42 s`, `12 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
+    if value < 9.95:
+        return f"{value:.2g} s" if value >= 0.01 else "0 s"
+    whole = round(value)
+    for size, name, lower, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // lower
+            return f"{whole // size} {name}" + (f" {rest} {small}" if rest else "")
+    return f"{whole} s"
+
+
+def size(count: float) -> str:
+    """A number of bytes: `512 B`, `3.4 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def numbers(values: Mapping[str, float]) -> str:
+    """Named numbers: `loss 0.123, accuracy 0.981`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def line(event: Event, state: RunState) -> str | None:
+    """One line for an event that a person wants to know of, given the state after it; None for the others."""
+    handler = LINES.get(event["event"])
+    return handler(event, state) if handler else None
+
+
+def _metrics(event: Event, state: RunState) -> str:
+    speed = f"  {event['samples_per_second']:,.0f} samples/s" if event.get("samples_per_second") else ""
+    return f"step {event['step']}/{state.total_steps}  {numbers(event['values'])}{speed}"
+
+
+def _attempt(event: Event, state: RunState) -> str:
+    start = f"from the checkpoint of step {event['step']}" if event["checkpoint"] else "from the beginning"
+    workers = f"{event['workers']} worker{'s' * (event['workers'] != 1)}"
+    return f"attempt {event['attempt']} {start}, {workers} on {', '.join(event['nodes'])}"
+
+
+def failure(event: Event) -> str:
+    """Kind, place and message of a failure."""
+    place = "" if event["rank"] is None else f"rank {event['rank']} "
+    step = f" at step {event['step']}" if event["step"] is not None else ""
+    where = f" ({event['where']})" if event["where"] else ""
+    message = event["message"] if event["kind"] in ("node lost", "hang") else f"{place}{event['message']}"
+    return f"{event['kind']}: {message}{step}{where}"
+
+
+def _decision(event: Event, state: RunState) -> str:
+    if not event["retry"]:
+        return f"not tried again: {event['reason']}"
+    wait = f" after {seconds(event['delay_seconds'])}" if event["delay_seconds"] else ""
+    return f"starting again{wait}: {event['reason']}"
+
+
+LINES = {
+    "attempt": _attempt,
+    "metrics": _metrics,
+    "evaluation": lambda event, state: (
+        f"step {event['step']}/{state.total_steps}  held-out: {numbers(event['values'])}"
+    ),
+    "checkpoint": lambda event, state: (
+        f"step {event['step']}  checkpoint saved ({size(event['bytes'])}, {seconds(event['seconds'])})"
+    ),
+    "checkpoint_failed": lambda event, state: (
+        f"WARNING: the checkpoint of step {event['step']} failed: {event['error']}; training goes on"
+    ),
+    "checkpoint_damaged": lambda event, state: (
+        f"WARNING: a damaged checkpoint was set aside as {event['folder']}: {event['problem']}"
+    ),
+    "warning": lambda event, state: f"WARNING: {event['text']}",
+    "storage_failed": lambda event, state: f"WARNING: {event['error']}; events and logs are kept here meanwhile",
+    "storage_works": lambda event, state: "the remote storage works again",
+    "hang": lambda event, state: (
+        f"hang: nothing moves (rank {event['rank']}); writing the stacks of all ranks to their logs"
+    ),
+    "node_lost": lambda event, state: f"node {event['node']} lost: {event['reason']}",
+    "stopping": lambda event, state: (
+        f"{event['why']}: " + ("stopping at once" if event["now"] else "saving and stopping (again: at once)")
+    ),
+    "requeued": lambda event, state: f"queued again: {event['words']}",
+    "moving": lambda event, state: f"{event['why']}: saving, to go on with other nodes",
+    "leaving": lambda event, state: f"all ranks leave at step {event['step']}",
+    "failure": lambda event, state: f"FAILURE {failure(event)}",
+    "decision": _decision,
+}
+
+
+def clock(event: Event) -> str:
+    """Local time of an event."""
+    return time.strftime("%H:%M:%S", time.localtime(event["time"]))
+
+
+def summary(state: RunState, run: RunDir) -> str:
+    """What happened, once a run is over."""
+    code = Exit(state.exit_code or 0)
+    took = f"in {seconds(state.report.get('total', 0.0))}" if state.report else ""
+    lines = [f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " ")]
+    if state.total_steps:
+        lines.append(
+            f"  steps      {state.step} of {state.total_steps}"
+            + (f", {numbers(state.metrics)}" if state.metrics else "")
+        )
+    if state.evaluation:
+        lines.append(f"  held-out   {numbers(state.evaluation)}")
+    if state.saved_step is not None:
+        lines.append(f"  checkpoint step {state.saved_step}, weights sha256 {state.weights[:16]}")
+    for event in state.failures[-5:]:
+        lines.append(f"  failure    {clock(event)} attempt {event['attempt']}: {failure(event)}")
+    if len(state.failures) > 5:
+        lines.append(f"             and {len(state.failures) - 5} before: {run.events}")
+    if state.report and state.report["total"] > 0:
+        parts = [f"{name} {seconds(state.report[name])}" for name in TIMES if state.report[name] >= 0.01]
+        lines.append(f"  time       {state.report['training_share']:.0%} training ({', '.join(parts)})")
+    for warning in state.warnings:
+        lines.append(f"  warning    {warning}")
+    if code is Exit.USER_CODE and state.failures and state.failures[-1]["traceback"]:
+        lines += ["", state.failures[-1]["traceback"].rstrip()]
+    lines.append(f"  folder     {shlex.quote(str(run.path))}{f', {state.storage}' if state.storage else ''}")
+    if code is not Exit.DONE:
+        lines.append(
+            f"  go on with: dtrain resume {shlex.quote(str(run.path))}"
+            + (" (when the cause is mended)" if code is not Exit.RESUMABLE else "")
+        )
+    return "\n".join(lines)
+
+
+TIMES = ("training", "starting", "saving", "repeating", "detecting", "restarting", "ending")

@@ -1,0 +1,82 @@
+"""Files that are written whole, appended to in order, hashed and read in parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def read_at(path: Path, offset: int, count: int) -> bytes:
+    """At most so many bytes of a file from there on."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(count)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write aside, flush to disk, rename: the file is whole or the old one stays."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """See `write_whole`."""
+    write_whole(path, json.dumps(value, indent=1))
+
+
+class Appender:
+    """A file that is only appended to; what does not fit on a full disk is kept and written as soon as it does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._pending = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """Bytes that wait for room."""
+        return len(self._pending)
+
+    def append(self, data: bytes) -> None:
+        """Add data, in order and whole; does not fail for want of room."""
+        self._pending += data
+        try:
+            while self._pending:
+                del self._pending[: os.write(self._fd, self._pending)]
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Write what waits, if it can be, and close."""
+        self.append(b"")
+        os.close(self._fd)
+
+
+CHUNK = 1 << 20
+
+
+def hashed(path: Path) -> tuple[int, str]:
+    """Size and sha256 of a file; the data is flushed to disk first, so that a rename that follows never precedes it."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,149 @@
+"""From a job to what would run where: pure, so that `dtrain plan` shows exactly what `dtrain run` does."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dtrain.api.plan import LaunchPlan, Problem
+from dtrain.api.strategy import MetaStrategy, TrainingStrategy, ValidatesResources
+from dtrain.common.errors import nearest
+from dtrain.launch import registry
+from dtrain.spec import entrypoint
+from dtrain.spec.job import Job, PluginChoice
+from dtrain.storage import object_store
+
+DEFAULT_SHARDS = 8
+
+
+def resolve(job: Job) -> Job:
+    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, the number of shards."""
+    strategy = registry.strategy_of(job)
+    if isinstance(strategy, MetaStrategy):
+        name, options, reason = strategy.resolve(job)
+        job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
+    return _with_shards(job)
+
+
+def _with_shards(job: Job) -> Job:
+    if job.train.shards or job.kind == "script":
+        return job
+    workers, batch = job.resources.workers, job.train.global_batch
+    shards = next((n for n in range(DEFAULT_SHARDS, 0, -1) if batch % n == 0 and n % workers == 0), workers)
+    return dataclasses.replace(job, train=dataclasses.replace(job.train, shards=shards))
+
+
+def make(job: Job) -> LaunchPlan:
+    """The plan of a job whose `problems` are none."""
+    job = resolve(job)
+    strategy = registry.strategy_of(job)
+    nodes, workers = job.resources.nodes, job.resources.workers
+    per_node = max(1, workers // nodes)
+    processes = max(1, strategy.processes(per_node, job.resources.device))
+    return LaunchPlan(
+        job,
+        nodes,
+        per_node,
+        processes,
+        tuple(dict.fromkeys((*strategy.preload(job), *job.preload))),
+    )
+
+
+def problems(job: Job) -> list[Problem]:
+    """Everything that keeps a job from running, each with what to do instead; empty: it can start."""
+    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job)]
+    if found:
+        return found
+    plan = make(job)
+    found += _of_strategy(plan)
+    return found + [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
+
+
+def _of_target(job: Job) -> Iterator[Problem]:
+    named = [kind for kind in ("task", "function", "script") if getattr(job, kind)]
+    if len(named) != 1:
+        given = f"it names {' and '.join(named)}" if named else "it names none"
+        yield Problem((named[-1],) if named else (), f"a recipe runs one of task, function and script: {given}")
+    elif job.kind != "script":
+        kind = ast.ClassDef if job.kind == "task" else ast.FunctionDef
+        if text := entrypoint.problem(job.target, Path(job.folder), kind):
+            yield Problem((job.kind,), text)
+    elif text := _of_script(job):
+        yield Problem(("script",), text)
+    if job.kind == "script" and job.params:
+        yield Problem(("params",), "a script takes `args`, not `params`")
+    if job.kind != "script" and job.args:
+        yield Problem(("args",), f"a {job.kind} takes `params`, not `args`")
+
+
+def _of_script(job: Job) -> str:
+    path = Path(job.folder) / str(job.script)
+    if path.suffix == ".py":
+        tree = entrypoint.parsed(path)
+        return tree if isinstance(tree, str) else ""
+    if path.is_file() and not os.access(path, os.X_OK):
+        return f"{path} is no Python file and may not be executed: chmod +x {path}"
+    if path.is_file() or shutil.which(str(job.script)):
+        return ""
+    others = [str(file.relative_to(job.folder)) for file in Path(job.folder).glob("*.py")]
+    return f"there is no file {path} and no program '{job.script}'. {nearest(str(job.script), others) if others else ''}".rstrip()
+
+
+def _of_numbers(job: Job) -> Iterator[Problem]:
+    resources, train = job.resources, job.train
+    if resources.workers % resources.nodes:
+        near = math.ceil(resources.workers / resources.nodes) * resources.nodes
+        yield Problem(
+            ("resources", "workers"),
+            f"{resources.workers} workers cannot be spread evenly over {resources.nodes} nodes: take {near} workers",
+        )
+    if (resources.min_workers or 0) > resources.workers:
+        yield Problem(("resources", "min_workers"), f"min_workers is above workers ({resources.workers})")
+    if job.kind == "script":
+        return
+    if (train.steps is None) == (train.epochs is None):
+        yield Problem(("train",), "give train.steps or train.epochs, one of the two")
+    workers = resources.workers
+    if train.shards and train.shards % workers:
+        near = math.ceil(train.shards / workers) * workers
+        yield Problem(
+            ("train", "shards"),
+            f"{train.shards} shards cannot be shared evenly by {workers} workers: take {near} shards, or workers that divide {train.shards}",
+        )
+    parts, what = (train.shards, "shards") if train.shards else (workers, "workers")
+    if train.global_batch % parts:
+        lower = train.global_batch // parts * parts
+        batches = f"{lower} or {lower + parts}" if lower else str(parts)
+        yield Problem(
+            ("train", "global_batch"),
+            f"a global batch of {train.global_batch} cannot be divided by {parts} {what}: take {batches}",
+        )
+
+
+def _of_storage(job: Job) -> Iterator[Problem]:
+    if job.storage.url is not None and (text := object_store.url_problem(job.storage.url)):
+        yield Problem(("storage", "url"), text)
+
+
+def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
+    job, strategy = plan.job, registry.strategy_of(plan.job)
+    if job.kind != "script" and not isinstance(strategy, TrainingStrategy):
+        yield Problem(
+            ("strategy",), f"the strategy '{job.strategy.name}' runs scripts only: choose one that trains a {job.kind}"
+        )
+    if isinstance(strategy, ValidatesResources):
+        for problem in strategy.problems(job.resources):
+            yield Problem(("strategy",), problem)
+    if strategy.framework and job.cluster.name == "local" and importlib.util.find_spec(strategy.framework) is None:
+        yield Problem(("strategy",), missing(job.strategy.name, strategy.framework))
+
+
+def missing(strategy: str, framework: str) -> str:
+    """The message for a framework that is not installed."""
+    return f"the strategy '{strategy}' needs {framework}, which is not installed: pip install 'dtrain[{framework}]'"

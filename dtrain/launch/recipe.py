@@ -1,0 +1,222 @@
+"""From YAML and overrides to a `Job`: every mistake at once, each with its file, line and column, nothing started."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from dtrain.common.errors import UsageError, nearest
+from dtrain.launch import planner, registry
+from dtrain.launch.yaml_source import Document, parse, scalar, unknown_key
+from dtrain.spec.job import Job, PluginChoice
+
+Override = tuple[tuple[str, ...], Any, str]
+"""Path, value, and the option that gave it."""
+PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def load(path: Path, overrides: Sequence[Override] = ()) -> Job:
+    """The job of a recipe file; raises `UsageError` that lists every mistake."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}", "Name a recipe file, for example recipes/digits_ddp.yaml."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}:1:1: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    document = parse(text, str(path))
+    return from_document(document, path.absolute().parent, overrides)
+
+
+def from_document(document: Document, folder: Path, overrides: Sequence[Override] = ()) -> Job:
+    """The job of a parsed recipe; see `load`."""
+    if not document.problems:
+        for where, value, source in overrides:
+            document.put(where, value, source)
+        if "name" not in document.data:
+            document.data["name"] = Path(document.source).stem
+    job, problems = _typed(document, folder)
+    if job and not problems:
+        problems = [
+            (document.mark(problem.path), ".".join(problem.path), problem.message) for problem in planner.problems(job)
+        ]
+    problems = [(mark, "", text) for mark, text in document.problems] + problems
+    if problems or job is None:
+        ordered = sorted(problems, key=lambda problem: (problem[0].source, problem[0].line, problem[0].column))
+        lines = (f"{mark}: {name + ': ' if name else ''}{text}" for mark, name, text in ordered)
+        raise UsageError("\n".join(map(_printable, lines)))
+    return job
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def override(text: str) -> Override:
+    """A `--set section.key=value`; raises `UsageError` where it is not of that form."""
+    key, sign, value = text.partition("=")
+    if not sign or not all(key.split(".")):
+        raise UsageError(f"--set {text}: not of the form section.key=value", "For example: --set train.steps=500")
+    return tuple(key.strip().split(".")), scalar(value), f"--set {text}"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes, with the options of every installed strategy and cluster."""
+    result = _adapter(Job, docstrings=True).json_schema()
+    definitions = result.setdefault("$defs", {})
+    result["properties"].pop("folder")
+    result["required"] = []
+    for kind in PLUGIN_KINDS:
+        forms: list[dict[str, Any]] = [{"type": "string", "enum": list(registry.installed(kind))}]
+        for name in registry.installed(kind):
+            options = _adapter(registry.plugin_class(kind, name).Options, docstrings=True).json_schema()
+            definitions.update(options.pop("$defs", {}))
+            properties = {"name": {"const": name}} | options.get("properties", {})
+            required = ["name", *options.get("required", [])]
+            forms.append(
+                {
+                    "type": "object",
+                    "title": name,
+                    "properties": properties,
+                    "required": required,
+                    "additionalProperties": False,
+                }
+            )
+        result["properties"][kind] = {"anyOf": forms, "description": result["properties"][kind].get("description", "")}
+    definitions.pop("PluginChoice", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dtrain recipe"} | result
+
+
+@cache
+def _adapter(cls: type, *, docstrings: bool = False) -> TypeAdapter[Any]:
+    """pydantic's view of a dataclass; docstrings cost it a look at the source, and only the schema wants them."""
+    for part in _dataclasses_in(cls):
+        # Strict holds for JSON too, but lets a mapping be a dataclass and a list a tuple.
+        part.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=docstrings)  # type: ignore[attr-defined]
+    return TypeAdapter(cls)
+
+
+def _dataclasses_in(cls: type) -> Iterator[type]:
+    yield cls
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if isinstance(part, type) and dataclasses.is_dataclass(part):
+                yield from _dataclasses_in(part)
+
+
+Found = list[tuple[Any, str, str]]
+"""Mark, dotted name, message."""
+
+
+def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
+    if document.problems:
+        return None, []
+    data = dict(document.data)
+    found: Found = []
+    for kind in PLUGIN_KINDS:
+        choice, problems = _choice(kind, data.get(kind, _default(kind, data)), document)
+        found += problems
+        data[kind] = {"name": choice.name, "options": choice.options}
+    if (
+        isinstance(data.get("script"), str)
+        and len(words := data["script"].split()) > 1
+        and not (folder / data["script"]).exists()
+    ):
+        found.append(
+            (
+                document.mark(("script",)),
+                "script",
+                f"there is no file '{data['script']}': give '{words[0]}' here and the rest in `args`",
+            )
+        )
+    if "folder" in data:
+        found.append((document.mark(("folder",)), "folder", unknown_key("folder", _fields(Job))))
+    if not isinstance(data.get("name"), str) or not NAME.fullmatch(data["name"]):
+        allowed = "1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
+        found.append((document.mark(("name",)), "name", f"{data['name']!r} cannot name a run: {allowed}"))
+        data["name"] = "run"
+    try:
+        job = _adapter(Job).validate_json(json.dumps(data | {"folder": str(folder)}))
+    except ValidationError as error:
+        return None, found + _located(error, document, (), Job)
+    return job, found
+
+
+def _default(kind: Literal["strategy", "cluster"], data: dict[str, Any]) -> str | None:
+    """A script needs no strategy and every run has the local machine; a task must say how it trains."""
+    return "local" if kind == "cluster" else "script" if "script" in data else None
+
+
+def _choice(kind: Literal["strategy", "cluster"], value: Any, document: Document) -> tuple[PluginChoice, Found]:
+    """A plugin and its options, from `ddp` or `{name: ddp, option: value}`."""
+    name = value.get("name") if isinstance(value, dict) else value
+    known = list(registry.installed(kind))
+    path = (kind, "name") if isinstance(value, dict) and "name" in value else (kind,)
+    fallback = PluginChoice(known[0] if known else "")
+    if name is None:
+        return fallback, [(document.mark(path), kind, f"is missing: one of {', '.join(known)}")]
+    if not isinstance(name, str) or name not in known:
+        return fallback, [(document.mark(path), kind, f"unknown {kind} '{name}'. {nearest(str(name), known)}")]
+    options = {key: part for key, part in value.items() if key != "name"} if isinstance(value, dict) else {}
+    try:
+        options_class = registry.plugin_class(kind, name).Options
+        typed = _adapter(options_class).validate_json(json.dumps(options))
+    except ValidationError as error:
+        return fallback, _located(error, document, (kind,), options_class)
+    except UsageError as error:
+        return fallback, [(document.mark(path), kind, str(error))]
+    return PluginChoice(name, dataclasses.asdict(typed)), []
+
+
+def _fields(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls) if field.name != "folder"]
+
+
+def _class_at(cls: type, path: Sequence[str | int]) -> type | None:
+    """The dataclass that a path of field names leads to."""
+    for part in path:
+        hint = typing.get_type_hints(cls).get(str(part))
+        inner = next(
+            (arg for arg in (hint, *typing.get_args(hint)) if isinstance(arg, type) and dataclasses.is_dataclass(arg)),
+            None,
+        )
+        if inner is None:
+            return None
+        cls = inner
+    return cls
+
+
+def _located(error: ValidationError, document: Document, prefix: tuple[str, ...], cls: type) -> Found:
+    """pydantic's errors, each once, in our words and with their place in the file."""
+    found: dict[tuple[Any, ...], tuple[Any, str, str]] = {}
+    for item in error.errors(include_url=False):
+        inner = tuple(part for part in item["loc"] if part != "options")
+        known = [part for part in inner if (*prefix, *inner[: inner.index(part) + 1]) in document.marks] or list(
+            inner[:1]
+        )
+        path = (*prefix, *known)
+        if path in found:
+            continue
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            owner = _class_at(cls, inner[:-1])
+            text = unknown_key(str(inner[-1]), _fields(owner) if owner else [])
+        else:
+            text = _words(item["msg"], item.get("input"))
+        found[path] = (document.mark(path), ".".join(map(str, path)), text)
+    return list(found.values())
+
+
+def _words(message: str, value: Any) -> str:
+    if isinstance(value, dict | list):
+        return message[0].lower() + message[1:]
+    return f"{message[0].lower()}{message[1:]}, not {value!r}"

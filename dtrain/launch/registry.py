@@ -1,0 +1,71 @@
+"""Finding strategies and clusters, our own and other people's, through entry points."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from dtrain.api.cluster import Cluster
+from dtrain.api.strategy import Strategy
+from dtrain.common.errors import UsageError, nearest
+from dtrain.common.serde import from_dict
+from dtrain.spec.job import Job
+
+Kind = Literal["strategy", "cluster"]
+GROUPS: dict[Kind, str] = {"strategy": "dtrain.strategies", "cluster": "dtrain.clusters"}
+
+
+@cache
+def installed(kind: Kind) -> dict[str, EntryPoint]:
+    """Name → entry point of every installed plugin of this kind, ours and third-party alike."""
+    return {
+        point.name: point for point in sorted(_entry_points().select(group=GROUPS[kind]), key=lambda point: point.name)
+    }
+
+
+@cache
+def _entry_points() -> Any:
+    """Of every installed package, read once."""
+    return entry_points()
+
+
+@cache
+def plugin_class(kind: Kind, name: str) -> Any:
+    """The plugin's class; raises `UsageError` for an unknown name or one that does not load."""
+    points = installed(kind)
+    if name not in points:
+        raise UsageError(f"unknown {kind} '{name}'. {nearest(name, list(points))}")
+    try:
+        return points[name].load()
+    except Exception as error:  # a third party's module may raise anything while it is imported
+        raise UsageError(
+            f"the {kind} '{name}' ({points[name].value}) does not load: {type(error).__name__}: {error}",
+            "Reinstall the package it comes from, or choose another one.",
+        ) from error
+
+
+def strategy(name: str, options: dict[str, Any]) -> Strategy:
+    """The strategy of this name with its typed options."""
+    chosen: Strategy = _with_options(plugin_class("strategy", name), options)
+    return chosen
+
+
+def strategy_of(job: Job) -> Strategy:
+    """The strategy that a job names."""
+    return strategy(job.strategy.name, job.strategy.options)
+
+
+def cluster_of(job: Job) -> Cluster:
+    """The cluster that a job names."""
+    return cluster(job.cluster.name, job.cluster.options)
+
+
+def cluster(name: str, options: dict[str, Any]) -> Cluster:
+    """The cluster of this name with its typed options."""
+    chosen: Cluster = _with_options(plugin_class("cluster", name), options)
+    return chosen
+
+
+def _with_options(plugin: Any, options: dict[str, Any]) -> Any:
+    return plugin(from_dict(plugin.Options, options))

@@ -1,0 +1,166 @@
+"""YAML as plain data plus where each part of it stands, and never anything but data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from dtrain.common.errors import nearest
+
+Path = tuple[str | int, ...]
+MOST_NODES = 10_000
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+"""`1e-3`, which YAML 1.1 takes for text."""
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where something stands: a file with line and column from 1, or the command line option that gave it."""
+
+    source: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+@dataclass
+class Document:
+    """A YAML file's data, the place of every key, and what is wrong with it as YAML."""
+
+    source: str
+    data: dict[str, Any] = field(default_factory=dict)
+    marks: dict[Path, Mark] = field(default_factory=dict)
+    problems: list[tuple[Mark, str]] = field(default_factory=list)
+
+    def mark(self, path: Path) -> Mark:
+        """The place of this part, or of the nearest part around it."""
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.marks:
+                return self.marks[path[:end]]
+        return Mark(self.source, 1, 1)
+
+    def put(self, path: tuple[str, ...], value: Any, source: str) -> None:
+        """Set a value from outside the file, making the mappings on the way; the name of a plugin that the file names too
+        leaves its options as they are."""
+        place = self.data
+        known = place.get(path[0])
+        if isinstance(known, dict) and path[0] in ("strategy", "cluster"):
+            if path[1:] in ((), ("name",)) and known.get("name") == value:
+                return
+            if path[1:] == ("name",):  # the options are another plugin's
+                path, value = path[:1], {"name": value}
+        for depth, part in enumerate(path[:-1]):
+            inner = place.get(part)
+            if isinstance(inner, str) and depth == 0 and part in ("strategy", "cluster"):
+                inner = {"name": inner}
+            place[part] = inner if isinstance(inner, dict) else {}
+            place = place[part]
+        place[path[-1]] = value
+        self.marks[path] = Mark(source)
+
+
+def parse(text: str, source: str) -> Document:
+    """Read YAML; whatever is wrong with it becomes a problem with a place, never an exception."""
+    document = Document(source)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Mark(source, mark.line + 1, mark.column + 1) if mark else Mark(source, 1, 1)
+        document.problems.append((place, f"not valid YAML: {error.problem or error.context}"))
+        return document
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        document.problems.append((Mark(source, 1, 1), f"not valid YAML: {' '.join(str(error).split())}"))
+        return document
+    if root is None:
+        document.problems.append((Mark(source, 1, 1), "the recipe is empty"))
+    elif not isinstance(root, yaml.MappingNode):
+        document.problems.append((_place(root, source), "a recipe is a mapping of keys to values"))
+    else:
+        document.data = _Builder(document).value(root, (), ())
+    return document
+
+
+def scalar(text: str) -> Any:
+    """The value of a `--set`, read as YAML; text that is no YAML is itself."""
+    document = parse(f"value: {text}", "--set")
+    return text if document.problems else document.data.get("value", text)
+
+
+def _place(node: yaml.Node, source: str) -> Mark:
+    return Mark(source, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+class _Builder:
+    """Turns nodes into data, with an eye on aliases that multiply or bite their own tail."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.constructor = yaml.SafeLoader("")
+        self.count = 0
+
+    def problem(self, node: yaml.Node, text: str) -> None:
+        self.document.problems.append((_place(node, self.document.source), text))
+
+    def value(self, node: yaml.Node, path: Path, above: tuple[yaml.Node, ...]) -> Any:
+        self.count += 1
+        if self.count == MOST_NODES:
+            self.problem(node, f"more than {MOST_NODES} values, aliases counted: this is no recipe")
+        if self.count >= MOST_NODES:
+            return None
+        if any(node is outer for outer in above) or len(above) > 50:
+            self.problem(node, "nested too deeply, or an alias that contains itself")
+            return None
+        if node.tag not in PLAIN_TAGS:
+            self.problem(
+                node, f"cannot read this value ({node.tag}): a recipe holds text, numbers, true, false and null"
+            )
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path, (*above, node))
+        if isinstance(node, yaml.SequenceNode):
+            items = []
+            for index, item in enumerate(node.value):
+                self.document.marks[(*path, index)] = _place(item, self.document.source)
+                items.append(self.value(item, (*path, index), (*above, node)))
+            return items
+        return self.leaf(node)
+
+    def leaf(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.style is None and EXPONENT.fullmatch(str(node.value)):
+            return float(node.value)
+        try:
+            value = self.constructor.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError, KeyError) as error:
+            self.problem(node, f"cannot read this value: {error}")
+            return None
+        if value is None or isinstance(value, str | int | float | bool):
+            return value
+        return str(node.value)
+
+    def mapping(self, node: yaml.MappingNode, path: Path, above: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problem(key_node, "a key must be a plain word")
+                continue
+            key = str(key_node.value)
+            if key in result:
+                self.problem(key_node, f"the key '{key}' stands here twice")
+                continue
+            self.document.marks[(*path, key)] = _place(key_node, self.document.source)
+            result[key] = self.value(value_node, (*path, key), above)
+        return result
+
+
+def unknown_key(key: str, valid: list[str]) -> str:
+    """The message for a key that nobody reads."""
+    return f"unknown key '{key}'. {nearest(key, valid)}"

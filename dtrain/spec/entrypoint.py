@@ -1,0 +1,99 @@
+"""The user's code: found without running it on the launcher, imported after the fork in a worker."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from dtrain.common.errors import nearest
+
+
+def split(target: str) -> tuple[str, str]:
+    """`file.py:Name` or `package.module:Name` in its two parts; the second is empty where there is none."""
+    module, _, name = target.rpartition(":")
+    return (module, name) if module else (name, "")
+
+
+def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
+    """Why a target cannot be what the recipe says, found by reading the file; '' where it can or cannot be known."""
+    module, name = split(target)
+    what = "class" if kind is ast.ClassDef else "function"
+    if not name:
+        return f"'{target}' is not of the form file.py:{what}_name or package.module:{what}_name"
+    if not module.endswith(".py"):
+        return ""
+    path = folder / module
+    if not path.is_file():
+        others = [str(file.relative_to(folder)) for file in folder.glob("*.py")]
+        return f"there is no file {path}. {nearest(module, others) if others else ''}".rstrip()
+    tree = parsed(path)
+    if isinstance(tree, str):
+        return tree
+    names = [node.name for node in tree.body if isinstance(node, kind) and hasattr(node, "name")]
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assigned = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if name in names or name in imported | assigned:
+        return ""
+    return f"{module} has no {what} '{name}'. {nearest(name, names) if names else ''}".rstrip()
+
+
+def parsed(path: Path) -> ast.Module | str:
+    """The syntax tree of a Python file, or what is wrong with it."""
+    try:
+        return ast.parse(path.read_bytes(), str(path))
+    except SyntaxError as error:
+        return f"{path}:{error.lineno}: {error.msg}"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+
+
+def imports(path: Path) -> frozenset[str]:
+    """Top-level packages that a Python file imports anywhere in it, found by reading."""
+    tree = parsed(path)
+    if isinstance(tree, str):
+        return frozenset()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return frozenset(found)
+
+
+def names(path: Path) -> frozenset[str]:
+    """Every name and attribute that stands in a Python file, found by reading."""
+    tree = parsed(path)
+    if isinstance(tree, str):
+        return frozenset()
+    found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    found |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)
+
+
+def load(target: str, folder: Path) -> Any:
+    """Import a target in a worker; a file is imported by its own name, so that what it defines can be pickled."""
+    module, name = split(target)
+    if module.endswith(".py"):
+        path = (folder / module).resolve()
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        module = path.stem
+    loaded: Any = importlib.import_module(module)
+    for part in name.split("."):
+        loaded = getattr(loaded, part)
+    return loaded

@@ -1,0 +1,182 @@
+"""What a run is, as frozen data: the value that a recipe becomes and every later stage reads.
+
+The dataclasses carry the constraints that `dtrain.launch.recipe` has pydantic check; nothing here imports pydantic,
+so agents and workers read a job without paying for it. Durations are seconds, as the names say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+Device = Literal["cpu", "gpu", "tpu"]
+
+
+class Limit:
+    """The bounds of a number, in the form that pydantic reads (`annotated_types.GroupedMetadata`).
+
+    Agents and zygotes import this module and check nothing: only who checks pays for `annotated_types`."""
+
+    __is_annotated_types_grouped_metadata__ = True
+
+    def __init__(self, *, above: int | None = None, least: int | None = None) -> None:
+        self.above = above
+        self.least = least
+
+    def __iter__(self) -> Iterator[Any]:
+        import annotated_types
+
+        if self.above is not None:
+            yield annotated_types.Gt(self.above)
+        if self.least is not None:
+            yield annotated_types.Ge(self.least)
+
+
+POSITIVE = Limit(above=0)
+NOT_NEGATIVE = Limit(least=0)
+
+
+@dataclass(frozen=True)
+class PluginChoice:
+    """A strategy or a cluster by name, with the options that its own `Options` class types."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    """Why this one, where the recipe left it open."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the run asks of the cluster."""
+
+    workers: Annotated[int, POSITIVE] = 1
+    """Replicas that train, one a device; how many processes they live in is the strategy's business."""
+    nodes: Annotated[int, POSITIVE] = 1
+    """Machines the workers are spread over evenly."""
+    device: Device = "cpu"
+    """What one replica trains on."""
+    cpus_per_worker: Annotated[int, POSITIVE] | None = None
+    """Threads of one replica; the node's CPUs divided by its replicas when not given."""
+    min_workers: Annotated[int, POSITIVE] | None = None
+    """Go on with this many when nodes are lost and none replaces them; `workers` when not given."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """The numbers of the training loop, which are the same on every number of workers."""
+
+    steps: Annotated[int, POSITIVE] | None = None
+    """Optimizer steps of the whole run; give this or `epochs`."""
+    epochs: Annotated[float, POSITIVE] | None = None
+    """Passes over the training data, rounded up to whole steps."""
+    global_batch: Annotated[int, POSITIVE] = 64
+    """Samples of one optimizer step, over all workers."""
+    shards: Annotated[int, POSITIVE] | None = None
+    """Equal parts of the global batch; a worker takes whole shards and accumulates their gradients. 8 when not given
+    (or what divides the batch and the workers), and fixed for the life of the run."""
+    seed: Annotated[int, NOT_NEGATIVE] = 0
+    """Of the initial weights, the sample order and the randomness in a step."""
+    shuffle: bool = True
+    """False: the samples in the order of the data set."""
+    clip_norm: Annotated[float, POSITIVE] | None = None
+    """Largest global L2 norm of the gradient; a larger one is scaled down to it."""
+    evaluate_every: Annotated[int, POSITIVE] | None = None
+    """Steps between evaluations on the held-out data; only at the end when not given."""
+    evaluate_steps: Annotated[int, POSITIVE] | None = None
+    """Most global batches of held-out data that one evaluation takes; all of them when not given."""
+    sanity_check: bool = True
+    """Before the first step: try `metrics` on one batch of held-out data, and `schedule`, whose errors would show late."""
+    terminate_on_nan: bool = True
+    """End the run when the loss or the weights are not finite. A checkpoint whose weights are not is never kept."""
+    log_every: Annotated[int, POSITIVE] = 10
+    """Steps between two reports of loss and metrics."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When state is saved and how much of it is kept."""
+
+    every_steps: Annotated[int, POSITIVE] = 100
+    """Steps between two checkpoints; one more is made at the end."""
+    keep: Annotated[int, POSITIVE] = 3
+    """Committed checkpoints that stay on disk."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a run is kept besides its folder, for machines that share no file system."""
+
+    url: str | None = None
+    """A folder of any fsspec file system, `s3://bucket/runs`: checkpoints are kept there, and a copy of events, logs and
+    ledgers, below the run's id."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of that file system (`endpoint_url`, `profile`, `anon` …); credentials belong in the environment."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What is watched and how often a failure is answered with a new attempt."""
+
+    restarts: Annotated[int, NOT_NEGATIVE] = 5
+    """Crashes answered with a new attempt; a new checkpoint restores the whole budget."""
+    backoff_seconds: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Wait before the second restart in a row without progress, doubled for each one after; the first does not wait."""
+    hang_seconds: Annotated[float, POSITIVE] = 600.0
+    """No step, no output and no CPU time for so long is a hang."""
+    heartbeat_seconds: Annotated[float, POSITIVE] = 30.0
+    """A node that says nothing for so long is lost."""
+    grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
+    """Between asking the workers to save and leave, and ending them."""
+    provision_seconds: Annotated[float, POSITIVE] = 600.0
+    """Longest wait for the cluster to give the nodes."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, complete: what to run, with what, where, and how failures are answered."""
+
+    name: str
+    """Begins the run's id; letters, digits, dots, dashes and underscores."""
+    task: str | None = None
+    """`file.py:Class` (beside the recipe) or `package.module:Class`; dtrain owns the loop."""
+    function: str | None = None
+    """`file.py:function`, called with a context; the user owns the loop."""
+    script: str | None = None
+    """A program, unchanged: a Python file beside the recipe or a command."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the task's class, or `context.params`."""
+    args: tuple[str | int | float, ...] = ()
+    """Arguments of the script."""
+    preload: tuple[str, ...] = ()
+    """Modules to import once a node, before workers are forked, so that a restart need not import them again; not your
+    own files, whose changes are to be seen."""
+    strategy: PluginChoice = PluginChoice("script")
+    """How the workers train together."""
+    cluster: PluginChoice = PluginChoice("local")
+    """Where the workers run."""
+    resources: Resources = Resources()
+    """Workers, nodes and devices."""
+    train: Train = Train()
+    """The training loop."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Saving."""
+    recovery: Recovery = Recovery()
+    """Failures."""
+    storage: Storage = field(default_factory=Storage)
+    """Remote storage."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Further environment variables of every worker."""
+    folder: str = ""
+    """Where the recipe lies: user code is looked up there, and the workers run there. Set by dtrain."""
+
+    @property
+    def kind(self) -> Literal["task", "function", "script"]:
+        """Which of the three things this job runs."""
+        return "task" if self.task else "function" if self.function else "script"
+
+    @property
+    def target(self) -> str:
+        """The name of what this job runs."""
+        return self.task or self.function or self.script or ""

@@ -1,0 +1,142 @@
+"""A run's folder on remote storage: the few things that are done there, through fsspec, with errors in our own words."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dtrain.common.errors import StorageError
+from dtrain.spec.job import Storage
+
+CHUNK = 1 << 22
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints below a run's."""
+PATIENCE_SECONDS = 20.0
+"""For anything that is done there, its retries included: libraries wait for many minutes, some for ever (an S3 endpoint that
+takes a connection and never says that it wants the object), and a supervisor that commits a checkpoint answers to nobody."""
+SLOWEST = 1 << 20
+"""Bytes a second that a file may take longer."""
+
+
+def url_problem(url: str) -> str:
+    """Why nothing can be kept at a URL, as far as that can be said without asking it; '' where nothing is wrong."""
+    from fsspec import get_filesystem_class
+
+    protocol, separator, _ = url.partition("://")
+    if not separator:
+        return f"'{url}' is no URL: for example s3://bucket/runs"
+    try:
+        get_filesystem_class(protocol)
+    except ValueError:
+        return f"there is no file system '{protocol}' in fsspec: for example s3://bucket/runs"
+    except ImportError as error:
+        extra = "pip install 'dtrain[s3]'" if protocol in ("s3", "s3a") else str(error)
+        return f"the package for {protocol}:// is not installed: {extra}"
+    return ""
+
+
+class ObjectStore:
+    """A folder of an fsspec file system; all names are relative to it. Every method raises `StorageError`."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self.url = url.rstrip("/")
+        self._options = options
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        from fsspec.core import url_to_fs
+
+        # Somebody else writes there too: what was listed once must not be believed later.
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        if self.url.startswith("file://"):
+            options["auto_mkdir"] = True
+        file_system, path = url_to_fs(self.url, **(options | self._options))
+        return file_system, str(path)
+
+    def _at(self, name: str) -> str:
+        return f"{self._opened[1]}/{name}" if name else self._opened[1]
+
+    @property
+    def _files(self) -> Any:
+        return self._opened[0]
+
+    def _patience(self, size: int = 0) -> dict[str, float]:
+        """Argument of every call; only asynchronous file systems, which those of networks are, know it."""
+        return {"timeout": PATIENCE_SECONDS + size / SLOWEST} if self._files.async_impl else {}
+
+    def put(self, path: Path, name: str) -> None:
+        """Copy a file there."""
+        with self._trouble("write", name):
+            self._files.put_file(str(path), self._at(name), **self._patience(path.stat().st_size))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make or replace a small file."""
+        with self._trouble("write", name):
+            self._files.pipe_file(self._at(name), data, **self._patience())
+
+    def read(self, name: str) -> bytes | None:
+        """A small file; None: it is not there."""
+        with self._trouble("read", name):
+            try:
+                data: bytes = self._files.cat_file(self._at(name), **self._patience())
+            except FileNotFoundError:
+                return None
+            return data
+
+    def get(self, name: str, path: Path, size: int) -> None:
+        """Copy a file of so many bytes here, aside first: it is whole or it is not there."""
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        with self._trouble("read", name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._files.get_file(self._at(name), str(aside), **self._patience(size))
+            os.replace(aside, path)
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Name → bytes of every file below a folder."""
+        with self._trouble("list", folder):
+            try:
+                found = self._files.find(self._at(folder), detail=True, **self._patience())
+            except FileNotFoundError:
+                return {}
+        above = len(self._at("").rstrip("/")) + 1
+        return {path[above:]: int(info["size"]) for path, info in found.items() if info["type"] == "file"}
+
+    def hashed(self, name: str) -> tuple[int, str]:
+        """Size and sha256 of a file, read once through."""
+        digest = hashlib.sha256()
+        with self._trouble("read", name):
+            size = int(self._files.info(self._at(name), **self._patience())["size"])
+            for begin in range(0, size, CHUNK):
+                end = min(size, begin + CHUNK)
+                digest.update(self._files.cat_file(self._at(name), start=begin, end=end, **self._patience(end - begin)))
+        return size, digest.hexdigest()
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Idempotent. Delete files."""
+        for name in names:
+            with self._trouble("delete", name), suppress(FileNotFoundError):
+                self._files.rm_file(self._at(name), **self._patience())
+
+    @contextmanager
+    def _trouble(self, verb: str, name: str) -> Iterator[None]:
+        """Whatever a file system's own libraries raise, in one line."""
+        try:
+            yield
+        except Exception as error:
+            words = " ".join(str(error).split())
+            if not words:
+                words = "no answer came in time" if isinstance(error, TimeoutError) else type(error).__name__
+            raise StorageError(
+                f"cannot {verb} {self.url}/{name}: {words}",
+                "Check storage.url and storage.options, the credentials, and whether the endpoint answers.",
+            ) from error
+
+
+def of_run(storage: Storage, run_id: str) -> ObjectStore:
+    """The remote folder of a run."""
+    return ObjectStore(f"{str(storage.url).rstrip('/')}/{run_id}", storage.options)

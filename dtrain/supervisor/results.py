@@ -1,0 +1,48 @@
+"""How an attempt can end, and how a run can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dtrain.common.errors import Exit
+from dtrain.spec.failures import Failure
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    """Every worker ended well."""
+
+    unsaved: str = ""
+    """Why the state at the end is not on disk."""
+    stopped: str = ""
+    """Why the user's function ended the run before its last step."""
+
+
+@dataclass(frozen=True)
+class Drained:
+    """The workers left because they were asked to."""
+
+    step: int | None
+    """The agreed step, saved; None where there was no agreement in time, or the job is a script."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Something went wrong, and this is the cause."""
+
+    failure: Failure
+
+
+Outcome = Succeeded | Drained | Failed
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Why a run ends here."""
+
+    exit_code: Exit
+    reason: str
+    requeue: bool = False
+    """The cluster took nodes away: it is to start the run again with others."""
+    exclude: tuple[str, ...] = ()
+    """Nodes that are no good."""

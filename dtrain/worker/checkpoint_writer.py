@@ -1,0 +1,88 @@
+"""The worker's part of a checkpoint: copy the state, then write and hash it beside the training."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, WorkerContext
+from dtrain.checkpoint.store import CheckpointStore
+from dtrain.common.errors import UserError
+from dtrain.common.files import hashed
+from dtrain.worker.control_channel import ControlChannel
+
+FULL_BYTES = 1 << 20
+
+
+class CheckpointWriter:
+    """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
+
+    def __init__(
+        self, session: TrainingBackend, link: ControlChannel, store: CheckpointStore, joining: WorkerContext
+    ) -> None:
+        self._session = session
+        self._link = link
+        self._store = store
+        self._attempt = joining.peers.attempt
+        self._rank = joining.place.rank
+        self._terminate_on_nan = joining.job.train.terminate_on_nan
+        self._writing: threading.Thread | None = None
+        self._problem: UserError | None = None
+        self._saved: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Collective. Copy the state of this step and start to write it; waits for the write before it."""
+        if self._saved == step:
+            return
+        self.finish()
+        began = time.perf_counter()
+        snapshot = self._session.snapshot()
+        stall_seconds = time.perf_counter() - began
+        self._saved = step
+        folder = self._store.staging(self._attempt, step)
+        self._writing = threading.Thread(
+            target=self._write, args=(snapshot, folder, step, stall_seconds), name="dtrain-save"
+        )
+        self._writing.start()
+
+    def finish(self) -> None:
+        """Wait for the write under way, if there is one, and raise `UserError` if its weights are not finite."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise `UserError` if weights that were to be saved are not finite; costs nothing."""
+        if self._problem is not None and self._terminate_on_nan:
+            raise self._problem
+
+    def _write(self, snapshot: Snapshot, folder: Path, step: int, stall_seconds: float) -> None:
+        began = time.perf_counter()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = snapshot.write(folder)
+            files = {name: hashed(folder / name) for name in written.files}
+            self._store.publish(self._attempt, step, files)
+        except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
+            if isinstance(error, NonFiniteWeights):
+                self._problem = UserError(
+                    f"the weights are not finite after {step} steps (rank {self._rank}: {error}): lower the learning "
+                    "rate, or set train.clip_norm (train.terminate_on_nan: false trains on)"
+                )
+            self._link.say("save_failed", step=step, error=_why(error, folder))
+            return
+        seconds = time.perf_counter() - began
+        self._link.say(
+            "part", step=step, files=files, weights=written.weights, seconds=seconds, stall_seconds=stall_seconds
+        )
+
+
+def _why(error: BaseException, folder: Path) -> str:
+    """The first line of an error; libraries that write archives do not always say that the disk is full."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if shutil.disk_usage(folder.parent).free < FULL_BYTES and "No space" not in text:
+        return f"No space left on device ({text})"
+    return text

@@ -1,0 +1,73 @@
+"""A worker's line to its agent: reports go up, and the agreement on a step to leave at comes down.
+
+To save and leave, all ranks must stop before the same step. The supervisor asks each for a gate, the first step it will
+not begin without an answer, and answers with the highest of all gates: every rank can still reach that step, and none is
+beyond it. So the agreement costs the training loop no collective, only the comparison of two numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class ControlChannel:
+    """The worker's end; a thread of its own listens once `listen` was called."""
+
+    def __init__(self, pipe: Connection, step: int) -> None:
+        self._pipe = pipe
+        self._sending = threading.Lock()
+        self._changed = threading.Condition()
+        self._next = step
+        """The step that was begun last or, before any was, the first."""
+        self._begun = False
+        self._gate: int | None = None
+        self._leave: int | None = None
+        self._asked = False
+
+    def listen(self) -> None:
+        """Hear the supervisor from now on."""
+        threading.Thread(target=self._receive, name="dtrain-link", daemon=True).start()
+
+    def say(self, say: str, **fields: Any) -> None:
+        """Report something; where nobody listens any more, this process is about to be killed anyway."""
+        with self._sending, suppress(OSError):
+            self._pipe.send({"say": say} | fields)
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Have all ranks agree on a step to leave at; the next `may_begin` waits for the agreement."""
+        with self._changed:
+            asked, self._asked = self._asked, True
+        if not asked:
+            self.say("stop", reason=reason)
+
+    def may_begin(self, step: int) -> bool:
+        """Whether to do this step; False: the ranks agreed to leave before it. Waits at the gate for the agreement."""
+        with self._changed:
+            while self._leave is None and (self._asked or (self._gate is not None and step >= self._gate)):
+                self._changed.wait()
+            if self._leave is not None and step >= self._leave:
+                return False
+            self._next, self._begun = step, True
+            return True
+
+    def close(self) -> None:
+        """Nothing more to say."""
+        self._pipe.close()
+
+    def _receive(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                self._on_command(self._pipe.recv())
+
+    def _on_command(self, body: dict[str, Any]) -> None:
+        with self._changed:
+            if body["do"] == "gate":
+                self._gate = self._next + self._begun
+            else:
+                self._leave = int(body["step"])
+            self._changed.notify_all()
+        if body["do"] == "gate":
+            self.say("gate", step=self._gate)

@@ -1,0 +1,130 @@
+"""The training loop of a worker: sampling, steps, reports, evaluation, checkpoints, and leaving when it is asked to.
+
+It knows no framework: a session does the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, WorkerContext
+from dtrain.checkpoint.factory import store_of
+from dtrain.data.batches import Batches
+from dtrain.data.randomness import seed_host
+from dtrain.data.sampler import Sampler, step_seed
+from dtrain.run.folder import RunDir
+from dtrain.spec import entrypoint
+from dtrain.worker import task as tasks
+from dtrain.worker.checkpoint_writer import CheckpointWriter
+from dtrain.worker.context import Context, Leaving
+from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.task import EVAL, TRAIN, Task
+from dtrain.worker.trainer import Report, Trainer
+
+
+def run(
+    run: RunDir,
+    joining: WorkerContext,
+    session: TrainingBackend,
+    link: ControlChannel,
+    checkpoint: str | None,
+    step: int,
+) -> None:
+    """Run the job's task or function to its end, or to the step that all ranks agreed to leave at."""
+    job, attempt = joining.job, joining.peers.attempt
+    store = store_of(run, job)
+    folder = store.local_folder(checkpoint, attempt) if checkpoint else None
+    trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, joining), folder, step)
+    if job.function:
+        _call(trainer, job.function, Path(job.folder))
+        return
+    _train(trainer, tasks.of_job(job))
+
+
+def _call(trainer: Trainer, function: str, folder: Path) -> None:
+    """A function of the user's; whatever way it leaves its loop, the state of its last step is saved."""
+    context = Context(trainer, tasks.name_of(function))
+    try:
+        entrypoint.load(function, folder)(context)
+    except Leaving:
+        return
+    context.finish()
+
+
+def _train(trainer: Trainer, task: Task) -> None:
+    session, train = trainer.session, trainer.train
+    session.build(task, train)
+    data = task.batches(TRAIN)
+    assert data is not None, "only held-out data may be missing"
+    held_out = task.batches(EVAL)
+    sampler = Sampler(data.size, train)
+    if trainer.checkpoint:
+        session.load(trainer.checkpoint)
+    elif train.sanity_check:
+        _try_out(trainer, task, held_out, sampler)
+    trainer.announce(sampler.total_steps, sampler.size)
+    trainer.warn_about(data)
+    trainer.link.listen()
+    report, done = Report(trainer, sampler.total_steps), trainer.first_step
+    for step, values in _steps(trainer, task, data, sampler):
+        done = step + 1
+        try:
+            report.count(done, values)
+            trainer.after_step(done, sampler.total_steps)
+        except NonFiniteLoss as error:
+            raise trainer.non_finite(error, step) from None
+        if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
+            _evaluate(trainer, held_out, sampler, report, done)
+    trainer.saver.finish()
+    if done == sampler.total_steps:
+        _conclude(trainer, task, held_out, sampler, report)
+
+
+def _conclude(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler, report: Report) -> None:
+    """Evaluate and hand over the trained model. Every rank's part of the last checkpoint is written before: whatever goes
+    wrong in the user's code now, the trained weights are on disk."""
+    session = trainer.session
+    session.mean({})
+    if held_out:
+        _evaluate(trainer, held_out, sampler, report, sampler.total_steps)
+    if hasattr(task, "finish"):
+        model = session.whole()
+        if trainer.rank == 0:
+            task.finish(model)
+
+
+def _evaluate(trainer: Trainer, held_out: Batches, sampler: Sampler, report: Report, done: int) -> None:
+    report.evaluated(done, trainer.session.evaluate(trainer.held_out(held_out, sampler.shard_size)))
+
+
+def _try_out(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler) -> None:
+    """Call once, before the first step, what is otherwise called late: `schedule` at the end of the run, and `metrics` on
+    one batch of held-out data. Nothing is kept of it. (`loss` is called in the first step anyway.)"""
+    for text in task.doubts(sampler.total_steps):
+        trainer.warn(text)
+    if held_out:
+        size = min(sampler.shard_size, held_out.size)
+        trainer.session.evaluate([(held_out.fetch(np.arange(size)), size)])
+
+
+def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Iterator[tuple[int, Any]]:
+    """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
+    ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
+    passes = shards[:1] if hasattr(task, "train_step") else shards
+    for step, begin, indices in trainer.upcoming(sampler, trainer.first_step):
+        size = len(indices) // len(passes)
+        parts = enumerate(np.split(indices, len(passes)))
+        batches = [data.fetch(part, begin + number * size) for number, part in parts]
+        seeds = [step_seed(seed, step, shard) for shard in passes]
+        seed_host(seeds[0])
+        rate = task.factor(step, sampler.total_steps)
+        try:
+            values = trainer.session.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
+        except NonFiniteLoss as error:
+            raise trainer.non_finite(error, step) from None
+        ledger.add(step, begin, indices)
+        yield step, values

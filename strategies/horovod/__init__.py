@@ -1,0 +1,1 @@
+"""Horovod for PyTorch and TensorFlow, its launcher's environment, and its build."""

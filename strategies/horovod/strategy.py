@@ -1,0 +1,140 @@
+"""Horovod, for PyTorch and TensorFlow tasks: gradients are averaged by Horovod over gloo, state moves as everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
+from dtrain.spec.job import Device, Job, Resources
+
+from .. import environments, task_framework
+from ..tensorflow import backend as tensorflow_backend
+from ..torch import backend as torch_backend
+from ..torch.parallel import Parallel
+from . import launcher
+
+
+@dataclass(frozen=True)
+class HorovodOptions:
+    """Of Horovod."""
+
+    framework: Literal["auto", "torch", "tensorflow"] = "auto"
+    """Of the task; `auto` looks at what its file imports."""
+    compression: Literal["none", "fp16"] = "none"
+    """Type that gradients are sent in."""
+    op: Literal["average", "adasum"] = "average"
+    """How gradients are combined; adasum only where Horovod was built with it."""
+    fusion_mb: float | None = None
+    """Megabytes of gradients that are averaged in one go. What is ready in time decides what goes together, and with it the
+    order of a sum over three or more workers: 128 for two when not given, 0 for more, so that runs repeat bit by bit."""
+    cycle_ms: float = 1.0
+    """Milliseconds between two looks for gradients that are ready."""
+
+
+class Horovod:
+    """One process a device, over gloo; no MPI and no horovodrun."""
+
+    Options = HorovodOptions
+    framework = "horovod"
+
+    def __init__(self, options: HorovodOptions) -> None:
+        self.options = options
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """The task's framework; Horovod itself starts threads only in `init`."""
+        if self._framework(job) == "tensorflow":
+            return (*tensorflow_backend.PRELOAD, "horovod.tensorflow")
+        return (*torch_backend.PRELOAD, "horovod.torch")
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """One a device."""
+        return workers_per_node
+
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+        """As horovodrun sets it, and torchrun's for the process group that carries checkpoints."""
+        return environments.torchrun(place, peers) | launcher.environment(place, peers) | {
+            "HOROVOD_FUSION_THRESHOLD": str(int(self._fusion_mb(place) * 2**20)),
+            "HOROVOD_CYCLE_TIME": str(self.options.cycle_ms),
+        }  # fmt: skip
+
+    def _fusion_mb(self, place: RankInfo) -> float:
+        if self.options.fusion_mb is not None:
+            return self.options.fusion_mb
+        return 128.0 if place.world_size <= 2 else 0.0
+
+    def problems(self, resources: Resources) -> list[str]:
+        """Horovod is there, and can do what is asked."""
+        return [] if launcher.installed() else [launcher.MISSING]
+
+    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
+        """The rendezvous."""
+        return launcher.rendezvous(joining)
+
+    @contextmanager
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+        """Connect to the rendezvous of rank 0."""
+        launcher.require()
+        if self._framework(joining.job) == "tensorflow":
+            from . import tensorflow
+
+            with tensorflow.joined(joining, self.options.compression, self.options.op) as session:
+                yield session
+            return
+        import horovod.torch as hvd
+
+        with torch_backend.connected(joining) as device:
+            hvd.init()
+            yield torch_backend.TorchBackend(joining.place, device, Averaged(self.options))
+            hvd.shutdown()
+
+    def _framework(self, job: Job) -> str:
+        return task_framework.of_task(job) if self.options.framework == "auto" else self.options.framework
+
+
+class Averaged(Parallel):
+    """A model whose gradients Horovod averages while they are computed."""
+
+    def __init__(self, options: HorovodOptions) -> None:
+        super().__init__()
+        self.options = options
+
+    def wrap(self, model: Any, device: Any) -> Any:
+        """Rank 0's weights for all."""
+        import horovod.torch as hvd
+
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        return model
+
+    def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
+        """See `Parallel.optimizer`; Horovod waits for the last of the passes before it averages."""
+        import horovod.torch as hvd
+
+        # No `broadcast_optimizer_state`: it takes a step to fill an empty state, which decays the weights.
+        distributed = hvd.DistributedOptimizer(
+            optimizer,
+            named_parameters=named_parameters,
+            compression=hvd.Compression.fp16 if self.options.compression == "fp16" else hvd.Compression.none,
+            backward_passes_per_step=passes,
+            op=hvd.Adasum if self.options.op == "adasum" else hvd.Average,
+        )
+        plain = distributed.zero_grad
+
+        def zero_grad(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002  torch's own callers pass it
+            # Another model's loss left gradients here (a generator's, in its discriminator): Horovod would refuse.
+            if distributed._handles:
+                distributed.synchronize()
+            plain()
+
+        distributed.zero_grad = zero_grad
+        return distributed
+
+    def apply(self, optimizers: Sequence[Any], parameters: Iterable[Any], clip_norm: float | None) -> None:
+        """See `Parallel.apply`; the gradients must be there before they are clipped."""
+        with ExitStack() as stack:
+            for optimizer in optimizers:
+                optimizer.synchronize()
+                stack.enter_context(optimizer.skip_synchronize())
+            super().apply(optimizers, parameters, clip_norm)

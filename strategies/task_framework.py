@@ -1,0 +1,16 @@
+"""Which framework a task is written for, seen from its imports without importing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from dtrain.spec import entrypoint
+from dtrain.spec.job import Job
+
+
+def of_task(job: Job) -> Literal["torch", "tensorflow"]:
+    """TensorFlow where the task's file imports it (or Keras) and not PyTorch; PyTorch otherwise."""
+    module, _ = entrypoint.split(job.target)
+    imported = entrypoint.imports(Path(job.folder) / module) if module.endswith(".py") else frozenset()
+    return "tensorflow" if imported & {"tensorflow", "keras"} and "torch" not in imported else "torch"

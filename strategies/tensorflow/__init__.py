@@ -1,0 +1,1 @@
+"""The TensorFlow strategies and the training backend that they share."""

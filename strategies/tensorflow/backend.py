@@ -1,0 +1,354 @@
+"""What the TensorFlow strategies broadcast_buffers: devices, building, one training step, evaluation, and means over processes.
+
+Importing this module imports no framework; every function that needs TensorFlow imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
+from dtrain.common.errors import DtrainError, UserError
+from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
+from dtrain.spec.job import Train
+
+from .graph import refuse_own_randomness
+from .state import Registered, TensorFlowSnapshot, keyed, load
+from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
+
+PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
+SEEDS = 1 << 32
+Metrics = Callable[[Any, Any], Any]
+
+
+class DevicesMissing(DtrainError):
+    """TensorFlow does not see the devices that were asked for."""
+
+
+def prepare(joining: WorkerContext, *, replicas: int | None = None, deterministic: bool = True) -> list[str]:
+    """This process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
+    import tensorflow as tf
+
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    if joining.job.resources.device == "gpu":
+        return _gpus(joining.place)
+    count = replicas or joining.place.replicas
+    tf.config.set_visible_devices([], "GPU")
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    return [f"CPU:{number}" for number in range(count)]
+
+
+def _gpus(place: RankInfo) -> list[str]:
+    import tensorflow as tf
+
+    there = tf.config.list_physical_devices("GPU")
+    first = place.local_rank * place.replicas
+    own = there[first : first + place.replicas]
+    if len(own) < place.replicas:
+        raise DevicesMissing(
+            f"TensorFlow sees {len(there)} GPUs where {place.local_world_size * place.replicas} are needed",
+            "Install a TensorFlow with GPU support (pip install 'tensorflow[and-cuda]'), or take --workers N to train on CPUs.",
+        )
+    tf.config.set_visible_devices(own, "GPU")
+    for gpu in own:
+        tf.config.experimental.set_memory_growth(gpu, enable=True)
+    return [f"GPU:{number}" for number in range(place.replicas)]
+
+
+def all_reduced(tensors: list[Any]) -> list[Any]:
+    """In a replica: sums over all replicas of the strategy."""
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
+
+
+class TensorFlowBackend:
+    """Training under a `tf.distribute.Strategy`; `summed` where something else sums over the processes."""
+
+    def __init__(self, place: RankInfo, strategy: Any, *, summed: Summed = all_reduced, jit: bool = False) -> None:
+        self.strategy = strategy
+        """For functions with a loop of their own: they call its `run`."""
+        self._place = place
+        self._summed = summed
+        self._jit = jit
+        self._replicas = max(1, strategy.num_replicas_in_sync // place.world_size)
+        self._step: TrainStep | None = None
+        self._inspected: list[Any] = []
+        self._measures: dict[Metrics | None, Any] = {}
+        self._registered = Registered()
+        self._total: Any = None
+
+    def build(self, task: Any, train: Train) -> tuple[Any, Any]:
+        """See `TrainingBackend.build`."""
+        import keras
+
+        name = self._name = getattr(task, "name", type(task).__name__)
+        _refuse_several(task, name)
+        keras.utils.set_random_seed(train.seed % SEEDS)
+        with self.strategy.scope():
+            noise = keras.random.SeedGenerator(train.seed % SEEDS)
+            use_for_unseeded(noise)
+            model = _made(task, name)
+            optimizer = task.optimizer(model)
+            if not isinstance(optimizer, keras.optimizers.Optimizer):
+                raise UserError(f"{name}.optimizer gave {gave(optimizer)}; expected an optimizer of keras.optimizers")
+            _refuse_second_owner(task, optimizer)
+            optimizer.build(model.trainable_variables)
+        self.model = model
+        self._built = Built(task, model, optimizer, train.clip_norm, noise)
+        rate = optimizer.learning_rate
+        self._rate = float(self._copied(rate)) if isinstance(rate, keras.Variable) else 1.0
+        self.seed(train.seed)
+        return model, optimizer
+
+    def feed(self, batch: Any, seed: int) -> Any:
+        """See `TrainingBackend.feed`. Where the process has several replicas, an argument for `strategy.run`: each has its part."""
+        import numpy as np
+        import tensorflow as tf
+
+        self.seed(seed)
+        parts = [np.split(np.asarray(array), self._replicas) for array in tf.nest.flatten(batch)]
+        return spread(
+            self.strategy, tensors([tf.nest.pack_sequence_as(batch, part) for part in zip(*parts, strict=True)])
+        )
+
+    def seed(self, seed: int) -> None:
+        """Seed TensorFlow's and Keras's generators, those of the model's layers too."""
+        import tensorflow as tf
+
+        random.seed(seed)
+        tf.random.set_seed(seed)
+        use_for_unseeded(self._built.noise)
+        for variable, state in zip(self._built.generators, self._built.states([seed])[0], strict=True):
+            variable.assign(state)
+
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
+        """See `TrainingBackend.step`. Each replica takes a contiguous block of the shards."""
+        import numpy as np
+
+        if self._step is None:
+            self._step = self.compiled(len(batches))
+        return self.called(self._step.one, *tensors((self.blocks(batches, seeds), np.float32(self._rate * rate))))
+
+    def called(self, function: Any, *arguments: Any) -> Any:
+        """What a step function gives; it is looked at before its first call."""
+        if function not in self._inspected:
+            self.inspect(function.get_concrete_function(*arguments).graph)
+            self._inspected.append(function)
+        return function(*arguments)
+
+    def inspect(self, graph: Any) -> None:
+        """Raise an error where this graph of a step must not run."""
+        refuse_own_randomness(graph)
+
+    def compiled(self, shards: int) -> TrainStep:
+        """The step function for so many shards a process; traced at its first call."""
+        shards *= self._place.world_size
+        return TrainStep(self.strategy, self._built, shards=shards, summed=self._summed, jit=self._jit)
+
+    def blocks(self, batches: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
+        """For each replica its shards, stacked, and the states of their seed generators."""
+        import tensorflow as tf
+
+        states = self._built.states(seeds)
+        each = len(batches) // self._replicas
+        ranges = [slice(first, first + each) for first in range(0, len(batches), each)]
+        return [(tf.nest.map_structure(_stacked, *batches[block]), states[block]) for block in ranges]
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
+        """See `TrainingBackend.evaluate`. The replicas take the batches in turn."""
+        import numpy as np
+        import tensorflow as tf
+
+        if metrics not in self._measures:
+            self._measures[metrics] = tf.function(partial(self._measured, metrics), autograph=False)
+        measure = self._measures[metrics]
+        rest = iter(batches)
+        sums: dict[str, float] = {}
+        weight = 0
+        while group := list(islice(rest, self._replicas)):
+            filled = [*group, *[(group[-1][0], 0)] * (self._replicas - len(group))]
+            values = measure(tensors([batch for batch, _ in filled]))
+            counts = [count for _, count in filled]
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(np.dot(value.numpy(), counts))
+            weight += sum(counts)
+        return self.mean({name: total / max(1, weight) for name, total in sums.items()}, weight)
+
+    def _measured(self, metrics: Metrics | None, batches: Any) -> dict[str, Any]:
+        """Name → its value in each of this process's replicas."""
+        import tensorflow as tf
+
+        values = self.strategy.run(partial(self._metrics, metrics), args=(spread(self.strategy, batches),))
+        return {name: tf.stack(self.strategy.experimental_local_results(value)) for name, value in values.items()}
+
+    def _metrics(self, metrics: Metrics | None, batch: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        task, model = self._built.task, self._built.model
+        metrics = metrics or getattr(task, "metrics", None)
+        with self._built.pure(self._built.states([0])[0]):
+            if metrics is not None:
+                values = named_numbers(traced(metrics, model, batch), f"{self._name}.metrics")
+            else:
+                loss, more = loss_and_metrics(traced(task.loss, model, batch), f"{self._name}.loss")
+                values = {"loss": loss} | more
+        return {name: tf.reshape(tf.cast(value, tf.float64), ()) for name, value in values.items()}
+
+    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+        """See `TrainingBackend.mean`."""
+        import numpy as np
+
+        numbers = np.array([*(value * weight for value in values.values()), weight], np.float64)
+        if self._place.world_size > 1:
+            numbers = self._totals(numbers)
+        *totals, weights = numbers.tolist()
+        return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+
+    def _totals(self, numbers: Any) -> Any:
+        """Collective. Sums over the processes, of which one replica each counts."""
+        import numpy as np
+        import tensorflow as tf
+
+        def total(parts: Any) -> Any:
+            # The identity gives the tensor a device, which collectives look at.
+            summed = self.strategy.run(
+                lambda part: self._summed([tf.identity(part)])[0], args=(spread(self.strategy, parts),)
+            )
+            return self.strategy.experimental_local_results(summed)[0]
+
+        self._total = self._total or tf.function(total, autograph=False)
+        zeros = [np.zeros_like(numbers)] * (self._replicas - 1)
+        return self._total(tensors([numbers, *zeros])).numpy()
+
+    def snapshot(self) -> TensorFlowSnapshot:
+        """See `TrainingBackend.snapshot`. Rank 0 has all of it."""
+        if self._place.rank:
+            return TensorFlowSnapshot(None)
+        trained = {variable.name for variable in self._built.model.trainable_variables}
+        return TensorFlowSnapshot(self.arrays(), self._registered.states(), trained)
+
+    def arrays(self) -> dict[str, dict[str, Any]]:
+        """Copies of model and optimizer state: part → name → numpy array."""
+        return {
+            part: {name: self._copied(variable) for name, variable in keyed(variables).items()}
+            for part, variables in self._parts().items()
+        }
+
+    def _copied(self, variable: Any) -> Any:
+        import numpy as np
+
+        # The first replica's own copy: reading across the replicas could be a collective, and only one rank is here.
+        return np.array(self.strategy.experimental_local_results(variable.value)[0].numpy())
+
+    def load(self, folder: Path) -> None:
+        """See `TrainingBackend.load`."""
+        load(folder, self._parts())
+        self._registered.load(folder)
+
+    def register(self, name: str, thing: Any) -> None:
+        """See `TrainingBackend.register`."""
+        self._registered.add(name, thing)
+
+    def unclaimed(self) -> list[str]:
+        """See `TrainingBackend.unclaimed`."""
+        return self._registered.unclaimed()
+
+    def whole(self) -> Any:
+        """See `TrainingBackend.whole`. It is built once more, outside of the strategy."""
+        if self._place.rank:
+            return None
+        model = _made(self._built.task, self._name)
+        for variable, array in zip(model.weights, self.arrays()["model"].values(), strict=True):
+            variable.assign(array)
+        return model
+
+    def _parts(self) -> dict[str, Sequence[Any]]:
+        """What a checkpoint holds. The states of seed generators are left out: a step follows from its seeds."""
+        return {"model": self._built.model.weights, "optimizer": self._built.optimizer.variables}
+
+
+def _stacked(*parts: Any) -> Any:
+    import numpy as np
+
+    return np.stack(parts) if len(parts) > 1 else np.asarray(parts[0])[np.newaxis]
+
+
+def _made(task: Any, name: str) -> Any:
+    """The task's model, with weights."""
+    import keras
+
+    model = task.model()
+    if not isinstance(model, keras.Layer):
+        raise UserError(f"{name}.model gave {gave(model)}; TensorFlow strategies train a keras.Model")
+    if not model.built:
+        _give_weights(task, model)
+    return model
+
+
+def _refuse_several(task: Any, name: str) -> None:
+    """Raise `UserError` for what a compiled step of one model cannot do."""
+    for method in ("models", "optimizers", "train_step"):
+        if hasattr(task, method):
+            raise UserError(
+                f"{name} has {method}: the TensorFlow strategies train one keras.Model with one optimizer by its loss; put "
+                "the models into one keras.Model and weigh their losses, or train in a script: of your own"
+            )
+
+
+def _give_weights(task: Any, model: Any) -> None:
+    """Keras makes the weights of a model without an input shape when it first sees data: show it one sample, in a scope
+    where neither random numbers nor moving averages change."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from dtrain.data.batches import Batches
+
+    if not hasattr(task, "data"):
+        raise TypeError("the model has no weights yet: begin it with keras.Input(shape), or build it")
+    data = Batches(task.data("train"), seed=0, name="task.data('train')", collate=getattr(task, "collate", None))
+    sample = data.fetch(np.zeros(1, np.int64))
+    with keras.StatelessScope():
+        task.loss(model, tf.nest.map_structure(tf.convert_to_tensor, sample))
+
+
+def _refuse_second_owner(task: Any, optimizer: Any) -> None:
+    """Options of Keras's optimizers for what dtrain does itself, and that would be done twice."""
+    import keras
+
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or getattr(optimizer, "loss_scale_factor", None):
+        raise TypeError(
+            "loss scaling is not supported: train with keras.config.set_dtype_policy('mixed_bfloat16'), which needs none"
+        )
+    if getattr(optimizer, "gradient_accumulation_steps", None):
+        raise TypeError(
+            "gradient_accumulation_steps is not needed: raise train.shards, whose gradients dtrain accumulates"
+        )
+    if hasattr(task, "schedule") and not isinstance(optimizer.learning_rate, keras.Variable):
+        raise TypeError(
+            "both the task and the optimizer have a schedule: leave out task.schedule, or give a plain learning rate"
+        )
+
+
+def checked(strategy: Any, place: RankInfo) -> Any:
+    """A strategy that has as many replicas as were planned."""
+    wanted = place.replicas * place.world_size
+    if strategy.num_replicas_in_sync != wanted:
+        raise DevicesMissing(
+            f"{wanted} replicas were asked for and TensorFlow has {strategy.num_replicas_in_sync}",
+            f"Take --workers {strategy.num_replicas_in_sync}.",
+        )
+    return strategy

@@ -1,0 +1,106 @@
+"""Sessions whose steps XLA compiles: several steps in one call, and the rehearsal of a TPU on a CPU.
+
+Importing this module imports no framework; every function that needs TensorFlow imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
+
+from .backend import Metrics, TensorFlowBackend, prepare
+from .graph import not_compiled, refuse_dynamic_shapes
+from .step import tensors
+
+
+class LazyLoss:
+    """The loss of a step that may still be waiting for its call."""
+
+    def __init__(self, session: CompiledBackend) -> None:
+        self._session = session
+        self.value: Any = None
+
+    def __float__(self) -> float:
+        if self.value is None:
+            self._session.flush()
+        return float(self.value)
+
+
+class CompiledBackend(TensorFlowBackend):
+    """Collects steps until a call is full, or something wants to see the state."""
+
+    def __init__(self, place: RankInfo, strategy: Any, *, steps_per_call: int, jit: bool = False) -> None:
+        super().__init__(place, strategy, jit=jit)
+        self._steps_per_call = steps_per_call
+        self._waiting: list[tuple[list[Any], float, LazyLoss]] = []
+
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
+        """See `TrainingBackend.step`."""
+        later = LazyLoss(self)
+        self._step = self._step or self.compiled(len(batches))
+        self._waiting.append((self.blocks(batches, seeds), self._rate * rate, later))
+        if len(self._waiting) == self._steps_per_call:
+            self.flush()
+        return later
+
+    def flush(self) -> None:
+        """Do the steps that wait: in one call where they fill it, one by one otherwise."""
+        import numpy as np
+        import tensorflow as tf
+
+        waiting, self._waiting = self._waiting, []
+        if self._step is None or not waiting:
+            return
+        if len(waiting) < self._steps_per_call or len(waiting) == 1:
+            for blocks, rate, later in waiting:
+                later.value = self.called(self._step.one, *tensors((blocks, np.float32(rate))))
+            return
+        stacked = [
+            tf.nest.map_structure(lambda *parts: np.stack(parts), *parts)
+            for parts in zip(*(blocks for blocks, _, _ in waiting), strict=True)
+        ]
+        rates = np.array([rate for _, rate, _ in waiting], np.float32)
+        losses = self.called(self._step.many, *tensors((stacked, rates))).numpy()
+        for (_, _, later), loss in zip(waiting, losses, strict=True):
+            later.value = loss
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
+        """See `TrainingBackend.evaluate`."""
+        self.flush()
+        return super().evaluate(batches, metrics)
+
+    def arrays(self) -> dict[str, dict[str, Any]]:
+        """See `TensorFlowBackend.arrays`."""
+        self.flush()
+        return super().arrays()
+
+
+class RehearsalBackend(CompiledBackend):
+    """Looks for what a TPU cannot run; raises `RehearsalFailed`."""
+
+    def inspect(self, graph: Any) -> None:
+        """See `TensorFlowBackend.inspect`."""
+        super().inspect(graph)
+        refuse_dynamic_shapes(graph)
+
+    def called(self, function: Any, *arguments: Any) -> Any:
+        """See `TensorFlowBackend.called`."""
+        import tensorflow as tf
+
+        try:
+            return super().called(function, *arguments)
+        except tf.errors.OpError as error:
+            graph = function.get_concrete_function(*arguments).graph
+            raise not_compiled(graph, str(error)) from error
+
+
+def rehearsal(joining: WorkerContext, steps_per_call: int) -> RehearsalBackend:
+    """A session on one CPU replica, which takes the shards of all."""
+    import tensorflow as tf
+
+    # XLA's steps on a CPU are deterministic; TensorFlow's switch would only refuse some of them, as it must on GPUs.
+    device, *_ = prepare(joining, replicas=1, deterministic=False)
+    strategy = tf.distribute.OneDeviceStrategy(device)
+    return RehearsalBackend(joining.place, strategy, steps_per_call=steps_per_call, jit=True)

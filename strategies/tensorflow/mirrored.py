@@ -1,0 +1,75 @@
+"""TensorFlow MirroredStrategy: one process drives all devices of a node, and each of them holds the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
+from dtrain.spec.job import Device, Job, Resources
+
+from . import backend
+
+
+@dataclass(frozen=True)
+class MirroredOptions:
+    """Of MirroredStrategy."""
+
+    reduction: Literal["auto", "nccl", "hierarchical_copy", "reduction_to_one_device"] = "auto"
+    """How gradients are summed over the devices (`tf.distribute.CrossDeviceOps`)."""
+
+
+class Mirrored:
+    """One process a node; on CPUs its devices are logical ones, as many as there are workers."""
+
+    Options = MirroredOptions
+    framework = "tensorflow"
+
+    def __init__(self, options: MirroredOptions) -> None:
+        self.options = options
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """TensorFlow and what a first step would import."""
+        return backend.PRELOAD
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """One, whatever the number of devices."""
+        return 1
+
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+        """Nothing: there are no peers."""
+        return {}
+
+    def problems(self, resources: Resources) -> list[str]:
+        """More than one node, and what does not fit the device."""
+        found = []
+        if resources.nodes > 1:
+            found.append(
+                f"mirrored trains on one node, not {resources.nodes}: choose multi_worker_mirrored, or --nodes 1"
+            )
+        if resources.device == "tpu":
+            found.append("mirrored trains on CPUs and GPUs: choose the strategy tpu")
+        if resources.device == "cpu" and self.options.reduction == "nccl":
+            found.append("the reduction nccl needs GPUs: choose auto")
+        return found
+
+    @contextmanager
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+        """Nobody to connect to: take the devices."""
+        import tensorflow as tf
+
+        devices = backend.prepare(joining)
+        strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=self._reduction())
+        yield backend.TensorFlowBackend(joining.place, strategy)
+
+    def _reduction(self) -> Any:
+        import tensorflow as tf
+
+        kinds = {
+            "nccl": tf.distribute.NcclAllReduce,
+            "hierarchical_copy": tf.distribute.HierarchicalCopyAllReduce,
+            "reduction_to_one_device": tf.distribute.ReductionToOneDevice,
+        }
+        return kinds[self.options.reduction]() if self.options.reduction in kinds else None

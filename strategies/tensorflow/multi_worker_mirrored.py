@@ -1,0 +1,68 @@
+"""TensorFlow MultiWorkerMirroredStrategy: every worker holds the whole model, gradients are summed over the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
+from dtrain.spec.job import Device, Job, Resources
+
+from .. import environments
+from . import backend
+
+
+@dataclass(frozen=True)
+class MultiWorkerMirroredOptions:
+    """Of MultiWorkerMirroredStrategy."""
+
+    communication: Literal["auto", "ring", "nccl"] = "auto"
+    """How gradients are summed: ring over gRPC, NCCL between GPUs, or what TensorFlow takes to be best."""
+
+
+class MultiWorkerMirrored:
+    """On CPUs one process a worker, since TensorFlow gives such a process one replica; on GPUs one a node, which drives
+    all its devices."""
+
+    Options = MultiWorkerMirroredOptions
+    framework = "tensorflow"
+
+    def __init__(self, options: MultiWorkerMirroredOptions) -> None:
+        self.options = options
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """TensorFlow and what a first step would import."""
+        return backend.PRELOAD
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """One a worker, or one where they are GPUs."""
+        return 1 if device == "gpu" else workers_per_node
+
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+        """TF_CONFIG, the addresses of all workers and which of them this one is."""
+        return environments.tf_config(place, peers)
+
+    def problems(self, resources: Resources) -> list[str]:
+        """What does not fit the device."""
+        found = []
+        if resources.device == "tpu":
+            found.append("multi_worker_mirrored trains on CPUs and GPUs: choose the strategy tpu")
+        if resources.device == "cpu" and self.options.communication == "nccl":
+            found.append("the communication nccl needs GPUs: choose ring")
+        return found
+
+    @contextmanager
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+        """Start this worker's server on its reserved port, and wait for the others'."""
+        import tensorflow as tf
+
+        backend.prepare(joining)
+        kind = tf.distribute.experimental.CommunicationImplementation[self.options.communication.upper()]
+        options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        session = backend.TensorFlowBackend(joining.place, backend.checked(strategy, joining.place))
+        yield session
+        # A worker that leaves while others still compute looks like one that failed.
+        session.mean({})

@@ -1,0 +1,257 @@
+"""One training step in TensorFlow: gradients of shards, averaged over all replicas of all processes, and applied.
+
+Importing this module imports no framework; every function that needs TensorFlow imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from dtrain.common.errors import UserError
+from dtrain.spec.contract import loss_and_metrics
+
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 divided by the golden ratio: its odd multiples set the seeds of generators far apart."""
+Summed = Callable[[list[Any]], list[Any]]
+"""In a replica: the sums of these tensors over all replicas of all processes."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A task's model and optimizer, and what a step does to them."""
+
+    task: Any
+    model: Any
+    optimizer: Any
+    clip_norm: float | None
+    noise: Any
+    """The seed generator of random functions that are given none."""
+
+    @cached_property
+    def generators(self) -> list[Any]:
+        """State variables of all seed generators: of the model's layers (dropout, augmentation), and `noise`."""
+        weights = {id(weight) for weight in self.model.weights}
+        states = [variable for variable in self.model.variables if id(variable) not in weights]
+        return [*(state for state in states if state.name == "seed_generator_state"), self.noise.state]
+
+    def states(self, seeds: Sequence[int]) -> Any:
+        """Where the seed generators stand at the beginning of each shard: int64 array [shards, generators, 2]."""
+        import numpy as np
+
+        apart = np.arange(len(self.generators), dtype=np.uint64) * np.uint64(GOLDEN)
+        keys = (np.asarray(seeds, dtype=np.uint64)[:, None] + apart) >> np.uint64(1)
+        return np.stack([keys.astype(np.int64), np.zeros(keys.shape, np.int64)], axis=-1)
+
+    @contextmanager
+    def pure(self, states: Any) -> Iterator[Any]:
+        """Inside, no Keras variable changes and all randomness follows from `states` [generators, 2]; yields the scope
+        that knows the values the variables would have taken."""
+        import keras
+        import tensorflow as tf
+
+        use_for_unseeded(self.noise)
+        # A regularizer looks its weight up in the scope.
+        regularized = [weight for weight in self.model.trainable_variables if weight.regularizer is not None]
+        values = [(weight, tf.convert_to_tensor(weight.value)) for weight in regularized]
+        values += [(variable, states[number]) for number, variable in enumerate(self.generators)]
+        with keras.StatelessScope(values, collect_losses=True) as scope:
+            yield scope
+
+
+def use_for_unseeded(noise: Any) -> None:
+    """Make a seed generator the one that Keras's random functions use where they are given none. Keras has one for each
+    thread, and tf.distribute traces every replica in a thread of its own."""
+    from keras.src.backend.common import global_state
+
+    global_state.set_global_attribute("global_seed_generator", noise)
+
+
+def tensors(values: Any) -> Any:
+    """The same structure with every array on the host as a tensor."""
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        return tf.nest.map_structure(tf.convert_to_tensor, values)
+
+
+def spread(strategy: Any, values: Sequence[Any]) -> Any:
+    """One value for each of this process's replicas, as an argument for `strategy.run`. Inside a compiled function this
+    costs nothing; as an argument of one it costs a good part of a millisecond."""
+    if len(values) == 1:
+        return values[0]
+    order = iter(values)
+    return strategy.experimental_distribute_values_from_function(lambda _: next(order))
+
+
+class TrainStep:
+    """The compiled step of one process; `shards` counts those of all processes."""
+
+    def __init__(self, strategy: Any, built: Built, *, shards: int, summed: Summed, jit: bool) -> None:
+        import tensorflow as tf
+
+        self._strategy = strategy
+        self._built = built
+        self._shards = shards
+        self._summed = summed
+        self._trained = list(built.model.trainable_variables)
+        self._moving = list(built.model.non_trainable_weights)
+        _leave_summing_to_us(built.optimizer)
+        self.one = tf.function(self._one, autograph=False, jit_compile=jit or None)
+        """(For each replica (batches, states) with a leading dimension of shards, rate) → mean loss of this process's shards."""
+        self.many = tf.function(self._many, autograph=False, jit_compile=jit or None)
+        """The same with a further leading dimension of steps → losses [steps]."""
+
+    def _one(self, inputs: Any, rate: Any) -> Any:
+        return self._local_mean(self._strategy.run(self._replica, args=(spread(self._strategy, inputs), rate)))
+
+    def _many(self, inputs: Any, rates: Any) -> Any:
+        return self._local_mean(self._strategy.run(self._replica_steps, args=(spread(self._strategy, inputs), rates)))
+
+    def _local_mean(self, losses: Any) -> Any:
+        import tensorflow as tf
+
+        local = self._strategy.experimental_local_results(losses)
+        return tf.add_n(local) / len(local)
+
+    def _replica_steps(self, inputs: Any, rates: Any) -> Any:
+        import tensorflow as tf
+
+        steps = rates.shape[0]
+
+        def body(step: Any, losses: Any) -> tuple[Any, Any]:
+            part = tf.nest.map_structure(lambda tensor: tensor[step], inputs)
+            return step + 1, losses.write(step, self._replica(part, rates[step]))
+
+        begin = (tf.constant(0), tf.TensorArray(tf.float32, steps, element_shape=()))
+        _, losses = tf.while_loop(
+            lambda step, _: step < steps, body, begin, parallel_iterations=1, maximum_iterations=steps
+        )
+        return losses.stack()
+
+    def _replica(self, inputs: Any, rate: Any) -> Any:
+        """One optimizer step of one replica; returns the mean loss of its shards."""
+        import keras
+        import tensorflow as tf
+
+        optimizer, clip_norm = self._built.optimizer, self._built.clip_norm
+        loss, *totals = self._accumulated(*inputs)
+        sums = self._all_summed(totals)
+        gradients, moved = sums[: len(self._trained)], sums[len(self._trained) :]
+        if clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
+        if isinstance(optimizer.learning_rate, keras.Variable):
+            self._assign([(optimizer.learning_rate, rate)])
+        optimizer.apply(gradients, self._trained)
+        self._assign(
+            [(v, self._averaged(total)) for v, total in zip(self._moving, moved, strict=True) if total is not None]
+        )
+        return loss / inputs[1].shape[0]
+
+    def _accumulated(self, batches: Any, states: Any) -> list[Any]:
+        """Sums over this replica's shards, one after the other, so that memory holds one shard's activations: of the
+        loss, the gradients and the moved state; None for what no shard has."""
+        import tensorflow as tf
+
+        def shard(number: Any) -> list[Any]:
+            return self._shard(tf.nest.map_structure(lambda tensor: tensor[number], batches), states[number])
+
+        count = states.shape[0]
+        if count == 1:
+            return shard(0)
+        there: list[bool] = []
+
+        def body(number: Any, *totals: Any) -> tuple[Any, ...]:
+            parts = shard(number)
+            there[:] = [part is not None for part in parts]
+            added = (
+                total if part is None else total + tf.cast(part, total.dtype)
+                for total, part in zip(totals, parts, strict=True)
+            )
+            return (number + 1, *added)
+
+        zeros = [tf.zeros(variable.shape, variable.dtype) for variable in (*self._trained, *self._moving)]
+        begin = (tf.constant(0), tf.constant(0.0), *zeros)
+        _, *totals = tf.while_loop(
+            lambda number, *_: number < count, body, begin, parallel_iterations=1, maximum_iterations=count
+        )
+        return [total if part else None for total, part in zip(totals, there, strict=True)]
+
+    def _shard(self, batch: Any, states: Any) -> list[Any]:
+        """Loss, gradients and moved state (batch normalization's averages) of one shard, from the state before the step."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape, self._built.pure(states) as scope:
+            loss = tf.cast(self._loss(batch), tf.float32)
+            # The sum over all shards is then the mean gradient.
+            part = loss / self._shards
+        gradients = tape.gradient(part, [variable.value for variable in self._trained])
+        dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+        return [loss, *dense, *(scope.get_current_value(variable) for variable in self._moving)]
+
+    def _loss(self, batch: Any) -> Any:
+        import tensorflow as tf
+
+        task = self._built.task
+        name = f"{getattr(task, 'name', type(task).__name__)}.loss"
+        loss, metrics = loss_and_metrics(traced(task.loss, self._built.model, batch), name)
+        if metrics:
+            raise UserError(
+                f"{name} gave metrics beside the loss, which the TensorFlow strategies do not report: give them in metrics"
+            )
+        return tf.reshape(loss, ())
+
+    def _all_summed(self, totals: list[Any]) -> list[Any]:
+        """Sums over all replicas; collectives take tensors of one type."""
+        sums = list(totals)
+        for dtype in dict.fromkeys(total.dtype for total in totals if total is not None):
+            numbers = [i for i, total in enumerate(totals) if total is not None and total.dtype == dtype]
+            for i, total in zip(numbers, self._summed([totals[i] for i in numbers]), strict=True):
+                sums[i] = total
+        return sums
+
+    def _averaged(self, total: Any) -> Any:
+        return total / self._shards if total.dtype.is_floating else total // self._shards
+
+    def _assign(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Give variables values that are equal in all replicas."""
+        import tensorflow as tf
+
+        def assign(distribution: Any, values: list[Any]) -> None:
+            for (variable, _), value in zip(pairs, values, strict=True):
+                distribution.extended.update(variable.value, _assigned, args=(value,), group=False)
+
+        if pairs:
+            values = [value for _, value in pairs]
+            tf.__internal__.distribute.interim.maybe_merge_call(assign, self._strategy, values)
+
+
+def _assigned(variable: Any, value: Any) -> None:
+    import tensorflow as tf
+
+    variable.assign(tf.cast(value, variable.dtype))
+
+
+def _leave_summing_to_us(optimizer: Any) -> None:
+    """Keras would sum over the replicas what is summed already."""
+    if not hasattr(optimizer, "_all_reduce_sum_gradients"):
+        raise TypeError(
+            f"{type(optimizer).__name__} is no optimizer of Keras 3 on TensorFlow: use one of keras.optimizers"
+        )
+    optimizer._all_reduce_sum_gradients = list
+
+
+def traced(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of the user's gives. Making Python's control flow on tensors TensorFlow's takes a good part of a
+    second: that is done where the function turns out to have some."""
+    import tensorflow as tf
+
+    try:
+        return function(*arguments)
+    except tf.errors.OperatorNotAllowedInGraphError:
+        owner = getattr(function, "__self__", None)
+        converted = tf.autograph.to_graph(getattr(function, "__func__", function))
+        return converted(*arguments) if owner is None else converted(owner, *arguments)

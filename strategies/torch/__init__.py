@@ -1,0 +1,1 @@
+"""The PyTorch strategies and the training backend that they share."""

@@ -1,0 +1,354 @@
+"""What the PyTorch strategies broadcast_buffers: connecting, one training step, evaluation, and state that moves between them.
+
+Importing this module imports no framework; every function that needs torch imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from dtrain.api.strategy import FIRST_STEP, RankInfo, RendezvousInfo, StepNumber, WorkerContext
+from dtrain.common.errors import UserError
+from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
+from dtrain.spec.job import Device, Job, Train
+
+from .. import environments
+from .batches import broadcast_buffers, evaluating, moved
+from .losses import LateLosses
+from .optimizers import sorted_out
+from .own_step import OwnStep
+from .parallel import Parallel
+from .state import ONLY, Stored, TorchSnapshot, TorchState, copied
+
+PRELOAD = (
+    "torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint",
+    "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "dtrain.worker.loop",
+)  # fmt: skip
+CONNECT_SECONDS = 300
+Metrics = Callable[[Any, Any], Any]
+
+
+@contextmanager
+def connected(joining: WorkerContext) -> Iterator[Any]:
+    """Collective. The default process group over the reserved port; yields this worker's device."""
+    import torch
+    import torch.distributed as dist
+
+    place, peers, rendezvous = joining.place, joining.peers, joining.rendezvous
+    on_gpu = joining.job.resources.device == "gpu"
+    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if rendezvous is not None:
+        rendezvous.listen(1024)
+    store = dist.TCPStore(
+        peers.addresses[0],
+        peers.ports[0],
+        place.world_size,
+        is_master=rendezvous is not None,
+        timeout=timedelta(seconds=CONNECT_SECONDS),
+        wait_for_workers=False,
+        # The store closes what it is given when it ends: let it have a copy.
+        master_listen_fd=rendezvous.dup().detach() if rendezvous is not None else None,
+    )
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size)
+    yield device
+    # Only where all went well: after an error the peers may be gone, and this process is about to end anyway.
+    dist.destroy_process_group()
+
+
+class OneADevice:
+    """What the launcher's side of DDP and FSDP has in common: one process a device, told its place as torchrun tells it."""
+
+    framework = "torch"
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """torch and what a first step would import."""
+        return PRELOAD
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """One a device."""
+        return workers_per_node
+
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+        """As torchrun sets it."""
+        return environments.torchrun(place, peers)
+
+
+class TorchBackend:
+    """Training with a process group; `parallel` is what the strategy adds."""
+
+    def __init__(self, place: RankInfo, device: Any, parallel: Parallel) -> None:
+        import torch.distributed as dist
+
+        self._place = place
+        self._device = device
+        self._parallel = parallel
+        # Checkpoints are written beside the training: their collectives must not mix with the training's.
+        self._saving = dist.new_group(backend="gloo")
+        self._warm = not parallel.rearranges
+        self._state = TorchState({})
+        self._stored: Stored | None = None
+
+    def build(self, task: Any, train: Train) -> tuple[Any, Any]:
+        """See `TrainingBackend.build`."""
+        import torch
+
+        torch.manual_seed(train.seed)
+        self._task = task
+        self._own_step = hasattr(task, "train_step")
+        self._train = train
+        several = hasattr(task, "models")
+        self._models = {
+            name: self._parallel.wrap(model.to(self._device), self._device)
+            for name, model in self._made(task, several=several).items()
+        }
+        self._state.models = plain = {name: self._parallel.plain(model) for name, model in self._models.items()}
+        method = f"{task.name}.{'optimizers' if hasattr(task, 'optimizers') else 'optimizer'}"
+        given = (task.optimizers if hasattr(task, "optimizers") else task.optimizer)(plain if several else plain[ONLY])
+        optimizers, self._state.schedulers = sorted_out(given, method)
+        if self._state.schedulers and hasattr(task, "schedule"):
+            raise UserError(f"{method} gave a scheduler, and there is {task.name}.schedule too: leave out one of them")
+        named = list(self._state.named_parameters())
+        _check_trained(optimizers, named, method)
+        passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._place.world_size
+        self._optimizers = self._state.optimizers = {
+            name: self._parallel.optimizer(optimizer, named, passes) for name, optimizer in optimizers.items()
+        }
+        self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        self._late = LateLosses(active=train.terminate_on_nan)
+        return self._view(self._models), self._view(self._optimizers)
+
+    def _made(self, task: Any, *, several: bool) -> dict[str, Any]:
+        """The user's models by name, checked."""
+        import torch
+
+        method = f"{task.name}.{'models' if several else 'model'}"
+        models = task.models() if several else {ONLY: task.model()}
+        if not isinstance(models, Mapping) or not models:
+            raise UserError(f"{method} gave {gave(models)}; expected a dict of modules by name")
+        for name, model in models.items():
+            if not isinstance(model, torch.nn.Module):
+                raise UserError(
+                    f"{method} gave {gave(model)}{f' for {name!r}' if name else ''}; expected a torch.nn.Module"
+                )
+            if name and not str(name).isidentifier():
+                raise UserError(f"{method} names a model {name!r}; expected an identifier, like 'generator'")
+        return dict(models)
+
+    def _view(self, things: dict[str, Any]) -> Any:
+        """As the user gave them: one, or several by name."""
+        return things.get(ONLY, things)
+
+    def feed(self, batch: Any, seed: int) -> Any:
+        """See `TrainingBackend.feed`."""
+        self.seed(seed)
+        return moved(batch, self._device)
+
+    def seed(self, seed: int) -> None:
+        """Seed the generators that layers draw from."""
+        import torch
+
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
+        """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
+        self._set_rates(rate)
+        by_task = self._own_step
+        values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
+        for scheduler in self._state.schedulers.values():
+            scheduler.step()
+        broadcast_buffers(self._buffers())
+        return values
+
+    def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int]) -> Any:
+        if not self._warm:
+            self._warm_up(batches[0], seeds[0])
+        self._to_training()
+        total, metrics = None, dict[str, Any]()
+        for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
+            self.seed(seed)
+            with self._passing(last=number == len(batches)):
+                loss, more = self._loss(batch)
+                loss = loss / len(batches)
+                self._late.add(loss, number - 1)
+                loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+            for name, value in more.items():
+                value = value.detach() if hasattr(value, "detach") else value
+                metrics[name] = metrics.get(name, 0.0) + value / len(batches)
+        parameters = (parameter for _, parameter in self._state.named_parameters())
+        self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm)
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+        self._late.next_step()
+        return {"loss": total} | metrics if metrics else total
+
+    def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
+        self.seed(seed)
+        self._to_training()
+        own = OwnStep(
+            number.step, number.total_steps, moved(batch, self._device), self._models, self._optimizers,
+            self._parallel, self._train.clip_norm,
+        )  # fmt: skip
+        with self._parallel.autocast(self._device):
+            given = self._task.train_step(own)
+        name = f"{self._task.name}.train_step"
+        if isinstance(given, Mapping):
+            numbers = named_numbers(given, name)
+            values = {key: value.detach() if hasattr(value, "detach") else value for key, value in numbers.items()}
+        else:
+            values = {"loss": loss_and_metrics(given, name)[0].detach()}
+        if hasattr(values.get("loss"), "device"):
+            self._late.add(values["loss"], 0)
+        self._late.next_step()
+        return values
+
+    def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+        name = f"{self._task.name}.loss"
+        with self._parallel.autocast(self._device):
+            loss, metrics = loss_and_metrics(
+                self._task.loss(self._view(self._models), moved(batch, self._device)), name
+            )
+        if not loss.requires_grad:
+            raise UserError(
+                f"{name} gave {gave(loss)} without a gradient; expected a loss that follows from the model's parameters: "
+                "is it detached, made under no_grad, or is all of the model frozen?"
+            )
+        return loss.reshape(()), metrics
+
+    def _set_rates(self, rate: float) -> None:
+        """The base learning rates times the schedule's factor; a scheduler of the user's own sets them otherwise."""
+        if self._state.schedulers:
+            return
+        groups = (group for optimizer in self._optimizers.values() for group in optimizer.param_groups)
+        for group, base in zip(groups, self._rates, strict=True):
+            group["lr"] = base * rate
+
+    def _to_training(self) -> None:
+        """Models that are trained are in training mode; one without an optimizer (a teacher) stays as the user left it."""
+        for model in self._models.values():
+            if not model.training and any(parameter.requires_grad for parameter in model.parameters()):
+                model.train()
+
+    @contextmanager
+    def _passing(self, *, last: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for model in self._models.values():
+                stack.enter_context(self._parallel.gradient_sync(model, last=last))
+            yield
+
+    def _buffers(self) -> list[Any]:
+        return [buffer for model in self._models.values() for buffer in model.buffers()]
+
+    def _warm_up(self, batch: Any, seed: int) -> None:
+        """One pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them the
+        order of summation: from here on a resumed run sums in the same order as an undisturbed one."""
+        import torch
+
+        self._warm = True
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self._buffers()]
+        self._to_training()
+        self.seed(seed)
+        with self._passing(last=True):
+            loss, _ = self._loss(batch)
+        loss.backward()
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
+        """See `TrainingBackend.evaluate`."""
+        import torch
+
+        sums: dict[str, Any] = {}
+        weight = 0
+        with evaluating(self._models.values()), torch.no_grad(), self._parallel.autocast(self._device):
+            for batch, count in batches:
+                for name, value in self._measured(moved(batch, self._device), metrics).items():
+                    sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
+                weight += count
+        return self.mean({name: float(total) / max(1, weight) for name, total in sums.items()}, weight)
+
+    def _measured(self, batch: Any, metrics: Metrics | None) -> Mapping[str, Any]:
+        models = self._view(self._models)
+        if metrics is not None:
+            return named_numbers(metrics(models, batch), f"{self._task.name}: the metrics of context.evaluate")
+        if hasattr(self._task, "metrics"):
+            return named_numbers(self._task.metrics(models, batch), f"{self._task.name}.metrics")
+        if not hasattr(self._task, "loss"):
+            raise UserError(f"{self._task.name} has held-out data and neither metrics nor loss to evaluate it with")
+        loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._task.name}.loss")
+        return {"loss": loss.reshape(())} | more
+
+    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+        """See `TrainingBackend.mean`."""
+        import torch
+        import torch.distributed as dist
+
+        self._late.check()
+        numbers = [value * weight for value in values.values()]
+        summed = torch.tensor([*numbers, weight], dtype=torch.float64, device=self._device)
+        dist.all_reduce(summed)
+        *totals, weights = summed.tolist()
+        return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+
+    def snapshot(self) -> TorchSnapshot:
+        """See `TrainingBackend.snapshot`."""
+        self._late.check()
+        broadcast_buffers(self._buffers())
+        parameters = {name for name, _ in self._state.named_parameters()}
+        return TorchSnapshot(copied(self._state.gathered()), parameters, self._place, self._saving)
+
+    def load(self, folder: Path) -> None:
+        """See `TrainingBackend.load`."""
+        self._stored = self._state.load(folder, self._saving)
+
+    def register(self, name: str, thing: Any) -> None:
+        """See `TrainingBackend.register`."""
+        if self._state.registered.get(name, thing) is not thing:
+            raise UserError(f"two things are registered as {name!r}")
+        self._state.registered[name] = thing
+        if self._stored:
+            self._stored.give("registered", name, thing)
+
+    def unclaimed(self) -> list[str]:
+        """See `TrainingBackend.unclaimed`."""
+        there = self._stored.names("registered") if self._stored else []
+        return [name for name in there if name not in self._state.registered]
+
+    def whole(self) -> Any:
+        """See `TrainingBackend.whole`. A sharded model is built once more, on the host."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        if not self._parallel.shards:
+            return None if self._place.rank else self._view(self._state.models)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        states = {name: get_model_state_dict(model, options=options) for name, model in self._state.models.items()}
+        if self._place.rank:
+            return None
+        models = self._made(self._task, several=ONLY not in states)
+        for name, model in models.items():
+            model.load_state_dict(states[name])
+        return self._view(models)
+
+
+def _check_trained(optimizers: Mapping[str, Any], named: list[tuple[str, Any]], method: str) -> None:
+    """Raise `UserError` for an optimizer with parameters that no model has: a checkpoint could not name them."""
+    known = {id(parameter) for _, parameter in named}
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in known:
+                    raise UserError(
+                        f"{method} gave an optimizer of a parameter of shape {tuple(parameter.shape)} that is in no model: "
+                        "make it from the model that the method is given, whose parameters may be other objects than before"
+                    )

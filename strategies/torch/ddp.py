@@ -1,0 +1,99 @@
+"""PyTorch DistributedDataParallel: a whole model on every worker, gradients averaged while they are computed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dtrain.api.strategy import TrainingBackend, WorkerContext
+
+from . import backend
+from .parallel import Parallel, Precision, checkpointed, compiled
+
+
+@dataclass(frozen=True)
+class DDPOptions:
+    """Of DDP."""
+
+    bucket_mb: float = 25.0
+    """Megabytes of gradients that are averaged in one go."""
+    static_graph: bool = False
+    """The same parameters take part in every step, in the same order."""
+    find_unused_parameters: bool = False
+    """Some parameters may take no part in a step (branches, mixtures of experts): look for them, at some cost."""
+    compression: Literal["none", "bf16", "fp16"] = "none"
+    """Type that gradients are sent in; halves the traffic and loses digits."""
+    precision: Precision = "fp32"
+    """bf16: automatic mixed precision."""
+    compile: bool = False
+    """Through torch.compile."""
+    activation_checkpointing: tuple[str, ...] = ()
+    """Classes of modules whose activations are computed again instead of kept."""
+
+
+class DDP(backend.OneADevice):
+    """One process a device, gloo on CPUs and NCCL on GPUs."""
+
+    Options = DDPOptions
+
+    def __init__(self, options: DDPOptions) -> None:
+        self.options = options
+
+    @contextmanager
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+        """Connect over a store whose port was reserved for this attempt."""
+        with backend.connected(joining) as device:
+            yield backend.TorchBackend(joining.place, device, Replicated(self.options, joining.place.world_size))
+
+
+class Replicated(Parallel):
+    """A DistributedDataParallel model; alone, the model stays as it is."""
+
+    rearranges = True
+
+    def __init__(self, options: DDPOptions, world_size: int) -> None:
+        super().__init__(precision=options.precision)
+        self.options = options
+        self.alone = world_size == 1
+
+    def wrap(self, model: Any, device: Any) -> Any:
+        """See `Parallel.wrap`."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        model = checkpointed(model, self.options.activation_checkpointing)
+        if self.alone or not any(parameter.requires_grad for parameter in model.parameters()):
+            return compiled(model, when=self.options.compile)
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        parallel = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            bucket_cap_mb=self.options.bucket_mb,
+            static_graph=self.options.static_graph,
+            find_unused_parameters=self.options.find_unused_parameters,
+            gradient_as_bucket_view=True,
+            **{buffers: False},  # the session shares them once a step
+        )
+        if self.options.compression != "none":
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            parallel.register_comm_hook(None, getattr(default_hooks, f"{self.options.compression}_compress_hook"))
+        return compiled(parallel, when=self.options.compile)
+
+    def plain(self, model: Any) -> Any:
+        """See `Parallel.plain`."""
+        return model.module if _is_parallel(model) else model
+
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """See `Parallel.gradient_sync`."""
+        return nullcontext() if last or not _is_parallel(model) else model.no_sync()
+
+
+def _is_parallel(model: Any) -> bool:
+    """Whether a model was wrapped: alone, or without anything to train, it was not."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return isinstance(model, DistributedDataParallel)

@@ -1,0 +1,155 @@
+"""PyTorch fully_shard: parameters, gradients and optimizer state are split over the workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
+from dtrain.spec.job import Resources
+
+from . import backend
+from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
+
+
+@dataclass(frozen=True)
+class FSDPOptions:
+    """Of fully_shard."""
+
+    wrap: tuple[str, ...] = ()
+    """Classes of modules that are gathered one at a time (`[Block]`); by size when not given."""
+    wrap_parameters: int = 100_000
+    """Without `wrap`: modules of at least so many parameters are gathered one at a time."""
+    precision: Precision = "fp32"
+    """bf16: parameters and activations in bf16, gradients summed in fp32."""
+    reshard_after_forward: bool = True
+    """Free gathered parameters after the forward pass (less memory) or keep them for the backward pass (less traffic)."""
+    cpu_offload: bool = False
+    """Keep what is not in use in the host's memory."""
+    compile: bool = False
+    """Through torch.compile."""
+    activation_checkpointing: tuple[str, ...] = ()
+    """Classes of modules whose activations are computed again instead of kept."""
+
+
+@dataclass(frozen=True)
+class HSDPOptions(FSDPOptions):
+    """Of fully_shard over a two-dimensional mesh."""
+
+    replicas: int | None = None
+    """Groups that hold a whole model each; one a node when not given."""
+
+
+class FSDP(backend.OneADevice):
+    """One process a device, each holding its broadcast_buffers of the model."""
+
+    Options: type = FSDPOptions
+
+    def __init__(self, options: FSDPOptions) -> None:
+        self.options = options
+
+    @contextmanager
+    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+        """Connect, and lay the workers out in a mesh."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        with backend.connected(joining) as device:
+            shape = self.shape(joining.place)
+            mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
+            yield backend.TorchBackend(joining.place, device, Sharded(self.options, mesh))
+
+    def shape(self, place: RankInfo) -> tuple[int, ...]:
+        """Of the device mesh."""
+        return (place.world_size,)
+
+
+class HSDP(FSDP):
+    """Sharded inside a group of workers (a node), replicated across the groups."""
+
+    Options = HSDPOptions
+    options: HSDPOptions
+
+    def problems(self, resources: Resources) -> list[str]:
+        """Groups of equal size."""
+        groups = self.options.replicas or resources.nodes
+        if resources.workers % groups == 0:
+            return []
+        return [
+            f"{resources.workers} workers cannot be split into {groups} equal groups: change strategy.replicas or the workers"
+        ]
+
+    def shape(self, place: RankInfo) -> tuple[int, ...]:
+        """Groups by workers of a group."""
+        groups = self.options.replicas or place.nodes
+        return (groups, place.world_size // groups)
+
+
+class Sharded(Parallel):
+    """A model whose parameters are spread over a mesh."""
+
+    shards = True
+
+    def __init__(self, options: FSDPOptions, mesh: Any) -> None:
+        super().__init__()
+        self.options = options
+        self.mesh = mesh
+
+    def wrap(self, model: Any, device: Any) -> Any:
+        """See `Parallel.wrap`. Inner modules first, then the rest as one."""
+        import torch
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        half = torch.bfloat16 if self.options.precision == "bf16" else None
+        settings = {
+            "mesh": self.mesh,
+            "reshard_after_forward": self.options.reshard_after_forward,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
+            "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
+            if self.options.cpu_offload
+            else OffloadPolicy(),
+        }
+        model = checkpointed(model, self.options.activation_checkpointing)
+        for module in self._parts(model):
+            fully_shard(module, **settings)
+        fully_shard(model, **settings)
+        return compiled(model, when=self.options.compile)
+
+    def _parts(self, model: Any) -> list[Any]:
+        """The modules to be gathered one at a time, inner ones before those around them. Modules that broadcast_buffers a parameter
+        (an embedding and the layer tied to it) are left to the module around them: one gathers a parameter for all."""
+        tied = _tied(model)
+        if self.options.wrap:
+            named = modules_named(model, self.options.wrap)
+            return [module for module in reversed(named) if not _shares(module, tied)]
+        taken: set[int] = set()
+        chosen = []
+        for module in reversed(list(model.modules())):
+            own = [parameter for parameter in module.parameters() if id(parameter) not in taken]
+            containers = ("ModuleList", "ModuleDict")
+            large = sum(parameter.numel() for parameter in own) >= self.options.wrap_parameters
+            if large and module is not model and type(module).__name__ not in containers and not _shares(module, tied):
+                chosen.append(module)
+                taken.update(id(parameter) for parameter in own)
+        return chosen
+
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """See `Parallel.gradient_sync`."""
+        model.set_requires_gradient_sync(last)
+        return nullcontext()
+
+
+def _tied(model: Any) -> dict[int, int]:
+    """Parameter → how many modules hold it themselves, for those that more than one does."""
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return {parameter: count for parameter, count in holders.items() if count > 1}
+
+
+def _shares(module: Any, tied: dict[int, int]) -> bool:
+    """Whether a module has a parameter that a module outside of it has too."""
+    if not tied:
+        return False
+    inside = Counter(id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False))
+    return any(count != tied.get(parameter, count) for parameter, count in inside.items())

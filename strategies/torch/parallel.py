@@ -1,0 +1,81 @@
+"""What one PyTorch strategy does differently from another: wrapping the model, and when gradients are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Parallel:
+    """The model as it is: right for a single process, and the base of the others."""
+
+    rearranges = False
+    """Whether the first backward pass changes the order of summation in the later ones."""
+    shards = False
+    """Whether a worker holds only a part of the model."""
+
+    def __init__(self, *, precision: Precision = "fp32") -> None:
+        self.precision = precision
+
+    def wrap(self, model: Any, device: Any) -> Any:
+        """The parallel model of the user's."""
+        return model
+
+    def plain(self, model: Any) -> Any:
+        """The user's own module in a wrapped one."""
+        return model
+
+    def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
+        """The parallel optimizer of the user's, for so many backward passes a step."""
+        return optimizer
+
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """Around one backward pass of a step; gradients are averaged over the ranks in the last one."""
+        return nullcontext()
+
+    def autocast(self, device: Any) -> AbstractContextManager[Any]:
+        """Around the computation of the loss."""
+        import torch
+
+        context: AbstractContextManager[Any] = nullcontext()
+        if self.precision == "bf16":
+            context = torch.autocast(device.type, dtype=torch.bfloat16)
+        return context
+
+    def apply(self, optimizers: Sequence[Any], parameters: Iterable[Any], clip_norm: float | None) -> None:
+        """Clip the averaged gradients of these parameters and take the step of all optimizers."""
+        import torch
+
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def modules_named(model: Any, names: tuple[str, ...]) -> list[Any]:
+    """The modules of these classes; raises `ValueError` that lists the classes there are for a name that is none."""
+    there = {type(module).__name__ for module in model.modules()}
+    for name in names:
+        if name not in there:
+            raise ValueError(f"the model has no module of the class '{name}': it has {', '.join(sorted(there))}")
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def compiled(model: Any, *, when: bool) -> Any:
+    """The model through torch.compile, in place, so that its state keeps its names."""
+    if when:
+        model.compile()
+    return model
+
+
+def checkpointed(model: Any, names: tuple[str, ...]) -> Any:
+    """Have modules of these classes compute their activations once more in the backward pass instead of keeping them."""
+    if names:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+        chosen = {id(module) for module in modules_named(model, names)}
+        apply_activation_checkpointing(model, check_fn=lambda module: id(module) in chosen)
+    return model

@@ -1,0 +1,166 @@
+"""A checkpoint is whole or it does not exist, in a folder and on remote storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.checkpoint.remote import RemoteCheckpointStore
+from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, CheckpointStore
+from dtrain.common.errors import CheckpointError, ClusterError
+from dtrain.common.files import hashed
+from dtrain.storage.object_store import ObjectStore
+from dtrain.storage.run_lease import claim
+
+Make = Callable[[Path], tuple[CheckpointStore, Path]]
+"""From a folder to a store and the folder in which its committed checkpoints are."""
+
+
+def in_a_folder(folder: Path) -> tuple[CheckpointStore, Path]:
+    return LocalCheckpointStore(folder), folder
+
+
+def on_remote_storage(folder: Path) -> tuple[CheckpointStore, Path]:
+    """Another folder, through fsspec."""
+    remote = ObjectStore(f"file://{folder}/there", {})
+    return RemoteCheckpointStore(folder / "cache", remote), folder / "there/checkpoints"
+
+
+@pytest.fixture(params=[in_a_folder, on_remote_storage])
+def make(request: pytest.FixtureRequest) -> Make:
+    kind: Make = request.param
+    return kind
+
+
+def staged(store: CheckpointStore, attempt: int, step: int) -> list[CheckpointShard]:
+    folder = store.staging(attempt, step)
+    folder.mkdir(parents=True)
+    parts = []
+    for rank in range(2):
+        (folder / f"rank{rank}").write_bytes(bytes([rank, step]) * 500)
+        files = {f"rank{rank}": hashed(folder / f"rank{rank}")}
+        store.publish(attempt, step, files)
+        parts.append(CheckpointShard(files, f"weights{rank}"))
+    return parts
+
+
+def test_what_is_staged_is_no_checkpoint_until_it_is_committed(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    parts = staged(store, 1, 10)
+    assert list(store.latest_valid()) == []
+    done = store.commit(1, 10, parts, {})
+    assert list(store.latest_valid()) == [done]
+    assert (done.step, done.bytes) == (10, 2000)
+    assert (there / done.name / MANIFEST).exists()
+
+
+def test_a_part_that_was_cut_short_is_not_committed(tmp_path: Path) -> None:
+    store, _ = in_a_folder(tmp_path)
+    parts = staged(store, 1, 10)
+    (store.staging(1, 10) / "rank1").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="cut short"):
+        store.commit(1, 10, parts, {})
+    assert list(store.latest_valid()) == []
+
+
+def test_a_part_that_did_not_arrive_is_not_committed(tmp_path: Path) -> None:
+    store, there = on_remote_storage(tmp_path)
+    parts = staged(store, 1, 10)
+    (there / store.staging(1, 10).name / "rank1").unlink()
+    with pytest.raises(CheckpointError, match="misses rank1"):
+        store.commit(1, 10, parts, {})
+    assert list(store.latest_valid()) == []
+
+
+@pytest.mark.parametrize("kind", [in_a_folder, on_remote_storage])
+@settings(max_examples=60)
+@given(name=st.sampled_from(["rank0", "rank1", MANIFEST]), position=st.integers(0, 499), flip=st.integers(1, 255))
+def test_any_damaged_byte_is_found_and_the_one_before_is_used(
+    name: str, position: int, flip: int, kind: Make, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store, there = kind(tmp_path_factory.mktemp("store"))
+    before = store.commit(1, 10, staged(store, 1, 10), {})
+    broken = store.commit(1, 20, staged(store, 1, 20), {})
+    data = bytearray((there / broken.name / name).read_bytes())
+    before_damage = bytes(data)
+    data[position % len(data)] ^= flip
+    (there / broken.name / name).write_bytes(bytes(data))
+    found = list(store.latest_valid())
+    if name == MANIFEST and isinstance(found[0], CheckpointInfo):
+        assert json.loads(bytes(data)) == json.loads(before_damage), "only a blank in the manifest says nothing"
+        return
+    assert isinstance(found[0], tuple)
+    assert "step-00000020" in found[0][0]
+    assert found[1] == before
+    assert list(store.latest_valid()) == [before]
+    store.clear_staging()
+    assert (there / found[0][0] / "rank0").exists(), "what was set aside is kept"
+
+
+def test_a_file_that_is_gone_is_damage(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    done = store.commit(1, 10, staged(store, 1, 10), {})
+    (there / done.name / "rank0").unlink()
+    (found,) = store.latest_valid()
+    assert isinstance(found, tuple)
+    assert "rank0" in found[1]
+
+
+def test_keep_bounds_the_disk_and_the_newest_stay(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    for step in range(10, 60, 10):
+        store.commit(1, step, staged(store, 1, step), {})
+        store.prune(2)
+    assert store.steps() == [50, 40]
+    # A file system that knows folders keeps empty ones; object stores do not.
+    assert sorted(path.name[:13] for path in there.iterdir() if any(path.iterdir())) == [
+        "step-00000040",
+        "step-00000050",
+    ]
+
+
+def test_equal_weights_have_equal_digests(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    one = store.commit(1, 10, staged(store, 1, 10), {})
+    two = store.commit(1, 20, staged(store, 1, 20), {})
+    assert one.weights == two.weights
+    assert json.loads((there / one.name / MANIFEST).read_text())["step"] == 10
+
+
+def test_what_a_stale_worker_leaves_is_dropped_and_never_believed(make: Make, tmp_path: Path) -> None:
+    store, _ = make(tmp_path)
+    done = store.commit(2, 10, staged(store, 2, 10), {})
+    staged(store, 1, 20)
+    assert list(store.latest_valid()) == [done]
+    store.clear_staging()
+    assert list(store.latest_valid()) == [done]
+    assert store.steps() == [10]
+
+
+def test_another_node_fetches_what_it_lacks_and_mends_what_it_has(tmp_path: Path) -> None:
+    store, there = on_remote_storage(tmp_path)
+    done = store.commit(1, 10, staged(store, 1, 10), {})
+    elsewhere = RemoteCheckpointStore(tmp_path / "elsewhere", ObjectStore(f"file://{there.parent}", {}))
+    folder = elsewhere.local_folder(done.name, attempt=2)
+    (folder / "rank0").write_bytes(b"damaged on this node")
+    for attempt in (3, 4):
+        folder = elsewhere.local_folder(done.name, attempt)
+        assert [(folder / f"rank{rank}").read_bytes() for rank in range(2)] == [
+            bytes([rank, 10]) * 500 for rank in range(2)
+        ]
+
+
+def test_a_supervisor_that_lost_the_run_commits_nothing(tmp_path: Path) -> None:
+    remote = ObjectStore(f"file://{tmp_path}/there", {})
+    store = RemoteCheckpointStore(tmp_path / "cache", remote, mark="me")
+    parts = staged(store, 1, 10)
+    claim(remote, "somebody else", Path("anywhere"))
+    with pytest.raises(ClusterError, match="another supervisor"):
+        store.commit(1, 10, parts, {})
+    assert list(store.latest_valid()) == []

@@ -1,0 +1,186 @@
+"""A recipe becomes a job, or every mistake in it is said with its place and the nearest valid name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live import PROGRAMS, RECIPES
+
+from dtrain.common.errors import UsageError
+from dtrain.launch import recipe, yaml_source
+from dtrain.spec.job import Job
+
+GOOD = """\
+name: tiny
+task: tiny.py:Tiny
+strategy: ddp
+resources:
+  workers: 2
+train:
+  steps: 60
+  global_batch: 32
+"""
+
+
+def load(text: str, *sets: str) -> Job:
+    document = yaml_source.parse(text, "r.yaml")
+    return recipe.from_document(document, PROGRAMS, [recipe.override(item) for item in sets])
+
+
+def mistakes(text: str, *sets: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        load(text, *sets)
+    return caught.value.message.splitlines()
+
+
+def test_a_good_recipe_is_a_job() -> None:
+    job = load(GOOD)
+    assert (job.kind, job.strategy.name, job.resources.workers, job.train.steps) == ("task", "ddp", 2, 60)
+    assert job.cluster.name == "local"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("strategy: ddp", "strategy: dpp", "r.yaml:3:1: strategy: unknown strategy 'dpp'. Did you mean 'ddp'?"),
+        ("strategy: ddp", "strategy: {name: dpp}", "r.yaml:3:12: strategy: unknown strategy 'dpp'. Did you mean 'ddp'?"),
+        ("strategy: ddp", "cluster: lokal\nstrategy: ddp", "r.yaml:3:1: cluster: unknown cluster 'lokal'. Did you mean 'local'?"),
+        ("strategy: ddp", "strategy: {name: ddp, bucket_bm: 3}", "r.yaml:3:23: strategy.bucket_bm: unknown key 'bucket_bm'. Did you mean 'bucket_mb'?"),
+        ("steps: 60", "stpes: 60\n  steps: 1", "r.yaml:7:3: train.stpes: unknown key 'stpes'. Did you mean 'steps'?"),
+        ("train:", "trian: {}\ntrain:", "r.yaml:6:1: trian: unknown key 'trian'. Did you mean 'train'?"),
+        ("steps: 60", "steps: many", "r.yaml:7:3: train.steps: input should be a valid integer, not 'many'"),
+        ("steps: 60", "steps: 0", "r.yaml:7:3: train.steps: input should be greater than 0, not 0"),
+        ("steps: 60", "steps: '60'", "r.yaml:7:3: train.steps: input should be a valid integer, not '60'"),
+        ("workers: 2", "workers: true", "r.yaml:5:3: resources.workers: input should be a valid integer, not True"),
+        ("global_batch: 32", "global_batch: 33", "r.yaml:8:3: train.global_batch: a global batch of 33 cannot be divided by 2 workers: take 32 or 34"),
+        ("workers: 2", "workers: 3\n  nodes: 2", "r.yaml:5:3: resources.workers: 3 workers cannot be spread evenly over 2 nodes: take 4 workers"),
+        ("steps: 60", "steps: 60\n  epochs: 2", "r.yaml:6:1: train: give train.steps or train.epochs, one of the two"),
+        ("tiny.py:Tiny", "tiny.py:Tyni", "r.yaml:2:1: task: tiny.py has no class 'Tyni'. Did you mean 'Tiny'?"),
+        ("tiny.py:Tiny", "tiny.py", "r.yaml:2:1: task: 'tiny.py' is not of the form file.py:class_name or package.module:class_name"),
+        ("task: tiny.py:Tiny", "script: counting.py\ntask: tiny.py:Tiny", "r.yaml:2:1: script: a recipe runs one of task, function and script: it names task and script"),
+        ("strategy: ddp", "strategy: script", "r.yaml:3:1: strategy: the strategy 'script' runs scripts only: choose one that trains a task"),
+        ("name: tiny", "name: a/b", "r.yaml:1:1: name: 'a/b' cannot name a run: 1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"),
+        ("name: tiny", "name: tiny\nname: other", "r.yaml:2:1: the key 'name' stands here twice"),
+        ("name: tiny", "name: [", "r.yaml:3:9: not valid YAML: expected ',' or ']', but got ':'"),
+        ("  workers: 2", "  workers: 2\n  device: gpu", "r.yaml:4:1: resources: 2 GPUs are asked for and this machine has 0: --workers 2 to train on CPUs, or another --cluster"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_said_with_its_place(old: str, new: str, expected: str) -> None:
+    assert expected in mistakes(GOOD.replace(old, new))
+
+
+def test_a_missing_file_names_the_nearest() -> None:
+    (message,) = mistakes(GOOD.replace("tiny.py:Tiny", "tini.py:Tiny"))
+    assert message.startswith("r.yaml:2:1: task: there is no file ")
+    assert message.endswith("Did you mean 'tiny.py'?")
+
+
+def test_all_mistakes_are_said_at_once() -> None:
+    found = mistakes("name: x y\nstrategy: dpp\ntask: 3\ntrain: {steps: a, stepss: 4}\nresources: [1]\n")
+    assert [line.split(" ")[0] for line in found] == [
+        "r.yaml:1:1:", "r.yaml:2:1:", "r.yaml:3:1:", "r.yaml:4:9:", "r.yaml:4:19:", "r.yaml:5:1:",
+    ]  # fmt: skip
+
+
+def test_a_plugin_that_is_named_again_keeps_its_options() -> None:
+    text = GOOD.replace("strategy: ddp", "strategy: {name: ddp, bucket_mb: 3.5}")
+    assert load(text, "strategy=ddp").strategy.options["bucket_mb"] == 3.5
+    assert "bucket_mb" not in load(text, "strategy=fsdp").strategy.options
+
+
+def test_one_e_minus_three_is_a_number() -> None:
+    assert load(GOOD + "params: {rate: 1e-3, text: '1e-3', other: 2.5E+4}\n").params == {
+        "rate": 0.001,
+        "text": "1e-3",
+        "other": 25000.0,
+    }
+
+
+def test_overrides_are_named_in_their_own_mistakes() -> None:
+    assert load(GOOD, "train.steps=7", "strategy.bucket_mb=3.5").strategy.options["bucket_mb"] == 3.5
+    assert mistakes(GOOD, "train.setps=7") == [
+        "--set train.setps=7: train.setps: unknown key 'setps'. Did you mean 'steps'?"
+    ]
+    with pytest.raises(UsageError, match="form section"):
+        recipe.override("train.steps")
+
+
+def test_yaml_never_runs_code(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    found = mistakes(GOOD + f"params: {{x: !!python/object/apply:os.mkdir ['{target}']}}\n")
+    assert found[0].startswith("r.yaml:9:13: cannot read this value")
+    assert not target.exists()
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["ddp", "local", "tiny.py:Tiny"])
+)
+KEYS = st.sampled_from(
+    ["name", "task", "script", "strategy", "cluster", "resources", "train", "workers", "steps", "params", "env", "args"]
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def assert_job_or_located_mistakes(text: str) -> None:
+    try:
+        job = load(text)
+    except UsageError as error:
+        assert error.exit_code == 2
+        for line in error.message.splitlines():
+            assert line.startswith("r.yaml"), line
+    else:
+        assert isinstance(job, Job)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(KEYS, VALUES, max_size=8))
+def test_any_mapping_gives_a_job_or_located_mistakes(data: dict[str, Any]) -> None:
+    assert_job_or_located_mistakes(yaml.safe_dump(data))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=60) | st.text(alphabet="{}[]:,-&*!|>'\"%@`# \n\tab01~?", max_size=40))
+def test_any_text_gives_a_job_or_located_mistakes(text: str) -> None:
+    assert_job_or_located_mistakes(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: &x [*x]", "a: &a [1,1]\nb: &b [*a,*a]\n" + "".join(f"{chr(99 + n)}: &{chr(99 + n)} [*{chr(98 + n)},*{chr(98 + n)}]\n" for n in range(20)),
+     "[" * 5000, "a: 2024-99-99", "a: .inf\nname: .nan", "? [1]\n: 2", "\x00", "- 1", "5", ""],
+)  # fmt: skip
+def test_nasty_yaml_gives_located_mistakes(text: str) -> None:
+    assert_job_or_located_mistakes(text)
+
+
+def test_the_schema_accepts_our_recipes_and_refuses_what_the_loader_refuses() -> None:
+    schema = recipe.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in sorted(RECIPES.glob("*.yaml")) + sorted(PROGRAMS.glob("*.yaml")):
+        assert not list(validator.iter_errors(yaml.safe_load(path.read_text()))), path
+    wrongs: list[dict[str, Any]] = [
+        {"trian": {}},
+        {"train": {"stpes": 1}},
+        {"strategy": "dpp"},
+        {"strategy": {"name": "ddp", "bucket": 1}},
+    ]
+    for wrong in wrongs:
+        assert list(validator.iter_errors(wrong)), wrong
+    json.dumps(schema)

@@ -1,0 +1,70 @@
+"""The audit finds every sample that was trained twice, left out or changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrain.data.sampler import Sampler
+from dtrain.run import sample_ledger
+from dtrain.run.audit import compare
+from dtrain.run.sample_ledger import Entry, Ledger
+from dtrain.spec.job import Train
+
+SAMPLER = Sampler(100, Train(steps=9, global_batch=8, shards=4))
+
+
+def rank_entries(rank: int, workers: int, first: int, last: int) -> list[Entry]:
+    count = 8 // workers
+    begins = [(step, step * 8 + rank * count) for step in range(first, last)]
+    return [
+        Entry(step, begin, count, sample_ledger.checksum(SAMPLER.indices(begin, count)), float(step))
+        for step, begin in begins
+    ]
+
+
+def attempt(workers: int, first: int, last: int) -> list[list[Entry]]:
+    return [rank_entries(rank, workers, first, last) for rank in range(workers)]
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(0, 6)), min_size=1, max_size=5))
+def test_any_row_of_attempts_that_resume_from_a_checkpoint_is_clean(rows: list[tuple[int, int]]) -> None:
+    history, starts, saved = {}, {}, 0
+    for number, (workers, steps) in enumerate(rows, start=1):
+        starts[number] = saved
+        history[number] = attempt(workers, saved, saved + steps)
+        saved += steps // 2
+    starts[99], history[99] = saved, attempt(2, saved, 40)
+    audit = compare(history, starts, 40, SAMPLER)
+    assert audit.clean, audit.problems
+
+
+def test_a_skipped_a_doubled_and_an_altered_sample_are_found() -> None:
+    whole = attempt(2, 0, 9)
+    assert compare({1: whole}, {1: 0}, 9, SAMPLER).clean
+    missing = [whole[0], whole[1][:4] + whole[1][5:]]
+    assert compare({1: missing}, {1: 0}, 9, SAMPLER).skipped == 4
+    assert compare({1: [*whole, whole[0]]}, {1: 0}, 9, SAMPLER).twice == 36
+    wrong = [[dataclasses.replace(whole[0][0], checksum=1), *whole[0][1:]], whole[1]]
+    assert compare({1: wrong}, {1: 0}, 9, SAMPLER).altered == 1
+
+
+def test_steps_that_a_failure_undid_are_counted_apart() -> None:
+    history = {1: attempt(2, 0, 7), 2: attempt(2, 5, 9)}
+    audit = compare(history, {1: 0, 2: 5}, 9, SAMPLER)
+    assert (audit.clean, audit.repeated_steps) == (True, 2)
+
+
+def test_a_record_cut_short_is_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    assert sample_ledger.last_step(path) is None
+    writer = Ledger(path)
+    for step in range(3):
+        writer.add(step, step * 8, SAMPLER.indices(step * 8, 8))
+    with open(path, "ab") as file:
+        file.write(b"abc")
+    assert [entry.step for entry in sample_ledger.read(path)] == [0, 1, 2]
+    assert sample_ledger.last_step(path) == 3

@@ -1,0 +1,101 @@
+"""The diary keeps every line, whatever the disk does, and is read as far as it is whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrain.cli import render
+from dtrain.common.files import Appender
+from dtrain.run.event_log import EventLog, Reader, read
+from dtrain.run.status import fold
+
+
+def test_what_does_not_fit_on_a_full_disk_is_written_as_soon_as_it_does(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        ballast = tmp_path / "ballast"
+        ballast.write_bytes(b"x" * 40_000)
+        file = Appender(tmp_path / "diary")
+        lines = [f"line {number} {'.' * 1000}\n".encode() for number in range(40)]
+        for line in lines:
+            file.append(line)
+        assert file.pending
+        ballast.unlink()
+        file.close()
+        assert (tmp_path / "diary").read_bytes() == b"".join(lines)
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_reader_gives_whole_lines_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    reader = Reader(path)
+    assert list(reader.new()) == []
+    log = EventLog(path)
+    log.add("run", run="x")
+    assert [event["event"] for event in reader.new()] == ["run"]
+    with open(path, "ab") as file:
+        file.write(b'{"time": 1, "event": "cut')
+    assert list(reader.new()) == []
+    with open(path, "ab") as file:
+        file.write(b' in two"}\nno json\n')
+    assert [event["event"] for event in reader.new()] == ["cut in two"]
+    assert len(read(path)) == 2
+
+
+def test_the_state_is_a_fold_over_the_diary() -> None:
+    diary = [
+        {
+            "time": 1.0,
+            "event": "run",
+            "run": "r",
+            "target": "t",
+            "strategy": "ddp",
+            "cluster": "local",
+            "workers": 2,
+            "nodes": 1,
+        },
+        {
+            "time": 2.0,
+            "event": "attempt",
+            "attempt": 1,
+            "step": 0,
+            "workers": 2,
+            "nodes": ["node0"],
+            "checkpoint": None,
+        },
+        {"time": 3.0, "event": "started", "attempt": 1, "node": "node0", "pids": {"0": 10, "1": 11}},
+        {"time": 4.0, "event": "training", "step": 0, "total_steps": 50, "samples": 9},
+        {"time": 5.0, "event": "metrics", "step": 20, "values": {"loss": 0.5}, "samples_per_second": 9.0},
+        {
+            "time": 6.0,
+            "event": "failure",
+            "kind": "killed",
+            "rank": 1,
+            "step": 21,
+            "message": "killed by SIGKILL",
+            "where": "",
+            "node": "node0",
+        },
+        {"time": 6.0, "event": "decision", "retry": True, "reason": "restart 1 of 5", "delay_seconds": 0.0},
+    ]
+    state = fold(diary)
+    assert (state.step, state.total_steps, state.restarts, state.outcome) == (20, 50, 1, "failed")
+    lines = [render.line(event, state) for event in diary]
+    assert "FAILURE killed: rank 1 killed by SIGKILL at step 21" in lines
+    assert "starting again: restart 1 of 5" in lines
+
+
+@given(st.floats(0, 1e7))
+def test_durations_read_well(value: float) -> None:
+    text = render.seconds(value)
+    assert text.split()[1] in ("s", "min", "h", "d")
+    assert len(text) <= 12

@@ -1,0 +1,74 @@
+"""What an attempt makes of what agents say; the agents are played here, since the kernel gives up no process that it was told to kill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from dtrain.api.protocol import Command, PortsReserved, StopWorkers, WorkerExited, WorkersStarted
+from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.launch import planner, registry
+from dtrain.run.event_log import EventLog
+from dtrain.run.lock import Lease
+from dtrain.spec.failures import FailureKind
+from dtrain.spec.job import Job, PluginChoice, Resources
+from dtrain.supervisor.attempt import AgentInfo, Attempt
+from dtrain.supervisor.results import Failed
+
+NODES = ("node0", "node1")
+
+
+@dataclass
+class Agent:
+    """The channel to an agent that does nothing."""
+
+    told: list[Command] = field(default_factory=list)
+
+    def send(self, command: Command) -> None:
+        self.told.append(command)
+
+
+@pytest.fixture
+def agents() -> dict[str, Agent]:
+    return {name: Agent() for name in NODES}
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Attempt:
+    """One that runs, with two workers on each of two nodes."""
+    job = Job("a-run", script="true", folder=str(tmp_path), strategy=PluginChoice("script"), resources=Resources(4, 2))
+    nodes = [AgentInfo(name, "127.0.0.1", name) for name in NODES]
+    log, lease = EventLog(tmp_path / "events.jsonl"), Lease(tmp_path / "lock", "mark")
+    attempt = Attempt(
+        1, planner.make(job), registry.strategy_of(job), nodes, agents, run_id="a-run", store=LocalCheckpointStore(tmp_path), log=log, resume=None, lease=lease,
+    )  # fmt: skip
+    attempt.begin()
+    for name in NODES:
+        attempt.handle(name, PortsReserved(1, (1, 2, 3)), 0.0)
+    for first, name in enumerate(NODES):
+        attempt.handle(name, WorkersStarted(1, {str(rank): 100 + rank for rank in (2 * first, 2 * first + 1)}), 0.0)
+    log.close()
+    return attempt
+
+
+def test_nodes_whose_killed_workers_do_not_end_are_named_after_a_heartbeat(
+    attempt: Attempt, agents: dict[str, Agent]
+) -> None:
+    for rank, node in enumerate(("node0", "node0", "node1")):
+        attempt.handle(node, WorkerExited(1, rank, -9, None, out_of_memory=False), 1.0)
+    attempt.tick(60.0)  # the time to settle is over
+    assert any(isinstance(command, StopWorkers) for command in agents["node1"].told)
+    attempt.tick(61.0)
+    assert attempt.stuck(62.0) == set()
+    assert attempt.outcome is None
+    assert attempt.stuck(100.0) == {"node1"}
+    attempt.lost("node1", "its workers were killed and do not end", 100.0)
+    assert isinstance(attempt.outcome, Failed)
+    assert attempt.outcome.failure.kind is FailureKind.NODE_LOST
+
+
+def test_nodes_that_work_are_never_stuck(attempt: Attempt) -> None:
+    attempt.tick(1000.0)
+    assert attempt.stuck(2000.0) == set()

@@ -1,0 +1,134 @@
+"""The policy: which failures are answered with a new attempt, and which end the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtrain.common.errors import Exit
+from dtrain.spec.failures import Failure, FailureKind, exception_kind, exit_kind
+from dtrain.spec.job import Recovery
+from dtrain.supervisor.failure_policy import cause, decide
+
+SETTINGS = Recovery(restarts=3, backoff_seconds=1.0)
+KILLED = Failure(FailureKind.KILLED, "killed", rank=1, step=10, code=-9)
+
+
+def at(failure: Failure, step: int, saved: int = 0) -> Failure:
+    return dataclasses.replace(failure, step=step, saved_step=saved)
+
+
+def test_a_bug_is_never_retried() -> None:
+    decision = decide([Failure(FailureKind.BUG, "boom", rank=0)], SETTINGS)
+    assert (decision.retry, decision.exit_code) == (False, Exit.USER_CODE)
+
+
+def test_out_of_memory_says_what_to_lower() -> None:
+    decision = decide([Failure(FailureKind.OUT_OF_MEMORY, "boom", rank=0)], SETTINGS)
+    assert not decision.retry
+    assert "train.global_batch" in decision.reason
+
+
+def test_the_first_restart_does_not_wait_and_the_next_ones_wait_longer() -> None:
+    failures = [at(KILLED, step) for step in (1, 2, 3)]
+    assert [decide(failures[: n + 1], SETTINGS).delay_seconds for n in range(3)] == [0, 1, 2]
+
+
+def test_the_budget_ends_the_run_and_a_checkpoint_restores_it() -> None:
+    failures = [at(KILLED, step) for step in range(4)]
+    assert decide(failures[:3], SETTINGS).retry
+    assert decide(failures, SETTINGS).exit_code is Exit.GAVE_UP
+    assert decide([*failures[:3], at(KILLED, 9, saved=5)], SETTINGS).retry
+
+
+def test_two_equal_failures_without_progress_end_the_run_whatever_the_budget() -> None:
+    crash = Failure(FailureKind.CRASH, "SIGSEGV", rank=1, step=7, code=-11)
+    assert not decide([crash, crash], dataclasses.replace(SETTINGS, restarts=1000)).retry
+    assert decide([crash, at(crash, 7, saved=5)], SETTINGS).retry
+
+
+def test_kills_of_a_script_are_not_equal_since_its_progress_is_unknown() -> None:
+    killed = Failure(FailureKind.KILLED, "killed", rank=1, step=None, code=-9)
+    assert decide([killed, killed], SETTINGS).retry
+
+
+def test_lost_nodes_and_preemptions_do_not_spend_the_crash_budget() -> None:
+    losses = [Failure(FailureKind.NODE_LOST, "gone", node="n1")] * 3 + [Failure(FailureKind.PREEMPTED, "moved")] * 3
+    assert decide(losses, SETTINGS).retry
+    assert decide([*losses, *(at(KILLED, step) for step in range(3))], SETTINGS).retry
+
+
+def test_nodes_lost_for_ever_end_the_run() -> None:
+    assert not decide([Failure(FailureKind.NODE_LOST, "gone", node="n1")] * 100, SETTINGS).retry
+
+
+FAILURES = st.builds(
+    Failure,
+    kind=st.sampled_from(FailureKind),
+    message=st.sampled_from(["a", "b 12"]),
+    rank=st.integers(0, 3),
+    step=st.none() | st.integers(0, 5),
+    code=st.sampled_from([1, -9, -11]),
+    saved_step=st.integers(0, 3),
+)
+
+
+@given(st.lists(FAILURES, min_size=1, max_size=30), st.integers(0, 5))
+def test_every_history_has_an_answer(failures: list[Failure], restarts: int) -> None:
+    decision = decide(failures, Recovery(restarts=restarts))
+    assert decision.retry == (decision.exit_code is Exit.DONE)
+    assert 0 <= decision.delay_seconds < float("inf")
+    assert decision.reason
+
+
+@given(st.lists(FAILURES, min_size=60, max_size=60), st.integers(0, 3))
+def test_no_history_without_progress_goes_on_for_ever(failures: list[Failure], restarts: int) -> None:
+    stuck = [dataclasses.replace(failure, saved_step=0) for failure in failures]
+    assert any(not decide(stuck[: n + 1], Recovery(restarts=restarts)).retry for n in range(len(stuck)))
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "kind"),
+    [
+        (["ValueError", "Exception"], "no", FailureKind.BUG),
+        (
+            ["RuntimeError"],
+            "[../gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242",
+            FailureKind.CASCADE,
+        ),
+        (["RuntimeError"], "shape '[3]' is invalid", FailureKind.BUG),
+        (["DistBackendError", "RuntimeError"], "NCCL error: remote process exited", FailureKind.CASCADE),
+        (["HorovodInternalError", "RuntimeError"], "allreduce failed", FailureKind.CASCADE),
+        (["UnavailableError", "OpError"], "failed to connect to all addresses", FailureKind.CASCADE),
+        (["OutOfMemoryError", "RuntimeError"], "CUDA out of memory", FailureKind.OUT_OF_MEMORY),
+        (["ResourceExhaustedError", "OpError"], "OOM when allocating", FailureKind.OUT_OF_MEMORY),
+        (["MemoryError"], "", FailureKind.OUT_OF_MEMORY),
+        (["ConnectionResetError", "ConnectionError", "OSError"], "file server", FailureKind.TRANSIENT),
+        (["FileNotFoundError", "OSError"], "no such file", FailureKind.BUG),
+        (["ModuleNotFoundError", "ImportError"], "No module named 'x'", FailureKind.BUG),
+    ],
+)
+def test_exceptions_are_classified_by_what_they_say(names: list[str], message: str, kind: FailureKind) -> None:
+    assert exception_kind(names, message) is kind
+
+
+def test_signals_and_codes_are_classified() -> None:
+    assert exit_kind(3, out_of_memory=False) == (FailureKind.BUG, "exited with code 3")
+    assert exit_kind(-signal.SIGKILL, out_of_memory=False)[0] is FailureKind.KILLED
+    assert exit_kind(-signal.SIGKILL, out_of_memory=True)[0] is FailureKind.OUT_OF_MEMORY
+    assert exit_kind(-signal.SIGSEGV, out_of_memory=False)[0] is FailureKind.CRASH
+
+
+def test_a_cascade_is_never_the_cause_where_an_initiator_is_known() -> None:
+    cascade = Failure(FailureKind.CASCADE, "reset by peer", rank=0)
+    assert cause([cascade, KILLED]) is KILLED
+    assert cause([cascade, Failure(FailureKind.BUG, "x", rank=2), cascade]).rank == 2
+    assert cause([cascade]) is cascade
+
+
+def test_a_kill_from_outside_explains_the_odd_errors_of_the_others() -> None:
+    assert cause([Failure(FailureKind.BUG, "cannot unpickle", rank=0), KILLED]) is KILLED

@@ -27,7 +27,8 @@ from dtrain.launch import planner
 from dtrain.run import event_log
 from dtrain.run.folder import RunDir, create
 from dtrain.spec.job import Job, PluginChoice, Recovery, Resources
-from dtrain.supervisor.stop_request import StopMode
+from dtrain.supervisor.inbox import SupervisorInbox
+from dtrain.supervisor.stop_request import StopMode, StopRequest
 from dtrain.supervisor.supervisor import Supervisor
 
 RANKS = 8
@@ -80,10 +81,10 @@ def measure(nodes: int, folder: Path) -> str:
     run = create(folder, job)
     crowd: Any = Crowd(nodes, folder / "decided")
     launch = planner.make(job)
-    inbox: Inbox = queue.SimpleQueue()
+    inbox: SupervisorInbox = queue.SimpleQueue()
     with run.lock() as lease:
         supervisor = Supervisor(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
-        threading.Timer(RUN_SECONDS, inbox.put, [("", StopMode.IMMEDIATE)]).start()
+        threading.Timer(RUN_SECONDS, inbox.put, [("", StopRequest(StopMode.IMMEDIATE, "measured"))]).start()
         began, cpu = time.monotonic(), time.process_time()
         supervisor.run()
         took, cpu = time.monotonic() - began, time.process_time() - cpu

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from side_by_side import BIN, PROGRAMS, Row, in_turn, scratch, seconds_of, table, torchrun
 
-from dtrain.run import sample_ledger
 from dtrain.run.folder import all_runs
+from dtrain.run.sample_ledger import LedgerFile
 
 STEPS, BATCH, WARM_STEPS = 300, 256, 50
 CASES = ("ddp", "fsdp", "horovod", "mirrored")
@@ -37,7 +37,8 @@ def managed(folder: Path, strategy: str) -> float:
     )
     runs = folder / "runs"
     seconds_of([str(BIN / "dtrain"), "run", str(recipe), "--runs", str(runs)], folder)
-    return median_step([entry.time for entry in sample_ledger.read(all_runs(runs)[-1].ledger(1, 0))])
+    ledger = LedgerFile(all_runs(runs)[-1].ledger(1, 0))
+    return median_step([entry.time for entry in ledger.read(0, len(ledger))])
 
 
 def by_hand(folder: Path, strategy: str) -> float:

@@ -73,19 +73,3 @@ def take(run_id: str) -> NodeRunFolder:
             continue
         return NodeRunFolder(run, lock)
     raise AssertionError("unreachable")
-
-
-def keep(run: RunDir, grew: FileAppended) -> None:
-    """In the supervisor: add what a node sent to the real run folder. A ledger's place is known, so that what is sent twice
-    counts once; a rank's log may come from one node after another."""
-    path = run.path / grew.name
-    if path.parent not in (run.logs, run.ledgers):
-        raise ValueError(f"not a file that a node may send: {grew.name}")
-    data = base64.b64decode(grew.data)
-    if path.parent == run.logs:
-        with open(path, "ab") as log:
-            log.write(data)
-        return
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as ledger:
-        ledger.seek(grew.offset)
-        ledger.write(data)

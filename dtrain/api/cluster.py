@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import Command, Event
@@ -42,8 +41,14 @@ class DescribesShortage(Protocol):
         """What is asked for, free and there in all, in words."""
 
 
-Inbox = queue.SimpleQueue[tuple[str, Event | NodeLost | PreemptionNotice | NodeDraining | Any]]
-"""(node, what happened there), in the order of arrival; '' is the supervisor's own."""
+ClusterEvent = NodeLost | PreemptionNotice | NodeDraining
+
+
+class Inbox(Protocol):
+    """Where a cluster puts what it hears of nodes, in the order of arrival; a `queue.SimpleQueue` is one."""
+
+    def put(self, item: tuple[str, Event | ClusterEvent]) -> None:
+        """(node, what an agent said or what happened to the node); '' stands for the whole allocation."""
 
 
 class Channel(Protocol):

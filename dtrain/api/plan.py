@@ -61,7 +61,7 @@ class LaunchPlan:
             and (self.job.kind == "script" or (self.job.train.shards or 1) % workers == 0)
         )
 
-    def places(self) -> list[list[RankInfo]]:
+    def ranks_by_node(self) -> list[list[RankInfo]]:
         """For each node, the places of its worker processes."""
         each = self.processes_per_node
         return [

@@ -9,7 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, Files, manifest_of, parsed, verify
+from dtrain.checkpoint.store import (
+    MANIFEST,
+    CheckpointInfo,
+    CheckpointShard,
+    Files,
+    Quarantined,
+    manifest_of,
+    parsed,
+    verify,
+)
 from dtrain.common.errors import CheckpointError
 from dtrain.common.files import flush_folder, hashed, write_whole
 
@@ -59,13 +68,13 @@ class LocalCheckpointStore:
         """See `CheckpointStore.steps`."""
         return [int(path.name.partition("-")[2]) for path in self._committed()]
 
-    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
+    def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
         """See `CheckpointStore.latest_valid`."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             manifest = parsed(_text(path / MANIFEST))
             problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(_file_damage, path))
             if problem:
-                yield self._quarantine(path).name, problem
+                yield Quarantined(self._quarantine(path).name, problem)
                 continue
             assert not isinstance(manifest, str)
             yield manifest.committed(path.name)

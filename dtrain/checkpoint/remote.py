@@ -14,9 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, Files, manifest_of, parsed, verify
-from dtrain.common.errors import CheckpointError, ClusterError, StorageError
+from dtrain.checkpoint.store import (
+    MANIFEST,
+    CheckpointInfo,
+    CheckpointShard,
+    Files,
+    Quarantined,
+    manifest_of,
+    parsed,
+    verify,
+)
+from dtrain.common.errors import CheckpointError, StorageError
 from dtrain.common.files import hashed
+from dtrain.run.lock import taken_over
 from dtrain.storage.object_store import CHECKPOINTS, ObjectStore
 from dtrain.storage.run_lease import claimed
 
@@ -68,10 +78,7 @@ class RemoteCheckpointStore:
     def _check_mark(self) -> None:
         other = claimed(self._remote) if self._mark else None
         if other and other.mark != self._mark:
-            raise ClusterError(
-                f"another supervisor has taken over this run: {other.mark.strip()}",
-                "This machine was taken for lost.",
-            )
+            raise taken_over(other.mark)
 
     def abandon(self, attempt: int, step: int) -> None:
         """See `CheckpointStore.abandon`."""
@@ -84,14 +91,14 @@ class RemoteCheckpointStore:
         """See `CheckpointStore.steps`."""
         return [int(name.split("-")[1]) for name in self._committed()]
 
-    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
+    def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
         """See `CheckpointStore.latest_valid`."""
         for name in self._committed():
             manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
             problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._wrong, name))
             if problem:
                 self._quarantine(name)
-                yield name, problem
+                yield Quarantined(name, problem)
                 continue
             assert not isinstance(manifest, str)
             yield manifest.committed(name)

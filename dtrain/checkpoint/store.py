@@ -41,6 +41,15 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True)
+class Quarantined:
+    """A damaged checkpoint that was set aside."""
+
+    folder: str
+    """Where it is now."""
+    problem: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What makes files a checkpoint; it vouches for them and for itself."""
 
@@ -77,9 +86,9 @@ class CheckpointStore(Protocol):
     def steps(self) -> list[int]:
         """Of the committed checkpoints, newest first; not verified."""
 
-    def latest_valid(self) -> Iterator[CheckpointInfo | tuple[str, str]]:
-        """Walk from the newest checkpoint back: yields (where it was set aside, what is wrong) for each damaged one, and
-        ends with the first whole one, if there is any."""
+    def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
+        """Walk from the newest checkpoint back: yields each damaged one as it is quarantined, and ends with the first valid one, if
+        there is any."""
 
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep`; a half-deleted one has no manifest and is no checkpoint."""

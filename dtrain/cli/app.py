@@ -199,7 +199,7 @@ def _supervise(chosen: Any, *, resumed: bool) -> None:
     from dtrain.cli import render
     from dtrain.cli.live_view import View
     from dtrain.launch import registry
-    from dtrain.supervisor.supervisor import supervise
+    from dtrain.supervisor.main import supervise
 
     if not registry.cluster_of(chosen.job()).supervises_locally():
         _follow(chosen, resumed=resumed)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtrain.cli import render
-from dtrain.run.event_log import Event, Reader
+from dtrain.run.event_log import Reader
+from dtrain.run.events import Event
 from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
 

@@ -16,6 +16,7 @@ from dtrain.cli.live_view import LineReader, workers
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.launch import registry
 from dtrain.run import event_log
+from dtrain.run.events import Event, Requeued, RunEnded
 from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState, fold
 from dtrain.storage import run_sync
@@ -51,28 +52,28 @@ def state_of(run: RunDir) -> RunState:
         state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
         state.workers, state.phase = job.resources.workers, "created"
     if _is_unfinished(run, state, history) and not run.supervised():
-        _ask_cluster(run, state, queued_again=[event["event"] for event in history[-2:]] == ["requeued", "end"])
+        _ask_cluster(run, state, requeued=[type(event) for event in history[-2:]] == [Requeued, RunEnded])
     return state
 
 
-def _is_unfinished(run: RunDir, state: RunState, history: list[event_log.Event]) -> bool:
+def _is_unfinished(run: RunDir, state: RunState, history: list[Event]) -> bool:
     """Whether more is to come: there is no end yet, or the cluster was given the run (again) after it."""
-    if state.exit_code is None or any(event["event"] == "requeued" for event in history[-2:]):
+    if state.exit_code is None or any(isinstance(event, Requeued) for event in history[-2:]):
         return True
     submitted = run.submitted()
-    return submitted is not None and submitted.time > history[-1]["time"]
+    return submitted is not None and submitted.time > history[-1].time
 
 
-def _ask_cluster(run: RunDir, state: RunState, *, queued_again: bool) -> None:
+def _ask_cluster(run: RunDir, state: RunState, *, requeued: bool) -> None:
     there = submission(run)
     if there and there.state and not there.over:
         begun = state.exit_code is None and state.began > 0
-        word = "REQUEUED" if queued_again else there.state
-        words = ", ".join(filter(None, (there.state if queued_again else "", there.reason)))
+        word = "REQUEUED" if requeued else there.state
+        words = ", ".join(filter(None, (there.state if requeued else "", there.reason)))
         if not (begun and there.state == "RUNNING"):
             state.phase = f"{word} ({words})" if words else word
         state.exit_code, state.stopping, state.reason = None, "", ""
-        if not begun or queued_again:
+        if not begun or requeued:
             state.pids = {}
     elif state.exit_code is None and (
         state.began or there or time.time() - run.job_file.stat().st_mtime > START_SECONDS
@@ -233,7 +234,7 @@ def _cancel(run: RunDir) -> bool:
 def plan(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
     """What would run, as data; ports and addresses are known only when an attempt begins."""
     run = RunDir(runs.absolute() / f"{launch.job.name}-<time>")
-    places = [place for node in launch.places() for place in node]
+    places = [place for node in launch.ranks_by_node() for place in node]
     nodes = [f"node{number}" for number in range(launch.nodes)]
     addresses = tuple(
         "127.0.0.1" if launch.job.cluster.name == "local" else f"<{nodes[place.node_rank]}>" for place in places

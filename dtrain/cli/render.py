@@ -1,13 +1,15 @@
-"""Events and states in words, for people: pure text, used by the live view, plain output, status and summaries."""
+"""Renders events and states as text for people; used by the live view, plain output, status and summaries. Pure."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from dtrain.common.errors import Exit
-from dtrain.run.event_log import Event
+from dtrain.run import events
+from dtrain.run.events import Event
 from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
 
@@ -33,6 +35,11 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 worker`, `2 workers`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def numbers(values: Mapping[str, float]) -> str:
     """Named numbers: `loss 0.123, accuracy 0.981`."""
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -40,73 +47,116 @@ def numbers(values: Mapping[str, float]) -> str:
 
 def line(event: Event, state: RunState) -> str | None:
     """One line for an event that a person wants to know of, given the state after it; None for the others."""
-    handler = LINES.get(event["event"])
+    handler = LINES.get(type(event))
     return handler(event, state) if handler else None
 
 
-def _metrics(event: Event, state: RunState) -> str:
-    speed = f"  {event['samples_per_second']:,.0f} samples/s" if event.get("samples_per_second") else ""
-    return f"step {event['step']}/{state.total_steps}  {numbers(event['values'])}{speed}"
+def _metrics(event: events.Metrics, state: RunState) -> str:
+    speed = f"  {event.samples_per_second:,.0f} samples/s" if event.samples_per_second else ""
+    return f"step {event.step}/{state.total_steps}  {numbers(event.values)}{speed}"
 
 
-def _attempt(event: Event, state: RunState) -> str:
-    start = f"from the checkpoint of step {event['step']}" if event["checkpoint"] else "from the beginning"
-    workers = f"{event['workers']} worker{'s' * (event['workers'] != 1)}"
-    return f"attempt {event['attempt']} {start}, {workers} on {', '.join(event['nodes'])}"
+def _evaluation(event: events.Evaluation, state: RunState) -> str:
+    return f"step {event.step}/{state.total_steps}  held-out: {numbers(event.values)}"
 
 
-def failure(event: Event) -> str:
+def _attempt(event: events.AttemptStarted, state: RunState) -> str:
+    start = f"from the checkpoint of step {event.step}" if event.checkpoint else "from the beginning"
+    return f"attempt {event.attempt} {start}, {counted(event.workers, 'worker')} on {', '.join(event.nodes)}"
+
+
+def _checkpoint(event: events.CheckpointSaved, state: RunState) -> str:
+    return f"step {event.step}  checkpoint saved ({size(event.bytes)}, {seconds(event.seconds)})"
+
+
+def _checkpoint_failed(event: events.CheckpointFailed, state: RunState) -> str:
+    return f"WARNING: the checkpoint of step {event.step} failed: {event.error}; training goes on"
+
+
+def _quarantined(event: events.CheckpointQuarantined, state: RunState) -> str:
+    return f"WARNING: a damaged checkpoint was set aside as {event.folder}: {event.problem}"
+
+
+def _warning(event: events.UserWarned, state: RunState) -> str:
+    return f"WARNING: {event.text}"
+
+
+def _storage_failed(event: events.StorageFailed, state: RunState) -> str:
+    return f"WARNING: {event.error}; events and logs are kept here meanwhile"
+
+
+def _storage_works(event: events.StorageWorks, state: RunState) -> str:
+    return "the remote storage works again"
+
+
+def _hang(event: events.HangDetected, state: RunState) -> str:
+    return f"hang: nothing moves (rank {event.rank}); writing the stacks of all ranks to their logs"
+
+
+def _node_lost(event: events.NodeLost, state: RunState) -> str:
+    return f"node {event.node} lost: {event.reason}"
+
+
+def _stopping(event: events.StopRequested, state: RunState) -> str:
+    return f"{event.why}: " + ("stopping at once" if event.now else "saving and stopping (again: at once)")
+
+
+def _requeued(event: events.Requeued, state: RunState) -> str:
+    return f"queued again: {event.words}"
+
+
+def _resize(event: events.ResizeRequested, state: RunState) -> str:
+    return f"{event.why}: saving, to go on with other nodes"
+
+
+def _drain(event: events.DrainAgreed, state: RunState) -> str:
+    return f"all ranks leave at step {event.step}"
+
+
+def _failure(event: events.FailureOccurred, state: RunState) -> str:
+    return f"FAILURE {failure(event)}"
+
+
+def failure(event: events.FailureOccurred) -> str:
     """Kind, place and message of a failure."""
-    place = "" if event["rank"] is None else f"rank {event['rank']} "
-    step = f" at step {event['step']}" if event["step"] is not None else ""
-    where = f" ({event['where']})" if event["where"] else ""
-    message = event["message"] if event["kind"] in ("node lost", "hang") else f"{place}{event['message']}"
-    return f"{event['kind']}: {message}{step}{where}"
+    rank = "" if event.rank is None else f"rank {event.rank} "
+    step = f" at step {event.step}" if event.step is not None else ""
+    where = f" ({event.where})" if event.where else ""
+    message = event.message if event.kind in ("node lost", "hang") else f"{rank}{event.message}"
+    return f"{event.kind}: {message}{step}{where}"
 
 
-def _decision(event: Event, state: RunState) -> str:
-    if not event["retry"]:
-        return f"not tried again: {event['reason']}"
-    wait = f" after {seconds(event['delay_seconds'])}" if event["delay_seconds"] else ""
-    return f"starting again{wait}: {event['reason']}"
+def _decision(event: events.DecisionMade, state: RunState) -> str:
+    if not event.retry:
+        return f"not tried again: {event.reason}"
+    wait = f" after {seconds(event.delay_seconds)}" if event.delay_seconds else ""
+    return f"starting again{wait}: {event.reason}"
 
 
-LINES = {
-    "attempt": _attempt,
-    "metrics": _metrics,
-    "evaluation": lambda event, state: (
-        f"step {event['step']}/{state.total_steps}  held-out: {numbers(event['values'])}"
-    ),
-    "checkpoint": lambda event, state: (
-        f"step {event['step']}  checkpoint saved ({size(event['bytes'])}, {seconds(event['seconds'])})"
-    ),
-    "checkpoint_failed": lambda event, state: (
-        f"WARNING: the checkpoint of step {event['step']} failed: {event['error']}; training goes on"
-    ),
-    "checkpoint_damaged": lambda event, state: (
-        f"WARNING: a damaged checkpoint was set aside as {event['folder']}: {event['problem']}"
-    ),
-    "warning": lambda event, state: f"WARNING: {event['text']}",
-    "storage_failed": lambda event, state: f"WARNING: {event['error']}; events and logs are kept here meanwhile",
-    "storage_works": lambda event, state: "the remote storage works again",
-    "hang": lambda event, state: (
-        f"hang: nothing moves (rank {event['rank']}); writing the stacks of all ranks to their logs"
-    ),
-    "node_lost": lambda event, state: f"node {event['node']} lost: {event['reason']}",
-    "stopping": lambda event, state: (
-        f"{event['why']}: " + ("stopping at once" if event["now"] else "saving and stopping (again: at once)")
-    ),
-    "requeued": lambda event, state: f"queued again: {event['words']}",
-    "moving": lambda event, state: f"{event['why']}: saving, to go on with other nodes",
-    "leaving": lambda event, state: f"all ranks leave at step {event['step']}",
-    "failure": lambda event, state: f"FAILURE {failure(event)}",
-    "decision": _decision,
+LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
+    events.AttemptStarted: _attempt,
+    events.Metrics: _metrics,
+    events.Evaluation: _evaluation,
+    events.CheckpointSaved: _checkpoint,
+    events.CheckpointFailed: _checkpoint_failed,
+    events.CheckpointQuarantined: _quarantined,
+    events.UserWarned: _warning,
+    events.StorageFailed: _storage_failed,
+    events.StorageWorks: _storage_works,
+    events.HangDetected: _hang,
+    events.NodeLost: _node_lost,
+    events.StopRequested: _stopping,
+    events.Requeued: _requeued,
+    events.ResizeRequested: _resize,
+    events.DrainAgreed: _drain,
+    events.FailureOccurred: _failure,
+    events.DecisionMade: _decision,
 }
 
 
 def clock(event: Event) -> str:
     """Local time of an event."""
-    return time.strftime("%H:%M:%S", time.localtime(event["time"]))
+    return time.strftime("%H:%M:%S", time.localtime(event.time))
 
 
 def summary(state: RunState, run: RunDir) -> str:
@@ -124,7 +174,7 @@ def summary(state: RunState, run: RunDir) -> str:
     if state.saved_step is not None:
         lines.append(f"  checkpoint step {state.saved_step}, weights sha256 {state.weights[:16]}")
     for event in state.failures[-5:]:
-        lines.append(f"  failure    {clock(event)} attempt {event['attempt']}: {failure(event)}")
+        lines.append(f"  failure    {clock(event)} attempt {event.attempt}: {failure(event)}")
     if len(state.failures) > 5:
         lines.append(f"             and {len(state.failures) - 5} before: {run.events}")
     if state.report and state.report["total"] > 0:
@@ -132,8 +182,8 @@ def summary(state: RunState, run: RunDir) -> str:
         lines.append(f"  time       {state.report['training_share']:.0%} training ({', '.join(parts)})")
     for warning in state.warnings:
         lines.append(f"  warning    {warning}")
-    if code is Exit.USER_CODE and state.failures and state.failures[-1]["traceback"]:
-        lines += ["", state.failures[-1]["traceback"].rstrip()]
+    if code is Exit.USER_CODE and state.failures and state.failures[-1].traceback:
+        lines += ["", state.failures[-1].traceback.rstrip()]
     lines.append(f"  folder     {shlex.quote(str(run.path))}{f', {state.storage}' if state.storage else ''}")
     if code is not Exit.DONE:
         lines.append(

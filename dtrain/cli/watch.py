@@ -7,6 +7,7 @@ import time
 from dtrain.cli import queries
 from dtrain.common.errors import ClusterError, Exit
 from dtrain.run.event_log import Reader
+from dtrain.run.events import Requeued, RunEnded, RunStarted
 from dtrain.run.folder import RunDir
 
 LOOK_SECONDS = 0.1
@@ -22,7 +23,7 @@ class Follower:
         self._events = Reader(run.events)
         # What an earlier supervisor said is no end of this one.
         self._skipped = list(self._events.new())
-        self._queued_again = False
+        self._requeued = False
         self._interrupted = 0
         self._ask_at = time.monotonic() + ASK_SECONDS
 
@@ -56,12 +57,12 @@ class Follower:
     def _told(self) -> int | None:
         """The exit code, where the run's diary has its real end by now."""
         for event in self._events.new():
-            if event["event"] == "requeued":
-                self._queued_again = True
-            elif event["event"] == "run":
-                self._queued_again = False
-            elif event["event"] == "end" and not self._queued_again:
-                return int(event["exit_code"])
+            if isinstance(event, Requeued):
+                self._requeued = True
+            elif isinstance(event, RunStarted):
+                self._requeued = False
+            elif isinstance(event, RunEnded) and not self._requeued:
+                return event.exit_code
         return None
 
     def _stop(self) -> None:

@@ -13,6 +13,7 @@ class Exit(IntEnum):
     USAGE = 2
     GAVE_UP = 3
     RESUMABLE = 4
+    INTERNAL = 70
     INTERRUPTED = 130
 
 
@@ -60,6 +61,12 @@ class StorageError(DtrainError):
 
 class CheckpointError(DtrainError):
     """A checkpoint that was needed cannot be used."""
+
+
+class InternalError(DtrainError):
+    """A fault of dtrain itself, not of the user's code or of the infrastructure."""
+
+    exit_code = Exit.INTERNAL
 
 
 def nearest(name: str, valid: list[str]) -> str:

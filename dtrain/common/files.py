@@ -35,9 +35,10 @@ class Appender:
     """A file that is only appended to; what does not fit on a full disk is kept and written as soon as it does."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._pending = bytearray()
+        self.problem = ""
+        """Why the last write failed; '' if it did not."""
 
     @property
     def pending(self) -> int:
@@ -50,8 +51,17 @@ class Appender:
         try:
             while self._pending:
                 del self._pending[: os.write(self._fd, self._pending)]
-        except OSError:
-            return
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+        else:
+            self.problem = ""
+
+    def flush(self) -> None:
+        """Make what is written durable (fsync); a problem is kept in `problem`."""
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            self.problem = error.strerror or str(error)
 
     def close(self) -> None:
         """Write what waits, if it can be, and close."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dtrain.run import event_log, sample_ledger
+from dtrain.run.events import CheckpointSaved, TrainingStarted
 from dtrain.run.folder import RunDir
 from dtrain.run.history import attempt_starts
+from dtrain.run.sample_ledger import Entry, LedgerFile, checksum
 
-if TYPE_CHECKING:  # the agent and the supervisor read ledgers, and are not to pay for numpy
+if TYPE_CHECKING:  # numpy costs time
     from dtrain.data.sampler import Sampler
-from dtrain.run.sample_ledger import Entry, checksum
+
+ENTRIES_AT_ONCE = 100_000
+"""Records in memory at a time, whatever the number of ranks and steps."""
+PROBLEMS_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,9 @@ class Audit:
     altered: int
     """Records whose samples are not those that seed, epoch and step give."""
     repeated_steps: int = 0
-    """Steps that were lost in a failure and trained again; they are no part of the committed history."""
-    problems: tuple[str, ...] = field(default=())
+    """Steps that a failure undid and that were trained again; they are no part of the committed history."""
+    problems: tuple[str, ...] = ()
+    """One line for each wrong step, the first ones only."""
 
     @property
     def clean(self) -> bool:
@@ -38,36 +44,76 @@ class Audit:
         return not (self.twice or self.skipped or self.altered)
 
 
-def compare(history: dict[int, list[list[Entry]]], starts: dict[int, int], steps: int, sampler: Sampler) -> Audit:
-    """Check the first `steps` steps: the last attempt that began at or before a step owns it.
+def audit(run: RunDir) -> Audit | None:
+    """What the committed history was trained on; None if the run has no steps (a script, or not begun)."""
+    history = event_log.read(run.events)
+    sizes = [event.samples for event in history if isinstance(event, TrainingStarted) and event.samples]
+    if not sizes:
+        return None
+    from dtrain.data.sampler import Sampler
+
+    saved = max((event.step for event in history if isinstance(event, CheckpointSaved)), default=0)
+    sampler = Sampler(sizes[-1], run.job().train)
+    return compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler)
+
+
+def compare(ledgers: Mapping[int, list[LedgerFile]], starts: Mapping[int, int], steps: int, sampler: Sampler) -> Audit:
+    """Check the first `steps` steps against the ledgers of each attempt: the last attempt that began at or before a step owns it.
 
     `starts` gives the step each attempt began at; what an older attempt did from there on was rolled back."""
-    owner: dict[int, int] = {}
-    for attempt in sorted(starts):
-        for step in range(starts[attempt], steps):
-            owner[step] = attempt
-    covered: dict[int, list[Entry]] = defaultdict(list)
-    done = 0
-    for attempt, ranks in history.items():
-        for entry in (entry for rank in ranks for entry in rank):
-            if owner.get(entry.step) == attempt:
-                covered[entry.step].append(entry)
-        done += len({entry.step for rank in ranks for entry in rank if entry.step < steps})
+    batch = sampler.train.global_batch
     twice = skipped = altered = 0
     problems: list[str] = []
-    for step in range(steps):
-        doubled, missing = _coverage(covered[step], sampler.begin(step, 0), sampler.train.global_batch)
-        wrong = sum(checksum(sampler.indices(entry.begin, entry.count)) != entry.checksum for entry in covered[step])
-        if doubled or missing or wrong:
+    for step, entries in _owned_entries(ledgers, starts, steps):
+        doubled, missing = _coverage(entries, sampler.begin(step, 0), batch)
+        wrong = sum(checksum(sampler.indices(entry.begin, entry.count)) != entry.checksum for entry in entries)
+        if (doubled or missing or wrong) and len(problems) < PROBLEMS_KEPT:
             problems.append(f"step {step}: {doubled} samples twice, {missing} skipped, {wrong} records altered")
         twice, skipped, altered = twice + doubled, skipped + missing, altered + wrong
-    return Audit(
-        steps, steps * sampler.train.global_batch, twice, skipped, altered, max(0, done - steps), tuple(problems)
-    )
+    done = sum(_steps_done(ranks, steps) for ranks in ledgers.values())
+    return Audit(steps, steps * batch, twice, skipped, altered, max(0, done - steps), tuple(problems))
+
+
+def _owned_entries(
+    ledgers: Mapping[int, list[LedgerFile]], starts: Mapping[int, int], steps: int
+) -> Iterator[tuple[int, list[Entry]]]:
+    """Every step in order, with the records of the attempt that owns it; read in blocks of bounded size."""
+    for attempt, first, last in _owners(starts, steps):
+        ranks = ledgers.get(attempt, [])
+        block = max(1, ENTRIES_AT_ONCE // max(1, len(ranks)))
+        for begin in range(first, last, block):
+            end = min(last, begin + block)
+            found: dict[int, list[Entry]] = defaultdict(list)
+            for rank in ranks:
+                for entry in rank.steps(begin, end):
+                    found[entry.step].append(entry)
+            for step in range(begin, end):
+                yield step, found[step]
+
+
+def _owners(starts: Mapping[int, int], steps: int) -> list[tuple[int, int, int]]:
+    """(attempt, first step, step after its last) in the order of steps; an attempt that owns no step is left out."""
+    found: list[tuple[int, int, int]] = []
+    end = steps
+    for attempt in sorted(starts, reverse=True):
+        if starts[attempt] < end:
+            found.append((attempt, starts[attempt], end))
+            end = starts[attempt]
+    if end > 0:
+        found.append((0, 0, end))
+    return found[::-1]
+
+
+def _steps_done(ranks: Iterable[LedgerFile], steps: int) -> int:
+    """Steps below `steps` that any rank of an attempt recorded."""
+    ends = [(first.step, last.step + 1) for rank in ranks if (first := rank.at(0)) and (last := rank.at(-1))]
+    if not ends:
+        return 0
+    return max(0, min(steps, max(last for _, last in ends)) - min(first for first, _ in ends))
 
 
 def _coverage(entries: Iterable[Entry], begin: int, count: int) -> tuple[int, int]:
-    """Samples that are there twice, and samples that are not there, in [begin, begin + count)."""
+    """Samples that are there twice, and samples that are missing, in [begin, begin + count)."""
     twice, position = 0, begin
     missing = 0
     for entry in sorted(entries, key=lambda entry: entry.begin):
@@ -75,16 +121,3 @@ def _coverage(entries: Iterable[Entry], begin: int, count: int) -> tuple[int, in
         twice += max(0, min(position, entry.begin + entry.count) - entry.begin)
         position = max(position, entry.begin + entry.count)
     return twice, missing + max(0, begin + count - position)
-
-
-def audit(run: RunDir) -> Audit | None:
-    """What the committed history was trained on; None where the run has no steps (a script, or not begun)."""
-    history = event_log.read(run.events)
-    sizes = [event["samples"] for event in history if event["event"] == "training" and event["samples"]]
-    if not sizes:
-        return None
-    from dtrain.data.sampler import Sampler
-
-    saved = max((event["step"] for event in history if event["event"] == "checkpoint"), default=0)
-    sampler = Sampler(sizes[-1], run.job().train)
-    return compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler)

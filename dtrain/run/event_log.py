@@ -1,32 +1,49 @@
-"""The run's diary: everything that happens, one JSON line each, written by the supervisor and read by everyone else."""
+"""The event log of a run: everything that happens, one JSON line each, written by the supervisor and read by everyone else."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dtrain.common.files import Appender
+from dtrain.run.events import Event, from_log
 
-Event = dict[str, Any]
-"""`time` (seconds since 1970), `event` (its name) and the fields of that name."""
+READ_BYTES = 1 << 22
+"""Read at a time, so that a long log is never in memory as a whole."""
 
 
 class EventLog:
-    """The writing end."""
+    """The writing end; may be used from several threads."""
 
     def __init__(self, path: Path) -> None:
         self._file = Appender(path)
         self._adding = threading.Lock()
 
-    def add(self, event: str, **fields: Any) -> None:
-        """Something happened."""
-        line = json.dumps({"time": round(time.time(), 4), "event": event} | fields, separators=(",", ":"), default=str)
+    def add(self, event: Event) -> None:
+        """Append an event with the time of now."""
+        stamped = dataclasses.replace(event, time=round(time.time(), 4))
+        line = json.dumps(stamped.to_dict(), separators=(",", ":"))
         with self._adding:
             self._file.append(line.encode() + b"\n")
+
+    def flush(self) -> None:
+        """Make what was added durable (fsync); a full disk keeps it pending."""
+        with self._adding:
+            self._file.flush()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait for room on a full disk."""
+        return self._file.pending
+
+    @property
+    def problem(self) -> str:
+        """Why the last write failed, or ''."""
+        return self._file.problem
 
     def close(self) -> None:
         """No more events from this supervisor."""
@@ -34,7 +51,7 @@ class EventLog:
 
 
 class Reader:
-    """The reading end: each call gives the whole lines that are new since the last one."""
+    """The reading end: each call gives the events of whole lines that are new since the last one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -45,18 +62,24 @@ class Reader:
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                while lines := file.readlines(READ_BYTES):
+                    for line in lines:
+                        if not line.endswith(b"\n"):
+                            return
+                        self._offset += len(line)
+                        event = _parsed(line)
+                        if event is not None:
+                            yield event
         except FileNotFoundError:
             return
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event:
-                yield event
+
+
+def _parsed(line: bytes) -> Event | None:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return None
+    return from_log(fields) if isinstance(fields, dict) and "event" in fields else None
 
 
 def read(path: Path) -> list[Event]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from dtrain.common.errors import RunNotFound, UsageError
 from dtrain.common.files import write_json
 from dtrain.common.serde import from_dict, to_dict
-from dtrain.run.lock import Lease
+from dtrain.run.lock import SILENT_SECONDS, Lease, is_locked, locked
 from dtrain.spec.job import Job
-
-LOCK_LOOK_SECONDS = 0.2
-SILENT_SECONDS = 60.0
-"""A supervisor on another machine that has not been heard of for so long is gone."""
 
 
 @dataclass(frozen=True)
@@ -134,27 +127,9 @@ class RunDir:
         """Remember where this run was submitted to."""
         write_json(self.submission, to_dict(submitted))
 
-    @contextmanager
-    def lock(self, patience_seconds: float = 0.0) -> Iterator[Lease]:
-        """Be the run's only supervisor; raises `UsageError` where another one lives longer than that."""
-        deadline = time.monotonic() + patience_seconds
-        with open(self.lock_file, "a+") as file:
-            while not _locked(file):
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
-                    raise UsageError(
-                        f"the run {self.id} is already supervised by {holder}", f"See it: dtrain status {self.id}"
-                    )
-                time.sleep(LOCK_LOOK_SECONDS)
-            mark = f"process {os.getpid()} on {os.uname().nodename}, {os.urandom(4).hex()}\n"
-            file.truncate(0)
-            file.write(mark)
-            file.flush()
-            try:
-                yield Lease(self.lock_file, mark)
-            finally:
-                file.truncate(0)
+    def lock(self, patience_seconds: float = 0.0) -> AbstractContextManager[Lease]:
+        """Be the run's only supervisor; see `dtrain.run.lock.locked`."""
+        return locked(self.lock_file, self.id, patience_seconds)
 
     @property
     def remote_heartbeat_file(self) -> Path:
@@ -174,22 +149,7 @@ class RunDir:
 
     def locked(self) -> bool:
         """Whether a supervisor holds the lock (as far as this machine can see)."""
-        try:
-            with open(self.lock_file) as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        return is_locked(self.lock_file)
 
 
 def create(root: Path, job: Job) -> RunDir:

@@ -1,15 +1,14 @@
-"""Where the time of a run went: read from its diary and its ledgers."""
+"""Goodput: which part of a run's time was training, read from its event log and the ledgers of rank 0."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from dtrain.run import event_log, sample_ledger
+from dtrain.run import event_log
+from dtrain.run.events import AttemptStarted, CheckpointSaved, Event, FailureOccurred, RunEnded, RunStarted
 from dtrain.run.folder import RunDir
 from dtrain.run.history import attempt_starts, undone_from
-from dtrain.run.sample_ledger import Entry
+from dtrain.run.sample_ledger import Entry, LedgerFile
 
 
 @dataclass
@@ -24,12 +23,13 @@ class Account:
     repeating: float = 0.0
     """On steps that a failure undid."""
     detecting: float = 0.0
-    """From the last sign of training to the moment a failure was known."""
+    """From the last step to the moment a failure was known."""
     starting: float = 0.0
     """Before the first step of the first attempt."""
     restarting: float = 0.0
     """From a known failure to the next step."""
     ending: float = 0.0
+    """From the last step to the end."""
 
     @property
     def training_share(self) -> float:
@@ -37,45 +37,73 @@ class Account:
         return self.training / self.total if self.total else 0.0
 
 
+class _Accountant:
+    """Walks through the event log; `_mark` is the time up to which everything is accounted for."""
+
+    def __init__(self, run: RunDir, starts: dict[int, int]) -> None:
+        self._run = run
+        self._starts = starts
+        self._begun = 0.0
+        self._mark: float | None = None
+        self._trained = False
+        self.account = Account()
+
+    def add(self, event: Event) -> None:
+        """Account for the time up to an event."""
+        if isinstance(event, RunStarted):
+            self._begun = self._mark = event.time
+            self._trained = False
+        elif self._mark is None:
+            return
+        elif isinstance(event, AttemptStarted):
+            self._add_attempt(event.attempt)
+        elif isinstance(event, CheckpointSaved):
+            self.account.saving += event.stall_seconds
+        elif isinstance(event, FailureOccurred):
+            self.account.detecting += max(0.0, event.time - self._mark)
+            self._mark = max(self._mark, event.time)
+        elif isinstance(event, RunEnded):
+            self.end(event.time)
+
+    def end(self, now: float) -> None:
+        """A supervisor left, or the account is asked for now; time without a supervisor does not count."""
+        if self._mark is not None:
+            self.account.total += now - self._begun
+            self.account.ending += max(0.0, now - self._mark)
+            self._mark = None
+
+    def _add_attempt(self, attempt: int) -> None:
+        ledger = LedgerFile(self._run.ledger(attempt, 0))
+        first, last = ledger.at(0), ledger.at(-1)
+        if first is None or last is None or self._mark is None:
+            return
+        waited = max(0.0, first.time - self._mark)
+        if self._trained:
+            self.account.restarting += waited
+        else:
+            self.account.starting += waited
+        kept = self._last_kept(ledger, first, last, undone_from(attempt, self._starts))
+        self.account.training += kept.time - first.time
+        self.account.repeating += last.time - kept.time
+        self._mark = max(self._mark, last.time)
+        self._trained = True
+
+    def _last_kept(self, ledger: LedgerFile, first: Entry, last: Entry, undone: int | None) -> Entry:
+        """The last step of an attempt that no later attempt did again; the first one if there is none."""
+        if undone is None or undone > last.step:
+            return last
+        return ledger.at(max(0, undone - 1 - first.step)) or first
+
+
 def account(run: RunDir, now: float) -> dict[str, float]:
-    """The account of a run so far, rounded for its diary; time while no supervisor ran does not count."""
-    result = Account()
+    """The account of a run so far in seconds, rounded for its event log."""
     history = event_log.read(run.events)
-    firsts = {number: _longest(ranks) for number, ranks in sample_ledger.attempts(run).items()}
-    starts = attempt_starts(history)
-    mark = None
+    accountant = _Accountant(run, attempt_starts(history))
     for event in history:
-        if event["event"] == "run":
-            mark = event["time"]
-            begun = mark
-            result_start = "starting"
-        elif mark is None:
-            continue
-        elif event["event"] == "attempt" and (entries := firsts.get(event["attempt"])):
-            setattr(result, result_start, getattr(result, result_start) + max(0.0, entries[0].time - mark))
-            lost = undone_from(event["attempt"], starts)
-            for before, entry in itertools.pairwise(entries):
-                field = "repeating" if lost is not None and entry.step >= lost else "training"
-                setattr(result, field, getattr(result, field) + entry.time - before.time)
-            mark = max(mark, entries[-1].time)
-            result_start = "restarting"
-        elif event["event"] == "checkpoint":
-            result.saving += event.get("stall_seconds", event.get("held_seconds", 0.0))
-        elif event["event"] == "failure":
-            result.detecting += max(0.0, event["time"] - mark)
-            mark = max(mark, event["time"])
-        elif event["event"] == "end":
-            result.total += event["time"] - begun
-            result.ending += max(0.0, event["time"] - mark)
-            mark = None
-    if mark is not None:
-        result.total += now - begun
-        result.ending += max(0.0, now - mark)
+        accountant.add(event)
+    accountant.end(now)
+    result = accountant.account
     result.training = max(0.0, result.training - result.saving)
     return {
         name: round(value, 3) for name, value in (asdict(result) | {"training_share": result.training_share}).items()
     }
-
-
-def _longest(ranks: Sequence[list[Entry]]) -> list[Entry]:
-    return max(ranks, key=len, default=[])

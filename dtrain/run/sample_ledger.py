@@ -1,8 +1,7 @@
-"""What each worker trained on: one record a step, read for progress, for the audit and for the account of time."""
+"""What each worker trained on: one record a step, read for progress, for the audit and for goodput."""
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import time
@@ -30,7 +29,7 @@ class Entry:
     step: int
     """Counted from 0."""
     begin: int
-    """Position of its first sample in the endless row of epochs."""
+    """Position of its first sample in the concatenation of all epochs."""
     count: int
     checksum: int
     """CRC-32 of the sample indices, little-endian int64."""
@@ -53,31 +52,55 @@ class Ledger:
         """A step is done."""
         self._file.append(RECORD.pack(step, begin, len(indices), checksum(indices), time.time()))
 
+    def flush(self) -> None:
+        """Make the records durable (fsync), before a checkpoint that contains their steps is announced."""
+        self._file.flush()
 
-def read(path: Path) -> Iterator[Entry]:
-    """The entries of a ledger; a record cut short by a full disk ends it."""
-    data = path.read_bytes() if path.exists() else b""
-    for record in RECORD.iter_unpack(data[: len(data) // RECORD.size * RECORD.size]):
-        yield Entry(*record)
+
+class LedgerFile:
+    """A ledger as it is read: records of a fixed size with consecutive steps, so that a step is found without reading the rest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        """Records; one that was cut short by a full disk does not count."""
+        try:
+            return self.path.stat().st_size // RECORD.size
+        except FileNotFoundError:
+            return 0
+
+    def at(self, index: int) -> Entry | None:
+        """The record at a position, negative ones from the end; None if there is none."""
+        size = len(self)
+        index = index + size if index < 0 else index
+        return next(self.read(index, index + 1), None) if 0 <= index < size else None
+
+    def read(self, first: int, last: int) -> Iterator[Entry]:
+        """The records at the positions [first, last)."""
+        with open(self.path, "rb") as file:
+            file.seek(first * RECORD.size)
+            data = file.read(max(0, last - first) * RECORD.size)
+        for record in RECORD.iter_unpack(data[: len(data) // RECORD.size * RECORD.size]):
+            yield Entry(*record)
+
+    def steps(self, first: int, last: int) -> Iterator[Entry]:
+        """The records of the steps [first, last)."""
+        begin = self.at(0)
+        if begin is not None:
+            yield from self.read(max(0, first - begin.step), min(len(self), last - begin.step))
 
 
 def last_step(path: Path) -> int | None:
-    """Steps done according to the newest record, or None where there is none; costs one small read."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END) // RECORD.size * RECORD.size
-            if not size:
-                return None
-            file.seek(size - RECORD.size)
-            return int(RECORD.unpack(file.read(RECORD.size))[0]) + 1
-    except FileNotFoundError:
-        return None
+    """Steps done according to the newest record, or None if there is none; costs one small read."""
+    newest = LedgerFile(path).at(-1)
+    return newest.step + 1 if newest else None
 
 
-def attempts(run: RunDir) -> dict[int, list[list[Entry]]]:
-    """Attempt → one list of entries a rank."""
-    found: dict[int, list[list[Entry]]] = defaultdict(list)
+def attempts(run: RunDir) -> dict[int, list[LedgerFile]]:
+    """Attempt → the ledgers of its ranks, in the order of ranks."""
+    found: dict[int, list[LedgerFile]] = defaultdict(list)
     for path in sorted(run.ledgers.glob("attempt-*.bin")):
         if match := re.match(r"attempt-(\d+)-rank-\d+", path.name):
-            found[int(match[1])].append(list(read(path)))
+            found[int(match[1])].append(LedgerFile(path))
     return dict(sorted(found.items()))

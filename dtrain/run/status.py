@@ -1,13 +1,14 @@
-"""What a run looks like now: a fold over its diary that status, lists and the live view share."""
+"""What a run looks like now: a fold over its event log that status, ps and the live view share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dtrain.common.errors import Exit
-from dtrain.run.event_log import Event
+from dtrain.run import events
+from dtrain.run.events import Event
 
 
 @dataclass
@@ -16,12 +17,14 @@ class RunState:
 
     run: str = ""
     target: str = ""
+    kind: str = ""
+    """task, function or script."""
     strategy: str = ""
     cluster: str = ""
     workers: int = 0
     nodes: int = 0
     storage: str = ""
-    """URL of its copy, where it has one."""
+    """URL of its copy on remote storage, or ''."""
     began: float = 0.0
     """Seconds since 1970, of the newest supervisor."""
     changed: float = 0.0
@@ -46,7 +49,7 @@ class RunState:
     saved_step: int | None = None
     weights: str = ""
     """Digest of the newest checkpoint's weights."""
-    failures: list[Event] = field(default_factory=list)
+    failures: list[events.FailureOccurred] = field(default_factory=list)
     restarts: int = 0
     phase: str = "starting"
     stopping: str = ""
@@ -57,10 +60,10 @@ class RunState:
 
     def add(self, event: Event) -> None:
         """Take in one event."""
-        self.changed = event.get("time", self.changed)
-        handler = getattr(self, f"_on_{event['event']}", None)
+        self.changed = event.time or self.changed
+        handler = HANDLERS.get(type(event))
         if handler:
-            handler(event)
+            handler(self, event)
 
     @property
     def outcome(self) -> str:
@@ -75,76 +78,116 @@ class RunState:
         """For `--json`."""
         return asdict(self) | {"outcome": self.outcome}
 
-    def _on_run(self, event: Event) -> None:
-        self.run, self.target, self.strategy = event["run"], event["target"], event["strategy"]
-        self.cluster, self.workers, self.nodes = event["cluster"], event["workers"], event["nodes"]
-        self.storage = event.get("storage") or ""
-        self.began, self.exit_code, self.stopping, self.phase = event["time"], None, "", "starting"
-        self.reason = ""
 
-    def _on_node(self, event: Event) -> None:
-        self.hosts[event["node"]] = event["host"]
-
-    def _on_node_lost(self, event: Event) -> None:
-        self.hosts.pop(event["node"], None)
-
-    def _on_attempt(self, event: Event) -> None:
-        self.attempt, self.step, self.first_step = event["attempt"], event["step"], event["step"]
-        self.workers, self.steps, self.pids, self.placed = event["workers"], {}, {}, {}
-        self.phase = "starting" if not self.failures else "restarting"
-
-    def _on_started(self, event: Event) -> None:
-        self.pids |= event["pids"]
-        self.placed |= dict.fromkeys(event["pids"], event["node"])
-        self.phase = "running"
-
-    def _on_training(self, event: Event) -> None:
-        self.total_steps, self.trained_since = event["total_steps"], event["time"]
-
-    def _on_progress(self, event: Event) -> None:
-        self.steps |= event["steps"]
-        self.step = max(self.step, event["step"])
-
-    def _on_metrics(self, event: Event) -> None:
-        self.metrics, self.step = event["values"], max(self.step, event["step"])
-        self.samples_per_second = event.get("samples_per_second") or self.samples_per_second
-
-    def _on_evaluation(self, event: Event) -> None:
-        self.evaluation, self.step = event["values"], max(self.step, event["step"])
-
-    def _on_checkpoint(self, event: Event) -> None:
-        self.saved_step, self.weights = event["step"], event["weights"]
-
-    def _on_checkpoint_failed(self, event: Event) -> None:
-        self.warnings.append(f"the checkpoint of step {event['step']} failed: {event['error']}")
-
-    def _on_checkpoint_damaged(self, event: Event) -> None:
-        self.warnings.append(f"a damaged checkpoint was set aside as {event['folder']}: {event['problem']}")
-
-    def _on_warning(self, event: Event) -> None:
-        if event["text"] not in self.warnings:
-            self.warnings.append(event["text"])
-
-    def _on_storage_failed(self, event: Event) -> None:
-        self.warnings.append(event["error"])
-
-    def _on_failure(self, event: Event) -> None:
-        self.failures.append(event)
-        self.phase = "failed"
-
-    def _on_decision(self, event: Event) -> None:
-        self.restarts += bool(event["retry"])
-
-    def _on_stopping(self, event: Event) -> None:
-        self.stopping = event["why"]
-
-    def _on_end(self, event: Event) -> None:
-        self.exit_code, self.reason, self.report = event["exit_code"], event["reason"], event["report"]
+def _on_run(state: RunState, event: events.RunStarted) -> None:
+    state.run, state.target, state.strategy = event.run, event.target, event.strategy
+    state.cluster, state.workers, state.nodes = event.cluster, event.workers, event.nodes
+    state.storage, state.kind = event.storage or "", event.kind
+    state.began, state.exit_code, state.stopping, state.phase = event.time, None, "", "starting"
+    state.reason = ""
 
 
-def fold(events: Iterable[Event]) -> RunState:
+def _on_node(state: RunState, event: events.NodeReady) -> None:
+    state.hosts[event.node] = event.host
+
+
+def _on_node_lost(state: RunState, event: events.NodeLost) -> None:
+    state.hosts.pop(event.node, None)
+
+
+def _on_attempt(state: RunState, event: events.AttemptStarted) -> None:
+    state.attempt, state.step, state.first_step = event.attempt, event.step, event.step
+    state.workers, state.steps, state.pids, state.placed = event.workers, {}, {}, {}
+    state.phase = "starting" if not state.failures else "restarting"
+
+
+def _on_started(state: RunState, event: events.WorkersStarted) -> None:
+    state.pids |= event.pids
+    state.placed |= dict.fromkeys(event.pids, event.node)
+    state.phase = "running"
+
+
+def _on_training(state: RunState, event: events.TrainingStarted) -> None:
+    state.total_steps, state.trained_since = event.total_steps, event.time
+
+
+def _on_progress(state: RunState, event: events.Progress) -> None:
+    state.steps |= event.steps
+    state.step = max(state.step, event.step)
+
+
+def _on_metrics(state: RunState, event: events.Metrics) -> None:
+    state.metrics, state.step = event.values, max(state.step, event.step)
+    state.samples_per_second = event.samples_per_second or state.samples_per_second
+
+
+def _on_evaluation(state: RunState, event: events.Evaluation) -> None:
+    state.evaluation, state.step = event.values, max(state.step, event.step)
+
+
+def _on_checkpoint(state: RunState, event: events.CheckpointSaved) -> None:
+    state.saved_step, state.weights = event.step, event.weights
+
+
+def _on_checkpoint_failed(state: RunState, event: events.CheckpointFailed) -> None:
+    state.warnings.append(f"the checkpoint of step {event.step} failed: {event.error}")
+
+
+def _on_quarantined(state: RunState, event: events.CheckpointQuarantined) -> None:
+    state.warnings.append(f"a damaged checkpoint was set aside as {event.folder}: {event.problem}")
+
+
+def _on_warning(state: RunState, event: events.UserWarned) -> None:
+    if event.text not in state.warnings:
+        state.warnings.append(event.text)
+
+
+def _on_storage_failed(state: RunState, event: events.StorageFailed) -> None:
+    state.warnings.append(event.error)
+
+
+def _on_failure(state: RunState, event: events.FailureOccurred) -> None:
+    state.failures.append(event)
+    state.phase = "failed"
+
+
+def _on_decision(state: RunState, event: events.DecisionMade) -> None:
+    state.restarts += event.retry
+
+
+def _on_stopping(state: RunState, event: events.StopRequested) -> None:
+    state.stopping = event.why
+
+
+def _on_end(state: RunState, event: events.RunEnded) -> None:
+    state.exit_code, state.reason, state.report = event.exit_code, event.reason, event.report
+
+
+HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
+    events.RunStarted: _on_run,
+    events.NodeReady: _on_node,
+    events.NodeLost: _on_node_lost,
+    events.AttemptStarted: _on_attempt,
+    events.WorkersStarted: _on_started,
+    events.TrainingStarted: _on_training,
+    events.Progress: _on_progress,
+    events.Metrics: _on_metrics,
+    events.Evaluation: _on_evaluation,
+    events.CheckpointSaved: _on_checkpoint,
+    events.CheckpointFailed: _on_checkpoint_failed,
+    events.CheckpointQuarantined: _on_quarantined,
+    events.UserWarned: _on_warning,
+    events.StorageFailed: _on_storage_failed,
+    events.FailureOccurred: _on_failure,
+    events.DecisionMade: _on_decision,
+    events.StopRequested: _on_stopping,
+    events.RunEnded: _on_end,
+}
+
+
+def fold(history: Iterable[Event]) -> RunState:
     """The state after these events."""
     state = RunState()
-    for event in events:
+    for event in history:
         state.add(event)
     return state

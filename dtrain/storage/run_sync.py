@@ -1,4 +1,4 @@
-"""The copy of a run's diary, logs and ledgers on remote storage: the supervisor keeps it up, everybody else reads it.
+"""The copy of a run's event log, logs and ledgers on remote storage: the supervisor keeps it up to date, everyone else reads it.
 
 Files that only grow are kept as objects of at most PART_BYTES, named by their offset, of which only the last is written anew.
 """
@@ -9,14 +9,16 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from dtrain.common.errors import StorageError, UsageError
 from dtrain.common.files import read_at, write_whole
 from dtrain.run.event_log import EventLog
-from dtrain.run.folder import SILENT_SECONDS, RunDir
-from dtrain.run.lock import Lease
+from dtrain.run.events import StorageFailed, StorageWorks
+from dtrain.run.folder import RunDir
+from dtrain.run.lock import SILENT_SECONDS, Lease
 from dtrain.spec.job import Job
 from dtrain.storage import run_lease
 from dtrain.storage.object_store import CHECKPOINTS, ObjectStore, of_run
@@ -32,23 +34,23 @@ class RunCopy:
 
     def __init__(self, run: RunDir, there: ObjectStore) -> None:
         self._run = run
-        self._remote = there
-        self._there: dict[str, int] | None = None
+        self._store = there
+        self._copied: dict[str, int] | None = None
         self._claim_at = 0.0
 
     def push(self) -> None:
         """Copy what has grown since the last time; raises `StorageError`, and then goes on where it was the next time."""
-        if self._there is None:
-            self._there = self._lengths()
-        diary = [self._run.events] if self._run.events.exists() else []
-        for path in (*diary, *self._run.append_only_files()):
+        if self._copied is None:
+            self._copied = self._lengths()
+        event_logs = [self._run.events] if self._run.events.exists() else []
+        for path in (*event_logs, *self._run.append_only_files()):
             name = str(path.relative_to(self._run.path))
             size = path.stat().st_size
-            while (done := self._there.get(name, 0)) < size:
+            while (done := self._copied.get(name, 0)) < size:
                 begin = done // PART_BYTES * PART_BYTES
                 data = read_at(path, begin, PART_BYTES)
-                self._remote.write(_part(name, begin), data)
-                self._there[name] = begin + len(data)
+                self._store.write(_part(name, begin), data)
+                self._copied[name] = begin + len(data)
 
     def pull(self) -> None:
         """Bring the run folder up to what is there."""
@@ -60,55 +62,60 @@ class RunCopy:
                 continue
             first = have // PART_BYTES * PART_BYTES
             for begin in range(first, size, PART_BYTES):
-                data = self._remote.read(_part(name, begin)) or b""
+                data = self._store.read(_part(name, begin)) or b""
                 with open(path, "r+b" if path.exists() else "wb") as file:
                     file.seek(begin)
                     file.write(data)
-        supervisor = run_lease.claimed(self._remote)
+        supervisor = run_lease.claimed(self._store)
         if supervisor and supervisor.place != run_lease.place(self._run.path):
             self._run.remote_heartbeat_file.write_text(str(supervisor.time))
         else:
             self._run.remote_heartbeat_file.unlink(missing_ok=True)
         if not self._run.job_file.exists():
-            job = self._remote.read(JOB)
+            job = self._store.read(JOB)
             if job is not None:
                 write_whole(self._run.job_file, job.decode())
 
     def announce(self) -> None:
         """A person has started the run: its job, and no request to stop from before."""
-        self._remote.write(JOB, self._run.job_file.read_bytes())
-        self._remote.delete([STOP] if self._remote.read(STOP) is not None else [])
+        self._store.write(JOB, self._run.job_file.read_bytes())
+        self._store.delete([STOP] if self._store.read(STOP) is not None else [])
 
     def ask_to_stop(self, how: str) -> None:
-        """Leave a word for the supervisor."""
-        self._remote.write(STOP, how.encode())
+        """Leave a stop request for the supervisor."""
+        self._store.write(STOP, how.encode())
 
     def claim(self, mark: str) -> None:
         """Be the run's supervisor."""
-        run_lease.claim(self._remote, mark, self._run.path)
+        run_lease.claim(self._store, mark, self._run.path)
         self._claim_at = time.monotonic() + SILENT_SECONDS / 4
 
     def release(self) -> None:
         """Nobody supervises the run any more."""
-        self._remote.delete([run_lease.CLAIM])
+        self._store.delete([run_lease.CLAIM])
 
-    def hear(self, lease: Lease) -> None:
-        """Turn what others left there into what the supervisor looks for in its own folder: a request to stop, and the mark of
-        another supervisor, which ends the lease of this one."""
-        other = run_lease.claimed(self._remote)
-        if other and other.mark != lease.mark:
-            lease.file.write_text(other.mark)
-        elif time.monotonic() >= self._claim_at:
-            self.claim(lease.mark)
-        word = self._remote.read(STOP)
-        if word is not None:
-            self._remote.delete([STOP])
-            self._run.stop_request.write_bytes(word)
+    def holder(self) -> str | None:
+        """The mark of the supervisor that claims the run; None if nobody does."""
+        claimed = run_lease.claimed(self._store)
+        return claimed.mark if claimed else None
+
+    def renew(self, mark: str) -> None:
+        """Claim the run anew when the claim is about to be taken for a dead supervisor's."""
+        if time.monotonic() >= self._claim_at:
+            self.claim(mark)
+
+    def take_stop_request(self) -> str | None:
+        """How somebody elsewhere asked the run to stop, once."""
+        text = self._store.read(STOP)
+        if text is None:
+            return None
+        self._store.delete([STOP])
+        return text.decode()
 
     def _lengths(self) -> dict[str, int]:
         """Name → bytes of every growing file there."""
         found: dict[str, int] = defaultdict(int)
-        for path, size in self._remote.sizes().items():
+        for path, size in self._store.sizes().items():
             name, _, begin = path.rpartition("/")
             if begin.isdigit() and not path.startswith(f"{CHECKPOINTS}/"):
                 found[name] = max(found[name], int(begin) + size)
@@ -116,62 +123,108 @@ class RunCopy:
 
 
 class RunSyncer:
-    """Keeps the copy of a run up while it is supervised; does nothing for a run without storage."""
+    """Keeps the copy of a run up to date while it is supervised; does nothing for a run without storage.
 
-    def __init__(self, run: RunDir, job: Job, lease: Lease, log: EventLog) -> None:
-        self._mirror = of(run, job)
+    One thread copies files, another one renews the claim and looks for requests, so that a slow copy never makes a living
+    supervisor look dead."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        job: Job,
+        lease: Lease,
+        log: EventLog,
+        *,
+        on_stop: Callable[[str], None],
+        on_lease_lost: Callable[[str], None],
+    ) -> None:
+        self._copy = of(run, job)
         self._run = run
         self._lease = lease
         self._log = log
+        self._on_stop = on_stop
+        self._on_lease_lost = on_lease_lost
+        self._lost = False
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="dtrain-mirror", daemon=True)
+        self._failing: set[str] = set()
+        self._reporting = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(self._push,), name="dtrain-sync", daemon=True),
+            threading.Thread(target=self._repeat, args=(self._keep_lease,), name="dtrain-remote-lease", daemon=True),
+        ]
 
     def start(self, patience_seconds: float) -> None:
-        """Take over what is there, and be known as the supervisor; raises `StorageError`, and `UsageError` where another one
-        lives longer than that."""
-        if self._mirror:
-            deadline = time.monotonic() + patience_seconds
-            self._mirror.pull()
-            while self._run.supervised_elsewhere():
-                if time.monotonic() >= deadline:
-                    raise UsageError(
-                        f"the run {self._run.id} is supervised on another machine",
-                        f"See it: dtrain status {self._run.id}",
-                    )
-                time.sleep(EVERY_SECONDS)
-                self._mirror.pull()
-            self._mirror.claim(self._lease.mark)
-            self._mirror.push()
-            self._thread.start()
+        """Take over what is there, and be known as the supervisor; raises `StorageError`, and `UsageError` if another
+        supervisor lives longer than that."""
+        if not self._copy:
+            return
+        deadline = time.monotonic() + patience_seconds
+        self._copy.pull()
+        while self._run.supervised_elsewhere():
+            if time.monotonic() >= deadline:
+                raise UsageError(
+                    f"the run {self._run.id} is supervised on another machine", f"See it: dtrain status {self._run.id}"
+                )
+            time.sleep(EVERY_SECONDS)
+            self._copy.pull()
+        self._copy.claim(self._lease.mark)
+        self._copy.push()
+        for thread in self._threads:
+            thread.start()
 
     def finish(self) -> None:
-        """The diary is complete: copy the rest of it."""
-        if not self._mirror or not self._thread.ident:
+        """The event log is complete: copy the rest of it, and give the run free."""
+        if not self._copy or not self._threads[0].ident:
             return
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         try:
-            self._mirror.push()
-            if self._lease.held():
-                self._mirror.release()
+            self._copy.push()
+            if not self._lost and self._lease.held():
+                self._copy.release()
         except StorageError as error:
             print(f"dtrain: the last events and logs are in {self._run.path} only: {error}", file=sys.stderr)
 
-    def _keep(self) -> None:
-        assert self._mirror
-        failing = False
+    def _repeat(self, action: Callable[[RunCopy], None]) -> None:
+        assert self._copy
         while not self._over.wait(EVERY_SECONDS):
             try:
-                self._mirror.push()
-                self._mirror.hear(self._lease)
+                action(self._copy)
             except StorageError as error:
-                if not failing:
-                    self._log.add("storage_failed", error=error.message)
-                failing = True
+                self._report(action.__name__, error.message)
+            except (OSError, ValueError, TypeError) as error:  # a file that was deleted, a claim that was cut short
+                self._report(action.__name__, f"{type(error).__name__}: {error}")
             else:
-                if failing:
-                    self._log.add("storage_works")
-                failing = False
+                self._report(action.__name__, "")
+
+    def _push(self, copy: RunCopy) -> None:
+        copy.push()
+
+    def _keep_lease(self, copy: RunCopy) -> None:
+        holder = copy.holder()
+        if holder and holder != self._lease.mark:
+            self._lost = True
+            self._over.set()
+            self._on_lease_lost(holder)
+            return
+        copy.renew(self._lease.mark)
+        request = copy.take_stop_request()
+        if request is not None:
+            self._on_stop(request)
+
+    def _report(self, action: str, error: str) -> None:
+        """Log the first failure in a row of either thread, and that both work again."""
+        with self._reporting:
+            before = bool(self._failing)
+            if error:
+                self._failing.add(action)
+                if not before:
+                    self._log.add(StorageFailed(error=error))
+            else:
+                self._failing.discard(action)
+                if before and not self._failing:
+                    self._log.add(StorageWorks())
 
 
 def of(run: RunDir, job: Job) -> RunCopy | None:
@@ -188,12 +241,12 @@ def _reader(path: Path) -> tuple[RunCopy | None, list[float]]:
 
 def refresh(run: RunDir) -> None:
     """Bring a run folder up to its copy, unless it is supervised from here; says where that cannot be done."""
-    mirror, looked = _reader(run.path)
-    if not mirror or time.monotonic() - looked[0] < EVERY_SECONDS or run.locked():
+    copy, looked = _reader(run.path)
+    if not copy or time.monotonic() - looked[0] < EVERY_SECONDS or run.locked():
         return
     looked[0] = time.monotonic()
     try:
-        mirror.pull()
+        copy.pull()
     except StorageError as error:
         print(f"dtrain: what is shown may be old: {error}", file=sys.stderr)
 

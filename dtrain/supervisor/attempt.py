@@ -5,17 +5,15 @@ It decides nothing about the run: its outcome is a value for the supervisor. Tim
 
 from __future__ import annotations
 
-import dataclasses
 import signal
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
+from dtrain.api import protocol, reports
 from dtrain.api.cluster import Channel
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import (  # fmt: skip
+from dtrain.api.protocol import (
     Command,
     DumpStacks,
     Event,
@@ -27,24 +25,30 @@ from dtrain.api.protocol import (  # fmt: skip
     StopWorkers,
     WorkerCommand,
     WorkerExited,
-    WorkerLiveness,
     WorkerReport,
     WorkersStarted,
 )
 from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
-from dtrain.checkpoint.store import CheckpointInfo, CheckpointShard, CheckpointStore
-from dtrain.common.errors import CheckpointError
+from dtrain.checkpoint.store import CheckpointInfo, CheckpointStore
 from dtrain.common.serde import to_dict
+from dtrain.run import events
 from dtrain.run.event_log import EventLog
 from dtrain.run.lock import Lease
-from dtrain.spec.failures import Failure, FailureKind, exit_kind
-from dtrain.supervisor.failure_policy import cause, conclusive
+from dtrain.spec.failures import Failure, FailureKind
+from dtrain.supervisor.background import Lane
+from dtrain.supervisor.checkpoint_commits import CheckpointCommits
+from dtrain.supervisor.drain import DrainAgreement
+from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
+from dtrain.supervisor.hang_detector import HangDetector
+from dtrain.supervisor.node_pool import AgentInfo
+from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
 
-BUG_SETTLE_SECONDS = 0.25
-SETTLE_SECONDS = 1.5
 STACKS_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
+SLOWEST_PROGRESS_SECONDS = 30.0
+PROGRESS_EVENTS = 600
+"""Progress is logged this often in the time since the attempt began, so that a long run's log stays small."""
 MOST_RANKS_SHOWN = 64
 
 
@@ -57,18 +61,23 @@ class Phase(Enum):
     """A failure is known, but maybe not its cause: wait a moment for the other workers' reports."""
     ENDING = "ending"
     """All workers are being killed."""
+    COMMITTING = "committing"
+    """All workers have left; a checkpoint is still being committed."""
     OVER = "over"
 
 
 @dataclass(frozen=True)
-class AgentInfo:
-    """A node whose agent is ready."""
+class AttemptContext:
+    """What all attempts of a run share."""
 
-    name: str
-    address: str
-    host: str
-    sees_run: bool = True
-    """False: it must be told the job."""
+    run_id: str
+    strategy: Strategy
+    channels: Mapping[str, Channel]
+    store: CheckpointStore
+    lane: Lane
+    """For what waits for storage."""
+    log: EventLog
+    lease: Lease
 
 
 class Attempt:
@@ -78,47 +87,38 @@ class Attempt:
         self,
         number: int,
         plan: LaunchPlan,
-        strategy: Strategy,
-        nodes: list[AgentInfo],
-        channels: Mapping[str, Channel],
-        *,
-        run_id: str,
-        store: CheckpointStore,
-        log: EventLog,
+        nodes: Sequence[AgentInfo],
+        context: AttemptContext,
         resume: CheckpointInfo | None,
-        lease: Lease,
     ) -> None:
         self.number = number
         self.nodes = len(nodes)
         self.outcome: Outcome | None = None
-        self.saved_step = resume.step if resume else 0
         self._plan = plan
-        self._strategy = strategy
         self._settings = plan.job.recovery
         self._nodes = nodes
-        self._channels = channels
-        self._run_id = run_id
-        self._store = store
-        self._log = log
+        self._context = context
         self._resume = resume
-        self._lease = lease
         self._phase = Phase.RENDEZVOUS
-        self._places = dict(zip((node.name for node in nodes), plan.places(), strict=True))
-        self._owner = {place.rank: node for node, places in self._places.items() for place in places}
+        self._ranks = dict(zip((node.name for node in nodes), plan.ranks_by_node(), strict=True))
+        self._owner = {rank.rank: node for node, ranks in self._ranks.items() for rank in ranks}
         self._running = set(self._owner)
         self._started = False
-        self._ports: dict[str, tuple[int, ...]] = {}
-        self._signs: dict[int, WorkerLiveness] = {}
-        self._reports: dict[int, Failure] = {}
-        self._candidates: list[Failure] = []
-        self._parts: dict[int, dict[int, CheckpointShard]] = {}
-        self._save_failed: dict[int, str] = {}
-        self._gates: dict[int, int] = {}
+        self._rendezvous = Rendezvous({node.name: node.address for node in nodes}, self._ranks)
+        self._hangs = HangDetector(self._settings.hang_seconds)
+        self._failures = FailureAttribution(self._owner)
+        self._drain = DrainAgreement()
+        self._commits = CheckpointCommits(
+            number, context.store, context.lane, context.log, context.lease,
+            ranks=len(self._owner), keep=plan.job.checkpoint.keep,
+            facts={"strategy": plan.job.strategy.name, "workers": plan.workers, "run": context.run_id},
+            saved_step=resume.step if resume else 0, changed=self._close,
+        )  # fmt: skip
         self._leaving = False
-        self._agreed = False
         self._left_step: int | None = None
         self._stopped = ""
         self._deadline: float | None = None
+        self._began: float | None = None
         self._progress_at = 0.0
         self._ending_since: float | None = None
 
@@ -127,37 +127,36 @@ class Attempt:
         for one in self._nodes:
             if not one.sees_run:
                 self._send(one.name, SetJob(to_dict(self._plan.job)))
-        for node, places in self._places.items():
-            # One for each worker, and on the first node one more for a service of rank 0's (Horovod's rendezvous).
-            self._send(node, ReservePorts(self.number, len(places) + 1))
+        for node in self._ranks:
+            self._send(node, ReservePorts(self.number, self._rendezvous.ports_wanted(node)))
 
     def handle(self, node: str, event: Event, now: float) -> None:
         """Something an agent said about this attempt."""
-        if node not in self._places:
+        if node not in self._ranks:
             return
         if isinstance(event, PortsReserved):
-            self._ports[node] = event.ports
-            if len(self._ports) == len(self._places) and self._phase is Phase.RENDEZVOUS:
+            self._rendezvous.add(node, event.ports)
+            if self._rendezvous.complete and self._phase is Phase.RENDEZVOUS:
                 self._start()
         elif isinstance(event, WorkersStarted):
-            self._log.add("started", attempt=self.number, node=node, pids=event.pids)
+            self._context.log.add(events.WorkersStarted(attempt=self.number, node=node, pids=event.pids))
             if self._leaving and self._phase is Phase.RUNNING and self._plan.job.kind != "script":
-                # What was told before its workers were there, reached none of them; twice does no harm.
-                self._send(node, WorkerCommand(self.number, {"do": "gate"}))
+                # A proposal that was asked for before the workers were there reached none of them; twice does no harm.
+                self._send(node, _ask_for_proposal(self.number))
         elif isinstance(event, Heartbeat):
-            self._signs |= {int(rank): sign for rank, sign in event.signs.items()}
-            self._show_progress(now)
+            self._hangs.update({int(rank): sign for rank, sign in event.signs.items()})
+            self._log_progress(now)
         elif isinstance(event, WorkerReport):
-            self._said(event.rank, event.body)
+            self._on_report(event.rank, reports.decode(event.body))
         elif isinstance(event, WorkerExited):
-            self._exited(event, now)
+            self._on_exit(event, now)
 
     def lost(self, node: str, reason: str, now: float) -> None:
         """A node is gone, and its workers with it."""
-        if node not in self._places:
+        if node not in self._ranks:
             return
         self._running -= {rank for rank, owner in self._owner.items() if owner == node}
-        self._candidate(Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node), now)
+        self._fail(Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node), now)
         self._close()
 
     def tick(self, now: float) -> None:
@@ -180,22 +179,27 @@ class Attempt:
 
     def leave(self, now: float) -> None:
         """Have the workers agree on a step, save at it and end; scripts get a SIGTERM. Killed after the grace."""
+        if self._leaving or self._phase is Phase.COMMITTING:
+            return
         if self._phase is not Phase.RUNNING:
             self._leaving = True
             self.kill()
-            return
-        if self._leaving:
             return
         self._leaving = True
         self._deadline = now + self._settings.grace_seconds
         if self._plan.job.kind == "script":
             self._send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))
         else:
-            self._send_all(WorkerCommand(self.number, {"do": "gate"}))
+            self._send_all(_ask_for_proposal(self.number))
 
     def kill(self) -> None:
-        """End all workers now."""
+        """End all workers now, and do not wait for a commit that is under way."""
         if self._phase is Phase.OVER:
+            return
+        if self._phase is Phase.COMMITTING:
+            self._phase = Phase.OVER
+            unsaved = "stopped before its last checkpoint was committed"
+            self.outcome = Drained(None) if self._leaving else Succeeded(unsaved)
             return
         self._phase = Phase.ENDING
         self._send_all(StopWorkers(self.number, 0.0))
@@ -207,193 +211,136 @@ class Attempt:
         """All ports are known: fork the workers everywhere."""
         self._phase = Phase.RUNNING
         self._started = True
-        addresses = {node.name: node.address for node in self._nodes}
-        order = [(node, place) for node, places in self._places.items() for place in places]
-        peers = RendezvousInfo(
-            addresses=tuple(addresses[node] for node, _ in order),
-            ports=tuple(port for node in self._places for port in self._ports[node][:-1]),
-            service=self._ports[order[0][0]][-1],
-            run_id=self._run_id,
-            attempt=self.number,
-        )
-        # Every node would be told of every rank: quadratic in their number.
-        told = dataclasses.replace(peers, addresses=peers.addresses[:1], ports=peers.ports[:1])
-        for node, places in self._places.items():
-            environment = {str(place.rank): self._environment(place, peers) for place in places}
-            checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
-            self._send(node, StartWorkers(self.number, tuple(places), told, environment, checkpoint, step))
+        info = self._rendezvous.info(self._context.run_id, self.number)
+        told = of_rank_zero(info)
+        checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
+        for node, ranks in self._ranks.items():
+            environment = {str(rank.rank): self._environment(rank, info) for rank in ranks}
+            self._send(node, StartWorkers(self.number, tuple(ranks), told, environment, checkpoint, step))
 
-    def _environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
-        own = {"DTRAIN_RUN": self._run_id, "DTRAIN_ATTEMPT": str(self.number), "DTRAIN_RANK": str(place.rank)}
-        return own | self._strategy.environment(place, peers)
+    def _environment(self, rank: RankInfo, info: RendezvousInfo) -> dict[str, str]:
+        own = {"DTRAIN_RUN": self._context.run_id, "DTRAIN_ATTEMPT": str(self.number), "DTRAIN_RANK": str(rank.rank)}
+        return own | self._context.strategy.environment(rank, info)
 
-    def _said(self, rank: int, body: dict[str, Any]) -> None:
-        word = body["say"]
-        fields = {key: value for key, value in body.items() if key != "say"}
-        if word in ("training", "metrics", "evaluation", "warning"):
-            self._log.add(word, attempt=self.number, **fields)
-        elif word == "part":
-            self._part(rank, fields)
-        elif word == "save_failed":
-            self._abandon(fields["step"], fields["error"])
-        elif word == "gate":
-            self._gate(rank, int(fields["step"]))
-        elif word == "stop":
-            self._stop_by_function(fields["reason"])
-        elif word == "left":
-            self._left_step = fields["step"]
-        elif word == "failed":
-            report = self._failure(FailureKind(fields["failure"]), fields["message"], rank)
-            self._reports[rank] = dataclasses.replace(
-                report, traceback=fields["traceback"], where=fields["where"], exit_code=fields["exit_code"]
-            )
-
-    def _part(self, rank: int, fields: dict[str, Any]) -> None:
-        """A worker's part of a checkpoint is on disk; with the last one it is committed."""
-        step = fields["step"]
-        if step in self._save_failed:
-            return
-        parts = self._parts.setdefault(step, {})
-        files = {name: (int(size), str(digest)) for name, (size, digest) in fields["files"].items()}
-        parts[rank] = CheckpointShard(files, fields["weights"])
-        if len(parts) < len(self._owner):
-            return
-        self._lease.check()
-        facts = {"strategy": self._plan.job.strategy.name, "workers": self._plan.workers, "run": self._run_id}
-        try:
-            done = self._store.commit(self.number, step, [parts[rank] for rank in sorted(parts)], facts)
-        except CheckpointError as error:
-            self._abandon(step, error.message)
-            return
-        del self._parts[step]
-        self.saved_step = step
-        self._log.add(
-            "checkpoint", attempt=self.number, step=step, folder=done.name, bytes=done.bytes, weights=done.weights,
-            seconds=round(fields["seconds"], 4), stall_seconds=round(fields["stall_seconds"], 4),
-        )  # fmt: skip
-        self._store.prune(self._plan.job.checkpoint.keep)
-
-    def _abandon(self, step: int, error: str) -> None:
-        """A checkpoint cannot be finished: say so once, free its space, and train on."""
-        self._parts.pop(step, None)
-        self._store.abandon(self.number, step)
-        if step not in self._save_failed:
-            self._save_failed[step] = error
-            self._log.add("checkpoint_failed", attempt=self.number, step=step, error=error)
+    def _on_report(self, rank: int, report: reports.Report) -> None:
+        if isinstance(report, reports.ShardWritten):
+            self._commits.add(rank, report)
+        elif isinstance(report, reports.SaveFailed):
+            self._commits.fail(report.step, report.error)
+        elif isinstance(report, reports.StopProposal):
+            self._drain.propose(rank, report.step)
+            self._agree()
+        elif isinstance(report, reports.StopAsked):
+            self._stop_by_function(report.reason)
+        elif isinstance(report, reports.LeftAtStep):
+            self._left_step = report.step
+        elif isinstance(report, reports.WorkerFailed):
+            self._failures.report(rank, report)
+        else:
+            self._context.log.add(_event_of(report, self.number))
 
     def _stop_by_function(self, reason: str) -> None:
-        """The user's function wants the run to end well: the ranks agree on a step, as if they were asked to leave."""
+        """The ranks agree on a step as if they were asked to leave, but the run is done then."""
         if not self._stopped:
             self._stopped = reason
-            self._send_all(WorkerCommand(self.number, {"do": "gate"}))
-
-    def _gate(self, rank: int, step: int) -> None:
-        self._gates[rank] = step
-        self._agree()
+            self._send_all(_ask_for_proposal(self.number))
 
     def _agree(self) -> None:
-        """When every worker that still runs has named its gate, the highest is the step to leave at."""
-        if self._agreed or not self._gates or not self._gates.keys() >= self._running:
-            return
-        self._agreed = True
-        step = max(self._gates.values())
-        self._log.add("leaving", attempt=self.number, step=step)
-        self._send_all(WorkerCommand(self.number, {"do": "leave", "step": step}))
+        step = self._drain.agree(self._running)
+        if step is not None:
+            self._context.log.add(events.DrainAgreed(attempt=self.number, step=step))
+            self._send_all(WorkerCommand(self.number, {"do": "leave", "step": step}))
 
-    def _exited(self, event: WorkerExited, now: float) -> None:
+    def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
-        report = self._reports.pop(event.rank, None)
-        if (
-            event.code
-            and (report or self._phase is not Phase.ENDING)
-            and not (self._leaving and self._is_our_signal(event.code))
-        ):
-            kind, words = exit_kind(event.code, out_of_memory=event.out_of_memory)
-            failure = report or self._failure(kind, words, event.rank)
-            self._candidate(failure, now, code=event.code, step=event.step)
+        reported = self._failures.has_report(event.rank)
+        asked_to = self._leaving and (self._plan.job.kind == "script" or event.code == -signal.SIGTERM)
+        if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
+            self._on_failure(self._failures.exited(event, self._commits.saved_step), now)
         self._agree()
         self._close()
 
-    def _is_our_signal(self, code: int) -> bool:
-        return self._plan.job.kind == "script" or code == -signal.SIGTERM
+    def _fail(self, failure: Failure, now: float) -> None:
+        self._on_failure(self._failures.add(failure, self._commits.saved_step), now)
 
-    def _failure(self, kind: FailureKind, message: str, rank: int | None) -> Failure:
-        node = self._owner[rank] if rank is not None else ""
-        return Failure(kind, message, rank=rank, node=node)
-
-    def _candidate(self, failure: Failure, now: float, *, code: int = 1, step: int | None = None) -> None:
+    def _on_failure(self, failure: Failure, now: float) -> None:
         """A possible cause; one that explains itself ends the wait for others."""
-        known = dataclasses.replace(failure, code=code, step=step, saved_step=self.saved_step, time=time.time())
-        self._candidates.append(known)
-        if conclusive(known):
+        wait = settle_seconds(failure)
+        if not wait:
             self.kill()
         elif self._phase is Phase.RUNNING:
             self._phase = Phase.SETTLING
-            self._deadline = now + (
-                BUG_SETTLE_SECONDS if known.kind is FailureKind.BUG and known.traceback else SETTLE_SECONDS
-            )
+            self._deadline = now + wait
 
     def _close(self) -> None:
-        """When nobody runs any more, this attempt is over."""
+        """When no worker runs any more, this attempt is over; a good end waits for the commits under way."""
         if self._running or self._phase is Phase.OVER:
             return
+        failure = self._failures.cause()
+        if failure is None and self._commits.under_way:
+            self._phase = Phase.COMMITTING
+            return
         self._phase = Phase.OVER
-        if self._candidates:
-            self.outcome = Failed(cause(self._candidates))
+        if failure is not None:
+            self.outcome = Failed(failure)
         elif self._leaving:
             self.outcome = Drained(self._left_step)
         else:
-            last = max(self._save_failed, default=-1)
-            self.outcome = Succeeded(self._save_failed[last] if last > self.saved_step else "", self._stopped_early())
+            self.outcome = Succeeded(self._commits.unsaved, self._stopped_early())
 
     def _stopped_early(self) -> str:
         step = "" if self._left_step is None else f" at step {self._left_step}"
         return f"stopped by the function{step}: {self._stopped}" if self._stopped else ""
 
     def _look_for_hang(self, now: float) -> None:
-        """All idle for too long, or one stopped for too long; a worker that only waits for a busy one is no hang."""
-        signs = {rank: self._signs[rank] for rank in self._running if rank in self._signs}
-        limit = self._settings.hang_seconds
-        stopped = [rank for rank, sign in signs.items() if sign.stopped_seconds >= limit]
-        idle = len(signs) == len(self._running) and all(sign.idle_seconds >= limit for sign in signs.values())
-        if not signs or not (stopped or idle):
+        hang = self._hangs.find(self._running)
+        if hang is None:
             return
-        behind = min(signs, key=lambda rank: (signs[rank].step or 0, -signs[rank].idle_seconds))
-        rank = stopped[0] if stopped else behind
-        why = "is stopped by a signal" if stopped else "made no step, no output and used no CPU time"
-        self._log.add(
-            "hang", attempt=self.number, rank=rank, steps={str(r): sign.step for r, sign in sorted(signs.items())}
-        )
+        self._context.log.add(events.HangDetected(attempt=self.number, rank=hang.rank, steps=hang.steps))
         self._send_all(DumpStacks(self.number))
-        message = f"rank {rank} {why} for {limit:g} s; the stacks of all ranks are in their logs"
-        # Not conclusive by `_candidate`: the workers need a moment to write their stacks.
+        failure = Failure(FailureKind.HANG, hang.message, hang.rank, self._owner[hang.rank], hang.step)
+        self._failures.add(failure, self._commits.saved_step)
+        # The workers need a moment to write their stacks.
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS
-        self._candidates.append(
-            Failure(
-                FailureKind.HANG,
-                message,
-                rank,
-                self._owner[rank],
-                signs[rank].step,
-                saved_step=self.saved_step,
-                time=time.time(),
-            )
-        )
 
-    def _show_progress(self, now: float) -> None:
+    def _log_progress(self, now: float) -> None:
+        self._began = now if self._began is None else self._began
         if now < self._progress_at:
             return
-        self._progress_at = now + PROGRESS_SECONDS
-        steps = {str(rank): sign.step for rank, sign in sorted(self._signs.items()) if sign.step is not None}
+        pause = (now - self._began) / PROGRESS_EVENTS
+        self._progress_at = now + min(SLOWEST_PROGRESS_SECONDS, max(PROGRESS_SECONDS, pause))
+        steps = self._hangs.steps()
         if steps:
-            shown = steps if len(steps) <= MOST_RANKS_SHOWN else {}
-            self._log.add("progress", attempt=self.number, step=min(steps.values()), steps=shown)
+            shown = {str(rank): step for rank, step in steps.items()} if len(steps) <= MOST_RANKS_SHOWN else {}
+            self._context.log.add(events.Progress(attempt=self.number, step=min(steps.values()), steps=shown))
 
     def _send(self, node: str, command: Command) -> None:
-        if node in self._channels:
-            self._channels[node].send(command)
+        channel = self._context.channels.get(node)
+        if channel:
+            channel.send(command)
 
     def _send_all(self, command: Command) -> None:
-        for node in self._places:
+        for node in self._ranks:
             self._send(node, command)
+
+
+def _ask_for_proposal(attempt: int) -> protocol.WorkerCommand:
+    return WorkerCommand(attempt, {"do": "gate"})
+
+
+def _event_of(
+    report: reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned, attempt: int
+) -> events.Event:
+    """The event that a report becomes in the log."""
+    if isinstance(report, reports.TrainingBegan):
+        return events.TrainingStarted(
+            attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples
+        )
+    if isinstance(report, reports.UserWarned):
+        return events.UserWarned(attempt=attempt, text=report.text)
+    if isinstance(report, reports.StepMetrics):
+        return events.Metrics(
+            attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second
+        )
+    return events.Evaluation(attempt=attempt, step=report.step, values=report.values)

@@ -1,29 +1,43 @@
-"""The supervisor of a submitted run, started inside the cluster on a run folder, or with the job alone where that is not there."""
+"""Supervising a run from its lock to its end, in this process; and the entry point of a submitted run's supervisor."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import queue
 import shutil
 import sys
 import tempfile
+import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
 from dtrain.api.plan import SHIPPED_JOB
-from dtrain.common.errors import DtrainError, Exit, StorageError
+from dtrain.common.errors import DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
+from dtrain.launch import planner, registry
+from dtrain.run import history
+from dtrain.run.event_log import EventLog
+from dtrain.run.events import RunEnded, RunStarted
 from dtrain.run.folder import RunDir
+from dtrain.run.goodput import account
+from dtrain.run.lock import Lease, LeaseTaken
 from dtrain.spec.job import Job
 from dtrain.storage import run_sync
-from dtrain.supervisor.supervisor import supervise
+from dtrain.storage.object_store import of_run
+from dtrain.supervisor.inbox import SupervisorInbox
+from dtrain.supervisor.stop_request import LeaseLost, Notice, RunFolderWatcher, StopMode, StopRequest, signal_handlers
+from dtrain.supervisor.supervisor import Supervisor
 
 LOCK_SECONDS = 120.0
 """The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
+CRASH_LOG = "supervisor-crash.log"
 
 
 def main(path: str) -> int:
-    """`python -P -m dtrain supervise RUN`."""
+    """`python -P -m dtrain supervise RUN`, started inside the cluster on a run folder, or with the job alone."""
     run = RunDir(Path(path))
     shipped = os.environ.pop(SHIPPED_JOB, None)
     try:
@@ -35,8 +49,96 @@ def main(path: str) -> int:
         return int(error.exit_code)
 
 
+def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
+    """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal."""
+    gc.freeze()
+    gc.enable()  # which the command line does without
+    began = time.time()
+    with run.lock(patience_seconds) as lease:
+        ended = history.ended_since(run, began) if patience_seconds else None
+        if ended is not None:  # by the supervisor that held the lock
+            return ended
+        run.forget_old_stop_request()
+        log = _open_log(run)
+        try:
+            return _supervise(run, lease, log, patience_seconds)
+        finally:
+            log.close()
+
+
+def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float) -> Exit:
+    inbox: SupervisorInbox = queue.SimpleQueue()
+
+    def put(notice: Notice) -> None:
+        inbox.put(("", notice))
+
+    def on_stop(how: str) -> None:
+        put(StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop"))
+
+    job = run.job()
+    sync = run_sync.RunSyncer(
+        run, job, lease, log, on_stop=on_stop, on_lease_lost=lambda holder: put(LeaseLost(holder))
+    )
+    watcher = RunFolderWatcher(run, lease, put)
+    try:
+        with signal_handlers(put):
+            launch = planner.make(job)
+            job = launch.job
+            log.add(
+                RunStarted(
+                    run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
+                    workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
+                    storage=of_run(job.storage, run.id).url if job.storage.url else None,
+                )
+            )  # fmt: skip
+            sync.start(patience_seconds)
+            watcher.start()
+            return Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
+    except LeaseTaken:
+        raise
+    except DtrainError as error:
+        _log_end(run, log, int(error.exit_code), str(error))
+        raise
+    except Exception as error:
+        failure = _internal_error(run, error)
+        _log_end(run, log, int(failure.exit_code), str(failure))
+        raise failure from error
+    finally:
+        watcher.stop()
+        sync.finish()
+
+
+def _open_log(run: RunDir) -> EventLog:
+    try:
+        return EventLog(run.events)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to the run folder {run.path}: {error.strerror}", "Is the disk full, or read-only?"
+        ) from error
+
+
+def _log_end(run: RunDir, log: EventLog, exit_code: int, reason: str) -> None:
+    try:
+        report = account(run, time.time())
+    except (OSError, ValueError):  # the run ends because its folder cannot be read
+        report = {}
+    log.add(RunEnded(exit_code=exit_code, reason=reason, report=report))
+
+
+def _internal_error(run: RunDir, error: Exception) -> InternalError:
+    """An error that is dtrain's own fault: its traceback goes into the run folder, its first line to the person."""
+    text = "".join(traceback.format_exception(error))
+    path = run.logs / CRASH_LOG
+    try:
+        path.write_text(text)
+        hint = f"This is a fault of dtrain, not of your code; the traceback is in {path}."
+    except OSError:
+        hint = f"This is a fault of dtrain, not of your code: {text}"
+    return InternalError(f"the supervisor failed: {type(error).__name__}: {error}", hint)
+
+
 def _supervise_apart(run_id: str, job: Job) -> Exit:
-    """With a run folder of this machine's own, which goes when all that is in it is on remote storage."""
+    """With a run folder of this machine's own, which is removed when all that is in it is on remote storage."""
     above = Path(tempfile.mkdtemp(prefix="dtrain-"))
     run = RunDir(above / run_id)
     run.create_folders()

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from live import running, wait_for
 
-from dtrain.api.cluster import Inbox, NodeLost
-from dtrain.api.protocol import AgentReady, PortsReserved, ReservePorts
+from dtrain.api.cluster import ClusterEvent, NodeLost
+from dtrain.api.protocol import AgentReady, Event, PortsReserved, ReservePorts
 from dtrain.launch import planner, registry
 from dtrain.run import folder
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job, PluginChoice, Resources
 
+AgentInbox = queue.SimpleQueue[tuple[str, Event | ClusterEvent]]
 CLUSTERS = ["local"]
 """Clusters that need a lab of their own are tried in tests/integration with the same functions."""
 
@@ -31,11 +32,11 @@ def job(cluster: str, options: dict[str, Any] | None = None) -> Job:
 
 
 @contextmanager
-def allocated(made: Job, root: Path) -> Iterator[tuple[Any, Inbox, RunDir, dict[str, AgentReady]]]:
+def allocated(made: Job, root: Path) -> Iterator[tuple[Any, AgentInbox, RunDir, dict[str, AgentReady]]]:
     """An allocation whose agents are ready."""
     run = folder.create(root, made)
     launch, cluster = planner.make(made), registry.cluster_of(made)
-    inbox: Inbox = queue.SimpleQueue()
+    inbox: AgentInbox = queue.SimpleQueue()
     with cluster.allocate(launch, run, inbox) as allocation:
         ready: dict[str, AgentReady] = {}
         while len(ready) < launch.nodes:
@@ -45,7 +46,7 @@ def allocated(made: Job, root: Path) -> Iterator[tuple[Any, Inbox, RunDir, dict[
         yield allocation, inbox, run, ready
 
 
-def next_of(inbox: Inbox, kind: type) -> tuple[str, Any]:
+def next_of(inbox: AgentInbox, kind: type) -> tuple[str, Any]:
     while True:
         node, item = inbox.get(timeout=60)
         if isinstance(item, kind):

@@ -75,7 +75,7 @@ def test_places_cover_the_workers(name: str) -> None:
             folder="/",
         )
     )
-    places = [place for node in plan.places() for place in node]
+    places = [place for node in plan.ranks_by_node() for place in node]
     assert [place.rank for place in places] == list(range(plan.processes))
     assert sum(place.replicas for place in places) == 4
 

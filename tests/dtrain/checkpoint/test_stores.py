@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.remote import RemoteCheckpointStore
-from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, CheckpointStore
+from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, CheckpointStore, Quarantined
 from dtrain.common.errors import CheckpointError, ClusterError
 from dtrain.common.files import hashed
 from dtrain.storage.object_store import ObjectStore
@@ -95,12 +95,12 @@ def test_any_damaged_byte_is_found_and_the_one_before_is_used(
     if name == MANIFEST and isinstance(found[0], CheckpointInfo):
         assert json.loads(bytes(data)) == json.loads(before_damage), "only a blank in the manifest says nothing"
         return
-    assert isinstance(found[0], tuple)
-    assert "step-00000020" in found[0][0]
+    assert isinstance(found[0], Quarantined)
+    assert "step-00000020" in found[0].folder
     assert found[1] == before
     assert list(store.latest_valid()) == [before]
     store.clear_staging()
-    assert (there / found[0][0] / "rank0").exists(), "what was set aside is kept"
+    assert (there / found[0].folder / "rank0").exists(), "what was set aside is kept"
 
 
 def test_a_file_that_is_gone_is_damage(make: Make, tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_file_that_is_gone_is_damage(make: Make, tmp_path: Path) -> None:
     done = store.commit(1, 10, staged(store, 1, 10), {})
     (there / done.name / "rank0").unlink()
     (found,) = store.latest_valid()
-    assert isinstance(found, tuple)
-    assert "rank0" in found[1]
+    assert isinstance(found, Quarantined)
+    assert "rank0" in found.problem
 
 
 def test_keep_bounds_the_disk_and_the_newest_stay(make: Make, tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain.data.sampler import Sampler
 from dtrain.run import sample_ledger
-from dtrain.run.audit import compare
-from dtrain.run.sample_ledger import Entry, Ledger
+from dtrain.run.audit import Audit, compare
+from dtrain.run.sample_ledger import RECORD, Entry, Ledger, LedgerFile
 from dtrain.spec.job import Train
 
 SAMPLER = Sampler(100, Train(steps=9, global_batch=8, shards=4))
@@ -30,6 +33,22 @@ def attempt(workers: int, first: int, last: int) -> list[list[Entry]]:
     return [rank_entries(rank, workers, first, last) for rank in range(workers)]
 
 
+def written(history: dict[int, list[list[Entry]]]) -> Callable[[dict[int, int], int], Audit]:
+    """An audit of these entries, from ledgers on disk."""
+
+    def audit(starts: dict[int, int], steps: int) -> Audit:
+        with tempfile.TemporaryDirectory() as folder:
+            ledgers = {}
+            for number, ranks in history.items():
+                paths = [Path(folder) / f"{number}-{rank}" for rank in range(len(ranks))]
+                for path, entries in zip(paths, ranks, strict=True):
+                    path.write_bytes(b"".join(RECORD.pack(*dataclasses.astuple(entry)) for entry in entries))
+                ledgers[number] = [LedgerFile(path) for path in paths]
+            return compare(ledgers, starts, steps, SAMPLER)
+
+    return audit
+
+
 @given(st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(0, 6)), min_size=1, max_size=5))
 def test_any_row_of_attempts_that_resume_from_a_checkpoint_is_clean(rows: list[tuple[int, int]]) -> None:
     history, starts, saved = {}, {}, 0
@@ -38,23 +57,23 @@ def test_any_row_of_attempts_that_resume_from_a_checkpoint_is_clean(rows: list[t
         history[number] = attempt(workers, saved, saved + steps)
         saved += steps // 2
     starts[99], history[99] = saved, attempt(2, saved, 40)
-    audit = compare(history, starts, 40, SAMPLER)
+    audit = written(history)(starts, 40)
     assert audit.clean, audit.problems
 
 
 def test_a_skipped_a_doubled_and_an_altered_sample_are_found() -> None:
     whole = attempt(2, 0, 9)
-    assert compare({1: whole}, {1: 0}, 9, SAMPLER).clean
-    missing = [whole[0], whole[1][:4] + whole[1][5:]]
-    assert compare({1: missing}, {1: 0}, 9, SAMPLER).skipped == 4
-    assert compare({1: [*whole, whole[0]]}, {1: 0}, 9, SAMPLER).twice == 36
+    assert written({1: whole})({1: 0}, 9).clean
+    shortened = [whole[0], whole[1][:8]]
+    assert written({1: shortened})({1: 0}, 9).skipped == 4
+    assert written({1: [*whole, whole[0]]})({1: 0}, 9).twice == 36
     wrong = [[dataclasses.replace(whole[0][0], checksum=1), *whole[0][1:]], whole[1]]
-    assert compare({1: wrong}, {1: 0}, 9, SAMPLER).altered == 1
+    assert written({1: wrong})({1: 0}, 9).altered == 1
 
 
 def test_steps_that_a_failure_undid_are_counted_apart() -> None:
     history = {1: attempt(2, 0, 7), 2: attempt(2, 5, 9)}
-    audit = compare(history, {1: 0, 2: 5}, 9, SAMPLER)
+    audit = written(history)({1: 0, 2: 5}, 9)
     assert (audit.clean, audit.repeated_steps) == (True, 2)
 
 
@@ -66,5 +85,12 @@ def test_a_record_cut_short_is_no_record(tmp_path: Path) -> None:
         writer.add(step, step * 8, SAMPLER.indices(step * 8, 8))
     with open(path, "ab") as file:
         file.write(b"abc")
-    assert [entry.step for entry in sample_ledger.read(path)] == [0, 1, 2]
+    assert [entry.step for entry in LedgerFile(path).read(0, 9)] == [0, 1, 2]
     assert sample_ledger.last_step(path) == 3
+
+
+def test_an_audit_reads_the_ledgers_in_blocks_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = attempt(2, 0, 9)
+    monkeypatch.setattr("dtrain.run.audit.ENTRIES_AT_ONCE", 4)
+    assert written({1: whole})({1: 0}, 9).clean
+    assert written({1: [whole[0], whole[1][:5]]})({1: 0}, 9).skipped == 16

@@ -1,7 +1,8 @@
-"""The diary keeps every line, whatever the disk does, and is read as far as it is whole."""
+"""The event log keeps every line, whatever the disk does, and is read as far as it is whole."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from dtrain.cli import render
 from dtrain.common.files import Appender
 from dtrain.run.event_log import EventLog, Reader, read
+from dtrain.run.events import KINDS, AttemptStarted, Event, NodeLost, UnknownEvent, from_log
 from dtrain.run.status import fold
 
 
@@ -23,14 +25,14 @@ def test_what_does_not_fit_on_a_full_disk_is_written_as_soon_as_it_does(tmp_path
     try:
         ballast = tmp_path / "ballast"
         ballast.write_bytes(b"x" * 40_000)
-        file = Appender(tmp_path / "diary")
+        file = Appender(tmp_path / "log")
         lines = [f"line {number} {'.' * 1000}\n".encode() for number in range(40)]
         for line in lines:
             file.append(line)
         assert file.pending
         ballast.unlink()
         file.close()
-        assert (tmp_path / "diary").read_bytes() == b"".join(lines)
+        assert (tmp_path / "log").read_bytes() == b"".join(lines)
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
@@ -40,19 +42,19 @@ def test_a_reader_gives_whole_lines_once(tmp_path: Path) -> None:
     reader = Reader(path)
     assert list(reader.new()) == []
     log = EventLog(path)
-    log.add("run", run="x")
-    assert [event["event"] for event in reader.new()] == ["run"]
+    log.add(NodeLost(node="x", reason="y"))
+    assert [event.name for event in reader.new()] == ["node_lost"]
     with open(path, "ab") as file:
         file.write(b'{"time": 1, "event": "cut')
     assert list(reader.new()) == []
     with open(path, "ab") as file:
         file.write(b' in two"}\nno json\n')
-    assert [event["event"] for event in reader.new()] == ["cut in two"]
+    assert [event.to_dict() for event in reader.new()] == [{"time": 1, "event": "cut in two"}]
     assert len(read(path)) == 2
 
 
-def test_the_state_is_a_fold_over_the_diary() -> None:
-    diary = [
+def test_the_state_is_a_fold_over_the_event_log() -> None:
+    log = [
         {
             "time": 1.0,
             "event": "run",
@@ -87,9 +89,10 @@ def test_the_state_is_a_fold_over_the_diary() -> None:
         },
         {"time": 6.0, "event": "decision", "retry": True, "reason": "restart 1 of 5", "delay_seconds": 0.0},
     ]
-    state = fold(diary)
+    history = [from_log(fields) for fields in log]
+    state = fold(history)
     assert (state.step, state.total_steps, state.restarts, state.outcome) == (20, 50, 1, "failed")
-    lines = [render.line(event, state) for event in diary]
+    lines = [render.line(event, state) for event in history]
     assert "FAILURE killed: rank 1 killed by SIGKILL at step 21" in lines
     assert "starting again: restart 1 of 5" in lines
 
@@ -99,3 +102,26 @@ def test_durations_read_well(value: float) -> None:
     text = render.seconds(value)
     assert text.split()[1] in ("s", "min", "h", "d")
     assert len(text) <= 12
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS.values() if kind is not UnknownEvent], ids=lambda kind: kind.name
+)
+def test_every_event_comes_back_from_the_log_as_it_was_added(kind: type[Event], tmp_path: Path) -> None:
+    fields: dict[str, object] = {}
+    for one in dataclasses.fields(kind):
+        samples = {"int": 3, "str": "text", "float": 0.5, "bool": True, "dict[str, float]": {"loss": 0.5}}
+        samples |= {"dict[str, int]": {"0": 4}, "tuple[str, ...]": ("a", "b"), "dict[str, int | None]": {"0": None}}
+        fields[one.name] = samples.get(str(one.type), None)
+    event = kind(**fields)  # type: ignore[arg-type]
+    log = EventLog(tmp_path / "events.jsonl")
+    log.add(event)
+    (back,) = read(tmp_path / "events.jsonl")
+    assert dataclasses.replace(back, time=0.0) == dataclasses.replace(event, time=0.0)
+
+
+def test_fields_of_a_newer_version_are_dropped_and_a_lacking_one_makes_the_event_unknown() -> None:
+    fields = {"time": 1.0, "event": "node_lost", "node": "a", "reason": "b"}
+    assert from_log(fields | {"shiny": 1}) == NodeLost(time=1.0, node="a", reason="b")
+    assert isinstance(from_log({"time": 1.0, "event": "node_lost", "node": "a"}), UnknownEvent)
+    assert not isinstance(from_log({"event": "attempt", "attempt": 1}), AttemptStarted)

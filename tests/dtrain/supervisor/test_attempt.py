@@ -14,7 +14,9 @@ from dtrain.run.event_log import EventLog
 from dtrain.run.lock import Lease
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, PluginChoice, Resources
-from dtrain.supervisor.attempt import AgentInfo, Attempt
+from dtrain.supervisor.attempt import Attempt, AttemptContext
+from dtrain.supervisor.background import Lane
+from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.results import Failed
 
 NODES = ("node0", "node1")
@@ -41,9 +43,16 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Attempt:
     job = Job("a-run", script="true", folder=str(tmp_path), strategy=PluginChoice("script"), resources=Resources(4, 2))
     nodes = [AgentInfo(name, "127.0.0.1", name) for name in NODES]
     log, lease = EventLog(tmp_path / "events.jsonl"), Lease(tmp_path / "lock", "mark")
-    attempt = Attempt(
-        1, planner.make(job), registry.strategy_of(job), nodes, agents, run_id="a-run", store=LocalCheckpointStore(tmp_path), log=log, resume=None, lease=lease,
-    )  # fmt: skip
+    context = AttemptContext(
+        "a-run",
+        registry.strategy_of(job),
+        agents,
+        LocalCheckpointStore(tmp_path),
+        Lane("test", lambda done: done.answer()),
+        log,
+        lease,
+    )
+    attempt = Attempt(1, planner.make(job), nodes, context, None)
     attempt.begin()
     for name in NODES:
         attempt.handle(name, PortsReserved(1, (1, 2, 3)), 0.0)

@@ -1,0 +1,150 @@
+"""What a worker reports to the supervisor, through its agent: one frozen dataclass each.
+
+On the way a report is a dict with its name under `say`; `decode` makes it typed again. Fields that are unknown are dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from dtrain.checkpoint.store import Files
+from dtrain.common.serde import from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class TrainingBegan:
+    """Rank 0: the first step of this attempt is next."""
+
+    step: int
+    total_steps: int
+    samples: int | None
+    """Size of the training data; None if a function has data of its own."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Rank 0: means over the ranks for a training step."""
+
+    step: int
+    values: dict[str, float]
+    samples_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationMetrics:
+    """Rank 0: means over the held-out data."""
+
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class UserWarned:
+    """Rank 0: something the user may not expect."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The user's function wants the run to end well before its last step."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardWritten:
+    """This rank's shard of a checkpoint is on disk."""
+
+    step: int
+    files: Files = field(default_factory=dict)
+    weights: str = ""
+    """Hex digest of the model state in it."""
+    seconds: float = 0.0
+    """From the copy to the flushed files."""
+    stall_seconds: float = 0.0
+    """Training stood still for the copy."""
+
+
+@dataclass(frozen=True)
+class SaveFailed:
+    """This rank's shard of a checkpoint could not be written."""
+
+    step: int
+    error: str
+
+
+@dataclass(frozen=True)
+class StopProposal:
+    """The first step that this rank does not begin without an answer; see `dtrain.worker.control_channel`."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class LeftAtStep:
+    """This rank saved at the agreed step and leaves."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """An exception ended this rank's code."""
+
+    failure: str
+    """The value of a `dtrain.spec.failures.FailureKind`."""
+    message: str
+    traceback: str = ""
+    where: str = ""
+    exit_code: int = 1
+    """Of the run, if this failure ends it."""
+
+
+Report = (
+    TrainingBegan
+    | StepMetrics
+    | EvaluationMetrics
+    | UserWarned
+    | StopAsked
+    | ShardWritten
+    | SaveFailed
+    | StopProposal
+    | LeftAtStep
+    | WorkerFailed
+)
+NAMES: dict[str, type[Any]] = {
+    "training": TrainingBegan,
+    "metrics": StepMetrics,
+    "evaluation": EvaluationMetrics,
+    "warning": UserWarned,
+    "stop": StopAsked,
+    "part": ShardWritten,
+    "save_failed": SaveFailed,
+    "gate": StopProposal,
+    "left": LeftAtStep,
+    "failed": WorkerFailed,
+}
+"""Name on the wire → class."""
+_WORDS = {kind: name for name, kind in NAMES.items()}
+assert set(get_args(Report)) == set(_WORDS)
+
+
+def encode(report: Report) -> dict[str, Any]:
+    """A report as plain data."""
+    return {"say": _WORDS[type(report)]} | to_dict(report)
+
+
+def decode(body: dict[str, Any]) -> Report:
+    """The report of such a dict; raises `ValueError` for one that is none."""
+    kind = NAMES.get(str(body.get("say")))
+    if kind is None:
+        raise ValueError(f"not a worker's report: {body.get('say')!r}")
+    known = {one.name for one in dataclasses.fields(kind)}
+    try:
+        report: Report = from_dict(kind, {name: value for name, value in body.items() if name in known})
+    except TypeError as error:
+        raise ValueError(f"a worker's report lacks a field: {error}") from error
+    return report

@@ -1,0 +1,100 @@
+"""Commits the checkpoints of one attempt: when every rank's shard is written, beside the supervisor's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dtrain.api.reports import ShardWritten
+from dtrain.checkpoint.store import CheckpointInfo, CheckpointShard, CheckpointStore
+from dtrain.common.errors import CheckpointError
+from dtrain.run.event_log import EventLog
+from dtrain.run.events import CheckpointFailed, CheckpointSaved
+from dtrain.run.lock import Lease
+from dtrain.supervisor.background import Lane
+
+
+class CheckpointCommits:
+    """The shards that are still missing, the commits under way and what came of them."""
+
+    def __init__(
+        self,
+        attempt: int,
+        store: CheckpointStore,
+        lane: Lane,
+        log: EventLog,
+        lease: Lease,
+        *,
+        ranks: int,
+        keep: int,
+        facts: dict[str, Any],
+        saved_step: int,
+        changed: Callable[[], None],
+    ) -> None:
+        self._attempt = attempt
+        self._store = store
+        self._lane = lane
+        self._log = log
+        self._lease = lease
+        self._ranks = ranks
+        self._keep = keep
+        self._facts = facts
+        self._changed = changed
+        self._shards: dict[int, dict[int, CheckpointShard]] = {}
+        self._failed: dict[int, str] = {}
+        self.saved_step = saved_step
+        """Step of the newest committed checkpoint."""
+        self.under_way = 0
+        """Commits that have begun and not ended."""
+
+    @property
+    def unsaved(self) -> str:
+        """Why the newest checkpoint was not saved; '' if it was."""
+        last = max(self._failed, default=-1)
+        return self._failed[last] if last > self.saved_step else ""
+
+    def add(self, rank: int, report: ShardWritten) -> None:
+        """A rank's shard is on disk; the last one begins the commit."""
+        step = report.step
+        if step in self._failed:
+            return
+        shards = self._shards.setdefault(step, {})
+        shards[rank] = CheckpointShard(report.files, report.weights)
+        if len(shards) == self._ranks:
+            ordered = [shards[rank] for rank in sorted(shards)]
+            del self._shards[step]
+            self.under_way += 1
+            self._lane.run(lambda: self._commit(step, ordered), lambda result: self._committed(report, result))
+
+    def fail(self, step: int, error: str) -> None:
+        """A checkpoint cannot be finished: say so once, free its space, and train on."""
+        self._shards.pop(step, None)
+        self._lane.run(lambda: self._store.abandon(self._attempt, step), _ignore)
+        if step not in self._failed:
+            self._failed[step] = error
+            self._log.add(CheckpointFailed(attempt=self._attempt, step=step, error=error))
+
+    def _commit(self, step: int, shards: list[CheckpointShard]) -> CheckpointInfo:
+        self._lease.check()
+        return self._store.commit(self._attempt, step, shards, self._facts)
+
+    def _committed(self, report: ShardWritten, result: CheckpointInfo | Exception) -> None:
+        self.under_way -= 1
+        if isinstance(result, CheckpointError):
+            self.fail(report.step, result.message)
+        elif isinstance(result, Exception):
+            raise result
+        else:
+            self.saved_step = max(self.saved_step, report.step)
+            self._log.add(
+                CheckpointSaved(
+                    attempt=self._attempt, step=report.step, folder=result.name, bytes=result.bytes, weights=result.weights,
+                    seconds=round(report.seconds, 4), stall_seconds=round(report.stall_seconds, 4),
+                )
+            )  # fmt: skip
+            self._lane.run(lambda: self._store.prune(self._keep), _ignore)
+        self._changed()
+
+
+def _ignore(result: object) -> None:
+    """What was to be deleted and could not be takes space, and nothing else."""

@@ -1,0 +1,61 @@
+"""Which of an attempt's failures is the cause: workers' own reports, exit codes and lost nodes, put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+from dtrain.api.protocol import WorkerExited
+from dtrain.api.reports import WorkerFailed
+from dtrain.spec.failures import Failure, FailureKind, exit_kind
+from dtrain.supervisor.failure_policy import cause, conclusive
+
+BUG_SETTLE_SECONDS = 0.25
+SETTLE_SECONDS = 1.5
+
+
+class FailureAttribution:
+    """Collects the candidates for the cause of an attempt's failure, in the order they were noticed."""
+
+    def __init__(self, owner: Mapping[int, str]) -> None:
+        self._owner = owner
+        """Rank → node."""
+        self._reports: dict[int, Failure] = {}
+        self._candidates: list[Failure] = []
+
+    def report(self, rank: int, report: WorkerFailed) -> None:
+        """A worker reported its exception; it counts when the worker has ended."""
+        self._reports[rank] = Failure(
+            FailureKind(report.failure), report.message, rank=rank, node=self._owner[rank],
+            traceback=report.traceback, where=report.where, exit_code=report.exit_code,
+        )  # fmt: skip
+
+    def has_report(self, rank: int) -> bool:
+        """Whether the worker reported an exception before it ended."""
+        return rank in self._reports
+
+    def exited(self, event: WorkerExited, saved_step: int) -> Failure:
+        """A worker ended badly: its own report explains it, or else its exit code."""
+        failure = self._reports.pop(event.rank, None)
+        if failure is None:
+            kind, text = exit_kind(event.code, out_of_memory=event.out_of_memory)
+            failure = Failure(kind, text, rank=event.rank, node=self._owner[event.rank])
+        return self.add(dataclasses.replace(failure, code=event.code, step=event.step), saved_step)
+
+    def add(self, failure: Failure, saved_step: int) -> Failure:
+        """Note a candidate."""
+        known = dataclasses.replace(failure, saved_step=saved_step, time=time.time())
+        self._candidates.append(known)
+        return known
+
+    def cause(self) -> Failure | None:
+        """The initiator; None if nothing failed."""
+        return cause(self._candidates) if self._candidates else None
+
+
+def settle_seconds(failure: Failure) -> float:
+    """How long to wait for other workers' reports before this failure is taken for the cause; 0 if it explains itself."""
+    if conclusive(failure):
+        return 0.0
+    return BUG_SETTLE_SECONDS if failure.kind is FailureKind.BUG and failure.traceback else SETTLE_SECONDS

@@ -1,0 +1,14 @@
+"""Everything that reaches the supervisor, in one typed queue."""
+
+from __future__ import annotations
+
+import queue
+
+from dtrain.api.cluster import ClusterEvent
+from dtrain.api.protocol import Event
+from dtrain.supervisor.background import TaskDone
+from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopRequest
+
+Item = Event | ClusterEvent | StopRequest | LeaseLost | FolderTrouble | TaskDone
+SupervisorInbox = queue.SimpleQueue[tuple[str, Item]]
+"""(node, what happened there), in the order of arrival; '' is the supervisor's own."""

@@ -57,7 +57,7 @@ def test_the_models_move_to_another_strategy(tmp_path: Path) -> None:
         live.wait_step(8)
         live.process.send_signal(signal.SIGINT)
         live.finish(code=4)
-    with start("last", "--strategy", "fsdp", *param(pause=0), runs=tmp_path / "moved", command="resume") as again:
+    with start("last", "--set", "strategy=fsdp", *param(pause=0), runs=tmp_path / "moved", command="resume") as again:
         again._run = live.run
         again.finish()
     for step, loss in alone.losses().items():
@@ -186,7 +186,7 @@ def test_a_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path: Path) -
     path.write_text(
         Path(TASK).read_text().replace("gan.py:Gan", "gan.py:TiedTask").replace("log_every: 1", "log_every: 7")
     )
-    live = finished(str(path), runs=tmp_path / "runs", code=1)
+    live = finished(str(path), *param(pause=0.02), runs=tmp_path / "runs", code=1)
     failure = live.events("failure")[0]
     assert failure["kind"] == "bug"
     assert re.match(

@@ -14,6 +14,8 @@ from dtrain.common.files import hashed
 from dtrain.worker.control_channel import ControlChannel
 
 FULL_BYTES = 1 << 20
+SETTLE_SECONDS = 10.0
+"""A write that lasts longer may wait for a worker that is gone."""
 
 
 class CheckpointWriter:
@@ -53,6 +55,11 @@ class CheckpointWriter:
             self._writing.join()
             self._writing = None
         self.check()
+
+    def settle(self) -> None:
+        """Give the write under way some time to end, because this process is about to."""
+        if self._writing is not None:
+            self._writing.join(SETTLE_SECONDS)
 
     def check(self) -> None:
         """Raise `UserError` if weights that were to be saved are not finite; costs nothing."""

@@ -277,7 +277,8 @@ class Context:
         if self._report is None or self._left or self._done >= self.total_steps or self._done == trainer.first_step:
             return
         trainer.link.ask_to_stop(self._reason or "the function left its loop")
-        if trainer.link.may_begin(self._done):
+        # Without `batches`, the step that would have been next counts as begun since the last report.
+        if self._sampler is not None and trainer.link.may_begin(self._done):
             raise UserError(
                 f"{self._name} left its loop after {self._done} steps on rank {self.rank} while another rank went on: leave "
                 "at the same step on every rank, or call context.stop(reason), which agrees on one"

@@ -39,10 +39,14 @@ def run(
     store = store_of(run, job)
     folder = store.local_folder(checkpoint, attempt) if checkpoint else None
     trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, joining), folder, step)
-    if job.function:
-        _call(trainer, job.function, Path(job.folder))
-        return
-    _train(trainer, tasks.of_job(job))
+    try:
+        if job.function:
+            _call(trainer, job.function, Path(job.folder))
+        else:
+            _train(trainer, tasks.of_job(job))
+    except Exception:
+        trainer.saver.settle()
+        raise
 
 
 def _call(trainer: Trainer, function: str, folder: Path) -> None:

@@ -97,7 +97,7 @@ def of_job(job: Job) -> Task:
 def name_of(target: str) -> str:
     """A target as messages name it: `digits.py: Digits`."""
     module, name = entrypoint.split(target)
-    return f"{module}: {name}"
+    return f"{Path(module).name}: {name}"
 
 
 def _check_params(cls: Any, params: Mapping[str, Any], name: str) -> None:

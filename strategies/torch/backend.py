@@ -13,6 +13,7 @@ from typing import Any
 
 from dtrain.api.strategy import FIRST_STEP, RankInfo, RendezvousInfo, StepNumber, WorkerContext
 from dtrain.common.errors import UserError
+from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Device, Job, Train
 
@@ -170,6 +171,7 @@ class TorchBackend:
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int]) -> Any:
         if not self._warm:
             self._warm_up(batches[0], seeds[0])
+            seed_host(seeds[0])
         self._to_training()
         total, metrics = None, dict[str, Any]()
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):

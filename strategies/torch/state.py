@@ -227,7 +227,7 @@ def _into_optimizer(optimizer: Any, found: dict[str, Any], parameters: dict[str,
     """The opposite of `_of_optimizer`: parameters find their state by name, whatever group and place they are in."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    now = optimizer.state_dict()["param_groups"]
+    now, groups = optimizer.state_dict()["param_groups"], optimizer.param_groups
     optimizer.load_state_dict({
         "state": {number: found["state"][name] for number, name in enumerate(order) if name in found["state"]},
         "param_groups": [
@@ -235,6 +235,10 @@ def _into_optimizer(optimizer: Any, found: dict[str, Any], parameters: dict[str,
             for group, then in zip(now, found["param_groups"], strict=True)
         ],
     })  # fmt: skip
+    # A scheduler knows the groups themselves, which loading replaces.
+    for group, loaded in zip(groups, optimizer.param_groups, strict=True):
+        group.update(loaded)
+    optimizer.param_groups = groups
 
 
 def _flat(state: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

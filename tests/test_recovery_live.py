@@ -171,7 +171,7 @@ def test_ctrl_c_twice_stops_at_once(runs: Path) -> None:
         live.wait_event("stopping")
         live.process.send_signal(signal.SIGINT)
         began = time.monotonic()
-        live.finish(code=4)
+        live.finish(code=130)
     assert time.monotonic() - began < 10
     assert live.events("stopping", now=True)
 

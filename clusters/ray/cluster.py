@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dtrain.agent import devices
-from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission
+from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission, SubmissionState
 from dtrain.api.plan import SHIPPED_JOB, LaunchPlan, supervisor_command
 from dtrain.api.protocol import Command, Quit, decode, encode
 from dtrain.common.errors import ClusterError, UsageError
@@ -26,7 +26,14 @@ from .agent_host import AgentHost
 LOOK_SECONDS = 1.0
 QUIT_SECONDS = 10.0
 OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-STATES = {"PENDING": "PENDING", "RUNNING": "RUNNING"}
+STATES = {
+    "PENDING": SubmissionState.PENDING,
+    "RUNNING": SubmissionState.RUNNING,
+    "STOPPED": SubmissionState.ENDED,
+    "SUCCEEDED": SubmissionState.ENDED,
+    "FAILED": SubmissionState.ENDED,
+}
+"""Status of a Ray job → what it means for a submission."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Ray:
     """Attached to a running cluster, or an embedded one on this machine."""
 
     Options = RayOptions
+    same_machine = False
 
     def __init__(self, options: RayOptions) -> None:
         self.options = options
@@ -124,9 +132,9 @@ class Ray:
         """What the Jobs API says; '' where the cluster cannot be reached or does not know the job."""
         with suppress(RuntimeError, ConnectionError, ClusterError):
             info = self._jobs().get_job_info(reference)
-            state = STATES.get(info.status.value, "")
-            return Submission(state, info.message or "", reference, over=info.status.is_terminal())
-        return Submission("", "the cluster does not answer", reference)
+            word = str(info.status.value)
+            return Submission(STATES.get(word, SubmissionState.UNKNOWN), word, info.message or "", reference)
+        return Submission(SubmissionState.GONE, reason="the cluster does not answer", reference=reference)
 
     def cancel(self, run: RunDir, reference: str) -> None:
         """Stop the job, and its supervisor with it."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dtrain.api.cluster import Inbox, Submission
+from dtrain.api.cluster import Inbox, Submission, SubmissionState
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import Command
 from dtrain.common.errors import ClusterError, UsageError
@@ -21,7 +21,6 @@ from dtrain.run.folder import RunDir
 
 from . import script
 from .commands import (
-    ENDED,
     UNKNOWN_JOB,
     NodeFacts,
     addresses,
@@ -30,6 +29,7 @@ from .commands import (
     nodes_of,
     own_job,
     partitions,
+    submission_state,
     usable,
 )
 from .script import SlurmOptions
@@ -96,6 +96,7 @@ class Slurm:
     """Batch jobs of SLURM, or an allocation that `dtrain run` is started in."""
 
     Options = SlurmOptions
+    same_machine = False
 
     def __init__(self, options: SlurmOptions) -> None:
         self.options = options
@@ -178,8 +179,8 @@ class Slurm:
         """SLURM's word for the job, with its reason."""
         found = job_state(reference)
         if not found:
-            return Submission("", reference=reference, over=True)
-        return Submission(found.state, found.reason, reference, over=found.state in ENDED)
+            return Submission(SubmissionState.GONE, reference=reference)
+        return Submission(submission_state(found.state), found.state, found.reason, reference)
 
     def cancel(self, run: RunDir, reference: str) -> None:
         """End the job."""

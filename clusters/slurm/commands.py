@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dtrain.api.cluster import SubmissionState
 from dtrain.common.errors import ClusterError
 
 PATIENCE_SECONDS = 60.0
@@ -14,6 +15,8 @@ ENDED = frozenset(
     {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
 """States that a job does not leave by itself."""
+WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED"})
+"""States of a job that waits for its nodes."""
 UNKNOWN_JOB = "Invalid job id specified"
 
 
@@ -25,6 +28,13 @@ class JobState:
     reason: str = ""
     restarts: int | None = None
     """How often it was queued again; None where only `squeue` answers, which does not say."""
+
+
+def submission_state(word: str) -> SubmissionState:
+    """Pure. What a state of SLURM's means for a submission."""
+    if word in ENDED:
+        return SubmissionState.ENDED
+    return SubmissionState.PENDING if word in WAITING else SubmissionState.RUNNING
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""An agent that is started before anyone knows what for: Python takes as long to start as a recipe takes to read.
+"""Starts one agent process early, in parallel with recipe parsing, to hide interpreter start-up.
 
-`dtrain run` starts it first thing; a cluster of agents on this machine takes it, and it ends by itself where nobody does.
+`dtrain run` starts it first; a cluster of agents on this machine takes it, and it ends by itself if none does.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ def take(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen
     process.stdin.write(json.dumps({"arguments": arguments, "environment": dict(environment)}).encode() + b"\n")
     process.stdin.flush()
     return process
+
+
+def discard() -> None:
+    """End an agent that was started early and is not wanted: it ends when its stdin closes."""
+    while _started:
+        process = _started.pop()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
 
 
 def wait(commands: int) -> list[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar, Protocol, runtime_checkable
 
 from dtrain.api.plan import LaunchPlan
@@ -69,16 +70,39 @@ class Allocation(Protocol):
         `AgentReady` arrives in the inbox. False: the cluster has nothing to give."""
 
 
+class SubmissionState(Enum):
+    """What a cluster does with a submitted run; each cluster has a table from its own words to these."""
+
+    PENDING = "pending"
+    """It waits in a queue and can be taken back."""
+    RUNNING = "running"
+    ENDED = "ended"
+    """Nothing will go on by itself."""
+    GONE = "gone"
+    """The cluster knows nothing of it, or no more."""
+    UNKNOWN = "unknown"
+    """The cluster does not answer."""
+
+
 @dataclass(frozen=True)
 class Submission:
     """A detached run as its cluster knows it."""
 
-    state: str
-    """The cluster's own word (`PENDING`, `RUNNING` …); empty where it knows nothing of the run."""
+    state: SubmissionState
+    word: str = ""
+    """The cluster's own word for it (`PENDING`, `COMPLETED` …), for people."""
     reason: str = ""
     reference: str = ""
-    over: bool = False
-    """Whether the cluster has ended it for good: nothing will go on by itself."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether the cluster knows the submission, as far as can be told."""
+        return self.state is not SubmissionState.GONE
+
+    @property
+    def over(self) -> bool:
+        """Whether the cluster has ended it for good."""
+        return self.state in (SubmissionState.ENDED, SubmissionState.GONE)
 
 
 @runtime_checkable
@@ -95,6 +119,9 @@ class Cluster(Protocol):
 
     Options: ClassVar[type]
     """Frozen dataclass of this cluster's own options, checked by the recipe loader."""
+
+    same_machine: ClassVar[bool]
+    """Whether all its nodes are this machine: the frameworks of this environment are theirs, and addresses are loopback."""
 
     def supervises_locally(self) -> bool:
         """Whether `dtrain run` may supervise from its own process; otherwise it submits and follows."""

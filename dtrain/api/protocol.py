@@ -55,7 +55,7 @@ class StopWorkers:
 
 @dataclass(frozen=True)
 class WorkerCommand:
-    """Command: hand `body` to every worker of the node (see `dtrain.worker` for the words)."""
+    """Command: hand `body` to every worker of the node (`gate`: propose a step to stop at; `leave`: the agreed step)."""
 
     attempt: int
     body: dict[str, Any]
@@ -203,9 +203,12 @@ class Reassembler:
     def __init__(self) -> None:
         self._begun: dict[str, list[str]] = {}
 
-    def add(self, node: str, piece: Fragment) -> Any:
-        """The event that is whole with this piece, or None."""
-        if piece.first:
+    def add(self, node: str, fragment: Fragment) -> Event | None:
+        """The event that is complete with this fragment, or None."""
+        if fragment.first:
             self._begun[node] = []
-        self._begun.setdefault(node, []).append(piece.text)
-        return decode("".join(self._begun.pop(node)))[1] if piece.last else None
+        self._begun.setdefault(node, []).append(fragment.text)
+        if not fragment.last:
+            return None
+        event: Event = decode("".join(self._begun.pop(node)))[1]
+        return event

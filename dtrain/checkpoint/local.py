@@ -11,6 +11,7 @@ from typing import Any
 
 from dtrain.checkpoint.store import (
     MANIFEST,
+    QUARANTINED_KEPT,
     CheckpointInfo,
     CheckpointShard,
     Files,
@@ -84,6 +85,9 @@ class LocalCheckpointStore:
         """See `CheckpointStore.prune`."""
         for path in self._committed()[keep:]:
             (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+        damaged = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_mtime)
+        for path in damaged[:-QUARANTINED_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
 
     def local_folder(self, name: str, attempt: int) -> Path:

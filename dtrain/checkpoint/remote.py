@@ -16,6 +16,7 @@ from typing import Any
 
 from dtrain.checkpoint.store import (
     MANIFEST,
+    QUARANTINED_KEPT,
     CheckpointInfo,
     CheckpointShard,
     Files,
@@ -108,7 +109,9 @@ class RemoteCheckpointStore:
         """See `CheckpointStore.prune`."""
         with suppress(StorageError):
             folders = self._folders()
-            for name in self._committed()[keep:]:
+            committed = sorted((name for name, files in folders.items() if MANIFEST in files), reverse=True)
+            damaged = sorted(name for name, files in folders.items() if DAMAGED in files)
+            for name in [*committed[keep:], *damaged[:-QUARANTINED_KEPT]]:
                 self._delete(name, folders[name])
 
     def local_folder(self, name: str, attempt: int) -> Path:

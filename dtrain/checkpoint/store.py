@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from dtrain.common.files import is_safe_name
+
 MANIFEST = "manifest.json"
+QUARANTINED_KEPT = 2
+"""Damaged checkpoints that stay for somebody to look at."""
 READERS = 8
 
 
@@ -91,7 +95,8 @@ class CheckpointStore(Protocol):
         there is any."""
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`; a half-deleted one has no manifest and is no checkpoint."""
+        """Delete all but the newest `keep`, and all but the newest quarantined ones; a half-deleted one has no manifest and is no
+        checkpoint."""
 
     def local_folder(self, name: str, attempt: int) -> Path:
         """The folder of a committed checkpoint on this node."""
@@ -113,6 +118,9 @@ def parsed(text: bytes | str | None) -> Manifest | str:
     try:
         body = json.loads(text)
         files = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
+        unsafe = [name for name in files if not is_safe_name(name)]
+        if unsafe:
+            return f"its manifest names a file outside the checkpoint: {unsafe[0]!r}"
         if body.pop("sha256") != _digest(body):
             return "its manifest is not what was written (sha256 differs)"
         return Manifest(int(body["step"]), int(body["bytes"]), str(body["weights"]), files, str(text))

@@ -1,18 +1,20 @@
-"""The command line: each command reads what was typed, calls one thing, and says what came of it."""
+"""The command line: each command reads its arguments, calls one function, and prints the result."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import shutil
 import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dtrain.common.errors import DtrainError, Exit, UsageError
+
+if TYPE_CHECKING:
+    from dtrain.run.folder import RunDir
 
 app = typer.Typer(
     name="dtrain",
@@ -28,7 +30,7 @@ Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")]
 Runs = Annotated[Path, typer.Option(envvar="DTRAIN_RUNS", metavar="FOLDER", help="Where the run folders are.")]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
-Gpus = Annotated[int | None, typer.Option(metavar="N", help="So many workers, each on a GPU.")]
+Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, each on a GPU.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
 Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
 Strategy = Annotated[
@@ -60,51 +62,14 @@ def _options(
     pass
 
 
-def _overrides(
-    gpus: int | None,
-    workers: int | None,
-    nodes: int | None,
-    strategy: str | None,
-    cluster: str | None,
-    name: str | None,
-    sets: list[str] | None,
-) -> list[tuple[tuple[str, ...], Any, str]]:
-    from dtrain.launch import recipe
-
-    given: list[tuple[tuple[str, ...], Any, str]] = []
-    if gpus is not None and workers is not None:
-        raise UsageError("--gpus and --workers both say how many workers there are", "Give one of them.")
-    if gpus is not None:
-        given += [
-            (("resources", "workers"), gpus, f"--gpus {gpus}"),
-            (("resources", "device"), "gpu", f"--gpus {gpus}"),
-        ]
-    options = (
-        (("resources", "workers"), workers),
-        (("resources", "nodes"), nodes),
-        (("strategy",), strategy),
-        (("cluster",), cluster),
-    )
-    for path, value in (*options, (("name",), name)):
-        if value is not None:
-            given.append((path, value, f"--{path[-1]} {value}"))
-    # Last, since they may be options of the strategy or cluster that was named.
-    return given + [recipe.override(text) for text in sets or []]
-
-
-def _new_run(path: Path, runs: Path, overrides: list[tuple[tuple[str, ...], Any, str]]) -> Any:
-    from dtrain.launch import recipe
-
-    return _run_of(recipe.load(path, overrides), path, runs)
-
-
-def _run_of(job: Any, path: Path, runs: Path) -> Any:
-    from dtrain.launch import planner
+def _find(runs: Path, name: str) -> RunDir:
+    """The run that was meant, as it is now, also if it is kept on remote storage."""
     from dtrain.run import folder
+    from dtrain.storage import run_sync
 
-    run = folder.create(runs, planner.resolve(job))
-    shutil.copyfile(path, run.path / "recipe.yaml")
-    return run
+    chosen = run_sync.fetched(runs, name) if "://" in name else folder.find(runs, name)
+    run_sync.refresh(chosen)
+    return chosen
 
 
 @app.command()
@@ -112,35 +77,35 @@ def run(
     path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS,
 ) -> None:  # fmt: skip
-    """Train a recipe, and watch it. Ctrl-C saves and stops; twice stops at once."""
-    _supervise(_new_run(path, runs, _overrides(gpus, workers, nodes, strategy, cluster, name, sets)), resumed=False)
+    """Train a recipe, and watch it. Ctrl-C saves and stops; twice stops at once.
+
+    Example: dtrain run recipe.yaml --workers 2 --set train.steps=500"""
+    from dtrain.cli import foreground, overrides, runs_of_recipes
+
+    given = overrides.of_options(
+        gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
+    )
+    raise typer.Exit(foreground.run_here(runs_of_recipes.new_run(path, runs, given), resumed=False))
 
 
 @app.command()
 def resume(
     name: RunName, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, sets: Set = None, runs: Runs = RUNS,
+    recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Take the settings of this recipe instead of the run's own.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not watch it.")] = False,
 ) -> None:  # fmt: skip
-    """Go on with a run from its newest whole checkpoint, also with another number of workers."""
-    from dtrain.cli import queries
-    from dtrain.common.serde import to_dict
-    from dtrain.launch import planner, recipe, yaml_source
+    """Go on with a run from its newest valid checkpoint, also with another number of workers.
+
+    Example: dtrain resume last --workers 4"""
+    from dtrain.cli import foreground, overrides, runs_of_recipes
 
     chosen = _find(runs, name)
-    queries.refuse_while_it_goes_on(chosen)
-    before = chosen.job()
-    data = to_dict(before)
-    folder = Path(data.pop("folder"))
-    for kind in ("strategy", "cluster"):
-        data[kind] = {"name": data[kind]["name"]} | data[kind]["options"]
-    data["args"] = list(data["args"])
-    document = yaml_source.Document(str(chosen.job_file), data)
-    job = recipe.from_document(document, folder, _overrides(gpus, workers, nodes, None, None, None, sets))
-    chosen.write_job(planner.resolve(job))
+    given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, sets=sets)
+    runs_of_recipes.prepare_resume(chosen, given, recipe)
     if detach:
-        _submit(chosen)
+        foreground.submit(chosen)
     else:
-        _supervise(chosen, resumed=chosen.events.exists())
+        raise typer.Exit(foreground.run_here(chosen, resumed=chosen.events.exists()))
 
 
 @app.command()
@@ -150,123 +115,81 @@ def submit(
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
     ] = None,
+    at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs of a sweep at once; waits for all of them, then prints a table.")] = None,
 ) -> None:  # fmt: skip
-    """Start a recipe detached from this terminal."""
-    from dtrain.launch import recipe
-    from dtrain.launch import sweep as sweeps
+    """Start a recipe detached from this terminal.
 
-    given = _overrides(gpus, workers, nodes, strategy, cluster, name, sets)
-    members = sweeps.members(sweep or [])
-    # All of them are checked before the first is started.
-    jobs = [sweeps.named(recipe.load(path, [*given, *member]), member) for member in members]
-    for job in jobs:
-        _submit(_run_of(job, path, runs))
+    Example: dtrain submit recipe.yaml --sweep train.seed=0,1,2 --at-most 1"""
+    from dtrain.cli import foreground, overrides, runs_of_recipes, sweep_queue
 
-
-def _find(runs: Path, name: str) -> Any:
-    """The run that was meant, as it is now, also where it is kept elsewhere."""
-    from dtrain.run import folder
-    from dtrain.storage import run_sync
-
-    chosen = run_sync.fetched(runs, name) if "://" in name else folder.find(runs, name)
-    run_sync.refresh(chosen)
-    return chosen
-
-
-def _announce(chosen: Any) -> None:
-    """Tell remote storage of a run; that it answers is better found now than at the first checkpoint."""
-    from dtrain.storage import run_sync
-
-    copy = run_sync.of(chosen, chosen.job())
-    if copy:
-        copy.announce()
-
-
-def _submit(chosen: Any) -> None:
-    from dtrain.launch import planner, registry
-    from dtrain.run import folder
-
-    _announce(chosen)
-    launch = planner.make(chosen.job())
-    reference = registry.cluster_of(launch.job).submit(launch, chosen)
-    chosen.write_submitted(folder.Submitted(launch.job.cluster.name, reference, time.time()))
-    print(f"submitted {chosen.id} ({launch.job.cluster.name} {reference})")
-    print(f"  watch it: dtrain logs -f {chosen.id}    dtrain status {chosen.id}    stop it: dtrain stop {chosen.id}")
-
-
-def _supervise(chosen: Any, *, resumed: bool) -> None:
-    """Supervise in this process, or inside the cluster; show it, and leave with the run's exit code."""
-    from dtrain.cli import render
-    from dtrain.cli.live_view import View
-    from dtrain.launch import registry
-    from dtrain.supervisor.main import supervise
-
-    if not registry.cluster_of(chosen.job()).supervises_locally():
-        _follow(chosen, resumed=resumed)
-    _announce(chosen)
-    view = View(chosen, resumed=resumed)
-    with view:
-        code = supervise(chosen)
-    try:
-        print(render.summary(view.state, chosen), flush=True)
-    except BrokenPipeError:
-        _quiet()
-    raise typer.Exit(int(code))
-
-
-def _follow(chosen: Any, *, resumed: bool) -> None:
-    """Submit, and show it as if it were here."""
-    from dtrain.cli import queries, render
-    from dtrain.cli.live_view import View
-    from dtrain.cli.watch import Follower
-
-    follower, view = Follower(chosen), View(chosen, resumed=resumed)
-    _submit(chosen)
-    with view:
-        code = follower.wait()
-    state = queries.state_of(chosen)
-    print(render.summary(state, chosen) if state.exit_code is not None else queries.status(state, chosen))
-    raise typer.Exit(code)
+    given = overrides.of_options(
+        gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
+    )
+    members = runs_of_recipes.new_sweep(path, runs, given, sweep or [])
+    if at_most is None:
+        for member in members:
+            foreground.submit(member())
+    else:
+        raise typer.Exit(sweep_queue.run(members, at_most))
 
 
 @app.command()
-def ps(runs: Runs = RUNS, as_json: Json = False) -> None:
-    """List the runs."""
-    from dtrain.cli import queries
+def attach(name: RunName, runs: Runs = RUNS) -> None:
+    """Watch a run that was submitted, or started elsewhere. Ctrl-C asks whether to detach or to stop it.
+
+    Example: dtrain attach last"""
+    from dtrain.cli import foreground
+
+    raise typer.Exit(foreground.attach(_find(runs, name)))
+
+
+@app.command()
+def ps(
+    runs: Runs = RUNS, as_json: Json = False,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the N runs that were started last.")] = None,
+) -> None:  # fmt: skip
+    """List the runs, the one that was started last at the end.
+
+    Example: dtrain ps --limit 10"""
+    from dtrain.cli import queries, summary
     from dtrain.run import folder
 
-    rows = [queries.row(run) for run in folder.all_runs(runs)]
+    rows = [queries.row(run) for run in folder.all_runs(runs)[-(limit or 0) :]]
     if as_json:
         print(json.dumps(rows, indent=1))
     elif rows:
-        print(queries.table(rows))
+        print(summary.table(rows))
     else:
         print(f"no runs in {runs.absolute()} (another folder: --runs or DTRAIN_RUNS)")
 
 
 @app.command()
 def status(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
-    """Say how a run is doing, or how it went."""
-    from dtrain.cli import queries
+    """Say how a run is doing, or how it went.
+
+    Example: dtrain status last"""
+    from dtrain.cli import queries, summary
 
     chosen = _find(runs, name)
     state = queries.state_of(chosen)
     if as_json:
         print(json.dumps(state.public() | {"folder": str(chosen.path)}, indent=1))
     else:
-        print(queries.status(state, chosen))
+        print(summary.status(state, chosen))
 
 
 @app.command()
 def logs(
     name: RunName, runs: Runs = RUNS,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends, with what happens to it in between.")] = False,
     rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
 ) -> None:  # fmt: skip
-    """Print the workers' output."""
-    from dtrain.cli import queries
+    """Print the workers' output.
 
-    queries.print_logs(_find(runs, name), rank or [], follow=follow)
+    Example: dtrain logs last -f --rank 0"""
+    from dtrain.cli.logs import print_logs
+
+    print_logs(_find(runs, name), rank or [], follow=follow)
 
 
 @app.command()
@@ -275,11 +198,12 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not save first.")] = False,
     wait: Annotated[bool, typer.Option(help="Until the run has ended.")] = True,
 ) -> None:  # fmt: skip
-    """Save and stop a run, wherever it was started; 'dtrain resume' goes on."""
-    from dtrain.cli import queries
+    """Save and stop a run, wherever it was started; 'dtrain resume' goes on.
 
-    chosen = _find(runs, name)
-    print(queries.stop(chosen, now=now, wait=wait))
+    Example: dtrain stop last"""
+    from dtrain.cli.stop import stop as stop_run
+
+    print(stop_run(_find(runs, name), now=now, wait=wait))
 
 
 @app.command()
@@ -287,19 +211,24 @@ def plan(
     path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what would run where, with which environment; nothing is started."""
-    from dtrain.cli import queries
-    from dtrain.launch import recipe
-    from dtrain.launch.planner import make
+    """Show what would run where, with which environment; nothing is started.
 
-    job = recipe.load(path, _overrides(gpus, workers, nodes, strategy, cluster, name, sets))
-    shown = queries.plan(make(job), runs)
-    print(json.dumps(shown, indent=1) if as_json else queries.plan_text(shown))
+    Example: dtrain plan recipe.yaml --cluster slurm"""
+    from dtrain.cli import overrides, plan_view
+    from dtrain.launch import planner, recipe
+
+    given = overrides.of_options(
+        gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
+    )
+    shown = plan_view.plan_data(planner.make(recipe.load(path, given)), runs)
+    print(json.dumps(shown, indent=1) if as_json else plan_view.plan_text(shown))
 
 
 @app.command()
 def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
-    """Check from the workers' ledgers that every sample of every committed step was trained on exactly once."""
+    """Check from the workers' ledgers that every sample of every committed step was trained on exactly once.
+
+    Example: dtrain audit last"""
     from dataclasses import asdict
 
     from dtrain.run.audit import audit as audit_of
@@ -322,28 +251,47 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
 
 @app.command()
 def plugins(as_json: Json = False) -> None:
-    """List the strategies and clusters that are installed, and what each needs."""
-    from dtrain.cli import queries
+    """List the strategies and clusters that are installed, and what each needs.
 
-    rows = queries.plugins()
-    print(json.dumps(rows, indent=1) if as_json else queries.plugins_text(rows))
+    Example: dtrain plugins"""
+    from dtrain.cli.plugin_table import plugin_rows, plugin_text
+
+    rows = plugin_rows()
+    print(json.dumps(rows, indent=1) if as_json else plugin_text(rows))
 
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of recipes, for editors."""
+    """Print the JSON schema of recipes, for editors.
+
+    Example: dtrain schema > recipe.schema.json"""
     from dtrain.launch import recipe
 
     print(json.dumps(recipe.schema(), indent=1))
 
 
-def _quiet() -> None:
+@app.command()
+def explain(
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="A key of a recipe, as section.key; without it, all sections.")] = None,
+) -> None:  # fmt: skip
+    """Say what a key of a recipe means, its type and default, with an example.
+
+    Example: dtrain explain train.global_batch"""
+    from dtrain.launch.explain import explain as explained
+
+    print(explained(key or ""))
+
+
+def _discard_stdout() -> None:
     """The reader of our output has gone: keep Python from complaining about it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main() -> int:
     """Run the command line; the process's exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal with an ASCII locale
     try:
         code = app(standalone_mode=False)
         return code if isinstance(code, int) else int(Exit.DONE)
@@ -353,12 +301,27 @@ def main() -> int:
     except KeyboardInterrupt:
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:
-        _quiet()
+        _discard_stdout()
         return int(Exit.DONE)
     except typer.Abort:
         return int(Exit.INTERRUPTED)
-    except Exception as error:
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        print(f"dtrain: the file system says: {error.strerror or error}:{where}", file=sys.stderr)
+        return int(Exit.GAVE_UP)
+    except Exception as error:  # noqa: BLE001  it is reported, and its traceback is in a file
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             return int(error.exit_code)
-        raise
+        return _report_internal_error(error)
+
+
+def _report_internal_error(error: Exception) -> int:
+    """A fault of dtrain itself: its first line here, its traceback in a file."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="dtrain-error-", suffix=".log", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    print(f"dtrain: {type(error).__name__}: {error}\n  This is a fault of dtrain: see {file.name}", file=sys.stderr)
+    return int(Exit.INTERNAL)

@@ -1,11 +1,13 @@
-"""What a person sees while a run goes on: a live view in a terminal, plain lines in a pipe. Both only read the run folder."""
+"""What a person sees while a run goes on: a live view in a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
+import queue
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,9 @@ from dtrain.run.status import RunState
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
 
-LOOK_SECONDS = 0.1
-MOST_WORKERS_SHOWN = 16
+POLL_SECONDS = 0.1
 
 
 class LineReader:
@@ -43,27 +45,43 @@ class LineReader:
 
 
 class Feed:
-    """Turns what is new in a run folder into lines of text, and keeps its state."""
+    """Turns what is new in a run into lines of text, and keeps its state.
+
+    Events come from the supervisor if it works in this process (so a full disk hides nothing), else from the event log."""
 
     def __init__(self, run: RunDir, *, resumed: bool) -> None:
         self.run = run
         self.state = RunState()
-        self._events = Reader(run.events)
+        self._reader = Reader(run.events)
+        self._heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._in_process = False
         self._output = LineReader(run.rank_log(0), skip=resumed)
         if resumed:
-            for event in self._events.new():
+            for event in self._reader.new():
                 self.state.add(event)
             self.state.exit_code = None
+
+    def hear(self, event: Event) -> None:
+        """An event of a supervisor in this process, as it is logged."""
+        self._in_process = True
+        self._heard.put(event)
 
     def lines(self, *, last: bool = False) -> Iterator[str]:
         """Everything since the last call, for reading."""
         for text in self._output.new(rest=last):
             if not text.startswith("--- dtrain: "):
                 yield f"rank 0 | {text}"
-        for event in self._events.new():
+        for event in self._events():
             self.state.add(event)
             if text := self._line(event):
                 yield text
+
+    def _events(self) -> Iterator[Event]:
+        if not self._in_process and self._heard.empty():
+            yield from self._reader.new()
+            return
+        while not self._heard.empty():
+            yield self._heard.get()
 
     def _line(self, event: Event) -> str:
         text = render.line(event, self.state)
@@ -71,7 +89,7 @@ class Feed:
 
 
 class View:
-    """Shows a run from a thread of its own, while the supervisor (or nothing at all) works in this process."""
+    """Shows a run from a thread of its own: a live panel in a terminal, plain lines in a pipe."""
 
     def __init__(self, run: RunDir, *, resumed: bool = False) -> None:
         self._feed = Feed(run, resumed=resumed)
@@ -91,15 +109,20 @@ class View:
         """The state as far as it was shown."""
         return self._feed.state
 
+    def hear(self, event: Event) -> None:
+        """See `Feed.hear`."""
+        self._feed.hear(event)
+
     def _show(self) -> None:
         if sys.stdout.isatty():
-            self._show_live()
+            with _no_echo_of_ctrl_c():
+                self._show_live()
         else:
             self._show_plain()
 
     def _show_plain(self) -> None:
         try:
-            while not self._over.wait(LOOK_SECONDS):
+            while not self._over.wait(POLL_SECONDS):
                 self._print_new()
             self._print_new(last=True)
         except BrokenPipeError:
@@ -116,23 +139,44 @@ class View:
 
         console = Console(highlight=False, soft_wrap=True)
         with Live(console=console, auto_refresh=False, transient=True) as live:
-            while not self._over.wait(LOOK_SECONDS):
+            while not self._over.wait(POLL_SECONDS):
                 self._refresh(console, live)
             self._refresh(console, live, last=True)
 
-    def _refresh(self, console: Console, live: object, *, last: bool = False) -> None:
-        from rich.live import Live
-
-        assert isinstance(live, Live)
+    def _refresh(self, console: Console, live: Live, *, last: bool = False) -> None:
         for text in self._feed.lines(last=last):
             if not _is_in_panel(text):
-                console.print(text, markup=False)
+                console.print(text, markup=False, style=_style(text))
         live.update(picture(self.state, time.time()), refresh=True)
+
+
+@contextmanager
+def _no_echo_of_ctrl_c() -> Iterator[None]:
+    """Keep the terminal from printing `^C`, which would shift the panel that is about to be erased."""
+    import termios
+
+    try:
+        before = termios.tcgetattr(sys.stdout)
+    except (termios.error, OSError, ValueError):
+        yield
+        return
+    changed = list(before)
+    changed[3] &= ~termios.ECHOCTL
+    termios.tcsetattr(sys.stdout, termios.TCSANOW, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdout, termios.TCSANOW, before)
 
 
 def _is_in_panel(text: str) -> bool:
     """Metrics are shown in place in a terminal, so that what happened stays in sight above them."""
     return "  step " in text and "samples/s" in text
+
+
+def _style(text: str) -> str:
+    message = text.partition("  ")[2]
+    return "bold red" if message.startswith("FAILURE") else "yellow" if message.startswith("WARNING") else ""
 
 
 def picture(state: RunState, now: float) -> RenderableType:
@@ -143,41 +187,25 @@ def picture(state: RunState, now: float) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2))
-    total = state.total_steps
-    if total:
-        bar = ProgressBar(total=total, completed=min(state.step, total), width=36)
-        grid.add_row("progress", bar, f"{state.step}/{total}", f"ETA {eta(state, now)}")
-    facts = [
-        f"{state.samples_per_second:,.0f} samples/s" if state.samples_per_second else "",
-        render.numbers(state.metrics),
-    ]
+    rows: list[RenderableType] = []
+    if total := state.total_steps:
+        grid = Table.grid(padding=(0, 2), expand=True)
+        grid.add_column()
+        grid.add_column(ratio=1)
+        grid.add_column()
+        grid.add_column()
+        bar = ProgressBar(total=total, completed=min(state.step, total))
+        grid.add_row("progress", bar, f"{state.step}/{total}", f"ETA {render.eta(state, now)}")
+        rows.append(grid)
+    speed = f"{state.samples_per_second:,.0f} samples/s" if state.samples_per_second else ""
     held_out = f"held-out {render.numbers(state.evaluation)}" if state.evaluation else ""
-    rows: list[RenderableType] = [grid] if total else []
-    rows += [Text("  ".join(part for part in (*facts, held_out) if part))]
-    rows += [Text(f"workers   {workers(state)}", style="dim")]
+    rows.append(Text("  ".join(part for part in (speed, render.numbers(state.metrics), held_out) if part)))
+    rows.append(Text(f"workers   {render.workers(state)}", style="dim"))
     if state.failures:
-        last = state.failures[-1]
-        rows.append(Text(f"restarts  {state.restarts}, last: {render.failure(last)}", style="yellow"))
-    title = f"{state.run or 'dtrain'} · {state.strategy} on {state.workers} × {state.cluster} · attempt {state.attempt} · {state.outcome}"
+        last = render.failure(state.failures[-1])
+        rows.append(Text(f"restarts  {state.restarts}, last: {last}", style="yellow"))
+    workers = render.counted(state.workers, "worker")
+    title = f"{state.run or 'dtrain'} · {state.strategy} · {workers} on {state.cluster} · attempt {state.attempt} · {state.outcome}"
     return Panel(
-        Group(*rows), title=title, title_align="left", subtitle="Ctrl-C: save and stop", subtitle_align="right"
+        Group(*rows), title=Text(title), title_align="left", subtitle="Ctrl-C: save and stop", subtitle_align="right"
     )
-
-
-def workers(state: RunState) -> str:
-    """Each worker's step, or how many there are where they are many."""
-    if not state.pids:
-        return "waiting for nodes" if not state.hosts else "starting"
-    ranks = sorted(state.pids, key=int)
-    if len(ranks) > MOST_WORKERS_SHOWN:
-        return f"{len(ranks)} {state.phase}"
-    return "  ".join(f"{rank}:{state.steps.get(rank, state.phase)}" for rank in ranks)
-
-
-def eta(state: RunState, now: float) -> str:
-    """Time to the end at the speed of this attempt so far."""
-    done = state.step - state.first_step
-    if not state.total_steps or done <= 0 or not state.trained_since:
-        return "-"
-    return render.seconds((now - state.trained_since) / done * (state.total_steps - state.step))

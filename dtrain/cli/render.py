@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dtrain.common.errors import Exit
 from dtrain.run import events
 from dtrain.run.events import Event
-from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
 
 
@@ -37,7 +34,8 @@ def size(count: float) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 worker`, `2 workers`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
 
 
 def numbers(values: Mapping[str, float]) -> str:
@@ -159,38 +157,22 @@ def clock(event: Event) -> str:
     return time.strftime("%H:%M:%S", time.localtime(event.time))
 
 
-def summary(state: RunState, run: RunDir) -> str:
-    """What happened, once a run is over."""
-    code = Exit(state.exit_code or 0)
-    took = f"in {seconds(state.report.get('total', 0.0))}" if state.report else ""
-    lines = [f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " ")]
-    if state.total_steps:
-        lines.append(
-            f"  steps      {state.step} of {state.total_steps}"
-            + (f", {numbers(state.metrics)}" if state.metrics else "")
-        )
-    if state.evaluation:
-        lines.append(f"  held-out   {numbers(state.evaluation)}")
-    if state.saved_step is not None:
-        lines.append(f"  checkpoint step {state.saved_step}, weights sha256 {state.weights[:16]}")
-    for event in state.failures[-5:]:
-        lines.append(f"  failure    {clock(event)} attempt {event.attempt}: {failure(event)}")
-    if len(state.failures) > 5:
-        lines.append(f"             and {len(state.failures) - 5} before: {run.events}")
-    if state.report and state.report["total"] > 0:
-        parts = [f"{name} {seconds(state.report[name])}" for name in TIMES if state.report[name] >= 0.01]
-        lines.append(f"  time       {state.report['training_share']:.0%} training ({', '.join(parts)})")
-    for warning in state.warnings:
-        lines.append(f"  warning    {warning}")
-    if code is Exit.USER_CODE and state.failures and state.failures[-1].traceback:
-        lines += ["", state.failures[-1].traceback.rstrip()]
-    lines.append(f"  folder     {shlex.quote(str(run.path))}{f', {state.storage}' if state.storage else ''}")
-    if code is not Exit.DONE:
-        lines.append(
-            f"  go on with: dtrain resume {shlex.quote(str(run.path))}"
-            + (" (when the cause is mended)" if code is not Exit.RESUMABLE else "")
-        )
-    return "\n".join(lines)
+MOST_WORKERS_SHOWN = 16
 
 
-TIMES = ("training", "starting", "saving", "repeating", "detecting", "restarting", "ending")
+def workers(state: RunState) -> str:
+    """Each worker's step, or how many workers there are if they are many."""
+    if not state.pids:
+        return "waiting for nodes" if not state.hosts else "starting"
+    ranks = sorted(state.pids, key=int)
+    if len(ranks) > MOST_WORKERS_SHOWN:
+        return f"{len(ranks)} {state.phase}"
+    return "  ".join(f"{rank}:{state.steps.get(rank, state.phase)}" for rank in ranks)
+
+
+def eta(state: RunState, now: float) -> str:
+    """Time to the end at the speed of this attempt so far."""
+    done = state.step - state.first_step
+    if not state.total_steps or done <= 0 or not state.trained_since:
+        return "-"
+    return seconds((now - state.trained_since) / done * (state.total_steps - state.step))

@@ -1,61 +1,66 @@
-"""Watching a run that is supervised elsewhere, from its submission to its real end, over every time it is queued again."""
+"""Waiting for a run that is supervised elsewhere, from its submission to its real end, over every requeue."""
 
 from __future__ import annotations
 
 import time
 
-from dtrain.cli import queries
-from dtrain.common.errors import ClusterError, Exit
+from dtrain.cli.queries import submission
+from dtrain.common.errors import Exit
 from dtrain.run.event_log import Reader
 from dtrain.run.events import Requeued, RunEnded, RunStarted
 from dtrain.run.folder import RunDir
+from dtrain.storage import run_sync
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 ASK_SECONDS = 3.0
-"""Between two questions to the cluster, whose answers are slow and whose time is everybody's."""
+"""Between two questions to the cluster, whose answers are slow and whose time is everyone's."""
 
 
-class Follower:
-    """Waits for the end of a run; Ctrl-C asks it to stop, a second one to stop at once."""
+class Watcher:
+    """Waits for the end of a run; a KeyboardInterrupt goes to the caller, who may wait again."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._events = Reader(run.events)
-        # What an earlier supervisor said is no end of this one.
+        # The end of an earlier supervisor is not the end of this one.
         self._skipped = list(self._events.new())
         self._requeued = False
-        self._interrupted = 0
         self._ask_at = time.monotonic() + ASK_SECONDS
+        self.stopping = False
+        """Whether the person asked the run to stop."""
 
     def wait(self) -> int:
         """The exit code of the run."""
         while True:
-            try:
-                code = self._look()
-                if code is not None:
-                    return code
-                time.sleep(LOOK_SECONDS)
-            except KeyboardInterrupt:
-                self._interrupted += 1
-                self._stop()
+            code = self._poll()
+            if code is not None:
+                return code
+            time.sleep(POLL_SECONDS)
 
-    def _look(self) -> int | None:
-        code = self._told()
+    def ask_soon(self) -> None:
+        """Ask the cluster at the next poll."""
+        self._ask_at = time.monotonic()
+
+    def _poll(self) -> int | None:
+        run_sync.refresh(self._run)
+        code = self._logged_end()
         if code is not None or time.monotonic() < self._ask_at:
             return code
         self._ask_at = time.monotonic() + ASK_SECONDS
-        there = None if self._run.supervised() else queries.submission(self._run)
-        if there is None or not there.over:
+        if self._run.supervised():
             return None
-        # Its last words may still be under way on a slow file system.
-        time.sleep(LOOK_SECONDS)
-        code = self._told()
+        there = submission(self._run)
+        if there is not None and not there.over:
+            return None
+        # The last events may still be under way on a slow file system.
+        time.sleep(POLL_SECONDS)
+        code = self._logged_end()
         if code is not None:
             return code
-        return int(Exit.RESUMABLE if self._interrupted else Exit.GAVE_UP)
+        return int(Exit.RESUMABLE if self.stopping else Exit.GAVE_UP)
 
-    def _told(self) -> int | None:
-        """The exit code, where the run's diary has its real end by now."""
+    def _logged_end(self) -> int | None:
+        """The exit code, if the event log has the run's real end by now."""
         for event in self._events.new():
             if isinstance(event, Requeued):
                 self._requeued = True
@@ -64,11 +69,3 @@ class Follower:
             elif isinstance(event, RunEnded) and not self._requeued:
                 return event.exit_code
         return None
-
-    def _stop(self) -> None:
-        """As `dtrain stop` does it, without its wait."""
-        try:
-            print(queries.stop(self._run, now=self._interrupted > 1, wait=False))
-        except ClusterError as error:
-            print(f"dtrain: {error}")
-        self._ask_at = time.monotonic()

@@ -14,9 +14,9 @@ from pathlib import Path
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
-from dtrain.launch import registry
+from dtrain.launch import checks, registry
 from dtrain.spec import entrypoint
-from dtrain.spec.job import Job, PluginChoice
+from dtrain.spec.job import Job, PluginChoice, Train
 from dtrain.storage import object_store
 
 DEFAULT_SHARDS = 8
@@ -57,7 +57,7 @@ def make(job: Job) -> LaunchPlan:
 
 def problems(job: Job) -> list[Problem]:
     """Everything that keeps a job from running, each with what to do instead; empty: it can start."""
-    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job)]
+    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job), *checks.preload(job)]
     if found:
         return found
     plan = make(job)
@@ -129,6 +129,8 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
 def _of_storage(job: Job) -> Iterator[Problem]:
     if job.storage.url is not None and (text := object_store.url_problem(job.storage.url)):
         yield Problem(("storage", "url"), text)
+    if job.storage.options and job.storage.url is None:
+        yield Problem(("storage", "options"), "options of what? Give storage.url, for example s3://bucket/runs")
 
 
 def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
@@ -137,10 +139,21 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
         yield Problem(
             ("strategy",), f"the strategy '{job.strategy.name}' runs scripts only: choose one that trains a {job.kind}"
         )
+    if job.kind == "script" and isinstance(strategy, TrainingStrategy):
+        yield Problem(
+            ("strategy",),
+            f"a script trains by itself: '{job.strategy.name}' is for tasks and functions; leave `strategy` out",
+        )
+    if job.kind == "script" and job.train != Train():
+        yield Problem(("train",), "a script has its own loop: `train` is for tasks and functions; give it `args`")
     if isinstance(strategy, ValidatesResources):
         for problem in strategy.problems(job.resources):
             yield Problem(("strategy",), problem)
-    if strategy.framework and job.cluster.name == "local" and importlib.util.find_spec(strategy.framework) is None:
+    if (
+        strategy.framework
+        and registry.cluster_of(job).same_machine
+        and importlib.util.find_spec(strategy.framework) is None
+    ):
         yield Problem(("strategy",), missing(job.strategy.name, strategy.framework))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import re
@@ -21,19 +22,22 @@ from dtrain.spec.job import Job, PluginChoice
 Override = tuple[tuple[str, ...], Any, str]
 """Path, value, and the option that gave it."""
 PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
+TYPED = ("resources", "train", "checkpoint", "recovery", "strategy", "cluster")
+"""Sections whose numbers have a type; those of `params` are the user's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def load(path: Path, overrides: Sequence[Override] = ()) -> Job:
     """The job of a recipe file; raises `UsageError` that lists every mistake."""
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except OSError as error:
         raise UsageError(
             f"{path}: {error.strerror}", "Name a recipe file, for example recipes/digits_ddp.yaml."
         ) from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}:1:1: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise UsageError(f"{path}:1:1: not UTF-8 or UTF-16 text ({error.reason} at byte {error.start})") from None
     document = parse(text, str(path))
     return from_document(document, path.absolute().parent, overrides)
 
@@ -100,9 +104,10 @@ def schema() -> dict[str, Any]:
 @cache
 def _adapter(cls: type, *, docstrings: bool = False) -> TypeAdapter[Any]:
     """pydantic's view of a dataclass; docstrings cost it a look at the source, and only the schema wants them."""
+    # Strict holds for JSON too, but lets a mapping be a dataclass and a list a tuple.
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=docstrings)
     for part in _dataclasses_in(cls):
-        # Strict holds for JSON too, but lets a mapping be a dataclass and a list a tuple.
-        part.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=docstrings)  # type: ignore[attr-defined]
+        part.__pydantic_config__ = config  # type: ignore[attr-defined]
     return TypeAdapter(cls)
 
 
@@ -121,7 +126,7 @@ Found = list[tuple[Any, str, str]]
 def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
     if document.problems:
         return None, []
-    data = dict(document.data)
+    data = {key: _whole_numbers(value) if key in TYPED else value for key, value in document.data.items()}
     found: Found = []
     for kind in PLUGIN_KINDS:
         choice, problems = _choice(kind, data.get(kind, _default(kind, data)), document)
@@ -150,6 +155,13 @@ def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
     except ValidationError as error:
         return None, found + _located(error, document, (), Job)
     return job, found
+
+
+def _whole_numbers(value: Any) -> Any:
+    """`20.0` and `2e1` as the whole numbers that they are, for keys whose type is known."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(part) for key, part in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _default(kind: Literal["strategy", "cluster"], data: dict[str, Any]) -> str | None:

@@ -14,6 +14,10 @@ Path = tuple[str | int, ...]
 MOST_NODES = 10_000
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 """`1e-3`, which YAML 1.1 takes for text."""
+MOST_DIGITS = 100
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+LINE_BREAKS = re.compile("[\u0085\u2028\u2029]")
+"""Characters that YAML 1.1 takes for the end of a line, and editors do not."""
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
 }
@@ -71,7 +75,7 @@ def parse(text: str, source: str) -> Document:
     """Read YAML; whatever is wrong with it becomes a problem with a place, never an exception."""
     document = Document(source)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(_whole_comments(text), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Mark(source, mark.line + 1, mark.column + 1) if mark else Mark(source, 1, 1)
@@ -87,6 +91,18 @@ def parse(text: str, source: str) -> Document:
     else:
         document.data = _Builder(document).value(root, (), ())
     return document
+
+
+def _whole_comments(text: str) -> str:
+    """Keep comments whole that hold a line break which no editor shows as one."""
+    if not LINE_BREAKS.search(text):
+        return text
+    lines = []
+    for line in text.split("\n"):
+        before, sign, comment = line.partition("#")
+        quoted = before.count("'") % 2 or before.count('"') % 2
+        lines.append(line if quoted else before + sign + LINE_BREAKS.sub(" ", comment))
+    return "\n".join(lines)
 
 
 def scalar(text: str) -> Any:
@@ -135,8 +151,18 @@ class _Builder:
         return self.leaf(node)
 
     def leaf(self, node: yaml.Node) -> Any:
-        if isinstance(node, yaml.ScalarNode) and node.style is None and EXPONENT.fullmatch(str(node.value)):
-            return float(node.value)
+        if isinstance(node, yaml.ScalarNode) and node.style is None:
+            text = str(node.value)
+            if EXPONENT.fullmatch(text):
+                return float(text)
+            if node.tag in NUMBER_TAGS and ":" in text:
+                self.problem(
+                    node, f"YAML reads {text} as a number to the base 60: write '{text}' in quotes, or a plain number"
+                )
+                return None
+            if len(text) > MOST_DIGITS and node.tag in NUMBER_TAGS:
+                self.problem(node, f"a number of {len(text)} characters: this is no recipe")
+                return None
         try:
             value = self.constructor.construct_object(node)
         except (yaml.YAMLError, ValueError, OverflowError, KeyError) as error:
@@ -153,6 +179,11 @@ class _Builder:
                 self.problem(key_node, "a key must be a plain word")
                 continue
             key = str(key_node.value)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                self.problem(
+                    key_node, "merge keys (<<) are not read: write the keys out, or use an alias for a whole value"
+                )
+                continue
             if key in result:
                 self.problem(key_node, f"the key '{key}' stands here twice")
                 continue

@@ -6,22 +6,30 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dtrain.common.files import Appender
 from dtrain.run.events import Event, from_log
 
+RESERVE_BYTES = 1 << 17
 READ_BYTES = 1 << 22
 """Read at a time, so that a long log is never in memory as a whole."""
 
 
 class EventLog:
-    """The writing end; may be used from several threads."""
+    """The writing end; may be used from several threads.
 
-    def __init__(self, path: Path) -> None:
+    A small reserve of disk space is given back at the close, so that the end of a run fits on a disk that is full."""
+
+    def __init__(self, path: Path, on_event: Callable[[Event], None] | None = None) -> None:
         self._file = Appender(path)
         self._adding = threading.Lock()
+        self._on_event = on_event
+        self._reserve = path.with_name(f".{path.name}.reserve")
+        with suppress(OSError):
+            self._reserve.write_bytes(bytes(RESERVE_BYTES))
 
     def add(self, event: Event) -> None:
         """Append an event with the time of now."""
@@ -29,6 +37,8 @@ class EventLog:
         line = json.dumps(stamped.to_dict(), separators=(",", ":"))
         with self._adding:
             self._file.append(line.encode() + b"\n")
+        if self._on_event:
+            self._on_event(stamped)
 
     def flush(self) -> None:
         """Make what was added durable (fsync); a full disk keeps it pending."""
@@ -47,6 +57,7 @@ class EventLog:
 
     def close(self) -> None:
         """No more events from this supervisor."""
+        self._reserve.unlink(missing_ok=True)
         self._file.close()
 
 

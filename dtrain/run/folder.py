@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from dtrain.common.files import write_json
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.run.lock import SILENT_SECONDS, Lease, is_locked, locked
 from dtrain.spec.job import Job
+
+PRIVATE_FILE = 0o600
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,16 @@ class RunDir:
     def job_file(self) -> Path:
         """The frozen job, as planned when the run was made."""
         return self.path / "job.json"
+
+    @property
+    def recipe_copy(self) -> Path:
+        """The recipe file that the run was made of."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def recipe_source(self) -> Path:
+        """Holds the path of that recipe file."""
+        return self.path / "recipe.path"
 
     @property
     def events(self) -> Path:
@@ -107,8 +120,8 @@ class RunDir:
             ) from None
 
     def write_job(self, job: Job) -> None:
-        """Replace the job as a whole."""
-        write_json(self.job_file, to_dict(job))
+        """Replace the job as a whole; it may hold secrets, so that only its owner may read it."""
+        write_json(self.job_file, to_dict(job), PRIVATE_FILE)
 
     def forget_old_stop_request(self) -> None:
         """Drop a request that is older than the last start by a person; one made while the run was queued counts."""
@@ -157,7 +170,8 @@ def create(root: Path, job: Job) -> RunDir:
     while True:
         path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         try:
-            path.mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
         except FileExistsError:
             continue
         except OSError as error:
@@ -166,8 +180,12 @@ def create(root: Path, job: Job) -> RunDir:
             ) from None
         break
     run = RunDir(path)
-    run.create_folders()
-    run.write_job(job)
+    try:
+        run.create_folders()
+        run.write_job(job)
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        raise UsageError(f"cannot write to {root}: {error.strerror}", "Choose another folder with --runs.") from None
     return run
 
 

@@ -23,10 +23,13 @@ class RunState:
     cluster: str = ""
     workers: int = 0
     nodes: int = 0
+    global_batch: int = 0
     storage: str = ""
     """URL of its copy on remote storage, or ''."""
     began: float = 0.0
     """Seconds since 1970, of the newest supervisor."""
+    first_began: float = 0.0
+    """Of the first supervisor."""
     changed: float = 0.0
     attempt: int = 0
     step: int = 0
@@ -70,9 +73,12 @@ class RunState:
         """One word for a list of runs."""
         if self.exit_code is None:
             return "stopping" if self.stopping else self.phase
-        return {Exit.DONE: "done", Exit.USER_CODE: "failed", Exit.RESUMABLE: "stopped"}.get(
-            Exit(self.exit_code), "gave up"
-        )
+        return {
+            Exit.DONE: "done",
+            Exit.USER_CODE: "failed",
+            Exit.RESUMABLE: "stopped",
+            Exit.INTERRUPTED: "stopped",
+        }.get(Exit(self.exit_code), "gave up")
 
     def public(self) -> dict[str, Any]:
         """For `--json`."""
@@ -82,7 +88,8 @@ class RunState:
 def _on_run(state: RunState, event: events.RunStarted) -> None:
     state.run, state.target, state.strategy = event.run, event.target, event.strategy
     state.cluster, state.workers, state.nodes = event.cluster, event.workers, event.nodes
-    state.storage, state.kind = event.storage or "", event.kind
+    state.storage, state.kind, state.global_batch = event.storage or "", event.kind, event.global_batch
+    state.first_began = state.first_began or event.time
     state.began, state.exit_code, state.stopping, state.phase = event.time, None, "", "starting"
     state.reason = ""
 
@@ -161,6 +168,7 @@ def _on_stopping(state: RunState, event: events.StopRequested) -> None:
 
 def _on_end(state: RunState, event: events.RunEnded) -> None:
     state.exit_code, state.reason, state.report = event.exit_code, event.reason, event.report
+    state.phase, state.stopping = "ended", ""
 
 
 HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {

@@ -23,8 +23,11 @@ def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
     what = "class" if kind is ast.ClassDef else "function"
     if not name:
         return f"'{target}' is not of the form file.py:{what}_name or package.module:{what}_name"
+    if not all(part.isidentifier() for part in name.split(".")) or ":" in module:
+        return f"'{target}' is not of the form file.py:{what}_name or package.module:{what}_name"
     if not module.endswith(".py"):
-        return ""
+        dotted = all(part.isidentifier() for part in module.split("."))
+        return "" if dotted else f"'{module}' is neither a Python file (file.py) nor a module (package.module)"
     path = folder / module
     if not path.is_file():
         others = [str(file.relative_to(folder)) for file in folder.glob("*.py")]

@@ -66,10 +66,14 @@ class Failure:
 FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 MEMORY = re.compile(r"^(MemoryError|OutOfMemoryError|ResourceExhaustedError)$")
 CONNECTION = re.compile(
-    r"connection (reset|closed|refused)|reset by peer|closed by peer|broken pipe|socket closed|connectfull"
-    r"|horovodinternalerror|gloo|nccl|remote process exited|heartbeat|coordination service|unavailable|peer .*(left|failed)",
+    r"connection (was )?(reset|closed|refused|aborted)|reset by peer|closed by peer|broken pipe|socket (closed|timeout)|connectfull"
+    r"|remote process exited|ncclremoteerror|ncclsystemerror|pair closure|timed out waiting \d+ms for"
+    r"|heartbeat (timeout|request)|coordination (service|agent)|peer .*(left|failed|disconnected)",
     re.IGNORECASE,
 )
+"""What the frameworks say when another worker's connection ended: gloo, NCCL, TensorFlow's gRPC and coordination service."""
+LOST_PEER_ERRORS = {"HorovodInternalError", "UnavailableError"}
+"""Types that mean nothing else."""
 PEER_ERRORS = {
     "DistBackendError", "DistNetworkError", "DistStoreError", "HorovodInternalError", "UnavailableError",
     "UnknownError", "DeadlineExceededError", "AbortedError", "CancelledError", "InternalError",
@@ -83,7 +87,7 @@ def exception_kind(type_names: Sequence[str], message: str) -> FailureKind:
     name = type_names[0] if type_names else ""
     if any(MEMORY.match(base) for base in type_names) or "out of memory" in message.lower():
         return FailureKind.OUT_OF_MEMORY
-    if (name in PEER_ERRORS or name == "RuntimeError") and CONNECTION.search(f"{name} {message}"):
+    if name in LOST_PEER_ERRORS or ((name in PEER_ERRORS or name == "RuntimeError") and CONNECTION.search(message)):
         return FailureKind.CASCADE
     return FailureKind.TRANSIENT if name in TRANSIENT else FailureKind.BUG
 

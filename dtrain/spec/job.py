@@ -20,9 +20,10 @@ class Limit:
 
     __is_annotated_types_grouped_metadata__ = True
 
-    def __init__(self, *, above: int | None = None, least: int | None = None) -> None:
+    def __init__(self, *, above: int | None = None, least: int | None = None, most: int | None = None) -> None:
         self.above = above
         self.least = least
+        self.most = most
 
     def __iter__(self) -> Iterator[Any]:
         import annotated_types
@@ -31,10 +32,19 @@ class Limit:
             yield annotated_types.Gt(self.above)
         if self.least is not None:
             yield annotated_types.Ge(self.least)
+        if self.most is not None:
+            yield annotated_types.Le(self.most)
 
 
-POSITIVE = Limit(above=0)
-NOT_NEGATIVE = Limit(least=0)
+COUNT = Limit(above=0, most=1_000_000)
+"""Of workers, nodes, shards and other things that are started or kept."""
+STEPS = Limit(above=0, most=10**12)
+SAMPLES = Limit(above=0, most=10**9)
+SEED = Limit(least=0, most=2**63 - 1)
+POSITIVE = Limit(above=0, most=10**12)
+NOT_NEGATIVE = Limit(least=0, most=10**6)
+SECONDS = Limit(above=0, most=10**9)
+THREADS = Limit(above=0, most=4096)
 
 
 @dataclass(frozen=True)
@@ -51,15 +61,15 @@ class PluginChoice:
 class Resources:
     """What the run asks of the cluster."""
 
-    workers: Annotated[int, POSITIVE] = 1
+    workers: Annotated[int, COUNT] = 1
     """Replicas that train, one a device; how many processes they live in is the strategy's business."""
-    nodes: Annotated[int, POSITIVE] = 1
+    nodes: Annotated[int, COUNT] = 1
     """Machines the workers are spread over evenly."""
     device: Device = "cpu"
     """What one replica trains on."""
-    cpus_per_worker: Annotated[int, POSITIVE] | None = None
+    cpus_per_worker: Annotated[int, THREADS] | None = None
     """Threads of one replica; the node's CPUs divided by its replicas when not given."""
-    min_workers: Annotated[int, POSITIVE] | None = None
+    min_workers: Annotated[int, COUNT] | None = None
     """Go on with this many when nodes are lost and none replaces them; `workers` when not given."""
 
 
@@ -67,30 +77,30 @@ class Resources:
 class Train:
     """The numbers of the training loop, which are the same on every number of workers."""
 
-    steps: Annotated[int, POSITIVE] | None = None
+    steps: Annotated[int, STEPS] | None = None
     """Optimizer steps of the whole run; give this or `epochs`."""
-    epochs: Annotated[float, POSITIVE] | None = None
+    epochs: Annotated[float, STEPS] | None = None
     """Passes over the training data, rounded up to whole steps."""
-    global_batch: Annotated[int, POSITIVE] = 64
+    global_batch: Annotated[int, SAMPLES] = 64
     """Samples of one optimizer step, over all workers."""
-    shards: Annotated[int, POSITIVE] | None = None
+    shards: Annotated[int, COUNT] | None = None
     """Equal parts of the global batch; a worker takes whole shards and accumulates their gradients. 8 when not given
     (or what divides the batch and the workers), and fixed for the life of the run."""
-    seed: Annotated[int, NOT_NEGATIVE] = 0
+    seed: Annotated[int, SEED] = 0
     """Of the initial weights, the sample order and the randomness in a step."""
     shuffle: bool = True
     """False: the samples in the order of the data set."""
     clip_norm: Annotated[float, POSITIVE] | None = None
     """Largest global L2 norm of the gradient; a larger one is scaled down to it."""
-    evaluate_every: Annotated[int, POSITIVE] | None = None
+    evaluate_every: Annotated[int, STEPS] | None = None
     """Steps between evaluations on the held-out data; only at the end when not given."""
-    evaluate_steps: Annotated[int, POSITIVE] | None = None
+    evaluate_steps: Annotated[int, STEPS] | None = None
     """Most global batches of held-out data that one evaluation takes; all of them when not given."""
     sanity_check: bool = True
     """Before the first step: try `metrics` on one batch of held-out data, and `schedule`, whose errors would show late."""
     terminate_on_nan: bool = True
     """End the run when the loss or the weights are not finite. A checkpoint whose weights are not is never kept."""
-    log_every: Annotated[int, POSITIVE] = 10
+    log_every: Annotated[int, STEPS] = 10
     """Steps between two reports of loss and metrics."""
 
 
@@ -98,9 +108,9 @@ class Train:
 class Checkpoint:
     """When state is saved and how much of it is kept."""
 
-    every_steps: Annotated[int, POSITIVE] = 100
+    every_steps: Annotated[int, STEPS] = 100
     """Steps between two checkpoints; one more is made at the end."""
-    keep: Annotated[int, POSITIVE] = 3
+    keep: Annotated[int, COUNT] = 3
     """Committed checkpoints that stay on disk."""
 
 
@@ -123,13 +133,13 @@ class Recovery:
     """Crashes answered with a new attempt; a new checkpoint restores the whole budget."""
     backoff_seconds: Annotated[float, NOT_NEGATIVE] = 1.0
     """Wait before the second restart in a row without progress, doubled for each one after; the first does not wait."""
-    hang_seconds: Annotated[float, POSITIVE] = 600.0
+    hang_seconds: Annotated[float, SECONDS] = 600.0
     """No step, no output and no CPU time for so long is a hang."""
-    heartbeat_seconds: Annotated[float, POSITIVE] = 30.0
+    heartbeat_seconds: Annotated[float, SECONDS] = 30.0
     """A node that says nothing for so long is lost."""
     grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Between asking the workers to save and leave, and ending them."""
-    provision_seconds: Annotated[float, POSITIVE] = 600.0
+    provision_seconds: Annotated[float, SECONDS] = 600.0
     """Longest wait for the cluster to give the nodes."""
 
 

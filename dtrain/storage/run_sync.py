@@ -5,6 +5,7 @@ Files that only grow are kept as objects of at most PART_BYTES, named by their o
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -21,10 +22,12 @@ from dtrain.run.folder import RunDir
 from dtrain.run.lock import SILENT_SECONDS, Lease
 from dtrain.spec.job import Job
 from dtrain.storage import run_lease
-from dtrain.storage.object_store import CHECKPOINTS, ObjectStore, of_run
+from dtrain.storage.object_store import ObjectStore, of_run
 
 PART_BYTES = 1 << 18
 EVERY_SECONDS = 3.0
+COPIED = re.compile(r"events\.jsonl|logs/[A-Za-z0-9_-][A-Za-z0-9._-]*\.log|ledger/attempt-\d+-rank-\d+\.bin")
+"""Files of a run that are kept there: whoever can write to a bucket must not choose other files here."""
 JOB = "job.json"
 STOP = "stop"
 
@@ -117,7 +120,7 @@ class RunCopy:
         found: dict[str, int] = defaultdict(int)
         for path, size in self._store.sizes().items():
             name, _, begin = path.rpartition("/")
-            if begin.isdigit() and not path.startswith(f"{CHECKPOINTS}/"):
+            if begin.isdigit() and COPIED.fullmatch(name):
                 found[name] = max(found[name], int(begin) + size)
         return dict(found)
 

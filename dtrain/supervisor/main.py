@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from dtrain.common.serde import from_dict
 from dtrain.launch import planner, registry
 from dtrain.run import history
 from dtrain.run.event_log import EventLog
-from dtrain.run.events import RunEnded, RunStarted
+from dtrain.run.events import Event, RunEnded, RunStarted
 from dtrain.run.folder import RunDir
 from dtrain.run.goodput import account
 from dtrain.run.lock import Lease, LeaseTaken
@@ -49,8 +50,10 @@ def main(path: str) -> int:
         return int(error.exit_code)
 
 
-def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
-    """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal."""
+def supervise(run: RunDir, patience_seconds: float = 0.0, on_event: Callable[[Event], None] | None = None) -> Exit:
+    """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal.
+
+    `on_event` hears every event as it is logged, from several threads."""
     gc.freeze()
     gc.enable()  # which the command line does without
     began = time.time()
@@ -59,7 +62,7 @@ def supervise(run: RunDir, patience_seconds: float = 0.0) -> Exit:
         if ended is not None:  # by the supervisor that held the lock
             return ended
         run.forget_old_stop_request()
-        log = _open_log(run)
+        log = _open_log(run, on_event)
         try:
             return _supervise(run, lease, log, patience_seconds)
         finally:
@@ -108,9 +111,9 @@ def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float
         sync.finish()
 
 
-def _open_log(run: RunDir) -> EventLog:
+def _open_log(run: RunDir, on_event: Callable[[Event], None] | None) -> EventLog:
     try:
-        return EventLog(run.events)
+        return EventLog(run.events, on_event)
     except OSError as error:
         raise StorageError(
             f"cannot write to the run folder {run.path}: {error.strerror}", "Is the disk full, or read-only?"

@@ -1,25 +1,40 @@
-"""Logs and ledgers of nodes without the run folder, kept in the real one."""
+"""Logs and ledgers of nodes without the run folder, kept in the real one; and long events that came in fragments."""
 
 from __future__ import annotations
 
 import base64
 import os
 
-from dtrain.api.protocol import FileAppended
+from dtrain.api.protocol import Event, FileAppended, Fragment, Reassembler
 from dtrain.run.folder import RunDir
 
 
-def keep(run: RunDir, grew: FileAppended) -> None:
-    """Add to the run folder what a node sent. A ledger's offset is known, so that what is sent twice counts once; a rank's log
-    may come from one node after another."""
-    path = run.path / grew.name
-    if path.parent not in (run.logs, run.ledgers):
-        raise ValueError(f"not a file that a node may send: {grew.name}")
-    data = base64.b64decode(grew.data)
-    if path.parent == run.logs:
-        with open(path, "ab") as log:
-            log.write(data)
-        return
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as ledger:
-        ledger.seek(grew.offset)
-        ledger.write(data)
+class ReceivedFiles:
+    """Puts fragments together and writes what nodes without the run folder send of their files."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._reassembler = Reassembler()
+
+    def take(self, node: str, item: Fragment | FileAppended) -> Event | None:
+        """The event that is complete with this item and is no part of a file; None if there is none."""
+        whole = self._reassembler.add(node, item) if isinstance(item, Fragment) else item
+        if isinstance(whole, FileAppended):
+            self._keep(whole)
+            return None
+        return whole
+
+    def _keep(self, appended: FileAppended) -> None:
+        """Add to the run folder what a node sent. A ledger's offset is known, so that what is sent twice counts once; a rank's log
+        may come from one node after another."""
+        path = self._run.path / appended.name
+        if path.parent not in (self._run.logs, self._run.ledgers):
+            raise ValueError(f"not a file that a node may send: {appended.name}")
+        data = base64.b64decode(appended.data)
+        if path.parent == self._run.logs:
+            with open(path, "ab") as log:
+                log.write(data)
+            return
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as ledger:
+            ledger.seek(appended.offset)
+            ledger.write(data)

@@ -15,6 +15,8 @@ from dtrain.api.cluster import PreemptionNotice
 from dtrain.run.folder import RunDir
 from dtrain.run.lock import Lease
 
+INTERRUPTED = "interrupted"
+"""Why a run stops after a Ctrl-C."""
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
 """How long the run folder may fail to answer before it is said."""
@@ -61,7 +63,7 @@ def signal_handlers(put: Callable[[Notice], None]) -> Iterator[None]:
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            put(StopRequest(StopMode.GRACEFUL, "interrupted"))
+            put(StopRequest(StopMode.GRACEFUL, INTERRUPTED))
         else:
             put(PreemptionNotice(f"told to stop by {signal.Signals(number).name}"))
 

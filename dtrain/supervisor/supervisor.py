@@ -20,7 +20,7 @@ from dtrain.api.cluster import (
     SupportsRequeue,
 )
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment, Reassembler
+from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import CheckpointInfo
 from dtrain.common.errors import ClusterError, Exit
@@ -31,18 +31,18 @@ from dtrain.run.folder import RunDir
 from dtrain.run.goodput import account
 from dtrain.run.lock import Lease, taken_over
 from dtrain.spec.failures import Failure
-from dtrain.supervisor import received_files
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
 from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
 from dtrain.supervisor.node_replacement import NodeReplacement
+from dtrain.supervisor.received_files import ReceivedFiles
 from dtrain.supervisor.requeue import requeue_run
 from dtrain.supervisor.restore import Restore
 from dtrain.supervisor.results import Drained, Failed, Outcome, RunResult, Succeeded
 from dtrain.supervisor.states import TRANSITIONS, State
-from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopMode, StopRequest
+from dtrain.supervisor.stop_request import INTERRUPTED, FolderTrouble, LeaseLost, StopMode, StopRequest
 
 TICK_SECONDS = 0.25
 HELD_UP_SECONDS = 2.0
@@ -68,7 +68,7 @@ class Supervisor:
         self._cluster_calls = Lane("cluster", self._put)
         self._strategy = registry.strategy_of(launch.job)
         self._pool = NodePool(self._settings.heartbeat_seconds)
-        self._reassembler = Reassembler()
+        self._received = ReceivedFiles(run)
         self._failures: list[Failure] = []
         self._attempts = history.attempts(run)
         self._attempt: Attempt | None = None
@@ -82,6 +82,7 @@ class Supervisor:
         self._resume_at = 0.0
         """When a failed attempt may be answered with another one (monotonic seconds)."""
         self._turned = time.monotonic()
+        self._log_failing = False
 
     def run(self) -> Exit:
         """The whole run; the exit code of the process."""
@@ -234,7 +235,8 @@ class Supervisor:
 
     def _left(self, reason: str) -> RunResult:
         requeue = self._preempted and isinstance(self._cluster, SupportsRequeue)
-        return RunResult(Exit.RESUMABLE, reason, requeue=requeue)
+        interrupted = self._stop_mode is StopMode.IMMEDIATE and self._stop_reason == INTERRUPTED
+        return RunResult(Exit.INTERRUPTED if interrupted else Exit.RESUMABLE, reason, requeue=requeue)
 
     def _recover(self, outcome: Failed) -> State:
         failure = outcome.failure
@@ -292,6 +294,7 @@ class Supervisor:
             self._dispatch(node, item)
             if (self._attempt and self._attempt.outcome) or self._inbox.empty():
                 break
+        self._report_full_disk()
         now = time.monotonic()
         if now - self._turned > HELD_UP_SECONDS + TICK_SECONDS:
             self._pool.restart_clocks(now)
@@ -306,15 +309,21 @@ class Supervisor:
             if self._can_scale_up(self._attempt):
                 self._request_resize(f"{len(self._pool.usable())} nodes are ready again")
 
+    def _report_full_disk(self) -> None:
+        """Say once that the event log cannot be written, and once that it can be again."""
+        problem = self._log.problem
+        if bool(problem) != self._log_failing:
+            self._log_failing = bool(problem)
+            error = f"cannot write {self._run.events}: {problem}"
+            self._log.add(events.StorageFailed(error=error) if problem else events.StorageWorks())
+
     def _dispatch(self, node: str, item: Item) -> None:
         if isinstance(item, TaskDone):
             item.answer()
-        elif isinstance(item, Fragment):
-            whole = self._reassembler.add(node, item)
+        elif isinstance(item, Fragment | FileAppended):
+            whole = self._received.take(node, item)
             if whole is not None:
                 self._dispatch(node, whole)
-        elif isinstance(item, FileAppended):
-            received_files.keep(self._run, item)
         elif isinstance(item, StopRequest):
             self._request_stop(item.mode, item.why)
         elif isinstance(item, PreemptionNotice):
@@ -382,9 +391,8 @@ class Supervisor:
         """What agents without the run folder still sent of their logs and ledgers before they ended."""
         while not self._inbox.empty():
             node, item = self._inbox.get()
-            whole = self._reassembler.add(node, item) if isinstance(item, Fragment) else item
-            if isinstance(whole, FileAppended):
-                received_files.keep(self._run, whole)
+            if isinstance(item, Fragment | FileAppended):
+                self._received.take(node, item)
 
     def _end(self, result: RunResult) -> Exit:
         report = account(self._run, time.time())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.remote import RemoteCheckpointStore
-from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, CheckpointStore, Quarantined
+from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, CheckpointStore, Quarantined, manifest_of
 from dtrain.common.errors import CheckpointError, ClusterError
 from dtrain.common.files import hashed
 from dtrain.storage.object_store import ObjectStore
@@ -164,3 +164,25 @@ def test_a_supervisor_that_lost_the_run_commits_nothing(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="another supervisor"):
         store.commit(1, 10, parts, {})
     assert list(store.latest_valid()) == []
+
+
+def test_a_manifest_that_names_a_file_outside_is_not_believed(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    manifest = manifest_of(1, 10, [CheckpointShard({"../../outside": (1, "0")}, "w")], {})
+    name = store.staging(1, 10).name.replace(".staging-0001-", "step-")
+    (there / name).mkdir(parents=True)
+    (there / name / MANIFEST).write_text(manifest.text)
+    (found,) = store.latest_valid()
+    assert isinstance(found, Quarantined)
+    assert "outside the checkpoint" in found.problem
+
+
+def test_quarantined_checkpoints_are_kept_for_a_look_and_no_longer(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    for step in range(10, 60, 10):
+        done = store.commit(1, step, staged(store, 1, step), {})
+        (there / done.name / "rank0").unlink()
+        assert isinstance(next(iter(store.latest_valid())), Quarantined)
+    store.prune(3)
+    left = [path for path in there.iterdir() if any(path.iterdir())]
+    assert len(left) == 2, left

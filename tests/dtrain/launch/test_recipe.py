@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import PROGRAMS, RECIPES
+from schema_strategies import from_schema
 
 from dtrain.common.errors import UsageError
 from dtrain.launch import recipe, yaml_source
+from dtrain.launch.explain import explain
 from dtrain.spec.job import Job
 
+SCHEMA = recipe.schema()
 GOOD = """\
 name: tiny
 task: tiny.py:Tiny
@@ -184,3 +188,72 @@ def test_the_schema_accepts_our_recipes_and_refuses_what_the_loader_refuses() ->
     for wrong in wrongs:
         assert list(validator.iter_errors(wrong)), wrong
     json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("task: /etc/passwd:X", "task: '/etc/passwd' is neither a Python file (file.py) nor a module"),
+        ("task: .:X", "task: '.' is neither a Python file"),
+        ("task: tiny.py:Tiny:y", "is not of the form file.py:class_name"),
+        ("train: {epochs: .inf}", "train.epochs: input should be a finite number"),
+        ("train: {steps: 9, seed: 18446744073709551616}", "train.seed: input should be less than or equal to 9223372036854775807"),
+        (f"train: {{steps: {'9' * 401}}}", "a number of 401 characters"),
+        ("train: {steps: 1:30}", "YAML reads 1:30 as a number to the base 60"),
+        (f"train: {{steps: 9, global_batch: {10**31}}}", "train.global_batch: input should be"),
+        ("resources: {cpus_per_worker: 100000}", "resources.cpus_per_worker: input should be less than or equal to 4096"),
+        ("train: &t {steps: 9}\ncheckpoint: {<<: *t}", "merge keys (<<) are not read"),
+        ("env: {'A=B': x}", "env.A=B: 'A=B' cannot name an environment variable"),
+        ("env: {'': x}", "cannot name an environment variable"),
+        ("env: {RANK: '1'}", "env.RANK: RANK is set by the launcher"),
+        ('env: {A: "a\\0b"}', "env.A: an environment variable cannot hold a NUL"),
+        ("preload: [no_such_module.part]", "preload: there is no module no_such_module"),
+        ("storage: {options: {anon: true}}", "storage.options: options of what?"),
+        ("script: tiny.py\ntask: null\nstrategy: script\ntrain: {steps: 3}", "train: a script has its own loop"),
+        ("script: tiny.py\ntask: null\nstrategy: ddp\ntrain: {}", "strategy: a script trains by itself: 'ddp'"),
+        ('script: tiny.py\ntask: null\nstrategy: script\ntrain: {}\nargs: ["a\\0b"]', "an argument cannot hold a NUL"),
+    ],
+)  # fmt: skip
+def test_recipes_from_hell_are_refused_before_the_start(text: str, expected: str) -> None:
+    base = {"task": "tiny.py:Tiny", "strategy": "ddp", "train": "{steps: 9}"}
+    lines = [f"{key}: {value}" for key, value in base.items() if not re.search(rf"^{key}:", text, re.MULTILINE)]
+    assert any(expected in line for line in mistakes("\n".join([*lines, text]) + "\n")), mistakes(
+        "\n".join([*lines, text])
+    )
+
+
+@pytest.mark.parametrize("steps", ["60.0", "6e1", "60"])
+def test_whole_numbers_may_be_written_as_people_write_them(steps: str) -> None:
+    assert load(GOOD.replace("60", steps)).train.steps == 60
+
+
+def test_a_line_break_that_no_editor_shows_does_not_end_a_comment() -> None:
+    assert load(GOOD.replace("name: tiny", "name: tiny  # one\u2028two: three")).name == "tiny"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_recipe_may_be_in_the_encodings_of_editors(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text("class Tiny: ...\n")
+    (tmp_path / "r.yaml").write_text(GOOD, encoding=encoding)
+    assert recipe.load(tmp_path / "r.yaml").name == "tiny"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_every_recipe_of_the_schema_is_a_job_or_has_located_mistakes(data: st.DataObject) -> None:
+    made = data.draw(from_schema(SCHEMA, SCHEMA).filter(lambda value: isinstance(value, dict)))
+    text = yaml.safe_dump(made, allow_unicode=True)
+    try:
+        load(text)
+    except UsageError as error:
+        assert all(re.match(r"r\.yaml:\d+:\d+: ", line) for line in error.message.splitlines()), error.message
+
+
+def test_every_key_is_explained_with_an_example_that_is_a_recipe() -> None:
+    for key, section in SCHEMA["properties"].items():
+        assert key in explain(key)
+        reference = section.get("$ref", "").rpartition("/")[2]
+        for inner in SCHEMA["$defs"].get(reference, {}).get("properties", {}):
+            text = explain(f"{key}.{inner}")
+            example = text.splitlines()[-1].partition("example")[2].strip()
+            assert inner in yaml.safe_load(example)[key], text

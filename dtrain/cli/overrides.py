@@ -1,0 +1,45 @@
+"""From command line options to values that override a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dtrain.common.errors import UsageError
+
+Overrides = list[tuple[tuple[str, ...], Any, str]]
+"""Path in the recipe, value, and the option as it was typed."""
+
+
+def of_options(
+    *,
+    gpus: int | None = None,
+    workers: int | None = None,
+    nodes: int | None = None,
+    strategy: str | None = None,
+    cluster: str | None = None,
+    name: str | None = None,
+    sets: list[str] | None = None,
+) -> Overrides:
+    """The overrides that these options stand for; raises `UsageError` if they contradict each other."""
+    from dtrain.launch import recipe
+
+    given: Overrides = []
+    if gpus is not None and workers is not None:
+        raise UsageError("--gpus and --workers both say how many workers there are", "Give one of them.")
+    if gpus is not None:
+        given += [
+            (("resources", "workers"), gpus, f"--gpus {gpus}"),
+            (("resources", "device"), "gpu", f"--gpus {gpus}"),
+        ]
+    options = (
+        (("resources", "workers"), workers),
+        (("resources", "nodes"), nodes),
+        (("strategy",), strategy),
+        (("cluster",), cluster),
+        (("name",), name),
+    )
+    for path, value in options:
+        if value is not None:
+            given.append((path, value, f"--{path[-1]} {value}"))
+    # Last, since they may be options of the strategy or cluster that was named.
+    return given + [recipe.override(text) for text in sets or []]

@@ -1,0 +1,103 @@
+"""The text of `status`, of the end of a run, and of `ps`."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from dtrain.cli.render import clock, counted, eta, failure, numbers, seconds, workers
+from dtrain.common.errors import Exit
+from dtrain.run.folder import RunDir
+from dtrain.run.status import RunState
+
+FAILURES_SHOWN = 5
+TIMES = ("training", "running", "starting", "saving", "repeating", "detecting", "restarting", "ending")
+COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "restarts", "started", "changed")
+
+
+def summary(state: RunState, run: RunDir) -> str:
+    """What happened, once a run is over."""
+    code = Exit(state.exit_code or 0)
+    took = f"in {seconds(state.report.get('total', 0.0))}" if state.report else ""
+    lines = [f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " ")]
+    if state.total_steps:
+        lines.append(_labelled("steps", f"{state.step} of {state.total_steps}", numbers(state.metrics), _speed(state)))
+    if state.evaluation:
+        lines.append(_labelled("held-out", numbers(state.evaluation)))
+    if state.saved_step is not None:
+        lines.append(_labelled("checkpoint", f"step {state.saved_step}, weights sha256 {state.weights[:16]}"))
+    for event in state.failures[-FAILURES_SHOWN:]:
+        lines.append(_labelled("failure", f"{clock(event)} attempt {event.attempt}: {failure(event)}"))
+    if len(state.failures) > FAILURES_SHOWN:
+        lines.append(_labelled("", f"and {len(state.failures) - FAILURES_SHOWN} before: {run.events}"))
+    if state.report.get("total", 0.0) > 0:
+        parts = [f"{name} {seconds(state.report[name])}" for name in TIMES if state.report.get(name, 0.0) >= 0.01]
+        share = f"{state.report['training_share']:.0%} training " if state.kind != "script" else ""
+        lines.append(_labelled("time", f"{share}({', '.join(parts)})" if share else ", ".join(parts)))
+    lines += [_labelled("warning", warning) for warning in state.warnings]
+    if code is Exit.USER_CODE and state.failures and state.failures[-1].traceback:
+        lines += ["", state.failures[-1].traceback.rstrip()]
+    lines.append(_labelled("folder", shlex.quote(str(run.path)) + (f", {state.storage}" if state.storage else "")))
+    if code is not Exit.DONE:
+        mended = " (when the cause is mended)" if code not in (Exit.RESUMABLE, Exit.INTERRUPTED) else ""
+        lines.append(f"  go on with: dtrain resume {shlex.quote(str(run.path))}{mended}")
+    return "\n".join(lines)
+
+
+def status(state: RunState, run: RunDir) -> str:
+    """A run in full, while it goes on or after its end."""
+    if state.exit_code is not None:
+        return summary(state, run)
+    now = time.time()
+    lines = [f"{run.id}: {state.outcome}" + (f" - {state.reason}" if state.reason else "")]
+    runs = f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}"
+    lines.append(_labelled("runs", runs))
+    if state.total_steps:
+        speed = f"{state.samples_per_second:,.0f} samples/s" if state.samples_per_second else ""
+        step = f"{state.step} of {state.total_steps}"
+        lines.append(_labelled("step", step, numbers(state.metrics), speed))
+    if state.began and state.phase != "lost":
+        left = f"about {eta(state, now)} to go" if eta(state, now) != "-" else ""
+        lines.append(_labelled("time", f"{seconds(now - state.began)} elapsed", left))
+    if state.evaluation:
+        lines.append(_labelled("held-out", numbers(state.evaluation)))
+    if state.pids and state.phase != "lost":
+        lines.append(_labelled("workers", workers(state)))
+    if state.saved_step is not None:
+        lines.append(_labelled("checkpoint", f"step {state.saved_step}"))
+    lines += [_labelled("failure", f"{clock(event)} {failure(event)}") for event in state.failures[-FAILURES_SHOWN:]]
+    lines += [_labelled("warning", warning) for warning in state.warnings]
+    lines.append(_labelled("folder", str(run.path), state.storage))
+    if state.phase == "lost":
+        lines.append(f"  go on with: dtrain resume {run.id}")
+    return "\n".join(lines)
+
+
+def _labelled(label: str, *parts: str) -> str:
+    return f"  {label:10} {', '.join(part for part in parts if part)}"
+
+
+def _speed(state: RunState) -> str:
+    """Mean samples a second over all steps that stand in the history."""
+    training = state.report.get("training", 0.0) + state.report.get("saving", 0.0)
+    if not training or not state.global_batch:
+        return ""
+    return f"{state.step * state.global_batch / training:,.0f} samples/s"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A list of runs, one line each, however long its names are."""
+    lines: list[tuple[str, ...]] = [COLUMNS]
+    for item in rows:
+        step = f"{item['step']}/{item['total_steps']}" if item["total_steps"] else "-"
+        loss = f"{item['loss']:.4g}" if item.get("loss") is not None else "-"
+        started = time.strftime("%m-%d %H:%M", time.localtime(item["started"])) if item.get("started") else "-"
+        age = f"{seconds(time.time() - item['changed'])} ago" if item.get("changed") else "-"
+        cells = (str(item.get(key, "-")) for key in ("strategy", "cluster", "workers", "restarts"))
+        lines.append((item["run"], item["state"], step, loss, *cells, started, age))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -1,0 +1,45 @@
+"""Checks of a job's environment variables, arguments and preloads, before anything is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+
+from dtrain.api.plan import Problem
+from dtrain.launch import registry
+from dtrain.spec.job import Job
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+OWN = re.compile(
+    r"DTRAIN_.*|TORCHELASTIC_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TF_CONFIG"
+    r"|HOROVOD_((LOCAL_|CROSS_)?(RANK|SIZE)|HOSTNAME|GLOO_.*|CONTROLLER)"
+)
+"""Variables that tell a worker its place among the others; the launcher sets them."""
+
+
+def environment(job: Job) -> Iterator[Problem]:
+    """Variables that cannot be set, or that the launcher sets; arguments that no program can be given."""
+    for name, value in job.env.items():
+        if not VARIABLE.fullmatch(name):
+            yield Problem(
+                ("env", name), f"{name!r} cannot name an environment variable: letters, digits and underscores"
+            )
+        elif OWN.fullmatch(name):
+            yield Problem(("env", name), f"{name} is set by the launcher, differently for each worker: leave it out")
+        elif "\0" in value:
+            yield Problem(("env", name), "an environment variable cannot hold a NUL character")
+    for index, argument in enumerate(job.args):
+        if "\0" in str(argument):
+            yield Problem(("args", str(index)), "an argument cannot hold a NUL character")
+
+
+def preload(job: Job) -> Iterator[Problem]:
+    """Modules that are not there, if the workers run in this environment."""
+    here = registry.cluster_of(job).same_machine
+    for module in job.preload:
+        if not MODULE.fullmatch(module):
+            yield Problem(("preload",), f"{module!r} cannot name a module: for example package.module")
+        elif here and importlib.util.find_spec(module.partition(".")[0]) is None:
+            yield Problem(("preload",), f"there is no module {module.partition('.')[0]}: install it, or leave it out")

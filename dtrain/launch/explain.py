@@ -1,0 +1,95 @@
+"""`dtrain explain KEY`: the meaning, type, default and an example of a recipe's key, from the schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dtrain.common.errors import UsageError, nearest
+from dtrain.launch.recipe import schema
+
+EXAMPLES = {"integer": 2, "number": 0.5, "boolean": True, "string": "text", "array": [], "object": {}}
+
+
+def explain(key: str) -> str:
+    """Everything that is known of a key; for a section, all of its keys. Raises `UsageError` for an unknown key."""
+    whole = schema()
+    node, path = whole, list[str]()
+    for part in key.split(".") if key else []:
+        choices = _properties(node, whole)
+        if part not in choices:
+            where = f" in {'.'.join(path)}" if path else ""
+            raise UsageError(f"no key '{part}'{where}. {nearest(part, list(choices))}")
+        node = _resolved(choices[part], whole)
+        path.append(part)
+    lines = [key or "a recipe", *(f"  {line}" for line in _text(node).splitlines())]
+    inner = _properties(node, whole)
+    if not inner or ("default" in node and not isinstance(node["default"], dict)):
+        lines += [
+            f"  type     {_type(node, whole)}",
+            f"  default  {_default(node)}",
+            f"  example  {_example(path, node, whole)}",
+        ]
+    for name, child in inner.items():
+        child = _resolved(child, whole)
+        first = (_text(child).splitlines() or [""])[0]
+        lines.append(f"    {name:18} {first}")
+    return "\n".join(lines)
+
+
+def _resolved(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its references followed; its own description and default win."""
+    while "$ref" in node:
+        target = whole["$defs"][node["$ref"].rpartition("/")[2]]
+        node = target | {name: value for name, value in node.items() if name != "$ref"}
+    return node
+
+
+def _forms(node: dict[str, Any], whole: dict[str, Any]) -> list[dict[str, Any]]:
+    return [_resolved(form, whole) for form in node.get("anyOf", [node])]
+
+
+def _properties(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keys below a node; of a plugin, those of all plugins of its kind."""
+    found: dict[str, dict[str, Any]] = {}
+    for form in _forms(node, whole):
+        title = form.get("title", "")
+        for name, child in form.get("properties", {}).items():
+            child = _resolved(child, whole)
+            if "const" in child:
+                continue
+            text = child.get("description", "")
+            found.setdefault(name, child | ({"description": f"({title}) {text}"} if "anyOf" in node else {}))
+    return found
+
+
+def _text(node: dict[str, Any]) -> str:
+    return str(node.get("description", ""))
+
+
+def _type(node: dict[str, Any], whole: dict[str, Any]) -> str:
+    return " or ".join(dict.fromkeys(_one_type(form) for form in _forms(node, whole)))
+
+
+def _one_type(form: dict[str, Any]) -> str:
+    if "enum" in form:
+        return " or ".join(map(str, form["enum"]))
+    bounds = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+    limits = ", ".join(f"{text} {form[name]:g}" for name, text in bounds.items() if name in form)
+    return f"{form.get('type', form.get('title', 'anything'))}{f' {limits}' if limits else ''}"
+
+
+def _default(node: dict[str, Any]) -> str:
+    return json.dumps(node["default"]) if "default" in node else "none: it must be given"
+
+
+def _example(path: list[str], node: dict[str, Any], whole: dict[str, Any]) -> str:
+    """One line of YAML that sets the key."""
+    value = node.get("default")
+    if value in (None, [], {}, ""):
+        form = next((form for form in _forms(node, whole) if form.get("type") != "null"), {})
+        value = form["enum"][0] if "enum" in form else EXAMPLES.get(str(form.get("type")), "…")
+    text = f"{path[-1]}: {json.dumps(value, ensure_ascii=False)}"
+    for part in reversed(path[:-1]):
+        text = f"{part}: {{{text}}}"
+    return text

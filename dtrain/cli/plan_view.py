@@ -33,7 +33,7 @@ def plan_data(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
     return {
         "name": job.name, "kind": job.kind, "target": job.target, "folder": job.folder, "strategy": job.strategy.name, "reason": job.strategy.reason,
         "cluster": job.cluster.name, "nodes": launch.nodes, "workers": launch.workers, "processes": launch.processes,
-        "preload": list(launch.preload), "numbers": numbers, "ranks": workers, "commands": cluster.render(launch, run),
+        "preload": list(launch.preload), "threads": job.resources.cpus_per_worker, "numbers": numbers, "ranks": workers, "commands": cluster.render(launch, run),
     }  # fmt: skip
 
 
@@ -44,6 +44,10 @@ def plan_text(shown: dict[str, Any]) -> str:
         f"  {shown['strategy']} on {counted(shown['workers'], 'worker')} in {counted(shown['processes'], 'process')} on {counted(shown['nodes'], 'node')}, {shown['cluster']}"
     )
     lines.append(f"  imported once a node, before workers are forked: {', '.join(shown['preload']) or 'nothing'}")
+    threads = shown["threads"] or "the node's CPUs divided by its workers (resources.cpus_per_worker)"
+    lines.append(
+        f"  threads of a worker: {threads}; they sleep while they wait for each other (OMP_WAIT_POLICY=passive)"
+    )
     if shown["reason"]:
         lines.append(f"  {shown['strategy']} was chosen since: {shown['reason']}")
     if shown["numbers"]:

@@ -11,10 +11,10 @@ from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.spec import contract, entrypoint
 from dtrain.spec.job import Job
+from dtrain.spec.task_class import EXPECTED, METHODS
 
 TRAIN, EVAL = "train", "eval"
 OTHER_SPLITS = ("val", "valid", "validation", "test")
-EXPECTED = "a task has model and optimizer (or models and optimizers), data, and loss (or train_step)"
 
 
 class Task:
@@ -25,7 +25,7 @@ class Task:
         self._seed = seed
         self.name = name
         """For messages: `digits.py: Digits`."""
-        for either in (("model", "models"), ("optimizer", "optimizers"), ("data",), ("loss", "train_step")):
+        for either in METHODS:
             if not any(callable(getattr(user, method, None)) for method in either):
                 raise UserError(f"{name} has no method {' or '.join(either)}: {EXPECTED}")
 

@@ -47,15 +47,15 @@ def trained(
     folder: Path, file: str, *, target: str = "Task", strategy: str = "ddp", params: Any = None, **train: Any
 ) -> Heard:
     """Train a task (or a function, if its name is in lower case) to its end, on one worker."""
-    kind = "task" if target[0].isupper() else "function"
+    is_task = target[0].isupper()
     numbers = {"steps": 3, "global_batch": 4, "shards": 2, "log_every": 1} | train
     run = RunDir(folder / f"run-{next(_number)}")
     for path in (run.path, run.logs, run.ledgers, run.checkpoints):
         path.mkdir(parents=True, exist_ok=True)
-    choice = PluginChoice(strategy)
     job = Job(
-        name="test", strategy=choice, params=params or {}, train=Train(**numbers), checkpoint=Checkpoint(every_steps=2),
-        folder=str(folder), **{kind: f"{file}:{target}"},
+        name="test", strategy=PluginChoice(strategy), params=params or {}, train=Train(**numbers),
+        checkpoint=Checkpoint(every_steps=2), folder=str(folder),
+        task=f"{file}:{target}" if is_task else None, function=None if is_task else f"{file}:{target}",
     )  # fmt: skip
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -65,7 +65,7 @@ def test_the_models_move_to_another_strategy(tmp_path: Path) -> None:
 
 
 def average(live: Live) -> str:
-    return re.findall(r"^average .*$", live.output(0), flags=re.MULTILINE)[-1]
+    return str(re.findall(r"^average .*$", live.output(0), flags=re.MULTILINE)[-1])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "horovod"])

@@ -101,6 +101,7 @@ class TorchBackend:
 
         torch.manual_seed(train.seed)
         self._task = task
+        self._name = getattr(task, "name", type(task).__name__)
         self._own_step = hasattr(task, "train_step")
         self._train = train
         several = hasattr(task, "models")
@@ -109,11 +110,11 @@ class TorchBackend:
             for name, model in self._made(task, several=several).items()
         }
         self._state.models = plain = {name: self._parallel.plain(model) for name, model in self._models.items()}
-        method = f"{task.name}.{'optimizers' if hasattr(task, 'optimizers') else 'optimizer'}"
+        method = f"{self._name}.{'optimizers' if hasattr(task, 'optimizers') else 'optimizer'}"
         given = (task.optimizers if hasattr(task, "optimizers") else task.optimizer)(plain if several else plain[ONLY])
         optimizers, self._state.schedulers = sorted_out(given, method)
         if self._state.schedulers and hasattr(task, "schedule"):
-            raise UserError(f"{method} gave a scheduler, and there is {task.name}.schedule too: leave out one of them")
+            raise UserError(f"{method} gave a scheduler, and there is {self._name}.schedule too: leave out one of them")
         named = list(self._state.named_parameters())
         _check_trained(optimizers, named, method)
         passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._place.world_size
@@ -128,7 +129,7 @@ class TorchBackend:
         """The user's models by name, checked."""
         import torch
 
-        method = f"{task.name}.{'models' if several else 'model'}"
+        method = f"{self._name}.{'models' if several else 'model'}"
         models = task.models() if several else {ONLY: task.model()}
         if not isinstance(models, Mapping) or not models:
             raise UserError(f"{method} gave {gave(models)}; expected a dict of modules by name")
@@ -201,7 +202,7 @@ class TorchBackend:
         )  # fmt: skip
         with self._parallel.autocast(self._device):
             given = self._task.train_step(own)
-        name = f"{self._task.name}.train_step"
+        name = f"{self._name}.train_step"
         if isinstance(given, Mapping):
             numbers = named_numbers(given, name)
             values = {key: value.detach() if hasattr(value, "detach") else value for key, value in numbers.items()}
@@ -213,7 +214,7 @@ class TorchBackend:
         return values
 
     def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
-        name = f"{self._task.name}.loss"
+        name = f"{self._name}.loss"
         with self._parallel.autocast(self._device):
             loss, metrics = loss_and_metrics(
                 self._task.loss(self._view(self._models), moved(batch, self._device)), name
@@ -283,12 +284,12 @@ class TorchBackend:
     def _measured(self, batch: Any, metrics: Metrics | None) -> Mapping[str, Any]:
         models = self._view(self._models)
         if metrics is not None:
-            return named_numbers(metrics(models, batch), f"{self._task.name}: the metrics of context.evaluate")
+            return named_numbers(metrics(models, batch), f"{self._name}: the metrics of context.evaluate")
         if hasattr(self._task, "metrics"):
-            return named_numbers(self._task.metrics(models, batch), f"{self._task.name}.metrics")
+            return named_numbers(self._task.metrics(models, batch), f"{self._name}.metrics")
         if not hasattr(self._task, "loss"):
-            raise UserError(f"{self._task.name} has held-out data and neither metrics nor loss to evaluate it with")
-        loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._task.name}.loss")
+            raise UserError(f"{self._name} has held-out data and neither metrics nor loss to evaluate it with")
+        loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._name}.loss")
         return {"loss": loss.reshape(())} | more
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:

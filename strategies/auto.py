@@ -9,6 +9,7 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.job import Device, Job
 
 from . import task_framework
+from .script import Script, ScriptOptions
 
 BYTES_A_PARAMETER = 16
 """Weights, gradients and the two moments of Adam in fp32 (Rajbhandari et al., ZeRO, 2020, section 3.1)."""
@@ -38,7 +39,7 @@ class Auto:
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
         """See `MetaStrategy.resolve`."""
         if job.kind == "script":
-            return "script", {}, "a script brings its own strategy"
+            return Script(ScriptOptions()).resolve(job)
         framework = task_framework.of_task(job)
         resources = job.resources
         if framework == "tensorflow":

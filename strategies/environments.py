@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.api.strategy import ERROR_FILE, RankInfo, RendezvousInfo
 
 
 def torchrun(place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
@@ -23,6 +24,11 @@ def torchrun(place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         "MASTER_PORT": str(peers.ports[0]),
         "TORCHELASTIC_RUN_ID": peers.run_id,
         "TORCHELASTIC_RESTART_COUNT": str(peers.attempt - 1),
+        "TORCHELASTIC_MAX_RESTARTS": str(peers.restarts),
+        # The rendezvous is rank 0's to serve: here no agent serves one, as torchrun's does.
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCHELASTIC_ERROR_FILE": ERROR_FILE,
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
     } | loopback(peers)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
 from dtrain.spec import entrypoint
@@ -15,7 +14,7 @@ from . import environments
 from .horovod import launcher
 
 PRELOADS = {
-    "torch": ("torch", "torch.distributed"),
+    "torch": ("torch", "torch.distributed", "dtrain.strategies.torch.orderly_end"),
     "tensorflow": ("tensorflow",),
     "keras": ("tensorflow",),
 }
@@ -26,15 +25,37 @@ TORCH_PRELOADS = {
     "fully_shard": "torch.distributed.fsdp",
 }
 """A name that stands in the script → the slow import that comes with its first use."""
+BUILT_ON = {
+    "accelerate": "torch",
+    "deepspeed": "torch",
+    "fairscale": "torch",
+    "lightning": "torch",
+    "pytorch_lightning": "torch",
+    "timm": "torch",
+    "torchtitan": "torch",
+    "torchvision": "torch",
+    "transformers": "torch",
+    "keras": "tensorflow",
+}
+"""What the script imports → the framework below it. Only the framework is preloaded: some of these look at the rank while
+they are imported."""
+LAUNCHERS = {"horovod": "horovod", "torch": "torchrun", "tensorflow": "tensorflow"}
+"""What the script imports, the most telling first → the launcher it was written for."""
+KERAS_3 = (
+    "Keras 3's model.fit does not work under MultiWorkerMirroredStrategy, whatever starts it: pip install tf-keras and set "
+    "TF_USE_LEGACY_KERAS=1 (env: in the recipe), or write the loop by hand, or as a task"
+)
+MOST_TF_CONFIG = 100_000
+"""Characters of TF_CONFIG that a script of an unknown kind is given: the kernel passes no longer variable to a program."""
 
 
 @dataclass(frozen=True)
 class ScriptOptions:
     """Of a script."""
 
-    launcher: Literal["all", "torchrun", "tensorflow", "horovod"] = "all"
+    launcher: Literal["auto", "all", "torchrun", "tensorflow", "horovod"] = "auto"
     """Whose environment to set: torchrun's RANK, WORLD_SIZE, MASTER_ADDR …, TensorFlow's TF_CONFIG, horovodrun's
-    HOROVOD_* with its rendezvous, or all of them."""
+    HOROVOD_* with its rendezvous, or all of them; `auto` looks at what the script imports."""
 
 
 class Script:
@@ -46,14 +67,25 @@ class Script:
     def __init__(self, options: ScriptOptions) -> None:
         self.options = options
 
+    def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
+        """See `MetaStrategy.resolve`: the launcher is fixed for the life of the run."""
+        if self.options.launcher != "auto" or job.kind != "script":
+            return "script", asdict(self.options), job.strategy.reason
+        frameworks = _frameworks(job)
+        chosen = next((name for framework, name in LAUNCHERS.items() if framework in frameworks), "all")
+        if {"torch", "tensorflow"} <= frameworks and chosen != "horovod":
+            chosen = "all"
+        reason = (
+            f"its imports name {' and '.join(sorted(frameworks))}" if frameworks else "what it imports is not known"
+        )
+        return "script", asdict(self.options) | {"launcher": chosen}, f"a script for {_words(chosen)}: {reason}"
+
     def preload(self, job: Job) -> tuple[str, ...]:
         """The frameworks that the script's own import statements name."""
-        path = Path(job.folder) / str(job.script)
-        if path.suffix != ".py":
-            return ()
-        imported = entrypoint.imports(path)
-        modules = [module for name, modules in PRELOADS.items() if name in imported for module in modules]
-        if "torch" in imported:
+        path = entrypoint.script_file(job)
+        frameworks = _frameworks(job)
+        modules = [module for name, modules in PRELOADS.items() if name in frameworks for module in modules]
+        if path and "torch" in frameworks:
             named = entrypoint.names(path)
             modules += [module for name, module in TORCH_PRELOADS.items() if name in named]
         return tuple(dict.fromkeys(modules))
@@ -62,20 +94,51 @@ class Script:
         """One a worker."""
         return workers_per_node
 
+    def needs_all_addresses(self) -> bool:
+        """TF_CONFIG names all workers."""
+        return self.options.launcher in ("all", "auto", "tensorflow")
+
     def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As the chosen launcher sets it."""
-        launchers = {
-            "torchrun": environments.torchrun,
-            "tensorflow": environments.tf_config,
-            "horovod": launcher.environment,
-        }
-        chosen = launchers if self.options.launcher == "all" else (self.options.launcher,)
-        return {name: value for launcher in chosen for name, value in launchers[launcher](place, peers).items()}
+        told: dict[str, str] = {}
+        if self._sets("torchrun"):
+            told |= environments.torchrun(place, peers)
+        if self._sets("tensorflow"):
+            config = environments.tf_config(place, peers)
+            if self.options.launcher == "tensorflow" or len(config["TF_CONFIG"]) < MOST_TF_CONFIG:
+                told |= config
+        if self._sets("horovod"):
+            told |= launcher.environment(place, peers)
+        return told
+
+    def explain(self, error: BaseException) -> str:
+        """See `ExplainsErrors.explain`."""
+        text = str(error)
+        if isinstance(error, ValueError) and "PerReplica" in text and "unsupported type" in text:
+            return KERAS_3
+        return ""
 
     def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
-        """Horovod's rendezvous, where the script wants it."""
-        path = Path(joining.job.folder) / str(joining.job.script)
-        uses_it = path.suffix == ".py" and "horovod" in entrypoint.imports(path)
-        if self.options.launcher == "horovod" or (self.options.launcher == "all" and uses_it):
-            return launcher.rendezvous(joining)
-        return nullcontext()
+        """Horovod's rendezvous, if the script wants it."""
+        wanted = self.options.launcher == "horovod" or (
+            self._sets("horovod") and "horovod" in _frameworks(joining.job) and launcher.installed()
+        )
+        return launcher.rendezvous(joining) if wanted else nullcontext()
+
+    def _sets(self, name: str) -> bool:
+        return self.options.launcher in ("all", "auto", name)
+
+
+def _frameworks(job: Job) -> set[str]:
+    """Those that the script's files import, directly or below a library built on one."""
+    path = entrypoint.script_file(job)
+    imported = entrypoint.imports_below(path, job.folder) if path else frozenset()
+    if "keras" in imported and job.env.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        imported -= {"keras"}
+    return {BUILT_ON.get(name, name) for name in imported} & {*LAUNCHERS, *BUILT_ON.values()}
+
+
+def _words(chosen: str) -> str:
+    return (
+        "any launcher" if chosen == "all" else {"tensorflow": "TF_CONFIG", "horovod": "horovodrun"}.get(chosen, chosen)
+    )

@@ -67,7 +67,7 @@ def trained(
     assert isinstance(plugin, TrainingStrategy)
     with plugin.join(joining) as session:
         try:
-            loop.run(run, joining, session, ControlChannel(theirs, 0), None, 0)
+            loop.run(run, joining, session, ControlChannel(theirs), None, 0)
         finally:
             import torch.distributed as dist
 

@@ -6,20 +6,21 @@ When its stdin closes, nobody is there any more to work for, and it ends everyth
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtrain.agent import devices
+from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
+from dtrain.api import reports
 from dtrain.api.protocol import (  # fmt: skip
     AgentReady,
     Command,
@@ -42,16 +43,20 @@ from dtrain.api.protocol import (  # fmt: skip
     fragments,
 )
 from dtrain.api.strategy import RankInfo
-from dtrain.common.processes import kill_group, oom_kills, usage
+from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process, usage
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir
-from dtrain.worker import main
+from dtrain.spec.failures import FailureKind
+from dtrain.worker import failure_report
+from dtrain.worker.main import Assignment
 
 if TYPE_CHECKING:  # few agents need one
     from dtrain.agent.node_run_folder import NodeRunFolder
 
 LINE_BYTES = "DTRAIN_LINE_BYTES"
 """The longest line that is carried whole to the supervisor, where that has a limit."""
+INTERNAL = {LINE_BYTES, devices.ADDRESS, devices.CPUS, "DTRAIN_FOLDER", "DTRAIN_JOB"}
+"""Variables that tell agents and supervisors of dtrain something, and nobody else."""
 IDLE_CPU_SHARE = 0.02
 CLOSED_GRACE_SECONDS = 5.0
 
@@ -61,7 +66,8 @@ class WorkerProcess:
     """One running worker and when it last showed a sign of life."""
 
     place: RankInfo
-    process: ForkServerProcess
+    pid: int
+    """It leads a process group of the same number."""
     pipe: Connection
     log: Path
     ledger: Path
@@ -72,11 +78,8 @@ class WorkerProcess:
     step: int | None = None
     active: float = 0.0
     stopped_since: float | None = None
-
-    @property
-    def pid(self) -> int:
-        """Of the worker, which leads a process group of the same number."""
-        return int(self.process.pid or 0)
+    reported: bool = False
+    """Whether it said why it fails."""
 
     def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""
@@ -95,15 +98,8 @@ class WorkerProcess:
         )
 
 
-def first_fork() -> None:
-    """Have the zygote fork once: that ends when what it preloads is imported."""
-    process = multiprocessing.get_context("forkserver").Process(target=main.nothing)
-    process.start()
-    process.join()
-
-
 class Agent:
-    """The loop of one node; single-threaded but for the zygote's warm-up."""
+    """The loop of one node."""
 
     def __init__(
         self,
@@ -114,7 +110,7 @@ class Agent:
         beat_seconds: float,
         commands: int,
         events: int,
-        warm: bool,
+        zygote: ForkServer,
     ) -> None:
         self.run = run
         self._private = private
@@ -132,10 +128,10 @@ class Agent:
         self._ports: list[socket.socket] = []
         self._kill_at: float | None = None
         self._waiting: deque[StartWorkers] = deque()
-        self._warm_pipe, self._warm_done = os.pipe()
-        self._warm = warm
+        self._zygote = zygote
+        self._late = False
+        """Whether the supervisor has given up waiting for the zygote's imports."""
         self._line_bytes = int(os.environ.get(LINE_BYTES, 0))
-        self._context = multiprocessing.get_context("forkserver")
 
     def send(self, event: Event) -> None:
         """One line up; where nobody reads any more, the end of stdin is about to say so."""
@@ -147,17 +143,8 @@ class Agent:
         except BrokenPipeError:
             self._closed = self._broken = True
 
-    def _warm_up(self) -> None:
-        def answer() -> None:
-            first_fork()
-            os.write(self._warm_done, b".")
-
-        threading.Thread(target=answer, name="warm-up", daemon=True).start()
-
     def serve(self) -> None:
         """Work until told to quit or left alone."""
-        if not self._warm:
-            self._warm_up()
         address = devices.address()
         self.send(
             AgentReady(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private)
@@ -184,21 +171,44 @@ class Agent:
 
     def _poll(self, timeout: float) -> None:
         pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
-        sentinels = {one.process.sentinel: rank for rank, one in self._workers.items()}
-        sources: list[Any] = [self._commands, *pipes, *sentinels, *([] if self._warm else [self._warm_pipe])]
+        sources: list[Any] = [self._commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
         ready = wait(sources, timeout)
         for source in ready:
             if source in pipes:
                 self._drain_pipe(pipes[source])
-        for source in ready:
-            if source in sentinels:
-                self._reap(sentinels[source])
-            elif source == self._warm_pipe:
-                self._warm = True
+        self._hear_zygote()
         if self._commands in ready:
             self._read()
-        while self._warm and self._waiting:
+        while (self._zygote.warm or self._zygote.broken) and self._waiting:
             self._fork(self._waiting.popleft())
+            self._hear_zygote()
+
+    def _hear_zygote(self) -> None:
+        for event in self._zygote.hear():
+            if isinstance(event, Ended):
+                rank = next((rank for rank, one in self._workers.items() if one.pid == event.pid), None)
+                if rank is not None:
+                    self._reap(rank, event.code)
+            elif self._workers:
+                self._lose_workers(event)
+
+    def _lose_workers(self, broken: Broken) -> None:
+        """The zygote is gone, and its workers, which die with it, have nobody to tell how they ended."""
+        for rank, one in list(self._workers.items()):
+            kill_group(one.pid)
+            self._drain_pipe(rank)
+            if not one.reported:
+                self._report(rank, FailureKind.CRASH, broken.reason)
+        deadline = time.monotonic() + CLOSED_GRACE_SECONDS
+        while any(alive(one.pid) for one in self._workers.values()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for rank in list(self._workers):
+            self._reap(rank, -signal.SIGKILL)
+
+    def _report(self, rank: int, kind: FailureKind, message: str, traceback: str = "") -> None:
+        """Say in the place of a worker why it fails."""
+        body = reports.encode(reports.WorkerFailed(kind.value, message, traceback))
+        self.send(WorkerReport(self._attempt, rank, body))
 
     def _read(self) -> None:
         data = os.read(self._commands, 1 << 16)
@@ -215,8 +225,7 @@ class Agent:
         if isinstance(command, Quit):
             self._closed = self._told_to_quit = True
         elif isinstance(command, SetJob):
-            if self._private:
-                self._private.adopt(command.job)
+            self._adopt(command.job)
         elif isinstance(command, ReservePorts):
             self._listen(command)
         elif isinstance(command, StartWorkers):
@@ -231,18 +240,33 @@ class Agent:
             self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
             self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
         elif isinstance(command, DumpStacks):
+            if self._waiting:
+                self._zygote.show_stacks()
+                self._late = True
             # A stopped process cannot handle the signal that asks for its stacks: wake it.
-            self._signal(main.STACKS_SIGNAL)
+            self._signal(STACKS_SIGNAL)
             self._signal(signal.SIGCONT)
         elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
-                one.pipe.send(command.body)
+                with suppress(OSError):  # it has just ended; that it did is heard next
+                    one.pipe.send(command.body)
+
+    def _adopt(self, job: dict[str, Any]) -> None:
+        """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""
+        if self._private:
+            self._private.adopt(job)
+            environment = self._zygote.environment | self.run.job().env
+            if environment != self._zygote.environment:
+                self._zygote = self._zygote.again(environment)
 
     def _listen(self, command: ReservePorts) -> None:
         """Bind, but do not listen: with SO_REUSEADDR on both sides the worker's framework can bind the same port,
         while the kernel gives it to nobody who asks for just any port."""
         self._close_ports()
         self._attempt = command.attempt
+        if self._zygote.broken or (self._late and not self._zygote.warm):
+            self._zygote = self._zygote.again()
+        self._late = False
         for _ in range(command.workers):
             port = socket.socket()
             port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -251,39 +275,59 @@ class Agent:
         self.send(PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
 
     def _fork(self, start: StartWorkers) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in INTERNAL}
+        refused: dict[int, str] = {}
         for place in start.places:
-            ours, theirs = self._context.Pipe()
-            # The zygote may be older than this agent's environment.
-            environment = dict(os.environ) | start.environment[str(place.rank)]
-            assignment = main.Assignment(
-                str(self.run.path), place, start.peers, environment, start.checkpoint, start.step
-            )
-            rendezvous = self._ports[place.local_rank] if place.rank == 0 else None
-            process = self._context.Process(target=main.main, args=(assignment, theirs, rendezvous))
-            process.start()
-            theirs.close()
-            log, record = self.run.rank_log(place.rank), self.run.ledger(start.attempt, place.rank)
-            self._workers[place.rank] = WorkerProcess(place, process, ours, log, record, oom_kills())
+            assignment = Assignment(str(self.run.path), place, start.peers, environment, start.checkpoint, start.step)
+            try:
+                self._workers[place.rank] = self._forked(start.attempt, assignment)
+            except ForkRefused as error:
+                refused[place.rank] = str(error)
         self.send(WorkersStarted(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
+        broken = self._zygote.broken
+        for rank, reason in refused.items():
+            if broken and broken.traceback:
+                self._report(rank, FailureKind.SETUP, broken.reason, broken.traceback)
+            else:
+                self._report(rank, FailureKind.CRASH, reason)
+            self.send(WorkerExited(start.attempt, rank, 1, None, out_of_memory=False))
+
+    def _forked(self, attempt: int, assignment: Assignment) -> WorkerProcess:
+        place = assignment.place
+        ours, theirs = Pipe()
+        with theirs:
+            descriptors = [theirs.fileno(), *([self._ports[place.local_rank].fileno()] if place.rank == 0 else [])]
+            try:
+                pid = self._zygote.fork(descriptors)
+            except ForkRefused:
+                ours.close()
+                raise
+        with suppress(OSError):  # it has just ended; that it did is heard next
+            ours.send(assignment)
+        log, record = self.run.rank_log(place.rank), self.run.ledger(attempt, place.rank)
+        return WorkerProcess(place, pid, ours, log, record, oom_kills())
 
     def _drain_pipe(self, rank: int) -> None:
         """Pass on what a worker says; a worker killed in the middle of a word closes its pipe."""
         one = self._workers[rank]
         try:
-            while one.pipe.poll():
-                self.send(WorkerReport(self._attempt, rank, one.pipe.recv()))
+            while not one.pipe.closed and one.pipe.poll():
+                body = one.pipe.recv()
+                one.reported |= body["say"] == "failed"
+                self.send(WorkerReport(self._attempt, rank, body))
         except (EOFError, OSError):
             one.pipe.close()
 
-    def _reap(self, rank: int) -> None:
-        if not self._workers[rank].pipe.closed:
-            self._drain_pipe(rank)
+    def _reap(self, rank: int, code: int) -> None:
+        self._drain_pipe(rank)
         one = self._workers.pop(rank)
         kill_group(one.pid)
+        if code and not one.reported and (report := failure_report.from_error_file(self.run.error_file(rank))):
+            self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()
-        self.send(WorkerExited(self._attempt, rank, int(one.process.exitcode or 0), step, killed_for_memory))
+        self.send(WorkerExited(self._attempt, rank, code, step, killed_for_memory))
         one.pipe.close()
         if not self._workers:
             self._close_ports()
@@ -294,7 +338,7 @@ class Agent:
             if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGCONT):
                 kill_group(one.pid, number)
             else:
-                os.kill(one.pid, number)
+                signal_process(one.pid, number)
 
     def _close_ports(self) -> None:
         for port in self._ports:
@@ -305,9 +349,9 @@ class Agent:
         """Kill the workers' groups and wait for them; the zygote follows when this process is gone."""
         self._signal(signal.SIGKILL)
         deadline = time.monotonic() + CLOSED_GRACE_SECONDS
-        for one in self._workers.values():
-            one.process.join(max(0.0, deadline - time.monotonic()))
-            kill_group(one.pid)
+        while self._workers and time.monotonic() < deadline and not self._zygote.broken:
+            wait([self._zygote.fileno()], max(0.0, deadline - time.monotonic()))
+            self._hear_zygote()
         self._send_what_grew()
         if self._private and self._told_to_quit and not self._broken:
             self._private.remove()

@@ -8,14 +8,14 @@ import socket
 from pathlib import Path
 
 ADDRESS = "DTRAIN_ADDRESS"
-"""Environment variable: the address of this node, where the cluster knows better."""
+"""Environment variable: the address of this node, if the cluster knows better."""
 
 
 LOOPBACK = "127.0.0.1"
 ELSEWHERE = "192.0.2.1"
 """An address that belongs to no machine (RFC 5737)."""
 CPUS = "DTRAIN_CPUS"
-"""Environment variable: processors of this node that are ours, where the cluster knows better."""
+"""Environment variable: processors of this node that are ours, if the cluster knows better."""
 
 
 def cpus() -> int:

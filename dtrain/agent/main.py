@@ -8,11 +8,10 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
 
 from dtrain.agent import devices, prewarm
+from dtrain.agent.fork_server import ForkServer
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 5.0
@@ -25,11 +24,9 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     commands, events = os.dup(0), os.dup(1)
     _send_output_to(Path(os.devnull))
+    zygote = None
     if arguments == [prewarm.OPTION]:
-        _start_zygote([])
-        from dtrain.agent.agent import first_fork
-
-        first_fork()
+        zygote = ForkServer((), os.environ)
         given = prewarm.wait(commands)
         if given is None:
             return 0
@@ -50,13 +47,19 @@ def main(arguments: list[str]) -> int:
     # something else too; asleep, as many threads as there are CPUs were never slower than one (torch 2.13, 2 CPUs).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    warm = _start_zygote([name for name in options.preload.split(",") if name])
+    modules = tuple(name for name in options.preload.split(",") if name)
+    environment = run.job().env if run.job_file.exists() else {}
+    if zygote and (modules or environment):
+        zygote.stop()
+        zygote = None
+    # The recipe's variables are there before a framework is imported, which may look at them.
+    zygote = zygote or ForkServer(modules, os.environ | environment)
     from dtrain.agent.agent import Agent
 
     threading.Thread(target=_watch_lease, args=(run.lock_file, commands), daemon=True).start()
     beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
     streams = {"commands": commands, "events": events}
-    Agent(run, private, options.node, beat_seconds=beat_seconds, warm=warm, **streams).serve()
+    Agent(run, private, options.node, beat_seconds=beat_seconds, zygote=zygote, **streams).serve()
     os._exit(0)
 
 
@@ -68,19 +71,6 @@ def _watch_lease(lock: Path, commands: int) -> None:
         while lock.read_text() == mark:
             time.sleep(LEASE_SECONDS)
         os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
-
-
-def _start_zygote(preload: list[str]) -> bool:
-    """Start the process that workers are forked from; the one of a spare agent, which is warm, is kept where nothing is to
-    be preloaded. Returns whether it was."""
-    server: Any = forkserver._forkserver
-    if server._forkserver_pid is not None:
-        if not preload:
-            return True
-        server._stop()
-    forkserver.set_forkserver_preload(["dtrain.agent.zygote", "dtrain.worker.main", *preload])
-    forkserver.ensure_running()
-    return False
 
 
 def _send_output_to(log: Path) -> None:

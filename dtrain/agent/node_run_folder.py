@@ -1,4 +1,4 @@
-"""The run folder of a node that does not see the run's: what grows in it is sent to the supervisor, which keeps it in the real one.
+"""Node-local run folder for nodes without the shared file system; the agent streams appended bytes to the supervisor.
 
 One folder a machine and run, taken over by the next agent there when one was killed, with what it had not sent yet
 and with its copies of checkpoints.
@@ -33,7 +33,7 @@ CHUNK = 1 << 18
 
 
 class NodeRunFolder:
-    """A private run folder."""
+    """A run folder on this node alone, and how much of each of its files was sent."""
 
     def __init__(self, run: RunDir, lock: IO[str]) -> None:
         self.run = run
@@ -48,7 +48,7 @@ class NodeRunFolder:
         self.run.write_job(replace(known, folder=os.environ.get(FOLDER, known.folder)))
 
     def grown(self) -> Iterator[FileAppended]:
-        """What was added to logs and ledgers since the last time; it counts as sent when the next piece is asked for."""
+        """The bytes appended to logs and ledgers since the last call; they count as sent when the next ones are asked for."""
         for path in self.run.append_only_files():
             name = str(path.relative_to(self.run.path))
             while chunk := read_at(path, self._sent.get(name, 0), CHUNK):

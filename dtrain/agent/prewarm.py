@@ -24,7 +24,7 @@ def start() -> None:
 
 
 def take(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
-    """The spare agent, told to be what `command` would have started; None where there is none, or it is no agent's."""
+    """The spare agent, told to be what `command` would have started; None if there is none, or it is no agent's."""
     if not _started or "agent" not in command:
         return None
     process = _started.pop()
@@ -45,7 +45,7 @@ def discard() -> None:
 
 
 def wait(commands: int) -> list[str] | None:
-    """In the spare agent: its arguments when they come, its environment set; None where nobody wants it.
+    """In the spare agent: its arguments when they come, its environment set; None if nobody wants it.
 
     Reads byte by byte: what follows the line belongs to the agent."""
     line = bytearray()

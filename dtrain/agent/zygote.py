@@ -1,47 +1,165 @@
-"""Preloaded by the zygote (multiprocessing's forkserver) of every agent, and imported nowhere else.
+"""The zygote of an agent: it imports the framework once, and forks every worker from the result.
 
-The zygote ends when its agent does, since it then reads the end of the forkserver's alive pipe. On its way out it
-kills the process groups of the workers it forked: they would die with it anyway (`PR_SET_PDEATHSIG`), but their own
-children (data loaders) would not.
+`dtrain.agent.fork_server` starts it and speaks to it over one socket: a request brings the file descriptors of a new worker,
+answers tell of its process. It is no `multiprocessing` process, so that its workers find that module untouched. It ends
+when its agent does, since it then reads the end of the socket. On its way out it kills the process groups of the workers
+it forked: they would die with it anyway (`PR_SET_PDEATHSIG`), but their own children (data loaders) would not.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes  # noqa: F401  what every worker needs at once
+import faulthandler
 import gc
+import importlib
+import json
 import os
-import shutil
-from multiprocessing import forkserver
+import select
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dtrain.common.processes import kill_group
+from dtrain.common.processes import STACKS_SIGNAL, die_with_parent, kill_group, outlive_parent
 
-ZYGOTE = os.getpid()
-AGENT = os.getppid()
+MESSAGE_BYTES = 1 << 16
+MOST_DESCRIPTORS = 2
+_exit_code: tuple[int, int] | None = None
+"""A worker's process id and what it ends with: an exit code, or minus a signal."""
 
 
-def end_workers() -> None:
+def main() -> None:
+    """`python -c … DESCRIPTOR AGENT MODULE…`: be a zygote; in a worker, return when the user's code has ended."""
+    # What is registered first is called last: after the exit handlers of everything that is imported from here on.
+    atexit.register(_leave)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(
+        int(sys.argv[2])
+    )  # an import may never end; when all are done, this process has its workers to end first
+    before = dict(os.environ)
+    # Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers
+    # turn it on again.
+    gc.disable()
+    if not _import(sys.argv[3:], channel):
+        os._exit(1)
+    outlive_parent()
+    imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    _say(channel, kind="warm")
+    descriptors = _serve(channel)
+    if descriptors is None:
+        _end_workers()
+        os._exit(0)
+    from dtrain.worker import main as worker
+
+    global _exit_code
+    _exit_code = os.getpid(), 1
+    _exit_code = os.getpid(), worker.main(worker.Inheritance(descriptors, imported))
+
+
+def _import(modules: list[str], channel: socket.socket) -> bool:
+    """Import what is to be there before the first fork; a module that is not there is the workers' to miss."""
+    for name in modules:
+        _say(channel, kind="importing", module=name)
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            traceback.print_exc()
+        except BaseException as error:  # noqa: BLE001  a module may raise anything, SystemExit included
+            traceback.print_exc()
+            from dtrain.worker.failure_report import users_traceback
+
+            _say(
+                channel,
+                kind="broken",
+                module=name,
+                error=f"{type(error).__name__}: {error}"[:2000],
+                traceback=users_traceback(error, None),
+            )
+            return False
+    return True
+
+
+def _say(channel: socket.socket, **message: Any) -> None:
+    with suppress(OSError):  # the agent is gone: the next read says so
+        channel.send(json.dumps(message).encode())
+
+
+def _serve(channel: socket.socket) -> tuple[int, ...] | None:
+    """Fork a worker for every request: its descriptors in the worker, None in the zygote when the agent is gone."""
+    ended, wake = os.pipe()
+    os.set_blocking(ended, False)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # only what has a handler wakes `select` up
+    signal.set_wakeup_fd(wake)
+    while True:
+        ready, _, _ = select.select([channel.fileno(), ended], [], [])
+        if ended in ready:
+            os.read(ended, MESSAGE_BYTES)
+            _bury(channel)
+        if channel.fileno() in ready:
+            request, descriptors, _, _ = socket.recv_fds(
+                channel, MESSAGE_BYTES, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+            if not request:
+                return None
+            if _fork(channel, descriptors):
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.close(ended)
+                os.close(wake)
+                return tuple(descriptors)
+
+
+def _fork(channel: socket.socket, descriptors: list[int]) -> bool:
+    """Whether this is the new process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _say(channel, kind="refused", error=f"{error.strerror}")
+    else:
+        if pid == 0:
+            channel.close()
+            return True
+        _say(channel, kind="forked", pid=pid)
+    for one in descriptors:
+        os.close(one)
+    return False
+
+
+def _bury(channel: socket.socket) -> None:
+    """Tell the agent of every worker that has ended."""
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            _say(channel, kind="ended", pid=found[0], code=os.waitstatus_to_exitcode(found[1]))
+
+
+def _end_workers() -> None:
     """Kill every process group that a child of this process leads."""
-    if os.getpid() != ZYGOTE:
-        return
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             kill_group(int(pid))
-    if os.getppid() != AGENT:
-        _remove_socket_folder()
 
 
-def _remove_socket_folder() -> None:
-    """multiprocessing leaves the removal of its temporary folder to the agent, which may have been killed."""
-    server: Any = forkserver._forkserver
-    folder = Path(server._forkserver_address or "").parent
-    if folder.name.startswith("pymp-"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-atexit.register(end_workers)
-# Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers turn
-# it on again.
-gc.disable()
+def _leave() -> None:
+    """The end of a worker, after its threads and exit handlers: as it is, without taking its objects apart, since freeing
+    a DDP model can wait for a thread of gloo's that waits for Python (seen in torch 2.13, under any launcher)."""
+    if _exit_code is None or _exit_code[0] != os.getpid():
+        return  # a process that the user's code forked ends as it likes
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with suppress(Exception):
+            if stream is not None:
+                stream.flush()
+    code = _exit_code[1]
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)

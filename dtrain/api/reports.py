@@ -91,6 +91,11 @@ class LeftAtStep:
 
 
 @dataclass(frozen=True)
+class StepsDone:
+    """This rank's task or function came to its end, or left as agreed: exit code 0 without it is a failure."""
+
+
+@dataclass(frozen=True)
 class WorkerFailed:
     """An exception ended this rank's code."""
 
@@ -113,6 +118,7 @@ Report = (
     | SaveFailed
     | StopProposal
     | LeftAtStep
+    | StepsDone
     | WorkerFailed
 )
 NAMES: dict[str, type[Any]] = {
@@ -125,6 +131,7 @@ NAMES: dict[str, type[Any]] = {
     "save_failed": SaveFailed,
     "gate": StopProposal,
     "left": LeftAtStep,
+    "finished": StepsDone,
     "failed": WorkerFailed,
 }
 """Name on the wire → class."""

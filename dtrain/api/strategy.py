@@ -15,6 +15,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dtrain.spec.job import Device, Job, Resources, Train
 
+ERROR_FILE = "<error file of this rank>"
+"""As a value in `Strategy.environment`: the path of a file that is the rank's own and that its program may leave an error in."""
+
 
 @dataclass(frozen=True)
 class RankInfo:
@@ -35,7 +38,7 @@ class RendezvousInfo:
     """How the workers of an attempt reach each other; every attempt has ports of its own."""
 
     addresses: tuple[str, ...]
-    """Of every rank, in the order of ranks; a worker is told rank 0's only, the rest stands in its environment."""
+    """Of every rank, in the order of ranks; only rank 0's in a worker whose strategy does not ask for all (`NeedsAllAddresses`)."""
     ports: tuple[int, ...]
     """One reserved for every rank, on its own node; rank 0's is the rendezvous port."""
     run_id: str
@@ -43,6 +46,8 @@ class RendezvousInfo:
     """Counted from 1."""
     service: int = 0
     """One more port on rank 0's node, for what a strategy serves there."""
+    restarts: int = 0
+    """How many times failed workers may be started again (`recovery.restarts`)."""
 
     @cached_property
     def on_loopback(self) -> bool:
@@ -52,7 +57,7 @@ class RendezvousInfo:
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """All that a worker hands to `join`."""
+    """Everything that `join` needs to know of a worker."""
 
     place: RankInfo
     peers: RendezvousInfo
@@ -63,7 +68,7 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class SnapshotFiles:
-    """What one process put into a checkpoint folder."""
+    """The files that one process wrote into a checkpoint folder."""
 
     files: tuple[str, ...]
     """Names relative to the folder."""
@@ -167,10 +172,10 @@ class Strategy(Protocol):
         """Pure. Modules the zygote imports before it forks workers."""
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """Pure. Worker processes of a node that has so many replicas on such devices: one a device, or one a node."""
+        """Pure. Worker processes of a node with this number of replicas: one a device, or one a node."""
 
     def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
-        """Pure. The environment of one rank, as the framework's own launcher would set it."""
+        """Pure. The environment of one rank, as the framework's own launcher would set it. It is made in the worker."""
 
 
 @runtime_checkable
@@ -190,11 +195,36 @@ class NeedsService(Protocol):
 
 
 @runtime_checkable
+class NeedsAllAddresses(Protocol):
+    """A strategy whose environment may name every worker (TF_CONFIG): that is told to all of them, which costs their square."""
+
+    def needs_all_addresses(self) -> bool:
+        """Pure. Whether it does with these options."""
+
+
+@runtime_checkable
+class ExplainsErrors(Protocol):
+    """A strategy that knows errors of its framework whose text does not say what to do."""
+
+    def explain(self, error: BaseException) -> str:
+        """Pure. What this error means and what to do, in one line; '' if it says so itself or is not known."""
+
+
+@runtime_checkable
 class MetaStrategy(Protocol):
     """A strategy that stands for another one."""
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
         """Pure. Name and options of the strategy to use, and why."""
+
+
+@runtime_checkable
+class ChecksInstallation(Protocol):
+    """A strategy or cluster that needs more than its framework; `dtrain plugins` asks its class."""
+
+    @staticmethod
+    def missing_here() -> str:
+        """Does not wait. Why it cannot work on this machine and what to do, or ''."""
 
 
 @runtime_checkable

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,14 +23,22 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 POLL_SECONDS = 0.1
+STATE_SECONDS = 0.4
+"""Between two looks at a progress bar."""
 
 
 class LineReader:
-    """New whole lines of a log; what is there already counts as old where `skip` says so."""
+    """New whole lines of a log; what is there already counts as old if `skip` says so.
 
-    def __init__(self, path: Path, *, skip: bool) -> None:
+    Of a line that a progress bar writes over and over (`\\r`), only the newest state is read, a few times a second."""
+
+    def __init__(self, path: Path, *, skip: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._offset = path.stat().st_size if skip and path.exists() else 0
+        self._clock = clock
+        self._state = ""
+        """Of the line under way, when it was last read."""
+        self._state_at = -math.inf
 
     def new(self, *, rest: bool = False) -> list[str]:
         """Lines not seen yet; with `rest`, a last one without an end too."""
@@ -41,7 +50,29 @@ class LineReader:
             return []
         whole = data if rest else data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return whole.decode(errors="replace").splitlines()
+        lines = whole.decode(errors="replace").split("\n")
+        found = [_newest_state(line) for line in (lines if lines[-1] else lines[:-1])]
+        if self._state and found[:1] == [self._state]:
+            del found[0]  # it is the end of a line whose last state is known
+        if whole:
+            self._state = ""
+        return found + self._under_way(data[len(whole) :])
+
+    def _under_way(self, data: bytes) -> list[str]:
+        """What a progress bar shows now, if it has changed and it is time to look again."""
+        now = self._clock()
+        if b"\r" not in data or now < self._state_at + STATE_SECONDS:
+            return []
+        state = _newest_state(data.decode(errors="replace"))
+        if not state or state == self._state:
+            return []
+        self._state, self._state_at = state, now
+        return [state]
+
+
+def _newest_state(line: str) -> str:
+    """What is seen of a line in a terminal: the last thing that was written over the others."""
+    return next((part for part in reversed(line.split("\r")) if part), "")
 
 
 class Feed:

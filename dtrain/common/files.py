@@ -29,7 +29,7 @@ def private_folder(path: Path) -> Path:
 
 
 def read_at(path: Path, offset: int, count: int) -> bytes:
-    """At most so many bytes of a file from there on."""
+    """At most `count` bytes of a file from an offset on."""
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(count)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+STACKS_SIGNAL = signal.SIGQUIT
+"""Has a worker or a zygote write the stacks of its threads."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -17,8 +19,7 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
     """Signal the group that `pid` leads, and `pid` itself in case it leads none yet; a process that is gone is fine."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-    with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+    signal_process(pid, number)
 
 
 def alive(pid: int) -> bool:
@@ -28,12 +29,25 @@ def alive(pid: int) -> bool:
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG); ends at once where it already has."""
+    """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG); ends at once if it already has."""
     import ctypes  # the launcher need not pay for it
 
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Take back `die_with_parent`."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
+
+
+def signal_process(pid: int, number: int) -> None:
+    """Signal one process; one that is gone, or was just waited for, is fine."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def set_name(name: str) -> None:
@@ -54,7 +68,7 @@ class Usage:
 
 
 def usage(pid: int) -> Usage | None:
-    """What /proc says of a process and its living children, or None where it is gone."""
+    """What /proc says of a process and its living children, or None if it is gone."""
     own = _stat(pid)
     if own is None:
         return None

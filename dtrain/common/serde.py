@@ -26,7 +26,7 @@ def from_dict(cls: type[T], data: dict[str, Any]) -> T:
 def _decode(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
-    if value is not None and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    if isinstance(value, dict) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 
 from dtrain.api.plan import Problem
 from dtrain.launch import registry
@@ -41,5 +43,11 @@ def preload(job: Job) -> Iterator[Problem]:
     for module in job.preload:
         if not MODULE.fullmatch(module):
             yield Problem(("preload",), f"{module!r} cannot name a module: for example package.module")
-        elif here and importlib.util.find_spec(module.partition(".")[0]) is None:
+        elif here and not _is_there(module.partition(".")[0], job.env.get("PYTHONPATH", "")):
             yield Problem(("preload",), f"there is no module {module.partition('.')[0]}: install it, or leave it out")
+
+
+def _is_there(package: str, path: str) -> bool:
+    """Whether a package is installed, or below the PYTHONPATH of the recipe's own variables."""
+    folders = [folder for folder in path.split(os.pathsep) if folder]
+    return importlib.util.find_spec(package) is not None or PathFinder.find_spec(package, folders) is not None

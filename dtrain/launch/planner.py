@@ -1,4 +1,4 @@
-"""From a job to what would run where: pure, so that `dtrain plan` shows exactly what `dtrain run` does."""
+"""From a job to its launch plan: pure, so that `dtrain plan` shows exactly what `dtrain run` does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dtrain.api.strategy import MetaStrategy, TrainingStrategy, ValidatesResourc
 from dtrain.common.errors import nearest
 from dtrain.launch import checks, registry
 from dtrain.spec import entrypoint, task_class
-from dtrain.spec.job import Job, PluginChoice, Train
+from dtrain.spec.job import Job, PluginChoice, ScriptModule, Train
 from dtrain.storage import object_store
 
 DEFAULT_SHARDS = 8
@@ -81,11 +81,17 @@ def _of_target(job: Job) -> Iterator[Problem]:
         yield Problem(("script",), text)
     if job.kind == "script" and job.params:
         yield Problem(("params",), "a script takes `args`, not `params`")
+    if job.kind != "script" and job.recovery.retry_exit_codes:
+        yield Problem(
+            ("recovery", "retry_exit_codes"), f"a {job.kind} reports its errors itself: exit codes are for a script"
+        )
     if job.kind != "script" and job.args:
         yield Problem(("args",), f"a {job.kind} takes `params`, not `args`")
 
 
 def _of_script(job: Job) -> str:
+    if isinstance(job.script, ScriptModule):
+        return _of_module(job.script.module, job.folder)
     path = Path(job.folder) / str(job.script)
     if path.suffix == ".py":
         tree = entrypoint.parsed(path)
@@ -96,6 +102,15 @@ def _of_script(job: Job) -> str:
         return ""
     others = [str(file.relative_to(job.folder)) for file in Path(job.folder).glob("*.py")]
     return f"there is no file {path} and no program '{job.script}'. {nearest(str(job.script), others) if others else ''}".rstrip()
+
+
+def _of_module(name: str, folder: str) -> str:
+    if not all(part.isidentifier() for part in name.split(".")):
+        return f"'{name}' is no module: name one as after python -m, package.module"
+    if path := entrypoint.module_file(name, folder):
+        tree = entrypoint.parsed(path)
+        return tree if isinstance(tree, str) else ""
+    return f"there is no module '{name}' that python -m could run, in {folder} or among the installed packages"
 
 
 def _of_numbers(job: Job) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""Every path of a run: the folder is the only state that processes share."""
+"""Every path in a run folder, which is the only state that the processes of a run share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class RunDir:
-    """One run's folder and what lies where in it."""
+    """A run folder and the paths in it."""
 
     path: Path
 
@@ -95,6 +95,10 @@ class RunDir:
         """Output of one worker, over all attempts."""
         return self.logs / f"rank-{rank:05d}.log"
 
+    def error_file(self, rank: int) -> Path:
+        """Where a program that is no Python script of ours leaves its error (TORCHELASTIC_ERROR_FILE)."""
+        return self.logs / f"rank-{rank:05d}.error.json"
+
     def ledger(self, attempt: int, rank: int) -> Path:
         """The samples of one worker in one attempt."""
         return self.ledgers / f"attempt-{attempt:04d}-rank-{rank:05d}.bin"
@@ -109,7 +113,7 @@ class RunDir:
         return sorted(itertools.chain(self.logs.glob("*.log"), self.ledgers.glob("*.bin")))
 
     def job(self) -> Job:
-        """The job of this run; raises `RunNotFound` where the folder is no run."""
+        """The job of this run; raises `RunNotFound` if the folder is no run."""
         try:
             return from_dict(Job, json.loads(self.job_file.read_text()))
         except FileNotFoundError:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from dtrain.common.errors import nearest
+from dtrain.spec.job import Job, ScriptModule
+
+MOST_FILES = 50
+"""Of a program's own that are looked at for its imports."""
 
 
 def split(target: str) -> tuple[str, str]:
-    """`file.py:Name` or `package.module:Name` in its two parts; the second is empty where there is none."""
+    """`file.py:Name` or `package.module:Name` in its two parts; the second is empty if there is none."""
     module, _, name = target.rpartition(":")
     return (module, name) if module else (name, "")
 
 
 def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
-    """Why a target cannot be what the recipe says, found by reading the file; '' where it can or cannot be known."""
+    """Why a target cannot be what the recipe says, found by reading the file; '' if it can or cannot be known."""
     module, name = split(target)
     what = "class" if kind is ast.ClassDef else "function"
     if not name:
@@ -73,6 +78,42 @@ def imports(path: Path) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
     return frozenset(found)
+
+
+def imports_below(path: Path, folder: str) -> frozenset[str]:
+    """Top-level packages that a program imports itself or through files of its own: those beside it and in its folder."""
+    found: set[str] = set()
+    waiting, seen = [path], {path}
+    while waiting and len(seen) < MOST_FILES:
+        one = waiting.pop()
+        for name in imports(one):
+            found.add(name)
+            for beside in {path.parent, Path(folder)}:
+                local = {beside / f"{name}.py", *(beside / name).glob("*.py")} - seen
+                waiting += [file for file in local if file.is_file()]
+                seen |= local
+    return frozenset(found)
+
+
+def script_file(job: Job) -> Path | None:
+    """The Python file that a script job runs, found without importing anything; None for other programs."""
+    if isinstance(job.script, ScriptModule):
+        return module_file(job.script.module, job.folder)
+    path = Path(job.folder) / str(job.script)
+    return path if path.suffix == ".py" else None
+
+
+def module_file(name: str, folder: str) -> Path | None:
+    """The file that `python -m NAME` would run in this folder, found without importing anything."""
+    places: list[str] | None = [folder, *sys.path]
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, places) if places else None
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or ())
+    if places:
+        spec = PathFinder.find_spec("__main__", places)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def names(path: Path) -> frozenset[str]:

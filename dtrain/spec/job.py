@@ -1,4 +1,4 @@
-"""What a run is, as frozen data: the value that a recipe becomes and every later stage reads.
+"""The job: what a recipe becomes, as frozen data that every later stage reads.
 
 The dataclasses carry the constraints that `dtrain.launch.recipe` has pydantic check; nothing here imports pydantic,
 so agents and workers read a job without paying for it. Durations are seconds, as the names say.
@@ -45,6 +45,7 @@ POSITIVE = Limit(above=0, most=10**12)
 NOT_NEGATIVE = Limit(least=0, most=10**6)
 SECONDS = Limit(above=0, most=10**9)
 THREADS = Limit(above=0, most=4096)
+EXIT_CODE = Limit(least=1, most=255)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,15 @@ class PluginChoice:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
-    """Why this one, where the recipe left it open."""
+    """Why this one was chosen, if the recipe left it open."""
+
+
+@dataclass(frozen=True)
+class ScriptModule:
+    """A module that is run as `python -m` does."""
+
+    module: str
+    """`package.module`, or a package with a `__main__`."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +143,15 @@ class Recovery:
     backoff_seconds: Annotated[float, NOT_NEGATIVE] = 1.0
     """Wait before the second restart in a row without progress, doubled for each one after; the first does not wait."""
     hang_seconds: Annotated[float, SECONDS] = 600.0
-    """No step, no output and no CPU time for so long is a hang."""
+    """No step, no output and no CPU time for this long is a hang."""
     heartbeat_seconds: Annotated[float, SECONDS] = 30.0
-    """A node that says nothing for so long is lost."""
+    """A node whose agent is silent for this long is lost."""
     grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, SECONDS] = 600.0
-    """Longest wait for the cluster to give the nodes."""
+    """Longest wait for the cluster to give the nodes, and for a node to start its workers."""
+    retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()
+    """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +164,8 @@ class Job:
     """`file.py:Class` (beside the recipe) or `package.module:Class`; dtrain owns the loop."""
     function: str | None = None
     """`file.py:function`, called with a context; the user owns the loop."""
-    script: str | None = None
-    """A program, unchanged: a Python file beside the recipe or a command."""
+    script: str | ScriptModule | None = None
+    """A program, unchanged: a Python file beside the recipe, `{module: package.module}`, or a command."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the task's class, or `context.params`."""
     args: tuple[str | int | float, ...] = ()
@@ -189,4 +200,6 @@ class Job:
     @property
     def target(self) -> str:
         """The name of what this job runs."""
+        if isinstance(self.script, ScriptModule):
+            return f"python -m {self.script.module}"
         return self.task or self.function or self.script or ""

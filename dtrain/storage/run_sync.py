@@ -231,7 +231,7 @@ class RunSyncer:
 
 
 def of(run: RunDir, job: Job) -> RunCopy | None:
-    """The copy of a run, where it has one."""
+    """The copy of a run, if it has one."""
     return RunCopy(run, of_run(job.storage, run.id)) if job.storage.url else None
 
 
@@ -243,7 +243,7 @@ def _reader(path: Path) -> tuple[RunCopy | None, list[float]]:
 
 
 def refresh(run: RunDir) -> None:
-    """Bring a run folder up to its copy, unless it is supervised from here; says where that cannot be done."""
+    """Bring a run folder up to its copy, unless it is supervised from here; says if that cannot be done."""
     copy, looked = _reader(run.path)
     if not copy or time.monotonic() - looked[0] < EVERY_SECONDS or run.locked():
         return
@@ -255,7 +255,7 @@ def refresh(run: RunDir) -> None:
 
 
 def fetched(root: Path, url: str) -> RunDir:
-    """The run at a URL, brought here into a folder of the same name; raises `StorageError` where there is none."""
+    """The run at a URL, brought here into a folder of the same name; raises `StorageError` if there is none."""
     run_id = url.rstrip("/").rpartition("/")[2]
     run = RunDir(root.absolute() / run_id)
     if not run.job_file.exists():

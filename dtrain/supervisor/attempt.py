@@ -28,8 +28,8 @@ from dtrain.api.protocol import (
     WorkerReport,
     WorkersStarted,
 )
-from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
-from dtrain.checkpoint.store import CheckpointInfo, CheckpointStore
+from dtrain.api.strategy import NeedsAllAddresses, Strategy
+from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
 from dtrain.run import events
 from dtrain.run.event_log import EventLog
@@ -43,6 +43,7 @@ from dtrain.supervisor.hang_detector import HangDetector
 from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
+from dtrain.supervisor.start_watch import StartWatch
 
 STACKS_SECONDS = 1.0
 PROGRESS_SECONDS = 1.0
@@ -106,12 +107,15 @@ class Attempt:
         self._started = False
         self._rendezvous = Rendezvous({node.name: node.address for node in nodes}, self._ranks)
         self._hangs = HangDetector(self._settings.hang_seconds)
-        self._failures = FailureAttribution(self._owner)
+        self._start_watch = StartWatch(self._settings.provision_seconds)
+        self._failures = FailureAttribution(
+            self._owner, script=plan.job.kind == "script", retry_exit_codes=self._settings.retry_exit_codes
+        )
         self._drain = DrainAgreement()
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log, context.lease,
             ranks=len(self._owner), keep=plan.job.checkpoint.keep,
-            facts={"strategy": plan.job.strategy.name, "workers": plan.workers, "run": context.run_id},
+            origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
             saved_step=resume.step if resume else 0, changed=self._close,
         )  # fmt: skip
         self._leaving = False
@@ -137,8 +141,9 @@ class Attempt:
         if isinstance(event, PortsReserved):
             self._rendezvous.add(node, event.ports)
             if self._rendezvous.complete and self._phase is Phase.RENDEZVOUS:
-                self._start()
+                self._start(now)
         elif isinstance(event, WorkersStarted):
+            self._start_watch.started(node)
             self._context.log.add(events.WorkersStarted(attempt=self.number, node=node, pids=event.pids))
             if self._leaving and self._phase is Phase.RUNNING and self._plan.job.kind != "script":
                 # A proposal that was asked for before the workers were there reached none of them; twice does no harm.
@@ -166,6 +171,7 @@ class Attempt:
             if self._phase in (Phase.SETTLING, Phase.RUNNING):
                 self.kill()
         if self._phase is Phase.RUNNING and not self._leaving:
+            self._look_for_slow_start(now)
             self._look_for_hang(now)
         if self._phase is Phase.ENDING and self._ending_since is None:
             self._ending_since = now
@@ -207,20 +213,18 @@ class Attempt:
             self._running.clear()
         self._close()
 
-    def _start(self) -> None:
+    def _start(self, now: float) -> None:
         """All ports are known: fork the workers everywhere."""
+        self._start_watch.begin(self._ranks, now)
         self._phase = Phase.RUNNING
         self._started = True
-        info = self._rendezvous.info(self._context.run_id, self.number)
-        told = of_rank_zero(info)
+        info = self._rendezvous.info(self._context.run_id, self.number, self._settings.restarts)
+        strategy = self._context.strategy
+        if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses()):
+            info = of_rank_zero(info)
         checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
         for node, ranks in self._ranks.items():
-            environment = {str(rank.rank): self._environment(rank, info) for rank in ranks}
-            self._send(node, StartWorkers(self.number, tuple(ranks), told, environment, checkpoint, step))
-
-    def _environment(self, rank: RankInfo, info: RendezvousInfo) -> dict[str, str]:
-        own = {"DTRAIN_RUN": self._context.run_id, "DTRAIN_ATTEMPT": str(self.number), "DTRAIN_RANK": str(rank.rank)}
-        return own | self._context.strategy.environment(rank, info)
+            self._send(node, StartWorkers(self.number, tuple(ranks), info, checkpoint, step))
 
     def _on_report(self, rank: int, report: reports.Report) -> None:
         if isinstance(report, reports.ShardWritten):
@@ -234,6 +238,8 @@ class Attempt:
             self._stop_by_function(report.reason)
         elif isinstance(report, reports.LeftAtStep):
             self._left_step = report.step
+        elif isinstance(report, reports.StepsDone):
+            self._failures.steps_done(rank)
         elif isinstance(report, reports.WorkerFailed):
             self._failures.report(rank, report)
         else:
@@ -257,6 +263,9 @@ class Attempt:
         asked_to = self._leaving and (self._plan.job.kind == "script" or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
             self._on_failure(self._failures.exited(event, self._commits.saved_step), now)
+        ends = self._leaving or self._phase is Phase.ENDING
+        if event.code == 0 and not ends and self._failures.exited_with_zero(event, self._commits.saved_step):
+            self.kill()
         self._agree()
         self._close()
 
@@ -297,10 +306,17 @@ class Attempt:
         if hang is None:
             return
         self._context.log.add(events.HangDetected(attempt=self.number, rank=hang.rank, steps=hang.steps))
-        self._send_all(DumpStacks(self.number))
         failure = Failure(FailureKind.HANG, hang.message, hang.rank, self._owner[hang.rank], hang.step)
+        self._on_hang(failure, now)
+
+    def _look_for_slow_start(self, now: float) -> None:
+        if failure := self._start_watch.overdue(now):
+            self._on_hang(failure, now)
+
+    def _on_hang(self, failure: Failure, now: float) -> None:
+        """Not an end at once: the workers need a moment to write their stacks."""
+        self._send_all(DumpStacks(self.number))
         self._failures.add(failure, self._commits.saved_step)
-        # The workers need a moment to write their stacks.
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dtrain.api.protocol import WorkerExited
 from dtrain.api.reports import WorkerFailed
 from dtrain.spec.failures import Failure, FailureKind, exit_kind
+from dtrain.supervisor.early_exits import EarlyExits
 from dtrain.supervisor.failure_policy import cause, conclusive
 
 BUG_SETTLE_SECONDS = 0.25
@@ -18,9 +19,11 @@ SETTLE_SECONDS = 1.5
 class FailureAttribution:
     """Collects the candidates for the cause of an attempt's failure, in the order they were noticed."""
 
-    def __init__(self, owner: Mapping[int, str]) -> None:
+    def __init__(self, owner: Mapping[int, str], *, script: bool, retry_exit_codes: Sequence[int] = ()) -> None:
         self._owner = owner
         """Rank → node."""
+        self._retry_exit_codes = retry_exit_codes
+        self._early = EarlyExits(script=script)
         self._reports: dict[int, Failure] = {}
         self._candidates: list[Failure] = []
 
@@ -30,6 +33,17 @@ class FailureAttribution:
             FailureKind(report.failure), report.message, rank=rank, node=self._owner[rank],
             traceback=report.traceback, where=report.where, exit_code=report.exit_code,
         )  # fmt: skip
+
+    def steps_done(self, rank: int) -> None:
+        """A worker of a task or a function came to its end."""
+        self._early.finished(rank)
+
+    def exited_with_zero(self, event: WorkerExited, saved_step: int) -> Failure | None:
+        """A worker ended well, or too early."""
+        if not (why := self._early.exited(event.rank, time.time())):
+            return None
+        failure = Failure(FailureKind.BUG, why, rank=event.rank, node=self._owner[event.rank], code=0, step=event.step)
+        return self.add(failure, saved_step)
 
     def has_report(self, rank: int) -> bool:
         """Whether the worker reported an exception before it ended."""
@@ -41,6 +55,8 @@ class FailureAttribution:
         if failure is None:
             kind, text = exit_kind(event.code, out_of_memory=event.out_of_memory)
             failure = Failure(kind, text, rank=event.rank, node=self._owner[event.rank])
+        if event.code in self._retry_exit_codes:
+            failure = dataclasses.replace(failure, kind=FailureKind.CRASH)
         return self.add(dataclasses.replace(failure, code=event.code, step=event.step), saved_step)
 
     def add(self, failure: Failure, saved_step: int) -> Failure:
@@ -51,7 +67,7 @@ class FailureAttribution:
 
     def cause(self) -> Failure | None:
         """The initiator; None if nothing failed."""
-        return cause(self._candidates) if self._candidates else None
+        return self._early.explain(cause(self._candidates)) if self._candidates else None
 
 
 def settle_seconds(failure: Failure) -> float:

@@ -12,12 +12,12 @@ from dtrain.spec.job import Recovery
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now."""
+    """The answer to a failure."""
 
     retry: bool
     reason: str
     exit_code: Exit = Exit.DONE
-    """Of the run, where it is not tried again."""
+    """Of the run, if it is not tried again."""
     delay_seconds: float = 0.0
 
 

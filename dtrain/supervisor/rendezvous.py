@@ -29,7 +29,7 @@ class Rendezvous:
         """Whether every node answered."""
         return len(self._ports) == len(self._ranks)
 
-    def info(self, run_id: str, attempt: int) -> RendezvousInfo:
+    def info(self, run_id: str, attempt: int, restarts: int) -> RendezvousInfo:
         """Addresses and ports of all ranks."""
         order = [node for node, ranks in self._ranks.items() for _ in ranks]
         return RendezvousInfo(
@@ -38,9 +38,10 @@ class Rendezvous:
             service=self._ports[order[0]][-1],
             run_id=run_id,
             attempt=attempt,
+            restarts=restarts,
         )
 
 
 def of_rank_zero(info: RendezvousInfo) -> RendezvousInfo:
-    """What every worker is told: the address of rank 0 alone, since a list of all for everyone is quadratic."""
+    """What workers are told that need not know all others: the address of rank 0 alone, since a list of all for everyone is quadratic."""
     return dataclasses.replace(info, addresses=info.addresses[:1], ports=info.ports[:1])

@@ -16,16 +16,22 @@ from typing import Any
 class ControlChannel:
     """The worker's end; a thread of its own listens once `listen` was called."""
 
-    def __init__(self, pipe: Connection, step: int) -> None:
+    def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._sending = threading.Lock()
         self._changed = threading.Condition()
-        self._next = step
+        self._next = 0
         """The step that was begun last or, before any was, the first."""
         self._begun = False
         self._gate: int | None = None
         self._leave: int | None = None
         self._asked = False
+
+    def assignment(self) -> Any:
+        """What this worker is to do, the first thing it is told; raises `EOFError` if the agent is gone."""
+        assignment = self._pipe.recv()
+        self._next = assignment.step
+        return assignment
 
     def listen(self) -> None:
         """Hear the supervisor from now on."""

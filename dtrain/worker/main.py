@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-import atexit
-import faulthandler
-import gc
 import os
 import signal
 import socket
 import sys
-import traceback
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.api.strategy import NeedsService, RankInfo, RendezvousInfo, Strategy, TrainingStrategy, WorkerContext
-from dtrain.common.errors import ClusterError, DtrainError, StorageError, UserError
+from dtrain.api.strategy import (
+    ERROR_FILE,
+    ExplainsErrors,
+    NeedsService,
+    RankInfo,
+    RendezvousInfo,
+    Strategy,
+    TrainingStrategy,
+    WorkerContext,
+)
+from dtrain.common.errors import ClusterError
 from dtrain.common.processes import die_with_parent, set_name
 from dtrain.run.folder import RunDir
-from dtrain.spec.failures import FailureKind, exception_kind
+from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job
+from dtrain.worker import failure_report, python_process
 from dtrain.worker.control_channel import ControlChannel
 
 _kept: list[Any] = []
 """What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
 them may be waiting for (seen in torch 2.13, under any launcher)."""
-STACKS_SIGNAL = signal.SIGQUIT
 FAILED = 1
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What a new worker gets from its zygote and from the request that it was forked for."""
+
+    descriptors: tuple[int, ...]
+    """Its end of the pipe to the agent and, if it is to serve the rendezvous, the socket reserved for that."""
+    set_by_imports: dict[str, str]
+    """Environment variables that the preloaded modules set."""
 
 
 @dataclass(frozen=True)
@@ -41,84 +55,110 @@ class Assignment:
     place: RankInfo
     peers: RendezvousInfo
     environment: dict[str, str]
+    """Of the agent."""
     checkpoint: str | None
     """Its name, to resume from."""
     step: int
 
 
-def nothing() -> None:
-    """The zygote's first child, by which the agent sees that it is warm."""
+def main(inheritance: Inheritance) -> int:
+    """The whole life of a worker. Returns its exit code: 0, the user's own, 1 after a report, or minus a signal."""
+    worker = os.getpid()
+    os.setsid()
+    die_with_parent(os.getppid())
+    pipe, *rendezvous = inheritance.descriptors
+    for descriptor in inheritance.descriptors:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003
+    link = ControlChannel(Connection(pipe))
+    try:
+        try:
+            assignment: Assignment = link.assignment()
+            run, job, strategy = _set_up_process(assignment, inheritance)
+        except EOFError:  # the agent is gone
+            return FAILED
+        except Exception as error:  # noqa: BLE001  of dtrain's, or of a file system: not of the user's code
+            failure_report.send(link, error, None, kind=FailureKind.CRASH)
+            return FAILED
+        listener = socket.socket(fileno=rendezvous[0]) if rendezvous else None
+        return _run(run, job, strategy, assignment, link, listener)
+    finally:
+        if os.getpid() == worker:  # and not a process that the user's code forked
+            link.close()
 
 
-def main(assignment: Assignment, pipe: Connection, rendezvous: socket.socket | None) -> None:
-    """The whole life of a worker; its exit code is 0, the user's own, or 1 after a report."""
-    run = RunDir(Path(assignment.run))
-    job = run.job()
-    _set_up_process(run, assignment, job)
-    link = ControlChannel(pipe, assignment.step)
-    code = FAILED
+def _run(
+    run: RunDir,
+    job: Job,
+    strategy: Strategy,
+    assignment: Assignment,
+    link: ControlChannel,
+    listener: socket.socket | None,
+) -> int:
+    """Run the user's code and report what ends it."""
+    worker = os.getpid()
     try:
         _enter_code_folder(job.folder)
-        from dtrain.launch import registry  # importlib.metadata costs time that agents need not pay
-
-        strategy = registry.strategy(job.strategy.name, job.strategy.options)
-        joining = WorkerContext(assignment.place, assignment.peers, job, rendezvous)
+        joining = WorkerContext(assignment.place, assignment.peers, job, listener)
         with _serving(strategy, joining):
             if job.kind == "script":
-                run_script(job)
+                _run_script(job, listener)
             else:
-                train(run, strategy, joining, link, assignment)
-        code = 0
-    except SystemExit as error:
-        code = _exit_code(error)
-    except BaseException as error:  # noqa: BLE001  the report of whatever ends the user's code is the point
-        report(link, error, job)
-    finally:
-        with suppress(Exception):
-            atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        link.close()
-        os._exit(code)
+                _train(run, strategy, joining, link, assignment)
+                link.say("finished")
+    except BaseException as error:
+        if os.getpid() != worker:
+            raise
+        if isinstance(error, SystemExit) and job.kind == "script":
+            return _exit_code(error)
+        if isinstance(error, KeyboardInterrupt):
+            failure_report.show(error, job)
+            return -signal.SIGINT
+        explanation = strategy.explain(error) if isinstance(strategy, ExplainsErrors) else ""
+        failure_report.send(link, error, job, explanation=explanation)
+        return FAILED
+    return 0
 
 
 def _exit_code(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
-        return error.code or 0
+        return (error.code or 0) & 0xFF
     print(error.code, file=sys.stderr)
     return FAILED
 
 
-def _set_up_process(run: RunDir, assignment: Assignment, job: Job) -> None:
-    """From a copy of the zygote to a process of its own, with its own session, output, signals and environment."""
-    zygote = os.getppid()
-    os.setsid()
-    die_with_parent(zygote)
-    rank = assignment.place.rank
-    set_name(f"dtrain-rank-{rank}")
-    _forget_the_zygote()
-    gc.freeze()
-    gc.enable()
-    log = os.open(run.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    # Block-buffered output would lose the last lines of a killed worker.
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL if job.kind == "script" else _unless_worker(os.getpid()))
-    faulthandler.enable(file=2, all_threads=True)
-    faulthandler.register(STACKS_SIGNAL, file=2, all_threads=True)
-    atexit._clear()
-    os.environ.update(assignment.environment)
-    os.environ.update(job.env)
-    print(f"--- dtrain: attempt {assignment.peers.attempt}, rank {rank}, from step {assignment.step} ---")
+def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:
+    """From a copy of the zygote to an ordinary Python process with its own output, signals and environment."""
+    run, place = RunDir(Path(assignment.run)), assignment.place
+    set_name(f"dtrain-rank-{place.rank}")
+    python_process.restore(run.rank_log(place.rank))
+    job = run.job()
+    if job.kind != "script":
+        signal.signal(signal.SIGTERM, _unless_worker(os.getpid()))
+    from dtrain.launch import registry  # importlib.metadata costs time that agents need not pay
+
+    strategy = registry.strategy(job.strategy.name, job.strategy.options)
+    os.environ.clear()
+    os.environ.update(assignment.environment | inheritance.set_by_imports)
+    os.environ.update(_environment(run, job, strategy, assignment) | job.env)
+    print(f"--- dtrain: attempt {assignment.peers.attempt}, rank {place.rank}, from step {assignment.step} ---")
+    return run, job, strategy
+
+
+def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignment) -> dict[str, str]:
+    """What tells this rank its place: the strategy's variables and dtrain's own three."""
+    place, peers = assignment.place, assignment.peers
+    error_file = run.error_file(place.rank)
+    error_file.unlink(missing_ok=True)
+    told = {
+        name: str(error_file) if value == ERROR_FILE else value
+        for name, value in strategy.environment(place, peers).items()
+    }
+    own = {"DTRAIN_RUN": peers.run_id, "DTRAIN_ATTEMPT": str(peers.attempt), "DTRAIN_RANK": str(place.rank)}
+    return told | own | ({"PWD": job.folder} if "PWD" in os.environ else {})
 
 
 def _enter_code_folder(folder: str) -> None:
-    """Work where the recipe lies; raises `ClusterError` where that is not on this node."""
+    """Work where the recipe lies; raises `ClusterError` if that is not on this node."""
     try:
         os.chdir(folder)
     except OSError as error:
@@ -127,6 +167,7 @@ def _enter_code_folder(folder: str) -> None:
             "Put it on a file system that all nodes share; on Ray, storage.url has it sent along.",
         ) from None
     sys.path.insert(0, folder)
+    python_process.started_in(folder)
 
 
 def _unless_worker(worker: int) -> Any:
@@ -140,36 +181,20 @@ def _unless_worker(worker: int) -> Any:
     return handle
 
 
-def _forget_the_zygote() -> None:
-    """Close the copy of the alive pipe, so that the zygote notices the agent's end, and let the user's own
-    forkserver, if there is one, be a new one."""
-    server: Any = forkserver._forkserver
-    if server._forkserver_alive_fd is not None:
-        os.close(server._forkserver_alive_fd)
-    server._forkserver_alive_fd = server._forkserver_address = server._forkserver_pid = None
+def _run_script(job: Job, listener: socket.socket | None) -> None:
+    """The user's program, which binds its rendezvous port itself."""
+    from dtrain.worker import user_script
 
-
-def run_script(job: Job) -> None:
-    """A Python file in this process, as if it had been started by itself; any other program in its place."""
-    import runpy
-    import shutil
-
-    script = Path(job.folder) / str(job.script)
-    arguments = [str(part) for part in job.args]
-    if script.suffix == ".py":
-        sys.argv = [str(script), *arguments]
-        sys.path[0] = str(script.parent)
-        _kept.append(runpy.run_path(str(script), run_name="__main__"))
-        return
-    program = str(script) if script.is_file() else shutil.which(str(job.script)) or str(job.script)
-    os.execvp(program, [str(job.script), *arguments])
+    if listener is not None:
+        listener.close()
+    _kept.append(user_script.run(job))
 
 
 def _serving(strategy: Strategy, joining: WorkerContext) -> AbstractContextManager[None]:
     return strategy.serve(joining) if isinstance(strategy, NeedsService) and joining.place.rank == 0 else nullcontext()
 
 
-def train(
+def _train(
     run: RunDir, strategy: Strategy, joining: WorkerContext, link: ControlChannel, assignment: Assignment
 ) -> None:
     """A task or a function, under the job's strategy."""
@@ -179,36 +204,3 @@ def train(
     with strategy.join(joining) as session:
         _kept.append(session)
         loop.run(run, joining, session, link, assignment.checkpoint, assignment.step)
-
-
-def report(link: ControlChannel, error: BaseException, job: Job) -> None:
-    """Tell the supervisor what ended the user's code, and leave the traceback in the log too."""
-    text = "".join(traceback.format_exception(error))
-    names = [base.__name__ for base in type(error).__mro__]
-    message = " ".join(str(error).split()) or type(error).__name__
-    ours = isinstance(error, DtrainError)
-    kind = FailureKind.SETUP if ours else exception_kind(names, message)
-    if isinstance(error, UserError):
-        kind = FailureKind.BUG
-    if isinstance(error, StorageError):
-        kind = FailureKind.TRANSIENT
-    # Where another worker ended, this one's traceback only hides the cause.
-    brief = {FailureKind.CASCADE: f"dtrain: lost another worker: {message}\n", FailureKind.SETUP: f"dtrain: {error}\n"}
-    if isinstance(error, UserError):
-        brief[kind] = f"dtrain: {error}\n"
-    print(brief.get(kind, text), file=sys.stderr, end="")
-    link.say(
-        "failed",
-        message=message if ours else f"{names[0]}: {message}"[:2000],
-        failure=kind.value,
-        traceback="" if ours else text[-20000:],
-        where="" if ours else _where(error, job),
-        exit_code=int(error.exit_code) if isinstance(error, DtrainError) else FAILED,
-    )
-
-
-def _where(error: BaseException, job: Job) -> str:
-    """The innermost frame in the user's folder, or the innermost of all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(job.folder + os.sep)] or frames[-1:]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}" if own else ""

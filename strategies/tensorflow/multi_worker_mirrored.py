@@ -44,6 +44,10 @@ class MultiWorkerMirrored:
         """TF_CONFIG, the addresses of all workers and which of them this one is."""
         return environments.tf_config(place, peers)
 
+    def needs_all_addresses(self) -> bool:
+        """TF_CONFIG names all workers."""
+        return True
+
     def problems(self, resources: Resources) -> list[str]:
         """What does not fit the device."""
         found = []

@@ -1,0 +1,161 @@
+"""What a worker says of the error that ends it: its class, one line, and the traceback with the user's frames alone."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import dtrain
+from dtrain.api.reports import WorkerFailed
+from dtrain.common.errors import DtrainError, StorageError, UserError
+from dtrain.spec.failures import FailureKind, exception_kind
+from dtrain.spec.job import Job, ScriptModule
+from dtrain.worker.control_channel import ControlChannel
+
+MOST_MESSAGE = 1000
+MOST_QUOTED = 120
+"""Of an error that is explained."""
+MOST_TRACEBACK = 20_000
+OWN = f"{Path(dtrain.__file__).parent}{os.sep}"
+RUNNERS = (
+    importlib.__file__,
+    "<frozen runpy>",
+    "<frozen importlib._bootstrap>",
+    "<frozen importlib._bootstrap_external>",
+)
+
+
+def send(
+    link: ControlChannel,
+    error: BaseException,
+    job: Job | None,
+    *,
+    kind: FailureKind | None = None,
+    explanation: str = "",
+) -> None:
+    """Tell the supervisor what ended the user's code, with what the strategy knows of it, and leave the traceback in the log."""
+    names = [base.__name__ for base in type(error).__mro__]
+    message = " ".join(str(error).split()) or names[0]
+    ours = isinstance(error, DtrainError)
+    kind = kind or (FailureKind.SETUP if ours else exception_kind(names, message))
+    if isinstance(error, UserError):
+        kind = FailureKind.BUG
+    if isinstance(error, StorageError):
+        kind = FailureKind.TRANSIENT
+    if isinstance(error, SystemExit):
+        kind, message = FailureKind.BUG, f"the code called sys.exit({error.code!r}) before the run's steps were done"
+    # Where another worker ended, this one's traceback only hides the cause.
+    if kind is FailureKind.CASCADE:
+        print(f"dtrain: lost another worker: {message}", file=sys.stderr)
+    elif ours:
+        print(f"dtrain: {error}", file=sys.stderr)
+    else:
+        show(error, job)
+    if not ours and not isinstance(error, SystemExit):
+        message = f"{names[0]}: {message}"
+    if explanation:
+        print(f"dtrain: {explanation}", file=sys.stderr)
+        message = f"{explanation} ({message[:MOST_QUOTED]})"
+    link.say(
+        "failed",
+        message=message[:MOST_MESSAGE],
+        failure=kind.value,
+        traceback="" if ours else users_traceback(error, job),
+        where="" if ours else _where(error, job),
+        exit_code=int(error.exit_code) if isinstance(error, DtrainError) else 1,
+    )
+
+
+def show(error: BaseException, job: Job | None) -> None:
+    """Print a script's error as Python does, through the program's own hook if it has one; a task's with all its frames."""
+    if job is None or job.kind != "script":
+        traceback.print_exception(error)
+        return
+    error.__traceback__ = _below_ours(error.__traceback__)
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+def from_error_file(path: Path) -> WorkerFailed | None:
+    """What a program that is no Python script of ours left in TORCHELASTIC_ERROR_FILE (torch.distributed.elastic's `record`),
+    as a report; None if there is nothing to read."""
+    try:
+        told = json.loads(path.read_text())["message"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    detailed = told if isinstance(told, dict) else {"message": told}
+    message = " ".join(str(detailed.get("message", "")).split())
+    extra = detailed.get("extraInfo")
+    text = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
+    kind = exception_kind([message.partition(":")[0].partition("(")[0]], message)
+    return WorkerFailed(kind.value, message[:MOST_MESSAGE], text[-MOST_TRACEBACK:])
+
+
+def _below_ours(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of dtrain and of Python's own machinery that called the user's program."""
+    inner = trace
+    while inner is not None and _is_ours(inner.tb_frame.f_code.co_filename):
+        inner = inner.tb_next
+    return inner
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(OWN) or filename in RUNNERS
+
+
+def users_traceback(error: BaseException, job: Job | None) -> str:
+    """The traceback with the user's frames alone, or without dtrain's if there are none; the log has all of them."""
+    told = traceback.TracebackException.from_exception(error)
+    for part in _chain(told):
+        frames = _users_frames(list(part.stack), job)
+        part.stack[:] = frames
+    return "".join(told.format())[-MOST_TRACEBACK:]
+
+
+def _chain(told: traceback.TracebackException | None) -> Iterator[traceback.TracebackException]:
+    """An exception, and those that it came from."""
+    if told is not None:
+        yield told
+        yield from _chain(told.__cause__)
+        yield from _chain(told.__context__)
+
+
+def _users_frames(frames: list[traceback.FrameSummary], job: Job | None) -> list[traceback.FrameSummary]:
+    folders = _folders(job) if job else ()
+    own = [
+        frame for frame in frames if frame.filename.startswith(folders) and not _is_installed(frame.filename, folders)
+    ]
+    return own or [frame for frame in frames if not _is_ours(frame.filename)]
+
+
+def _is_installed(filename: str, folders: tuple[str, ...]) -> bool:
+    """Whether a file below the user's folder is a library's: virtual environments lie there too."""
+    return any(filename.startswith(folder) and "site-packages" in filename[len(folder) :] for folder in folders)
+
+
+def _folders(job: Job) -> tuple[str, ...]:
+    """Where the user's own files are: below the recipe's folder, and in the package of a module that is run."""
+    found = [job.folder + os.sep]
+    target = (
+        job.script.module if isinstance(job.script, ScriptModule) else str(job.script or job.target).partition(":")[0]
+    )
+    if Path(target).is_absolute():
+        found.append(f"{Path(target).parent}{os.sep}")
+    elif not target.endswith(".py"):
+        module = sys.modules.get(target.partition(".")[0])
+        spec = module and importlib.util.find_spec(module.__name__) if module else None
+        if spec and spec.submodule_search_locations:
+            found += [folder + os.sep for folder in spec.submodule_search_locations]
+    return tuple(found)
+
+
+def _where(error: BaseException, job: Job | None) -> str:
+    """The innermost of the user's frames."""
+    frames = _users_frames(list(traceback.extract_tb(error.__traceback__)), job)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""

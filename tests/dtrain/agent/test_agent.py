@@ -1,0 +1,249 @@
+"""An agent, its zygote and its workers for real; the supervisor is played here, over the agent's own pipes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from live import PATIENCE_SECONDS, running, wait_for
+
+from dtrain.api.protocol import (
+    AgentReady,
+    Command,
+    DumpStacks,
+    Heartbeat,
+    PortsReserved,
+    Quit,
+    ReservePorts,
+    StartWorkers,
+    StopWorkers,
+    WorkerCommand,
+    WorkerExited,
+    WorkerReport,
+    WorkersStarted,
+    decode,
+    encode,
+)
+from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.common.processes import signal_process
+from dtrain.run.folder import RunDir, create
+from dtrain.spec.job import Job, PluginChoice
+
+T = TypeVar("T")
+SLEEP = "import time\nprint('up', flush=True)\ntime.sleep(1000)\n"
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+class Played:
+    """The supervisor of one agent."""
+
+    def __init__(self, run: RunDir, *preload: str) -> None:
+        self.run = run
+        command = [sys.executable, "-P", "-m", "dtrain", "agent", str(run.path), "--node=node0", "--heartbeat=1"]
+        command += [f"--preload={','.join(preload)}"] if preload else []
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.heard: list[Any] = []
+        self._buffer = b""
+
+    def send(self, command: Command) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(encode(command))
+        self.process.stdin.flush()
+
+    def wait(self, kind: type[T], which: Callable[[T], bool] = lambda _: True) -> T:
+        """The first such event that was not waited for yet."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            for event in self.heard:
+                if isinstance(event, kind) and which(event):
+                    self.heard.remove(event)
+                    return event
+            assert select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0], kind
+            data = os.read(self.process.stdout.fileno(), 1 << 16)
+            assert data, f"the agent ended: {self.log()}"
+            *lines, self._buffer = (self._buffer + data).split(b"\n")
+            self.heard += [decode(line)[1] for line in lines]
+
+    def start(self, attempt: int = 1, workers: int = 1) -> None:
+        """Have the workers of an attempt started."""
+        self.send(ReservePorts(attempt, workers + 1))
+        ports = self.wait(PortsReserved).ports
+        places = tuple(RankInfo(rank, workers, rank, workers, 0, 1, 1) for rank in range(workers))
+        peers = RendezvousInfo(("127.0.0.1",), ports[:1], "a-run", attempt, ports[-1])
+        self.send(StartWorkers(attempt, places, peers, None, 0))
+
+    def started(self, attempt: int = 1, workers: int = 1) -> dict[int, int]:
+        """Rank → process, as soon as they print something."""
+        self.start(attempt, workers)
+        pids = {int(rank): pid for rank, pid in self.wait(WorkersStarted).pids.items()}
+        for rank in pids:
+            wait_for(lambda: read(self.run.rank_log(rank)).count("up\n") >= attempt, "the worker")  # noqa: B023
+        return pids
+
+    def zygote(self) -> int:
+        """The process of the zygote: the agent's only child."""
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
+
+    def log(self) -> str:
+        return (self.run.logs / "agent-node0.log").read_text()
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Iterator[Callable[..., Played]]:
+    """Starts agents for a script of this text."""
+    there: list[Played] = []
+
+    def agent(text: str, *preload: str, **fields: Any) -> Played:
+        (tmp_path / "program.py").write_text(text)
+        job = Job("a-run", script="program.py", folder=str(tmp_path), strategy=PluginChoice("script"), **fields)
+        there.append(Played(create(tmp_path / "runs", job), *preload))
+        there[-1].wait(AgentReady)
+        return there[-1]
+
+    yield agent
+    for one in there:
+        one.process.kill()
+        one.process.communicate()
+
+
+def test_a_command_to_a_worker_that_has_just_ended_harms_nobody(agents: Callable[..., Played]) -> None:
+    agent = agents(SLEEP)
+    pids = agent.started(workers=2)
+    zygote = agent.zygote()
+    os.kill(zygote, signal.SIGSTOP)  # it cannot tell yet
+    os.kill(pids[0], signal.SIGKILL)
+    wait_for(lambda: not running({pids[0]}), "its end")
+    for command in (WorkerCommand(1, {"do": "gate"}), DumpStacks(1), WorkerCommand(1, {"do": "leave", "step": 3})):
+        agent.send(command)
+    agent.heard.clear()
+    agent.wait(Heartbeat)
+    os.kill(zygote, signal.SIGCONT)
+    assert agent.wait(WorkerExited).code == -signal.SIGKILL
+    agent.send(Quit())
+    assert agent.process.wait(PATIENCE_SECONDS) == 0
+    wait_for(lambda: not running({*pids.values(), zygote}), "the end of all")
+
+
+def test_a_process_that_was_just_waited_for_can_be_signalled() -> None:
+    done = subprocess.Popen(["true"])
+    done.wait()
+    signal_process(done.pid, signal.SIGQUIT)
+
+
+def test_a_killed_zygote_is_a_crash_of_its_workers_and_the_next_attempt_has_a_new_one(
+    agents: Callable[..., Played],
+) -> None:
+    agent = agents(SLEEP)
+    pids, zygote = agent.started(workers=2), agent.zygote()
+    os.kill(zygote, signal.SIGKILL)
+    for _ in pids:
+        report = agent.wait(WorkerReport).body
+        assert report["failure"] == "crash"
+        assert f"the process that workers are forked from (process {zygote}) was killed by SIGKILL" in report["message"]
+        assert agent.wait(WorkerExited).code == -signal.SIGKILL
+    assert not running(set(pids.values()))
+    assert agent.started(attempt=2)
+    assert agent.zygote() != zygote
+
+
+def test_a_module_that_does_not_import_is_a_failure_of_set_up_with_its_traceback(
+    agents: Callable[..., Played], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text("raise ValueError('no such luck')\n")
+    agent = agents(SLEEP, "broken", env={"PYTHONPATH": str(tmp_path)})
+    agent.start()
+    report = agent.wait(WorkerReport).body
+    assert report["failure"] == "set-up"
+    assert report["message"] == "importing broken before the workers were forked: ValueError: no such luck"
+    assert report["traceback"] == (
+        "Traceback (most recent call last):\n"
+        f'  File "{tmp_path}/broken.py", line 1, in <module>\n'
+        "    raise ValueError('no such luck')\n"
+        "ValueError: no such luck\n"
+    )
+    assert agent.wait(WorkerExited).code == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "how"),
+    [("import os; os._exit(5)", "ended with exit code 5"), ("import os; os.abort()", "was killed by SIGABRT")],
+)
+def test_a_module_that_ends_the_zygote_is_named(
+    agents: Callable[..., Played], tmp_path: Path, line: str, how: str
+) -> None:
+    (tmp_path / "fatal.py").write_text(line + "\n")
+    agent = agents(SLEEP, "fatal", env={"PYTHONPATH": str(tmp_path)})
+    agent.start()
+    report = agent.wait(WorkerReport).body
+    assert report["failure"] == "crash"
+    assert f"{how} while it imported fatal" in report["message"]
+
+
+ENDLESS = "import pathlib, time\n(pathlib.Path(__file__).parent / 'begun').touch()\ntime.sleep(1000)\n"
+
+
+def test_a_module_whose_import_never_ends_can_be_looked_at_and_stopped(
+    agents: Callable[..., Played], tmp_path: Path
+) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    agent = agents(SLEEP, "endless", env={"PYTHONPATH": str(tmp_path)})
+    agent.start()
+    zygote = agent.zygote()
+    wait_for(lambda: (tmp_path / "begun").exists(), "the endless import")
+    agent.send(DumpStacks(1))
+    wait_for(lambda: "endless.py" in agent.log(), "the stacks")
+    agent.send(StopWorkers(1, 0.0))
+    assert agent.wait(WorkerExited).code == -signal.SIGKILL
+    (tmp_path / "endless.py").write_text("")
+    agent.start(attempt=2)
+    assert agent.wait(WorkersStarted).pids
+    assert not running({zygote})
+
+
+def test_a_zygote_that_is_still_importing_ends_with_its_agent(agents: Callable[..., Played], tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    agent = agents(SLEEP, "endless", env={"PYTHONPATH": str(tmp_path)})
+    zygote = agent.zygote()
+    agent.process.kill()
+    wait_for(lambda: not running({zygote}), "the end of the zygote")
+
+
+def test_what_fails_in_a_worker_before_the_users_code_is_a_crash_with_a_reason(agents: Callable[..., Played]) -> None:
+    agent = agents(SLEEP)
+    agent.run.rank_log(0).mkdir()  # it cannot be written to
+    agent.start()
+    report = agent.wait(WorkerReport).body
+    assert report["failure"] == "crash"
+    assert "IsADirectoryError" in report["message"]
+    assert agent.wait(WorkerExited).code == 1
+
+
+RECORDED = (
+    "import sys\nfrom torch.distributed.elastic.multiprocessing.errors import record\n"
+    "@record\ndef main():\n    raise ValueError('said by record')\nmain()\n"
+)
+
+
+def test_what_record_left_of_an_error_is_reported_for_a_program_that_is_no_python_file(
+    agents: Callable[..., Played], tmp_path: Path
+) -> None:
+    (tmp_path / "inner.py").write_text(RECORDED)
+    agent = agents("import os, sys\nos.execv(sys.executable, [sys.executable, 'inner.py'])\n")
+    agent.start()
+    report = agent.wait(WorkerReport).body
+    assert report["failure"] == "bug"
+    assert "said by record" in report["message"]
+    assert "inner.py" in report["traceback"]
+    assert agent.wait(WorkerExited).code == 1

@@ -85,7 +85,7 @@ class StdlibGPT:
         return F.cross_entropy(scores.flatten(0, 1).float(), batch[:, 1:].flatten())
 
     def finish(self, model):
-        """Print a sample: every worker takes part, since a sharded model needs them all."""
+        """Print a sample."""
         context = self.shape[-1]
         written = torch.tensor([list(b"def ")], device=next(model.parameters()).device)
         model.eval()

@@ -34,6 +34,7 @@ DIFFERENT_VALUES = {
 ONLY_DTRAIN = {
     "DTRAIN_ATTEMPT": "documented", "DTRAIN_RANK": "documented", "DTRAIN_RUN": "documented",
     "GLOO_SOCKET_IFNAME": "nothing listens outside of this machine", "NCCL_SOCKET_IFNAME": "the same", "TP_SOCKET_IFNAME": "the same",
+    "OMP_WAIT_POLICY": "threads sleep while they wait for each other: those that spin stop a busy machine",
     "TF_CPP_MIN_LOG_LEVEL": "TensorFlow writes pages of notes into the logs",
 }  # fmt: skip
 ONLY_TORCHRUN = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "for torchrun's own agent"}

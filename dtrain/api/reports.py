@@ -19,8 +19,8 @@ class TrainingBegan:
 
     step: int
     total_steps: int
-    samples: int
-    """Size of the training data."""
+    samples: int | None
+    """Size of the training data; None if a function has data of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,20 @@ class EvaluationMetrics:
 
     step: int
     values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class UserWarned:
+    """Rank 0: something the user may not expect."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The user's function wants the run to end well before its last step."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,8 @@ Report = (
     TrainingBegan
     | StepMetrics
     | EvaluationMetrics
+    | UserWarned
+    | StopAsked
     | ShardWritten
     | SaveFailed
     | StopProposal
@@ -109,6 +125,8 @@ NAMES: dict[str, type[Any]] = {
     "training": TrainingBegan,
     "metrics": StepMetrics,
     "evaluation": EvaluationMetrics,
+    "warning": UserWarned,
+    "stop": StopAsked,
     "part": ShardWritten,
     "save_failed": SaveFailed,
     "gate": StopProposal,

@@ -6,7 +6,7 @@ A module that holds a strategy imports its framework inside functions only, so t
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,11 +76,40 @@ class SnapshotFiles:
     """Hex digest of the model state this process holds; equal weights give equal digests at the same layout."""
 
 
+@dataclass(frozen=True)
+class StepNumber:
+    """Which step of the run this is."""
+
+    step: int
+    """Counted from 0."""
+    total_steps: int
+    """Of the whole run."""
+
+
+FIRST_STEP = StepNumber(0, 1)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A session found a loss that is not finite: the pass of the step (this worker's shard, counted from 0) and how many
+    steps before the present one."""
+
+    def __init__(self, value: float, number: int, steps_ago: int = 0) -> None:
+        super().__init__(value, number, steps_ago)
+        self.value = value
+        self.number = number
+        self.steps_ago = steps_ago
+
+
+class NonFiniteWeights(ArithmeticError):
+    """A snapshot found a weight that is not finite, and was not written; the text names the tensor."""
+
+
 class Snapshot(Protocol):
     """A copy of the training state, safe from later steps."""
 
     def write(self, folder: Path) -> SnapshotFiles:
-        """Write this process's part; runs beside the training, may be collective on a group of its own."""
+        """Write this process's part; runs beside the training, may be collective on a group of its own. Raises
+        `NonFiniteWeights` in at least one process, instead of writing weights that are not finite."""
 
 
 class TrainingBackend(Protocol):
@@ -88,21 +117,26 @@ class TrainingBackend(Protocol):
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
         """Collective. Model and optimizer from `task.model()` and `task.optimizer(model)`, wrapped, the same weights
-        on every rank from `train.seed`."""
+        on every rank from `train.seed`. From a task with `models` and `optimizers`: dicts of both, by the task's names.
+        Raises `UserError`, which names `task.name`, for what the task may not give."""
 
-    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """Collective. One optimizer step on this process's shards, `rate` times the base learning rate.
 
-        `batches` and `seeds` have one entry a shard, in shard order. Returns the mean loss of these shards as a
-        scalar that `float` reads (which may wait for the device)."""
+        `batches` and `seeds` have one entry a shard, in shard order. Returns the mean loss of these shards, or a dict
+        of it ("loss") and other numbers, as scalars that `float` reads (which may wait for the device). A task with
+        `train_step` gets the whole part of this process as one batch, and the backward pass is its own. Raises
+        `NonFiniteLoss` as soon as that costs no wait, if `train.terminate_on_nan`."""
 
     def feed(self, batch: Any, seed: int) -> Any:
         """Seed the framework's randomness and give the batch as its tensors on this worker's device, for a loop of the
         user's own."""
 
-    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
-        """Collective. Mean of `task.metrics` over all samples of all ranks; every rank gives as many batches, each with
-        the number of samples that count (0: a filler)."""
+    def evaluate(
+        self, batches: Iterable[tuple[Any, int]], metrics: Callable[[Any, Any], Any] | None = None
+    ) -> dict[str, float]:
+        """Collective. Mean of `metrics(model, batch)`, the task's own if not given, over all samples of all ranks; every
+        rank gives as many batches, each with the number of samples that count (0: a filler). Changes no state."""
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
         """Collective. Weighted mean over ranks of named values (the same names everywhere)."""
@@ -111,7 +145,19 @@ class TrainingBackend(Protocol):
         """Collective. Copy of model and optimizer state; training may go on when it returns."""
 
     def load(self, folder: Path) -> None:
-        """Collective. State from a checkpoint folder, whatever strategy of this framework and number of workers wrote it."""
+        """Collective. State from a checkpoint folder, whatever strategy of this framework and number of workers wrote it.
+        Raises `CheckpointError` that names what does not fit."""
+
+    def register(self, name: str, thing: Any) -> None:
+        """Collective. Keep `thing.state_dict()` in checkpoints under this name; if a checkpoint was loaded, give it the
+        state it had."""
+
+    def unclaimed(self) -> list[str]:
+        """Names in the loaded checkpoint that nothing was registered under."""
+
+    def whole(self) -> Any:
+        """Collective. The trained model (name → model if there are several) as the user made it, with all its weights, on
+        rank 0; None on the others."""
 
 
 class Strategy(Protocol):

@@ -47,6 +47,8 @@ class PlanView:
     workers: int
     processes: int
     preload: tuple[str, ...]
+    threads: int | None
+    """Of a worker; None: the node's CPUs divided by its workers."""
     numbers: BatchView | None
     """None for a script, which has its own loop."""
     ranks: tuple[RankView, ...]
@@ -59,7 +61,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     run = RunDir(runs.absolute() / f"{job.name}-<time>")
     return PlanView(
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
-        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
+        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload, threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, job.train.shards or 1),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run),
     )  # fmt: skip
@@ -94,6 +96,10 @@ def plan_text(shown: PlanView) -> str:
         f"  {shown.strategy} on {workers} in {processes} on {counted(shown.nodes, 'node')}, {shown.cluster}",
         f"  imported once a node, before workers are forked: {', '.join(shown.preload) or 'nothing'}",
     ]
+    threads = shown.threads or "the node's CPUs divided by its workers (resources.cpus_per_worker)"
+    lines.append(
+        f"  threads of a worker: {threads}; they sleep while they wait for each other (OMP_WAIT_POLICY=passive)"
+    )
     if shown.reason:
         lines.append(f"  {shown.strategy} was chosen since: {shown.reason}")
     if shown.numbers:

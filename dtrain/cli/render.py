@@ -75,6 +75,10 @@ def _quarantined(event: events.CheckpointQuarantined, state: RunState) -> str:
     return f"WARNING: a damaged checkpoint was set aside as {event.folder}: {event.problem}"
 
 
+def _warning(event: events.UserWarned, state: RunState) -> str:
+    return f"WARNING: {event.text}"
+
+
 def _storage_failed(event: events.StorageFailed, state: RunState) -> str:
     return f"WARNING: {event.error}; events and logs are kept here meanwhile"
 
@@ -134,6 +138,7 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.CheckpointSaved: _checkpoint,
     events.CheckpointFailed: _checkpoint_failed,
     events.CheckpointQuarantined: _quarantined,
+    events.UserWarned: _warning,
     events.StorageFailed: _storage_failed,
     events.StorageWorks: _storage_works,
     events.HangDetected: _hang,

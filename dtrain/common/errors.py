@@ -45,6 +45,12 @@ class FrameworkMissing(UsageError):
     """The strategy's framework is not installed where the workers run."""
 
 
+class UserError(DtrainError):
+    """The user's task, function or data does not keep to its contract; the message names their file and what is expected."""
+
+    exit_code = Exit.USER_CODE
+
+
 class ClusterError(DtrainError):
     """The cluster did not give, or took away, what the run needs."""
 

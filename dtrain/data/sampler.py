@@ -7,10 +7,8 @@ left out at the end of an epoch, and a resumed run needs nothing but its step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +34,11 @@ def mix(*words: int) -> int:
 def step_seed(seed: int, step: int, shard: int) -> int:
     """Seed (63 bits) of all randomness in one shard of one step: dropout, augmentation."""
     return mix(seed, step, shard, 1) >> 1
+
+
+def sample_seed(seed: int, position: int) -> int:
+    """Seed (63 bits) of the randomness in fetching the sample at a position of the endless row of epochs (augmentation)."""
+    return mix(seed, position, 2) >> 1
 
 
 def permuted(positions: Indices, size: int, key: int) -> Indices:
@@ -121,35 +124,3 @@ def own_shards(shards: int, rank: int, world_size: int) -> range:
     """The contiguous whole shards of one worker process."""
     each = shards // world_size
     return range(rank * each, (rank + 1) * each)
-
-
-def length(data: Any) -> int:
-    """Samples in a data set: an object with `len`, or a tuple or dict of arrays of equal first dimension."""
-    if isinstance(data, Mapping):
-        return length(next(iter(data.values())))
-    if isinstance(data, tuple):
-        return length(data[0])
-    return len(data)
-
-
-def fetch(data: Any, indices: Indices) -> Any:
-    """The batch of these samples: arrays are indexed at once, samples of a map-style data set are stacked."""
-    if isinstance(data, Mapping):
-        return {name: fetch(part, indices) for name, part in data.items()}
-    if isinstance(data, tuple):
-        return tuple(fetch(part, indices) for part in data)
-    if hasattr(data, "shape"):
-        return data[indices]
-    if hasattr(data, "__getitems__"):
-        return stacked(data.__getitems__(indices.tolist()))
-    return stacked([data[index] for index in indices.tolist()])
-
-
-def stacked(samples: Sequence[Any]) -> Any:
-    """Samples of one structure (dict, tuple, array or number) as one batch of that structure."""
-    first = samples[0]
-    if isinstance(first, Mapping):
-        return {name: stacked([sample[name] for sample in samples]) for name in first}
-    if isinstance(first, tuple | list):
-        return tuple(stacked(parts) for parts in zip(*samples, strict=True))
-    return np.stack([np.asarray(sample) for sample in samples])

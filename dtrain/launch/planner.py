@@ -15,7 +15,7 @@ from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
 from dtrain.launch import checks, registry
-from dtrain.spec import entrypoint
+from dtrain.spec import entrypoint, task_class
 from dtrain.spec.job import Job, PluginChoice, ScriptModule, Train
 from dtrain.storage import object_store
 
@@ -74,6 +74,9 @@ def _of_target(job: Job) -> Iterator[Problem]:
         kind = ast.ClassDef if job.kind == "task" else ast.FunctionDef
         if text := entrypoint.problem(job.target, Path(job.folder), kind):
             yield Problem((job.kind,), text)
+        elif job.kind == "task":
+            found = task_class.problems(job.target, Path(job.folder), job.params)
+            yield from (Problem(path, text) for path, text in found)
     elif text := _of_script(job):
         yield Problem(("script",), text)
     if job.kind == "script" and job.params:

@@ -103,8 +103,16 @@ class TrainingStarted(Event, name="training"):
 
     step: int
     total_steps: int
-    samples: int
-    """Size of the training data."""
+    samples: int | None = None
+    """Size of the training data; None if a function has data of its own."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserWarned(Event, name="warning"):
+    """Something about the user's task that they may not expect."""
+
+    text: str
     attempt: int = 0
 
 

@@ -144,6 +144,11 @@ def _on_quarantined(state: RunState, event: events.CheckpointQuarantined) -> Non
     state.warnings.append(f"a damaged checkpoint was set aside as {event.folder}: {event.problem}")
 
 
+def _on_warning(state: RunState, event: events.UserWarned) -> None:
+    if event.text not in state.warnings:
+        state.warnings.append(event.text)
+
+
 def _on_storage_failed(state: RunState, event: events.StorageFailed) -> None:
     state.warnings.append(event.error)
 
@@ -179,6 +184,7 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.CheckpointSaved: _on_checkpoint,
     events.CheckpointFailed: _on_checkpoint_failed,
     events.CheckpointQuarantined: _on_quarantined,
+    events.UserWarned: _on_warning,
     events.StorageFailed: _on_storage_failed,
     events.FailureOccurred: _on_failure,
     events.DecisionMade: _on_decision,

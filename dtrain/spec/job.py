@@ -103,6 +103,12 @@ class Train:
     """Largest global L2 norm of the gradient; a larger one is scaled down to it."""
     evaluate_every: Annotated[int, STEPS] | None = None
     """Steps between evaluations on the held-out data; only at the end when not given."""
+    evaluate_steps: Annotated[int, STEPS] | None = None
+    """Most global batches of held-out data that one evaluation takes; all of them when not given."""
+    sanity_check: bool = True
+    """Before the first step: try `metrics` on one batch of held-out data, and `schedule`, whose errors would show late."""
+    terminate_on_nan: bool = True
+    """End the run when the loss or the weights are not finite. A checkpoint whose weights are not is never kept."""
     log_every: Annotated[int, STEPS] = 10
     """Steps between two reports of loss and metrics."""
 

@@ -122,6 +122,7 @@ class Attempt:
         self._left_step: int | None = None
         self._ended_well = 0
         """Workers that exited with code 0."""
+        self._stopped = ""
         self._deadline: float | None = None
         self._began: float | None = None
         self._progress_at = 0.0
@@ -235,6 +236,8 @@ class Attempt:
         elif isinstance(report, reports.StopProposal):
             self._drain.propose(rank, report.step)
             self._agree()
+        elif isinstance(report, reports.StopAsked):
+            self._stop_by_function(report.reason)
         elif isinstance(report, reports.LeftAtStep):
             self._left_step = report.step
         elif isinstance(report, reports.StepsDone):
@@ -243,6 +246,12 @@ class Attempt:
             self._failures.report(rank, report)
         else:
             self._context.log.add(_event_of(report, self.number))
+
+    def _stop_by_function(self, reason: str) -> None:
+        """The ranks agree on a step as if they were asked to leave, but the run is done then."""
+        if not self._stopped:
+            self._stopped = reason
+            self._send_all(_ask_for_proposal(self.number))
 
     def _agree(self) -> None:
         step = self._drain.agree(self._running)
@@ -289,7 +298,11 @@ class Attempt:
         elif self._leaving and not self._finished_first():
             self.outcome = Drained(self._left_step)
         else:
-            self.outcome = Succeeded(self._commits.unsaved)
+            self.outcome = Succeeded(self._commits.unsaved, self._stopped_early())
+
+    def _stopped_early(self) -> str:
+        step = "" if self._left_step is None else f" at step {self._left_step}"
+        return f"stopped by the function{step}: {self._stopped}" if self._stopped else ""
 
     def _finished_first(self) -> bool:
         """Whether all workers ended well by themselves before they were told a step to leave at."""
@@ -341,13 +354,15 @@ def _ask_for_proposal(attempt: int) -> protocol.WorkerCommand:
 
 
 def _event_of(
-    report: reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics, attempt: int
+    report: reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned, attempt: int
 ) -> events.Event:
     """The event that a report becomes in the log."""
     if isinstance(report, reports.TrainingBegan):
         return events.TrainingStarted(
             attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples
         )
+    if isinstance(report, reports.UserWarned):
+        return events.UserWarned(attempt=attempt, text=report.text)
     if isinstance(report, reports.StepMetrics):
         return events.Metrics(
             attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second

@@ -14,6 +14,8 @@ class Succeeded:
 
     unsaved: str = ""
     """Why the state at the end is not on disk."""
+    stopped: str = ""
+    """Why the user's function ended the run before its last step."""
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ class Supervisor:
             if outcome.unsaved:
                 reason = f"trained to the end, but its state could not be saved: {outcome.unsaved}"
                 return self._end_with(RunResult(Exit.GAVE_UP, reason))
-            return self._end_with(RunResult(Exit.DONE, "finished"))
+            return self._end_with(RunResult(Exit.DONE, outcome.stopped or "finished"))
         if isinstance(outcome, Drained) and self._stop_mode is StopMode.NONE:
             return self._on_resized()
         if isinstance(outcome, Drained) or self._stop_mode is not StopMode.NONE:

@@ -7,23 +7,31 @@ import threading
 import time
 from pathlib import Path
 
-from dtrain.api.strategy import Snapshot, TrainingBackend
+from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, WorkerContext
 from dtrain.checkpoint.store import CheckpointStore
+from dtrain.common.errors import UserError
 from dtrain.common.files import hashed
 from dtrain.worker.control_channel import ControlChannel
 
 FULL_BYTES = 1 << 20
+SETTLE_SECONDS = 10.0
+"""A write that lasts longer may wait for a worker that is gone."""
 
 
 class CheckpointWriter:
     """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
 
-    def __init__(self, session: TrainingBackend, link: ControlChannel, store: CheckpointStore, attempt: int) -> None:
+    def __init__(
+        self, session: TrainingBackend, link: ControlChannel, store: CheckpointStore, joining: WorkerContext
+    ) -> None:
         self._session = session
         self._link = link
         self._store = store
-        self._attempt = attempt
+        self._attempt = joining.peers.attempt
+        self._rank = joining.place.rank
+        self._terminate_on_nan = joining.job.train.terminate_on_nan
         self._writing: threading.Thread | None = None
+        self._problem: UserError | None = None
         self._saved: int | None = None
 
     def begin(self, step: int) -> None:
@@ -42,10 +50,21 @@ class CheckpointWriter:
         self._writing.start()
 
     def finish(self) -> None:
-        """Wait for the write under way, if there is one."""
+        """Wait for the write under way, if there is one, and raise `UserError` if its weights are not finite."""
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+        self.check()
+
+    def settle(self) -> None:
+        """Give the write under way some time to end, because this process is about to."""
+        if self._writing is not None:
+            self._writing.join(SETTLE_SECONDS)
+
+    def check(self) -> None:
+        """Raise `UserError` if weights that were to be saved are not finite; costs nothing."""
+        if self._problem is not None and self._terminate_on_nan:
+            raise self._problem
 
     def _write(self, snapshot: Snapshot, folder: Path, step: int, stall_seconds: float) -> None:
         began = time.perf_counter()
@@ -55,6 +74,11 @@ class CheckpointWriter:
             files = {name: hashed(folder / name) for name in written.files}
             self._store.publish(self._attempt, step, files)
         except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
+            if isinstance(error, NonFiniteWeights):
+                self._problem = UserError(
+                    f"the weights are not finite after {step} steps (rank {self._rank}: {error}): lower the learning "
+                    "rate, or set train.clip_norm (train.terminate_on_nan: false trains on)"
+                )
             self._link.say("save_failed", step=step, error=_why(error, folder))
             return
         seconds = time.perf_counter() - began

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from dtrain.api.strategy import TrainingBackend
-from dtrain.data.sampler import Sampler, fetch, length, step_seed
+from dtrain.common.errors import UserError
+from dtrain.data.batches import Batches, Collate
+from dtrain.data.randomness import seed_host
+from dtrain.data.sampler import Sampler, step_seed
+from dtrain.run.sample_ledger import Ledger
+from dtrain.spec import contract
+from dtrain.worker.trainer import Report, Trainer
 
-if TYPE_CHECKING:
-    from dtrain.worker.trainer import Trainer
+Builder = Callable[[], Any]
+Recipe = Builder | tuple[Builder, Callable[[Any], Any]]
+
+
+class Leaving(BaseException):
+    """Ends a function with a loop of its own that was asked to stop; its state is saved. Not an `Exception`, so that the
+    user's own handlers let it pass."""
 
 
 class Context:
-    """`train(context)`: prepare a model, iterate batches, report steps.
+    """`train(context)`: prepare models, iterate batches, report steps.
 
     ::
 
@@ -26,46 +40,247 @@ class Context:
                 context.report(loss=loss)
 
     A step that was begun is done when the loop asks for the next batch: then it enters the ledger, and a checkpoint
-    is made where one is due. The iteration ends early where the run is asked to stop; return then.
+    is made if one is due. The iteration ends early if the run is asked to stop; return then. A loop that is left early
+    (`break`, `return`) counts the step under way as done and saves its state.
+
+    Several models have names, and so has everything else with a state of its own::
+
+        made = context.prepare(g=(Generator, optimizer_of_g), d=(Discriminator, optimizer_of_d))
+        g, g_optimizer = made["g"]
+        ema = context.register("ema", EMA(g))
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    splits = ("train", "eval")
+    """The names that tasks are asked for their data by."""
+
+    def __init__(self, trainer: Trainer, name: str) -> None:
         self._trainer = trainer
-        self._values: dict[str, float] = {}
+        self._name = name
+        self._values: dict[str, Any] = {}
+        self._prepared = False
+        self._done = trainer.first_step
+        self._under_way = False
+        self._left = False
+        self._reason = ""
+        self._sampler: Sampler | None = None
+        self._report: Report | None = None
+        self._ledger: Ledger | None = None
         place = trainer.joining.place
         self.params: dict[str, Any] = trainer.joining.job.params
         self.rank = place.rank
         self.world_size = place.world_size
         self.session: TrainingBackend = trainer.session
 
-    def prepare(self, model: Callable[[], Any], optimizer: Callable[[Any], Any]) -> tuple[Any, Any]:
-        """Collective, once. Build and wrap model and optimizer for the strategy, and load the checkpoint if the run goes
-        on from one. Both arguments are functions, since strategies that shard the model must build it themselves."""
-        built = self.session.build(SimpleNamespace(model=model, optimizer=optimizer), self._trainer.train)
+    @property
+    def step(self) -> int:
+        """Steps done, which is the number of the step under way, counted from 0."""
+        return self._done
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; if the recipe says `epochs`, known from the first call of `batches` on."""
+        if self._sampler:
+            return self._sampler.total_steps
+        steps = self._trainer.train.steps
+        if steps is None:
+            raise UserError(
+                f"{self._name}: the total number of steps follows from train.epochs and the data: call context.batches "
+                "first, or say train.steps in the recipe"
+            )
+        return steps
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data that are complete, by the first sample of the step under way; 0 before `batches`."""
+        sampler = self._sampler
+        return sampler.begin(self._done, self._trainer.shards.start) // sampler.size if sampler else 0
+
+    def prepare(
+        self, model: Recipe | None = None, optimizer: Callable[[Any], Any] | None = None, **named: Recipe
+    ) -> Any:
+        """Collective, once. Build and wrap models and optimizers for the strategy, and load the checkpoint if the run goes
+        on from one. All arguments are functions, since strategies that shard a model must build it themselves.
+
+        `prepare(build_model, build_optimizer)` gives (model, optimizer). With names, each a pair of functions or, for a
+        model that is not trained, one function, it gives name → (model, optimizer or None)."""
+        if self._prepared:
+            raise UserError(
+                f"{self._name}: context.prepare was called twice; give all models to one call, by name: "
+                "context.prepare(g=(build_g, optimizer_of_g), d=(build_d, optimizer_of_d))"
+            )
+        if (model is None) == (not named):
+            raise UserError(
+                f"{self._name}: context.prepare takes (build_model, build_optimizer), or models by name: "
+                "g=(build_g, optimizer_of_g)"
+            )
+        task = self._several(named) if named else self._single(model, optimizer)
+        self._prepared = True
+        models, optimizers = self.session.build(task, self._trainer.train)
         if self._trainer.checkpoint:
             self.session.load(self._trainer.checkpoint)
-        return built
+        if not named:
+            return models, optimizers
+        return {name: (models[name], optimizers.get(name)) for name in models}
 
-    def batches(self, data: Any) -> Iterator[Any]:
+    def _single(self, model: Any, optimizer: Any) -> Any:
+        for given, what in ((model, "build_model"), (optimizer, "build_optimizer")):
+            self._check_builder(given, what)
+        return SimpleNamespace(name=self._name, model=model, optimizer=optimizer)
+
+    def _several(self, named: dict[str, Any]) -> Any:
+        pairs = {name: given if isinstance(given, tuple) else (given, None) for name, given in named.items()}
+        for name, pair in pairs.items():
+            if len(pair) != 2:
+                raise UserError(f"{self._name}: context.prepare({name}=…) takes (build_model, build_optimizer)")
+            self._check_builder(pair[0], name)
+            if pair[1] is not None:
+                self._check_builder(pair[1], f"{name}'s optimizer")
+
+        def optimizers(models: dict[str, Any]) -> dict[str, Any]:
+            return {name: make(models[name]) for name, (_, make) in pairs.items() if make is not None}
+
+        return SimpleNamespace(
+            name=self._name, models=lambda: {name: build() for name, (build, _) in pairs.items()}, optimizers=optimizers
+        )
+
+    def _check_builder(self, given: Any, what: str) -> None:
+        # Models can be called too.
+        if not callable(given) or hasattr(given, "parameters") or hasattr(given, "trainable_variables"):
+            raise UserError(
+                f"{self._name}: context.prepare was given {contract.gave(given)} as {what}; expected a function that "
+                "builds it, since every worker must begin with the same weights"
+            )
+
+    def register(self, name: str, thing: Any) -> Any:
+        """Keep the state of any object with `state_dict` and `load_state_dict` (an average of weights, a scheduler, a
+        counter) in the checkpoint under this name, and give it the state it had if the run goes on from one. It must be
+        the same on every rank. Gives the object back."""
+        if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
+            raise UserError(
+                f"{self._name}: context.register({name!r}, …) was given {contract.gave(thing)}; expected an object with "
+                "state_dict() and load_state_dict(state)"
+            )
+        if not name.isidentifier():
+            raise UserError(f"{self._name}: context.register({name!r}, …): the name must be an identifier, like 'ema'")
+        self.session.register(name, thing)
+        return thing
+
+    def batches(self, data: Any, collate: Collate | None = None) -> Iterator[Any]:
         """This worker's part of each remaining global batch, in the order that the run's seed gives."""
         trainer = self._trainer
-        sampler = Sampler(length(data), trainer.train)
-        trainer.announce(sampler)
-        trainer.link.listen()
-        ledger, first_shard = trainer.open_ledger(), trainer.shards.start
-        for step, begin, indices in trainer.upcoming(sampler):
-            yield self.session.feed(fetch(data, indices), step_seed(trainer.train.seed, step, first_shard))
-            ledger.add(step, begin, indices)
-            self._flush(step + 1, sampler.total_steps)
-            trainer.after_step(step + 1, sampler.total_steps)
+        source = Batches(data, seed=trainer.train.seed, name=f"{self._name}: context.batches", collate=collate)
+        sampler = Sampler(source.size, trainer.train)
+        self._begin(sampler.total_steps, source.size)
+        self._sampler = sampler
+        trainer.warn_about(source)
+        first_shard = trainer.shards.start
+        for step, begin, indices in trainer.upcoming(sampler, self._done):
+            batch = source.fetch(indices, begin)
+            seed = step_seed(trainer.train.seed, step, first_shard)
+            seed_host(seed)
+            self._under_way = True
+            yield self.session.feed(batch, seed)
+            self._under_way = False
+            self._complete(begin, indices)
+            if self._reason and self._done < sampler.total_steps:
+                trainer.link.ask_to_stop(self._reason)
+        self._left = self._done < sampler.total_steps
 
     def report(self, **values: Any) -> None:
-        """Named numbers of the step under way (loss, accuracy); their mean over ranks is shown every `log_every` steps."""
-        self._values = {name: float(value) for name, value in values.items()}
+        """Named numbers of the step under way (loss, accuracy); their mean over ranks is shown every `log_every` steps.
 
-    def _flush(self, done: int, total: int) -> None:
+        Without `batches`, each call ends a step of a loop with data of its own: begin it at `context.step`, and go on to
+        `context.total_steps`. Checkpoints are then made here, and here the run leaves if it is asked to stop."""
+        for name, value in contract.named_numbers(values, f"{self._name}: context.report").items():
+            # A value on a device is not waited for before it is shown.
+            self._values[name] = value.detach() if hasattr(value, "detach") else value
+        self._check_loss()
+        if self._sampler is None:
+            self._count_own()
+
+    def _check_loss(self) -> None:
+        """A loss on the host costs nothing to look at; one on a device is looked at when it is shown."""
+        loss = self._values.get("loss", 0.0)
+        if (
+            self._trainer.train.terminate_on_nan
+            and str(getattr(loss, "device", "cpu")) == "cpu"
+            and not math.isfinite(loss)
+        ):
+            raise UserError(
+                f"the loss is {float(loss)} at step {self._done} on rank {self.rank}: lower the learning rate, clip the "
+                "gradient, or look for bad samples (train.terminate_on_nan: false trains on)"
+            )
+
+    def _count_own(self) -> None:
+        link = self._trainer.link
+        if self._report is None:
+            link.may_begin(self._done)
+            self._begin(self.total_steps, None)
+        self._complete(0, np.empty(0, np.int64))
+        if self._reason:
+            link.ask_to_stop(self._reason)
+        if not link.may_begin(self._done):
+            self._left = True
+            self._trainer.leave(self._done)
+            raise Leaving
+
+    def evaluate(
+        self, metrics: Callable[[Any, Any], Any], data: Any, collate: Collate | None = None
+    ) -> dict[str, float]:
+        """Collective. The mean of `metrics(model, batch)` over all samples of `data`, on all ranks and shown as held-out
+        numbers; `train.evaluate_steps` limits it."""
         trainer = self._trainer
-        if self._values and trainer.due(done, total, trainer.train.log_every):
-            values = self.session.mean(self._values)
-            if self.rank == 0:
-                trainer.link.say("metrics", step=done, values=values, samples_per_second=None)
+        source = Batches(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
+        size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
+        values = self.session.evaluate(trainer.held_out(source, size), metrics)
+        if self.rank == 0:
+            trainer.link.say("evaluation", step=self._done + self._under_way, values=values)
+        return values
+
+    def stop(self, reason: str) -> None:
+        """End the run after the step under way, with its state saved and exit code 0; the summary says why. If not every
+        rank asks for it at the same step, all go on to the first step that each of them can still reach."""
+        self._reason = reason or "the function asked for it"
+
+    def _begin(self, total_steps: int, samples: int | None) -> None:
+        """The first step of this attempt is about to begin, or was begun by a loop without `batches`."""
+        if self._report is not None:
+            return
+        if self._trainer.checkpoint and (missing := self.session.unclaimed()):
+            raise UserError(
+                f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "
+                f"{self._name} did not context.register before its first step"
+            )
+        self._trainer.announce(total_steps, samples)
+        self._trainer.link.listen()
+        self._report = Report(self._trainer, total_steps)
+        self._ledger = self._trainer.open_ledger()
+
+    def _complete(self, begin: int, indices: Any) -> None:
+        """Collective. The step under way is done."""
+        assert self._ledger is not None and self._report is not None, "a step was begun"
+        self._ledger.add(self._done, begin, indices)
+        self._done += 1
+        self._report.count(self._done, self._values)
+        self._values = {}
+        self._trainer.after_step(self._done, self.total_steps)
+
+    def finish(self) -> None:
+        """Collective. The function returned: save the state of its last step, and say why if steps were left undone."""
+        trainer = self._trainer
+        if self._under_way:
+            sampler = self._sampler
+            assert sampler is not None, "its batches were begun"
+            begin = sampler.begin(self._done, trainer.shards.start)
+            self._complete(begin, sampler.indices(begin, len(trainer.shards) * sampler.shard_size))
+        trainer.saver.finish()
+        if self._report is None or self._left or self._done >= self.total_steps or self._done == trainer.first_step:
+            return
+        trainer.link.ask_to_stop(self._reason or "the function left its loop")
+        # Without `batches`, the step that would have been next counts as begun since the last report.
+        if self._sampler is not None and trainer.link.may_begin(self._done):
+            raise UserError(
+                f"{self._name} left its loop after {self._done} steps on rank {self.rank} while another rank went on: leave "
+                "at the same step on every rank, or call context.stop(reason), which agrees on one"
+            )
+        trainer.leave(self._done)

@@ -25,6 +25,7 @@ class ControlChannel:
         self._begun = False
         self._gate: int | None = None
         self._leave: int | None = None
+        self._asked = False
 
     def assignment(self) -> Any:
         """What this worker is to do, the first thing it is told; raises `EOFError` if the agent is gone."""
@@ -41,10 +42,17 @@ class ControlChannel:
         with self._sending, suppress(OSError):
             self._pipe.send({"say": say} | fields)
 
+    def ask_to_stop(self, reason: str) -> None:
+        """Have all ranks agree on a step to leave at; the next `may_begin` waits for the agreement."""
+        with self._changed:
+            asked, self._asked = self._asked, True
+        if not asked:
+            self.say("stop", reason=reason)
+
     def may_begin(self, step: int) -> bool:
         """Whether to do this step; False: the ranks agreed to leave before it. Waits at the gate for the agreement."""
         with self._changed:
-            while self._gate is not None and self._leave is None and step >= self._gate:
+            while self._leave is None and (self._asked or (self._gate is not None and step >= self._gate)):
                 self._changed.wait()
             if self._leave is not None and step >= self._leave:
                 return False

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import dtrain
 from dtrain.api.reports import WorkerFailed
-from dtrain.common.errors import DtrainError, StorageError
+from dtrain.common.errors import DtrainError, StorageError, UserError
 from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Job, ScriptModule
 from dtrain.worker.control_channel import ControlChannel
@@ -45,6 +45,8 @@ def send(
     message = " ".join(str(error).split()) or names[0]
     ours = isinstance(error, DtrainError)
     kind = kind or (FailureKind.SETUP if ours else exception_kind(names, message))
+    if isinstance(error, UserError):
+        kind = FailureKind.BUG
     if isinstance(error, StorageError):
         kind = FailureKind.TRANSIENT
     if isinstance(error, SystemExit):

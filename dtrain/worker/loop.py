@@ -5,23 +5,25 @@ It knows no framework: a session does the numbers.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, WorkerContext
 from dtrain.checkpoint.factory import store_of
-from dtrain.data.sampler import Sampler, fetch, length, step_seed
+from dtrain.data.batches import Batches
+from dtrain.data.randomness import seed_host
+from dtrain.data.sampler import Sampler, step_seed
 from dtrain.run.folder import RunDir
 from dtrain.spec import entrypoint
+from dtrain.worker import task as tasks
 from dtrain.worker.checkpoint_writer import CheckpointWriter
-from dtrain.worker.context import Context
+from dtrain.worker.context import Context, Leaving
 from dtrain.worker.control_channel import ControlChannel
-from dtrain.worker.trainer import Trainer
+from dtrain.worker.task import EVAL, TRAIN, Task
+from dtrain.worker.trainer import Report, Trainer
 
 
 def run(
@@ -36,91 +38,97 @@ def run(
     job, attempt = joining.job, joining.peers.attempt
     store = store_of(run, job)
     folder = store.local_folder(checkpoint, attempt) if checkpoint else None
-    trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, attempt), folder, step)
-    if job.function:
-        entrypoint.load(job.function, Path(job.folder))(Context(trainer))
-        trainer.saver.finish()
+    trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, joining), folder, step)
+    try:
+        if job.function:
+            _call(trainer, job.function, Path(job.folder))
+        else:
+            _train(trainer, tasks.of_job(job))
+    except Exception:
+        trainer.saver.settle()
+        raise
+
+
+def _call(trainer: Trainer, function: str, folder: Path) -> None:
+    """A function of the user's; whatever way it leaves its loop, the state of its last step is saved."""
+    context = Context(trainer, tasks.name_of(function))
+    try:
+        entrypoint.load(function, folder)(context)
+    except Leaving:
         return
-    task = entrypoint.load(job.task or "", Path(job.folder))(**job.params)
-    _train(trainer, task)
+    context.finish()
 
 
-def _train(trainer: Trainer, task: Any) -> None:
+def _train(trainer: Trainer, task: Task) -> None:
     session, train = trainer.session, trainer.train
-    model, _ = session.build(task, train)
-    data = task.data("train")
-    sampler = Sampler(length(data), train)
+    session.build(task, train)
+    data = task.batches(TRAIN)
+    assert data is not None, "only held-out data may be missing"
+    held_out = task.batches(EVAL)
+    sampler = Sampler(data.size, train)
     if trainer.checkpoint:
         session.load(trainer.checkpoint)
-    trainer.announce(sampler)
+    elif train.sanity_check:
+        _try_out(trainer, task, held_out, sampler)
+    trainer.announce(sampler.total_steps, sampler.size)
+    trainer.warn_about(data)
     trainer.link.listen()
-    report = _Report(trainer, sampler)
-    held_out = task.data("eval")
-    for step, losses in _steps(trainer, task, data, sampler):
+    report, done = Report(trainer, sampler.total_steps), trainer.first_step
+    for step, values in _steps(trainer, task, data, sampler):
         done = step + 1
-        report.count(done, losses)
-        if held_out is not None and trainer.due(done, sampler.total_steps, train.evaluate_every):
-            values = session.evaluate(_evaluation(held_out, sampler.shard_size, trainer.joining.place))
-            report.evaluated(done, values)
-        trainer.after_step(done, sampler.total_steps)
-    else:
-        trainer.saver.finish()
-        if hasattr(task, "finish") and report.done == sampler.total_steps:
+        try:
+            report.count(done, values)
+            trainer.after_step(done, sampler.total_steps)
+        except NonFiniteLoss as error:
+            raise trainer.non_finite(error, step) from None
+        if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
+            _evaluate(trainer, held_out, sampler, report, done)
+    trainer.saver.finish()
+    if done == sampler.total_steps:
+        _conclude(trainer, task, held_out, sampler, report)
+
+
+def _conclude(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler, report: Report) -> None:
+    """Evaluate and hand over the trained model. Every rank's part of the last checkpoint is written before: whatever goes
+    wrong in the user's code now, the trained weights are on disk."""
+    session = trainer.session
+    session.mean({})
+    if held_out:
+        _evaluate(trainer, held_out, sampler, report, sampler.total_steps)
+    if hasattr(task, "finish"):
+        model = session.whole()
+        if trainer.rank == 0:
             task.finish(model)
 
 
-def _steps(trainer: Trainer, task: Any, data: Any, sampler: Sampler) -> Iterator[tuple[int, Any]]:
-    """Do the steps one by one: (step, loss of this worker's shards)."""
+def _evaluate(trainer: Trainer, held_out: Batches, sampler: Sampler, report: Report, done: int) -> None:
+    report.evaluated(done, trainer.session.evaluate(trainer.held_out(held_out, sampler.shard_size)))
+
+
+def _try_out(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler) -> None:
+    """Call once, before the first step, what is otherwise called late: `schedule` at the end of the run, and `metrics` on
+    one batch of held-out data. Nothing is kept of it. (`loss` is called in the first step anyway.)"""
+    for text in task.doubts(sampler.total_steps):
+        trainer.warn(text)
+    if held_out:
+        size = min(sampler.shard_size, held_out.size)
+        trainer.session.evaluate([(held_out.fetch(np.arange(size)), size)])
+
+
+def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Iterator[tuple[int, Any]]:
+    """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
     ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
-    schedule = getattr(task, "schedule", None)
-    for step, begin, indices in trainer.upcoming(sampler):
-        batches = [fetch(data, part) for part in np.split(indices, len(shards))]
-        rate = schedule(step, sampler.total_steps) if schedule else 1.0
-        loss = trainer.session.step(batches, [step_seed(seed, step, shard) for shard in shards], rate)
+    passes = shards[:1] if hasattr(task, "train_step") else shards
+    for step, begin, indices in trainer.upcoming(sampler, trainer.first_step):
+        size = len(indices) // len(passes)
+        parts = enumerate(np.split(indices, len(passes)))
+        batches = [data.fetch(part, begin + number * size) for number, part in parts]
+        seeds = [step_seed(seed, step, shard) for shard in passes]
+        seed_host(seeds[0])
+        rate = task.factor(step, sampler.total_steps)
+        try:
+            values = trainer.session.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
+        except NonFiniteLoss as error:
+            raise trainer.non_finite(error, step) from None
         ledger.add(step, begin, indices)
-        yield step, loss
-
-
-def _evaluation(data: Any, size: int, place: Any) -> Iterator[tuple[Any, int]]:
-    """Batches of held-out data dealt out to the ranks; every rank gets as many, some of them fillers that do not count."""
-    total = length(data)
-    size = min(size, total)
-    batches = math.ceil(total / size)
-    for turn in range(math.ceil(batches / place.world_size)):
-        number = turn * place.world_size + place.rank
-        real = number < batches
-        indices = np.arange(number * size, min(total, (number + 1) * size)) if real else np.arange(size)
-        yield fetch(data, indices), len(indices) if real else 0
-
-
-class _Report:
-    """Loss and speed, averaged over the ranks and said by one of them."""
-
-    def __init__(self, trainer: Trainer, sampler: Sampler) -> None:
-        self._trainer = trainer
-        self._sampler = sampler
-        self._since = time.perf_counter()
-        self._counted = 0
-        self.done = trainer.first_step
-
-    def count(self, done: int, loss: Any) -> None:
-        """Collective where a report is due: one more step is done."""
-        self.done = done
-        self._counted += 1
-        train = self._trainer.train
-        if not self._trainer.due(done, self._sampler.total_steps, train.log_every):
-            return
-        values = self._trainer.session.mean({"loss": float(loss)})
-        now = time.perf_counter()
-        speed = self._counted * train.global_batch / max(1e-9, now - self._since)
-        self._since, self._counted = now, 0
-        self._say("metrics", step=done, values=values, samples_per_second=round(speed, 1))
-
-    def evaluated(self, done: int, values: dict[str, float]) -> None:
-        """An evaluation is done; its time does not count as training."""
-        self._say("evaluation", step=done, values=values)
-        self._since, self._counted = time.perf_counter(), 0
-
-    def _say(self, word: str, **fields: Any) -> None:
-        if self._trainer.joining.place.rank == 0:
-            self._trainer.link.say(word, **fields)
+        yield step, values

@@ -1,12 +1,19 @@
-"""What the steps of one worker share, tasks' and functions' alike: run folder, backend, ledger, checkpoint schedule."""
+"""What the training of one worker needs, a task's and a function's alike: steps, reports, checkpoints, and leaving."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dtrain.api.strategy import TrainingBackend, WorkerContext
+import numpy as np
+
+from dtrain.api.strategy import NonFiniteLoss, TrainingBackend, WorkerContext
+from dtrain.common.errors import UserError
+from dtrain.data.batches import Batches
 from dtrain.data.sampler import Indices, Sampler, own_shards
 from dtrain.run.folder import RunDir
 from dtrain.run.sample_ledger import Ledger
@@ -17,7 +24,7 @@ from dtrain.worker.control_channel import ControlChannel
 
 @dataclass(frozen=True)
 class Trainer:
-    """What the steps of one worker need, tasks' and functions' alike."""
+    """Run folder, session, control channel and checkpoint schedule of one worker in one attempt."""
 
     run: RunDir
     joining: WorkerContext
@@ -33,6 +40,11 @@ class Trainer:
         return self.joining.job.train
 
     @property
+    def rank(self) -> int:
+        """Of this worker."""
+        return self.joining.place.rank
+
+    @property
     def shards(self) -> range:
         """This worker's own shards."""
         place = self.joining.place
@@ -40,27 +52,42 @@ class Trainer:
 
     def open_ledger(self) -> Ledger:
         """The record of what this worker trains on in this attempt."""
-        return Ledger(self.run.ledger(self.joining.peers.attempt, self.joining.place.rank))
+        return Ledger(self.run.ledger(self.joining.peers.attempt, self.rank))
 
-    def announce(self, sampler: Sampler) -> None:
+    def announce(self, total_steps: int, samples: int | None) -> None:
         """Tell how far this run goes; one rank is enough."""
-        if self.joining.place.rank == 0:
-            self.link.say("training", step=self.first_step, total_steps=sampler.total_steps, samples=sampler.size)
+        if self.rank == 0:
+            self.link.say("training", step=self.first_step, total_steps=total_steps, samples=samples)
+
+    def warn(self, text: str) -> None:
+        """Tell the user something once, in the live view and the summary; one rank is enough."""
+        if text and self.rank == 0:
+            self.link.say("warning", text=text)
+
+    def warn_about(self, data: Batches) -> None:
+        """What the user may not expect of this data under the run's numbers."""
+        self.warn(data.note)
+        if data.size < self.train.global_batch:
+            self.warn(
+                f"the global batch ({self.train.global_batch}) is larger than the data set ({data.size} samples): "
+                "every step trains on samples more than once"
+            )
 
     def due(self, done: int, total: int, every: int | None) -> bool:
-        """Whether something done every so many steps, and at the end, is due after `done` steps."""
+        """Whether something that happens every so many steps, and at the end, is due after `done` steps."""
         return done == total or bool(every and done % every == 0)
 
     def after_step(self, done: int, total: int) -> None:
-        """Collective. Save where it is due."""
+        """Collective. Save if a checkpoint is due; raise what went wrong in the one before."""
+        self.saver.check()
         if self.due(done, total, self.joining.job.checkpoint.every_steps):
             self.saver.begin(done)
 
-    def upcoming(self, sampler: Sampler) -> Iterator[tuple[int, int, Indices]]:
-        """The steps still to be done: (step, position of this worker's first sample, its samples). Ends early, with the
-        state saved, where the ranks agreed to leave."""
+    def upcoming(self, sampler: Sampler, first_step: int) -> Iterator[tuple[int, int, Indices]]:
+        """The steps from `first_step` on: (step, position of this worker's first sample, its samples). Ends early, with
+        the state saved, if the ranks agreed to leave."""
         count = len(self.shards) * sampler.shard_size
-        for step in range(self.first_step, sampler.total_steps):
+        for step in range(first_step, sampler.total_steps):
             if not self.link.may_begin(step):
                 self.leave(step)
                 return
@@ -73,3 +100,69 @@ class Trainer:
             self.saver.begin(step)
         self.saver.finish()
         self.link.say("left", step=step)
+
+    def held_out(self, data: Batches, size: int) -> Iterator[tuple[Any, int]]:
+        """Batches of held-out data for this rank, each with the number of samples that count: every rank gets as many
+        batches, some of them fillers that do not count."""
+        limit = self.train.evaluate_steps
+        total = min(data.size, limit * self.train.global_batch) if limit else data.size
+        size = min(size, total)
+        batches = math.ceil(total / size)
+        place = self.joining.place
+        for turn in range(math.ceil(batches / place.world_size)):
+            number = turn * place.world_size + place.rank
+            real = number < batches
+            indices = np.arange(number * size, min(total, (number + 1) * size)) if real else np.arange(size)
+            yield data.fetch(indices, int(indices[0])), len(indices) if real else 0
+
+    def non_finite(self, error: NonFiniteLoss, step: int) -> UserError:
+        """A loss that is not finite, in the user's words."""
+        return UserError(
+            f"the loss is {error.value} at step {step - error.steps_ago} on rank {self.rank}, shard "
+            f"{self.shards.start + error.number}: lower the learning rate, set train.clip_norm, or look for bad samples "
+            "(train.terminate_on_nan: false trains on)"
+        )
+
+
+class Report:
+    """Loss, metrics and speed, averaged over the ranks and said by one of them."""
+
+    def __init__(self, trainer: Trainer, total_steps: int) -> None:
+        self._trainer = trainer
+        self._total_steps = total_steps
+        self._since = time.perf_counter()
+        self._counted = 0
+
+    def count(self, done: int, values: Any) -> None:
+        """Collective if a report is due: one more step is done, with this loss or these named numbers."""
+        self._counted += 1
+        trainer = self._trainer
+        if not trainer.due(done, self._total_steps, trainer.train.log_every):
+            return
+        named = values if isinstance(values, Mapping) else {"loss": values}
+        if not named:
+            return
+        means = trainer.session.mean({name: float(value) for name, value in named.items()})
+        self._check(means, done)
+        now = time.perf_counter()
+        speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)
+        self._since, self._counted = now, 0
+        self._say("metrics", step=done, values=means, samples_per_second=round(speed, 1))
+
+    def _check(self, means: Mapping[str, float], done: int) -> None:
+        loss = means.get("loss", 0.0)
+        if self._trainer.train.terminate_on_nan and not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} at step {done - 1} (seen on rank {self._trainer.rank}; at the earliest, "
+                f"{self._trainer.train.log_every - 1} steps before): lower the learning rate, set train.clip_norm, or look "
+                "for bad samples (train.terminate_on_nan: false trains on)"
+            )
+
+    def evaluated(self, done: int, values: dict[str, float]) -> None:
+        """An evaluation is done; its time does not count as training."""
+        self._say("evaluation", step=done, values=values)
+        self._since, self._counted = time.perf_counter(), 0
+
+    def _say(self, word: str, **fields: Any) -> None:
+        if self._trainer.rank == 0:
+            self._trainer.link.say(word, **fields)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,25 +113,33 @@ class Averaged(Parallel):
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
         return model
 
-    def optimizer(self, optimizer: Any, model: Any, passes: int) -> Any:
+    def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
         """See `Parallel.optimizer`; Horovod waits for the last of the passes before it averages."""
         import horovod.torch as hvd
 
         # No `broadcast_optimizer_state`: it takes a step to fill an empty state, which decays the weights.
         distributed = hvd.DistributedOptimizer(
             optimizer,
-            named_parameters=model.named_parameters(),
+            named_parameters=named_parameters,
             compression=hvd.Compression.fp16 if self.options.compression == "fp16" else hvd.Compression.none,
             backward_passes_per_step=passes,
             op=hvd.Adasum if self.options.op == "adasum" else hvd.Average,
         )
-        # torch's own callers pass an argument that Horovod's method does not know.
         plain = distributed.zero_grad
-        distributed.zero_grad = lambda set_to_none=True: plain()
+
+        def zero_grad(set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002  torch's own callers pass it
+            # Another model's loss left gradients here (a generator's, in its discriminator): Horovod would refuse.
+            if distributed._handles:
+                distributed.synchronize()
+            plain()
+
+        distributed.zero_grad = zero_grad
         return distributed
 
-    def apply(self, optimizer: Any, model: Any, clip_norm: float | None) -> None:
+    def apply(self, optimizers: Sequence[Any], parameters: Iterable[Any], clip_norm: float | None) -> None:
         """See `Parallel.apply`; the gradients must be there before they are clipped."""
-        optimizer.synchronize()
-        with optimizer.skip_synchronize():
-            super().apply(optimizer, model, clip_norm)
+        with ExitStack() as stack:
+            for optimizer in optimizers:
+                optimizer.synchronize()
+                stack.enter_context(optimizer.skip_synchronize())
+            super().apply(optimizers, parameters, clip_norm)

@@ -1,4 +1,4 @@
-"""What the TensorFlow strategies share: devices, building, one training step, evaluation, and means over processes.
+"""What the TensorFlow strategies broadcast_buffers: devices, building, one training step, evaluation, and means over processes.
 
 Importing this module imports no framework; every function that needs TensorFlow imports it.
 """
@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import RankInfo, WorkerContext
-from dtrain.common.errors import DtrainError
+from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
+from dtrain.common.errors import DtrainError, UserError
+from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
 from .graph import refuse_own_randomness
-from .state import TensorFlowSnapshot, keyed, load
+from .state import Registered, TensorFlowSnapshot, keyed, load
 from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
 SEEDS = 1 << 32
+Metrics = Callable[[Any, Any], Any]
 
 
 class DevicesMissing(DtrainError):
@@ -83,25 +86,24 @@ class TensorFlowBackend:
         self._replicas = max(1, strategy.num_replicas_in_sync // place.world_size)
         self._step: TrainStep | None = None
         self._inspected: list[Any] = []
-        self._measure: Any = None
+        self._measures: dict[Metrics | None, Any] = {}
+        self._registered = Registered()
         self._total: Any = None
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
         """See `TrainingBackend.build`."""
         import keras
 
+        name = self._name = getattr(task, "name", type(task).__name__)
+        _refuse_several(task, name)
         keras.utils.set_random_seed(train.seed % SEEDS)
         with self.strategy.scope():
             noise = keras.random.SeedGenerator(train.seed % SEEDS)
             use_for_unseeded(noise)
-            model = task.model()
-            if not isinstance(model, keras.Layer):
-                raise TypeError(
-                    f"task.model() gave a {type(model).__name__}; TensorFlow strategies train a keras.Model"
-                )
-            if not model.built:
-                _give_weights(task, model)
+            model = _made(task, name)
             optimizer = task.optimizer(model)
+            if not isinstance(optimizer, keras.optimizers.Optimizer):
+                raise UserError(f"{name}.optimizer gave {gave(optimizer)}; expected an optimizer of keras.optimizers")
             _refuse_second_owner(task, optimizer)
             optimizer.build(model.trainable_variables)
         self.model = model
@@ -132,7 +134,7 @@ class TensorFlowBackend:
         for variable, state in zip(self._built.generators, self._built.states([seed])[0], strict=True):
             variable.assign(state)
 
-    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`. Each replica takes a contiguous block of the shards."""
         import numpy as np
 
@@ -165,39 +167,45 @@ class TensorFlowBackend:
         ranges = [slice(first, first + each) for first in range(0, len(batches), each)]
         return [(tf.nest.map_structure(_stacked, *batches[block]), states[block]) for block in ranges]
 
-    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
         """See `TrainingBackend.evaluate`. The replicas take the batches in turn."""
         import numpy as np
         import tensorflow as tf
 
-        self._measure = self._measure or tf.function(self._measured, autograph=False)
+        if metrics not in self._measures:
+            self._measures[metrics] = tf.function(partial(self._measured, metrics), autograph=False)
+        measure = self._measures[metrics]
         rest = iter(batches)
         sums: dict[str, float] = {}
         weight = 0
         while group := list(islice(rest, self._replicas)):
             filled = [*group, *[(group[-1][0], 0)] * (self._replicas - len(group))]
-            values = self._measure(tensors([batch for batch, _ in filled]))
+            values = measure(tensors([batch for batch, _ in filled]))
             counts = [count for _, count in filled]
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.dot(value.numpy(), counts))
             weight += sum(counts)
         return self.mean({name: total / max(1, weight) for name, total in sums.items()}, weight)
 
-    def _measured(self, batches: Any) -> dict[str, Any]:
+    def _measured(self, metrics: Metrics | None, batches: Any) -> dict[str, Any]:
         """Name → its value in each of this process's replicas."""
         import tensorflow as tf
 
-        values = self.strategy.run(self._metrics, args=(spread(self.strategy, batches),))
+        values = self.strategy.run(partial(self._metrics, metrics), args=(spread(self.strategy, batches),))
         return {name: tf.stack(self.strategy.experimental_local_results(value)) for name, value in values.items()}
 
-    def _metrics(self, batch: Any) -> dict[str, Any]:
+    def _metrics(self, metrics: Metrics | None, batch: Any) -> dict[str, Any]:
         import tensorflow as tf
 
         task, model = self._built.task, self._built.model
+        metrics = metrics or getattr(task, "metrics", None)
         with self._built.pure(self._built.states([0])[0]):
-            measures = hasattr(task, "metrics")
-            values = traced(task.metrics, model, batch) if measures else {"loss": traced(task.loss, model, batch)}
-        return {name: tf.cast(value, tf.float64) for name, value in values.items()}
+            if metrics is not None:
+                values = named_numbers(traced(metrics, model, batch), f"{self._name}.metrics")
+            else:
+                loss, more = loss_and_metrics(traced(task.loss, model, batch), f"{self._name}.loss")
+                values = {"loss": loss} | more
+        return {name: tf.reshape(tf.cast(value, tf.float64), ()) for name, value in values.items()}
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
         """See `TrainingBackend.mean`."""
@@ -227,7 +235,10 @@ class TensorFlowBackend:
 
     def snapshot(self) -> TensorFlowSnapshot:
         """See `TrainingBackend.snapshot`. Rank 0 has all of it."""
-        return TensorFlowSnapshot(None if self._place.rank else self.arrays())
+        if self._place.rank:
+            return TensorFlowSnapshot(None)
+        trained = {variable.name for variable in self._built.model.trainable_variables}
+        return TensorFlowSnapshot(self.arrays(), self._registered.states(), trained)
 
     def arrays(self) -> dict[str, dict[str, Any]]:
         """Copies of model and optimizer state: part → name → numpy array."""
@@ -245,6 +256,24 @@ class TensorFlowBackend:
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
         load(folder, self._parts())
+        self._registered.load(folder)
+
+    def register(self, name: str, thing: Any) -> None:
+        """See `TrainingBackend.register`."""
+        self._registered.add(name, thing)
+
+    def unclaimed(self) -> list[str]:
+        """See `TrainingBackend.unclaimed`."""
+        return self._registered.unclaimed()
+
+    def whole(self) -> Any:
+        """See `TrainingBackend.whole`. It is built once more, outside of the strategy."""
+        if self._place.rank:
+            return None
+        model = _made(self._built.task, self._name)
+        for variable, array in zip(model.weights, self.arrays()["model"].values(), strict=True):
+            variable.assign(array)
+        return model
 
     def _parts(self) -> dict[str, Sequence[Any]]:
         """What a checkpoint holds. The states of seed generators are left out: a step follows from its seeds."""
@@ -257,6 +286,28 @@ def _stacked(*parts: Any) -> Any:
     return np.stack(parts) if len(parts) > 1 else np.asarray(parts[0])[np.newaxis]
 
 
+def _made(task: Any, name: str) -> Any:
+    """The task's model, with weights."""
+    import keras
+
+    model = task.model()
+    if not isinstance(model, keras.Layer):
+        raise UserError(f"{name}.model gave {gave(model)}; TensorFlow strategies train a keras.Model")
+    if not model.built:
+        _give_weights(task, model)
+    return model
+
+
+def _refuse_several(task: Any, name: str) -> None:
+    """Raise `UserError` for what a compiled step of one model cannot do."""
+    for method in ("models", "optimizers", "train_step"):
+        if hasattr(task, method):
+            raise UserError(
+                f"{name} has {method}: the TensorFlow strategies train one keras.Model with one optimizer by its loss; put "
+                "the models into one keras.Model and weigh their losses, or train in a script: of your own"
+            )
+
+
 def _give_weights(task: Any, model: Any) -> None:
     """Keras makes the weights of a model without an input shape when it first sees data: show it one sample, in a scope
     where neither random numbers nor moving averages change."""
@@ -264,11 +315,12 @@ def _give_weights(task: Any, model: Any) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from dtrain.data.sampler import fetch
+    from dtrain.data.batches import Batches
 
     if not hasattr(task, "data"):
         raise TypeError("the model has no weights yet: begin it with keras.Input(shape), or build it")
-    sample = fetch(task.data("train"), np.zeros(1, np.int64))
+    data = Batches(task.data("train"), seed=0, name="task.data('train')", collate=getattr(task, "collate", None))
+    sample = data.fetch(np.zeros(1, np.int64))
     with keras.StatelessScope():
         task.loss(model, tf.nest.map_structure(tf.convert_to_tensor, sample))
 

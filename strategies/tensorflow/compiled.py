@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dtrain.api.strategy import RankInfo, WorkerContext
+from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
 
-from .backend import TensorFlowBackend, prepare
+from .backend import Metrics, TensorFlowBackend, prepare
 from .graph import not_compiled, refuse_dynamic_shapes
 from .step import tensors
 
@@ -36,7 +36,7 @@ class CompiledBackend(TensorFlowBackend):
         self._steps_per_call = steps_per_call
         self._waiting: list[tuple[list[Any], float, LazyLoss]] = []
 
-    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`."""
         later = LazyLoss(self)
         self._step = self._step or self.compiled(len(batches))
@@ -66,10 +66,10 @@ class CompiledBackend(TensorFlowBackend):
         for (_, _, later), loss in zip(waiting, losses, strict=True):
             later.value = loss
 
-    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
         """See `TrainingBackend.evaluate`."""
         self.flush()
-        return super().evaluate(batches)
+        return super().evaluate(batches, metrics)
 
     def arrays(self) -> dict[str, dict[str, Any]]:
         """See `TensorFlowBackend.arrays`."""

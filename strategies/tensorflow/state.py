@@ -5,15 +5,19 @@ Importing this module imports no framework; every function that needs TensorFlow
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
+import pickle
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from dtrain.api.strategy import SnapshotFiles
-from dtrain.common.errors import CheckpointError
+from dtrain.api.strategy import NonFiniteWeights, SnapshotFiles
+from dtrain.common.errors import CheckpointError, UserError
 
 PREFIX = "state"
+REGISTERED = "registered.pickle"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 Arrays = dict[str, Any]
 """Name → numpy array."""
@@ -27,8 +31,15 @@ def keyed(variables: Sequence[Any]) -> dict[str, Any]:
 class TensorFlowSnapshot:
     """A copy of the state, written by one process; `parts` is None in the others."""
 
-    def __init__(self, parts: dict[str, Arrays] | None) -> None:
+    def __init__(
+        self,
+        parts: dict[str, Arrays] | None,
+        registered: Mapping[str, Any] = MappingProxyType({}),
+        trained: Container[str] = (),
+    ) -> None:
         self._parts = parts
+        self._registered = registered
+        self._trained = trained
 
     def write(self, folder: Path) -> SnapshotFiles:
         """See `Snapshot.write`."""
@@ -36,6 +47,7 @@ class TensorFlowSnapshot:
 
         if self._parts is None:
             return SnapshotFiles((), "")
+        self._check_finite(self._parts["model"])
         with tf.device("CPU:0"):
             shadows = {
                 part: {name: tf.Variable(array, trainable=False) for name, array in arrays.items()}
@@ -43,7 +55,57 @@ class TensorFlowSnapshot:
             }
             tf.train.Checkpoint(**shadows).write(str(folder / PREFIX))
         names = sorted(path.name for path in folder.glob(f"{PREFIX}.*"))
+        if self._registered:
+            (folder / REGISTERED).write_bytes(pickle.dumps(self._registered))
+            names.append(REGISTERED)
         return SnapshotFiles(tuple(names), digest(self._parts["model"]))
+
+    def _check_finite(self, model: Arrays) -> None:
+        import numpy as np
+
+        for name, array in model.items():
+            if name.partition(".")[2] in self._trained and not np.isfinite(np.asarray(array, np.float32)).all():
+                raise NonFiniteWeights(f"{name} has values that are nan or inf")
+
+
+class Registered:
+    """Objects with a state of their own beside the model, by name."""
+
+    def __init__(self) -> None:
+        self._things: dict[str, Any] = {}
+        self._folder = ""
+        self._stored: dict[str, Any] | None = None
+
+    def states(self) -> dict[str, Any]:
+        """Copies of their states."""
+        return {name: copy.deepcopy(thing.state_dict()) for name, thing in self._things.items()}
+
+    def load(self, folder: Path) -> None:
+        """Give those there are the states they had, and those that come later, too."""
+        path = folder / REGISTERED
+        self._folder, self._stored = folder.name, pickle.loads(path.read_bytes()) if path.exists() else {}
+        for name, thing in self._things.items():
+            self._give(name, thing)
+
+    def add(self, name: str, thing: Any) -> None:
+        """One more."""
+        if self._things.setdefault(name, thing) is not thing:
+            raise UserError(f"two things are registered as {name!r}")
+        if self._stored is not None:
+            self._give(name, thing)
+
+    def unclaimed(self) -> list[str]:
+        """Names that are stored and that nothing was registered under."""
+        return [name for name in self._stored or {} if name not in self._things]
+
+    def _give(self, name: str, thing: Any) -> None:
+        assert self._stored is not None, "a checkpoint was loaded"
+        if name not in self._stored:
+            raise CheckpointError(
+                f"the checkpoint {self._folder} has no state of '{name}', which this run registers",
+                "Resume with what it was made with, or begin a new run.",
+            )
+        thing.load_state_dict(self._stored[name])
 
 
 def digest(arrays: Arrays) -> str:

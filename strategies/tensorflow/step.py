@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from dtrain.common.errors import UserError
+from dtrain.spec.contract import loss_and_metrics
+
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: its odd multiples set the seeds of generators far apart."""
 Summed = Callable[[list[Any]], list[Any]]
@@ -182,12 +185,24 @@ class TrainStep:
         import tensorflow as tf
 
         with tf.GradientTape() as tape, self._built.pure(states) as scope:
-            loss = tf.cast(traced(self._built.task.loss, self._built.model, batch), tf.float32)
+            loss = tf.cast(self._loss(batch), tf.float32)
             # The sum over all shards is then the mean gradient.
             part = loss / self._shards
         gradients = tape.gradient(part, [variable.value for variable in self._trained])
         dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
         return [loss, *dense, *(scope.get_current_value(variable) for variable in self._moving)]
+
+    def _loss(self, batch: Any) -> Any:
+        import tensorflow as tf
+
+        task = self._built.task
+        name = f"{getattr(task, 'name', type(task).__name__)}.loss"
+        loss, metrics = loss_and_metrics(traced(task.loss, self._built.model, batch), name)
+        if metrics:
+            raise UserError(
+                f"{name} gave metrics beside the loss, which the TensorFlow strategies do not report: give them in metrics"
+            )
+        return tf.reshape(loss, ())
 
     def _all_summed(self, totals: list[Any]) -> list[Any]:
         """Sums over all replicas; collectives take tensors of one type."""

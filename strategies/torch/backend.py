@@ -1,28 +1,36 @@
-"""What the PyTorch strategies share: connecting, one training step, evaluation, and state that moves between them.
+"""What the PyTorch strategies broadcast_buffers: connecting, one training step, evaluation, and state that moves between them.
 
 Importing this module imports no framework; every function that needs torch imports it.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo, SnapshotFiles, WorkerContext
+from dtrain.api.strategy import FIRST_STEP, RankInfo, RendezvousInfo, StepNumber, WorkerContext
+from dtrain.common.errors import UserError
+from dtrain.data.randomness import seed_host
+from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Device, Job, Train
 
 from .. import environments
+from .batches import broadcast_buffers, evaluating, moved
+from .losses import LateLosses
+from .optimizers import sorted_out
+from .own_step import OwnStep
 from .parallel import Parallel
+from .state import ONLY, Stored, TorchSnapshot, TorchState, copied
 
 PRELOAD = (
     "torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint",
     "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "dtrain.worker.loop",
 )  # fmt: skip
 CONNECT_SECONDS = 300
+Metrics = Callable[[Any, Any], Any]
 
 
 @contextmanager
@@ -84,6 +92,8 @@ class TorchBackend:
         # Checkpoints are written beside the training: their collectives must not mix with the training's.
         self._saving = dist.new_group(backend="gloo")
         self._warm = not parallel.rearranges
+        self._state = TorchState({})
+        self._stored: Stored | None = None
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
         """See `TrainingBackend.build`."""
@@ -91,17 +101,55 @@ class TorchBackend:
 
         torch.manual_seed(train.seed)
         self._task = task
-        self._clip_norm = train.clip_norm
-        self._model = self._parallel.wrap(task.model().to(self._device), self._device)
-        passes = (train.shards or 1) // self._place.world_size
-        self._optimizer = self._parallel.optimizer(task.optimizer(self._model), self._model, passes)
-        self._rates = [group["lr"] for group in self._optimizer.param_groups]
-        return self._model, self._optimizer
+        self._name = getattr(task, "name", type(task).__name__)
+        self._own_step = hasattr(task, "train_step")
+        self._train = train
+        several = hasattr(task, "models")
+        self._models = {
+            name: self._parallel.wrap(model.to(self._device), self._device)
+            for name, model in self._made(task, several=several).items()
+        }
+        self._state.models = plain = {name: self._parallel.plain(model) for name, model in self._models.items()}
+        method = f"{self._name}.{'optimizers' if hasattr(task, 'optimizers') else 'optimizer'}"
+        given = (task.optimizers if hasattr(task, "optimizers") else task.optimizer)(plain if several else plain[ONLY])
+        optimizers, self._state.schedulers = sorted_out(given, method)
+        if self._state.schedulers and hasattr(task, "schedule"):
+            raise UserError(f"{method} gave a scheduler, and there is {self._name}.schedule too: leave out one of them")
+        named = list(self._state.named_parameters())
+        _check_trained(optimizers, named, method)
+        passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._place.world_size
+        self._optimizers = self._state.optimizers = {
+            name: self._parallel.optimizer(optimizer, named, passes) for name, optimizer in optimizers.items()
+        }
+        self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        self._late = LateLosses(active=train.terminate_on_nan)
+        return self._view(self._models), self._view(self._optimizers)
+
+    def _made(self, task: Any, *, several: bool) -> dict[str, Any]:
+        """The user's models by name, checked."""
+        import torch
+
+        method = f"{self._name}.{'models' if several else 'model'}"
+        models = task.models() if several else {ONLY: task.model()}
+        if not isinstance(models, Mapping) or not models:
+            raise UserError(f"{method} gave {gave(models)}; expected a dict of modules by name")
+        for name, model in models.items():
+            if not isinstance(model, torch.nn.Module):
+                raise UserError(
+                    f"{method} gave {gave(model)}{f' for {name!r}' if name else ''}; expected a torch.nn.Module"
+                )
+            if name and not str(name).isidentifier():
+                raise UserError(f"{method} names a model {name!r}; expected an identifier, like 'generator'")
+        return dict(models)
+
+    def _view(self, things: dict[str, Any]) -> Any:
+        """As the user gave them: one, or several by name."""
+        return things.get(ONLY, things)
 
     def feed(self, batch: Any, seed: int) -> Any:
         """See `TrainingBackend.feed`."""
         self.seed(seed)
-        return self._moved(batch)
+        return moved(batch, self._device)
 
     def seed(self, seed: int) -> None:
         """Seed the generators that layers draw from."""
@@ -111,26 +159,96 @@ class TorchBackend:
         if self._device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float) -> Any:
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
+        self._set_rates(rate)
+        by_task = self._own_step
+        values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
+        for scheduler in self._state.schedulers.values():
+            scheduler.step()
+        broadcast_buffers(self._buffers())
+        return values
+
+    def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int]) -> Any:
         if not self._warm:
             self._warm_up(batches[0], seeds[0])
-        if not self._model.training:
-            self._model.train()
-        total = None
+            seed_host(seeds[0])
+        self._to_training()
+        total, metrics = None, dict[str, Any]()
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
-            with self._parallel.gradient_sync(self._model, last=number == len(batches)):
-                with self._parallel.autocast(self._device):
-                    loss = self._task.loss(self._model, self._moved(batch)) / len(batches)
+            with self._passing(last=number == len(batches)):
+                loss, more = self._loss(batch)
+                loss = loss / len(batches)
+                self._late.add(loss, number - 1)
                 loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
-        for group, base in zip(self._optimizer.param_groups, self._rates, strict=True):
+            for name, value in more.items():
+                value = value.detach() if hasattr(value, "detach") else value
+                metrics[name] = metrics.get(name, 0.0) + value / len(batches)
+        parameters = (parameter for _, parameter in self._state.named_parameters())
+        self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm)
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+        self._late.next_step()
+        return {"loss": total} | metrics if metrics else total
+
+    def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
+        self.seed(seed)
+        self._to_training()
+        own = OwnStep(
+            number.step, number.total_steps, moved(batch, self._device), self._models, self._optimizers,
+            self._parallel, self._train.clip_norm,
+        )  # fmt: skip
+        with self._parallel.autocast(self._device):
+            given = self._task.train_step(own)
+        name = f"{self._name}.train_step"
+        if isinstance(given, Mapping):
+            numbers = named_numbers(given, name)
+            values = {key: value.detach() if hasattr(value, "detach") else value for key, value in numbers.items()}
+        else:
+            values = {"loss": loss_and_metrics(given, name)[0].detach()}
+        if hasattr(values.get("loss"), "device"):
+            self._late.add(values["loss"], 0)
+        self._late.next_step()
+        return values
+
+    def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+        name = f"{self._name}.loss"
+        with self._parallel.autocast(self._device):
+            loss, metrics = loss_and_metrics(
+                self._task.loss(self._view(self._models), moved(batch, self._device)), name
+            )
+        if not loss.requires_grad:
+            raise UserError(
+                f"{name} gave {gave(loss)} without a gradient; expected a loss that follows from the model's parameters: "
+                "is it detached, made under no_grad, or is all of the model frozen?"
+            )
+        return loss.reshape(()), metrics
+
+    def _set_rates(self, rate: float) -> None:
+        """The base learning rates times the schedule's factor; a scheduler of the user's own sets them otherwise."""
+        if self._state.schedulers:
+            return
+        groups = (group for optimizer in self._optimizers.values() for group in optimizer.param_groups)
+        for group, base in zip(groups, self._rates, strict=True):
             group["lr"] = base * rate
-        self._parallel.apply(self._optimizer, self._model, self._clip_norm)
-        self._optimizer.zero_grad()
-        broadcast_buffers(self._model.buffers())
-        return total
+
+    def _to_training(self) -> None:
+        """Models that are trained are in training mode; one without an optimizer (a teacher) stays as the user left it."""
+        for model in self._models.values():
+            if not model.training and any(parameter.requires_grad for parameter in model.parameters()):
+                model.train()
+
+    @contextmanager
+    def _passing(self, *, last: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for model in self._models.values():
+                stack.enter_context(self._parallel.gradient_sync(model, last=last))
+            yield
+
+    def _buffers(self) -> list[Any]:
+        return [buffer for model in self._models.values() for buffer in model.buffers()]
 
     def _warm_up(self, batch: Any, seed: int) -> None:
         """One pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them the
@@ -138,42 +256,48 @@ class TorchBackend:
         import torch
 
         self._warm = True
-        buffers = [(buffer, buffer.detach().clone()) for buffer in self._model.buffers()]
-        self._model.train()
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self._buffers()]
+        self._to_training()
         self.seed(seed)
-        with self._parallel.gradient_sync(self._model, last=True), self._parallel.autocast(self._device):
-            loss = self._task.loss(self._model, self._moved(batch))
+        with self._passing(last=True):
+            loss, _ = self._loss(batch)
         loss.backward()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
 
-    def evaluate(self, batches: Iterable[tuple[Any, int]]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
         """See `TrainingBackend.evaluate`."""
         import torch
 
-        self._model.eval()
         sums: dict[str, Any] = {}
         weight = 0
-        with torch.no_grad(), self._parallel.autocast(self._device):
+        with evaluating(self._models.values()), torch.no_grad(), self._parallel.autocast(self._device):
             for batch, count in batches:
-                for name, value in self._measured(self._moved(batch)).items():
+                for name, value in self._measured(moved(batch, self._device), metrics).items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
                 weight += count
         return self.mean({name: float(total) / max(1, weight) for name, total in sums.items()}, weight)
 
-    def _measured(self, batch: Any) -> Mapping[str, Any]:
+    def _measured(self, batch: Any, metrics: Metrics | None) -> Mapping[str, Any]:
+        models = self._view(self._models)
+        if metrics is not None:
+            return named_numbers(metrics(models, batch), f"{self._name}: the metrics of context.evaluate")
         if hasattr(self._task, "metrics"):
-            values: Mapping[str, Any] = self._task.metrics(self._model, batch)
-            return values
-        return {"loss": self._task.loss(self._model, batch)}
+            return named_numbers(self._task.metrics(models, batch), f"{self._name}.metrics")
+        if not hasattr(self._task, "loss"):
+            raise UserError(f"{self._name} has held-out data and neither metrics nor loss to evaluate it with")
+        loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._name}.loss")
+        return {"loss": loss.reshape(())} | more
 
     def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
         """See `TrainingBackend.mean`."""
         import torch
         import torch.distributed as dist
 
+        self._late.check()
         numbers = [value * weight for value in values.values()]
         summed = torch.tensor([*numbers, weight], dtype=torch.float64, device=self._device)
         dist.all_reduce(summed)
@@ -182,100 +306,52 @@ class TorchBackend:
 
     def snapshot(self) -> TorchSnapshot:
         """See `TrainingBackend.snapshot`."""
-        from torch.distributed.checkpoint.state_dict import get_state_dict
-
-        broadcast_buffers(self._model.buffers())
-        model, optimizer = get_state_dict(self._model, self._optimizer)
-        return TorchSnapshot(copied({"model": model, "optimizer": optimizer}), self._place, self._saving)
+        self._late.check()
+        broadcast_buffers(self._buffers())
+        parameters = {name for name, _ in self._state.named_parameters()}
+        return TorchSnapshot(copied(self._state.gathered()), parameters, self._place, self._saving)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
-        import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+        self._stored = self._state.load(folder, self._saving)
 
-        model, optimizer = get_state_dict(self._model, self._optimizer)
-        state = {"model": model, "optimizer": optimizer}
-        dcp.load(state, checkpoint_id=str(folder), process_group=self._saving)
-        set_state_dict(
-            self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-        )
+    def register(self, name: str, thing: Any) -> None:
+        """See `TrainingBackend.register`."""
+        if self._state.registered.get(name, thing) is not thing:
+            raise UserError(f"two things are registered as {name!r}")
+        self._state.registered[name] = thing
+        if self._stored:
+            self._stored.give("registered", name, thing)
 
-    def _moved(self, batch: Any) -> Any:
-        """The batch as tensors on this worker's device, in the structure it has."""
-        import torch
+    def unclaimed(self) -> list[str]:
+        """See `TrainingBackend.unclaimed`."""
+        there = self._stored.names("registered") if self._stored else []
+        return [name for name in there if name not in self._state.registered]
 
-        if isinstance(batch, Mapping):
-            return {name: self._moved(part) for name, part in batch.items()}
-        if isinstance(batch, tuple | list):
-            return tuple(self._moved(part) for part in batch)
-        return torch.as_tensor(batch, device=self._device)
+    def whole(self) -> Any:
+        """See `TrainingBackend.whole`. A sharded model is built once more, on the host."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-
-class TorchSnapshot:
-    """A copy of the state, written by `torch.distributed.checkpoint`."""
-
-    def __init__(self, state: dict[str, Any], place: RankInfo, group: Any) -> None:
-        self._state = state
-        self._place = place
-        self._group = group
-
-    def write(self, folder: Path) -> SnapshotFiles:
-        """See `Snapshot.write`; collective on a group of its own."""
-        import torch.distributed.checkpoint as dcp
-
-        writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=False)
-        try:
-            dcp.save(self._state, storage_writer=writer, process_group=self._group)
-        except dcp.api.CheckpointException as error:
-            # It holds every rank's exception and traceback; what the disk said is enough.
-            failures = [failure for failure, _ in error.failures.values()]
-            raise next((failure for failure in failures if isinstance(failure, OSError)), failures[0]) from None
-        names = [path.name for path in folder.glob(f"__{self._place.rank}_*.distcp")]
-        if self._place.rank == 0:
-            names.append(".metadata")
-        return SnapshotFiles(tuple(sorted(names)), self._digest())
-
-    def _digest(self) -> str:
-        """Of the tensors this rank holds alone; where all ranks hold the same, rank 0's is enough."""
-        import torch
-        from torch.distributed.tensor import DTensor
-
-        tensors = {name: value for name, value in self._state["model"].items() if isinstance(value, torch.Tensor)}
-        sharded = any(isinstance(value, DTensor) for value in tensors.values())
-        if not sharded and self._place.rank:
-            return ""
-        digest = hashlib.sha256()
-        for name in sorted(tensors):
-            local = tensors[name].to_local() if isinstance(tensors[name], DTensor) else tensors[name]
-            digest.update(f"{name}|{local.dtype}|{tuple(local.shape)}|".encode())
-            digest.update(local.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        if not self._parallel.shards:
+            return None if self._place.rank else self._view(self._state.models)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        states = {name: get_model_state_dict(model, options=options) for name, model in self._state.models.items()}
+        if self._place.rank:
+            return None
+        models = self._made(self._task, several=ONLY not in states)
+        for name, model in models.items():
+            model.load_state_dict(states[name])
+        return self._view(models)
 
 
-def broadcast_buffers(buffers: Iterable[Any]) -> None:
-    """Collective. Rank 0's buffers (batch norm's running statistics) for all, so that a checkpoint of them is the same
-    whoever writes it, and a resumed run goes on from what every rank had."""
-    import torch
-    import torch.distributed as dist
-
-    by_dtype: dict[Any, list[Any]] = {}
-    for buffer in buffers:
-        by_dtype.setdefault(buffer.dtype, []).append(buffer)
-    for same in by_dtype.values():
-        flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
-        dist.broadcast(flat, src=0)
-        for buffer, part in zip(same, flat.split([buffer.numel() for buffer in same]), strict=True):
-            buffer.detach().copy_(part.view_as(buffer))
-
-
-def copied(value: Any) -> Any:
-    """A deep copy of nested state with every tensor on the CPU."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {name: copied(part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(copied(part) for part in value)
-    return value
+def _check_trained(optimizers: Mapping[str, Any], named: list[tuple[str, Any]], method: str) -> None:
+    """Raise `UserError` for an optimizer with parameters that no model has: a checkpoint could not name them."""
+    known = {id(parameter) for _, parameter in named}
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in known:
+                    raise UserError(
+                        f"{method} gave an optimizer of a parameter of shape {tuple(parameter.shape)} that is in no model: "
+                        "make it from the model that the method is given, whose parameters may be other objects than before"
+                    )

@@ -22,6 +22,8 @@ class DDPOptions:
     """Megabytes of gradients that are averaged in one go."""
     static_graph: bool = False
     """The same parameters take part in every step, in the same order."""
+    find_unused_parameters: bool = False
+    """Some parameters may take no part in a step (branches, mixtures of experts): look for them, at some cost."""
     compression: Literal["none", "bf16", "fp16"] = "none"
     """Type that gradients are sent in; halves the traffic and loses digits."""
     precision: Precision = "fp32"
@@ -62,7 +64,7 @@ class Replicated(Parallel):
         from torch.nn.parallel import DistributedDataParallel
 
         model = checkpointed(model, self.options.activation_checkpointing)
-        if self.alone:
+        if self.alone or not any(parameter.requires_grad for parameter in model.parameters()):
             return compiled(model, when=self.options.compile)
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -71,6 +73,7 @@ class Replicated(Parallel):
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=self.options.bucket_mb,
             static_graph=self.options.static_graph,
+            find_unused_parameters=self.options.find_unused_parameters,
             gradient_as_bucket_view=True,
             **{buffers: False},  # the session shares them once a step
         )
@@ -80,6 +83,17 @@ class Replicated(Parallel):
             parallel.register_comm_hook(None, getattr(default_hooks, f"{self.options.compression}_compress_hook"))
         return compiled(parallel, when=self.options.compile)
 
+    def plain(self, model: Any) -> Any:
+        """See `Parallel.plain`."""
+        return model.module if _is_parallel(model) else model
+
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """See `Parallel.gradient_sync`."""
-        return nullcontext() if last or self.alone else model.no_sync()
+        return nullcontext() if last or not _is_parallel(model) else model.no_sync()
+
+
+def _is_parallel(model: Any) -> bool:
+    """Whether a model was wrapped: alone, or without anything to train, it was not."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return isinstance(model, DistributedDataParallel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class HSDPOptions(FSDPOptions):
 
 
 class FSDP(backend.OneADevice):
-    """One process a device, each holding its share of the model."""
+    """One process a device, each holding its broadcast_buffers of the model."""
 
     Options: type = FSDPOptions
 
@@ -89,6 +90,8 @@ class HSDP(FSDP):
 class Sharded(Parallel):
     """A model whose parameters are spread over a mesh."""
 
+    shards = True
+
     def __init__(self, options: FSDPOptions, mesh: Any) -> None:
         super().__init__()
         self.options = options
@@ -115,16 +118,19 @@ class Sharded(Parallel):
         return compiled(model, when=self.options.compile)
 
     def _parts(self, model: Any) -> list[Any]:
-        """The modules to be gathered one at a time, inner ones before those around them."""
+        """The modules to be gathered one at a time, inner ones before those around them. Modules that broadcast_buffers a parameter
+        (an embedding and the layer tied to it) are left to the module around them: one gathers a parameter for all."""
+        tied = _tied(model)
         if self.options.wrap:
-            return list(reversed(modules_named(model, self.options.wrap)))
+            named = modules_named(model, self.options.wrap)
+            return [module for module in reversed(named) if not _shares(module, tied)]
         taken: set[int] = set()
         chosen = []
         for module in reversed(list(model.modules())):
             own = [parameter for parameter in module.parameters() if id(parameter) not in taken]
             containers = ("ModuleList", "ModuleDict")
             large = sum(parameter.numel() for parameter in own) >= self.options.wrap_parameters
-            if large and module is not model and type(module).__name__ not in containers:
+            if large and module is not model and type(module).__name__ not in containers and not _shares(module, tied):
                 chosen.append(module)
                 taken.update(id(parameter) for parameter in own)
         return chosen
@@ -133,3 +139,17 @@ class Sharded(Parallel):
         """See `Parallel.gradient_sync`."""
         model.set_requires_gradient_sync(last)
         return nullcontext()
+
+
+def _tied(model: Any) -> dict[int, int]:
+    """Parameter → how many modules hold it themselves, for those that more than one does."""
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return {parameter: count for parameter, count in holders.items() if count > 1}
+
+
+def _shares(module: Any, tied: dict[int, int]) -> bool:
+    """Whether a module has a parameter that a module outside of it has too."""
+    if not tied:
+        return False
+    inside = Counter(id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False))
+    return any(count != tied.get(parameter, count) for parameter, count in inside.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ class Parallel:
 
     rearranges = False
     """Whether the first backward pass changes the order of summation in the later ones."""
+    shards = False
+    """Whether a worker holds only a part of the model."""
 
     def __init__(self, *, precision: Precision = "fp32") -> None:
         self.precision = precision
@@ -21,7 +24,11 @@ class Parallel:
         """The parallel model of the user's."""
         return model
 
-    def optimizer(self, optimizer: Any, model: Any, passes: int) -> Any:
+    def plain(self, model: Any) -> Any:
+        """The user's own module in a wrapped one."""
+        return model
+
+    def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
         """The parallel optimizer of the user's, for so many backward passes a step."""
         return optimizer
 
@@ -38,13 +45,14 @@ class Parallel:
             context = torch.autocast(device.type, dtype=torch.bfloat16)
         return context
 
-    def apply(self, optimizer: Any, model: Any, clip_norm: float | None) -> None:
-        """Clip the averaged gradients and take the step."""
+    def apply(self, optimizers: Sequence[Any], parameters: Iterable[Any], clip_norm: float | None) -> None:
+        """Clip the averaged gradients of these parameters and take the step of all optimizers."""
         import torch
 
         if clip_norm:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
+            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
 
 
 def modules_named(model: Any, names: tuple[str, ...]) -> list[Any]:

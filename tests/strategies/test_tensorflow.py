@@ -15,7 +15,8 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from dtrain.api.strategy import RankInfo  # noqa: E402
+from dtrain.api.strategy import NonFiniteWeights, RankInfo  # noqa: E402
+from dtrain.common.errors import CheckpointError, UserError  # noqa: E402
 from dtrain.data.sampler import step_seed  # noqa: E402
 from dtrain.spec.job import Train  # noqa: E402
 
@@ -248,6 +249,72 @@ def test_what_dtrain_does_itself_is_refused_in_the_optimizer() -> None:
     for task, hint in refused:
         with pytest.raises(TypeError, match=hint):
             session(1, task)
+
+
+def test_what_a_compiled_step_of_one_model_cannot_do_is_refused() -> None:
+    class Several(Task):
+        def models(self) -> Any:
+            return {}
+
+    class OwnStep(Task):
+        def train_step(self, step: Any) -> Any:
+            return 0.0
+
+    class WithMetrics(Task):
+        def loss(self, model: Any, batch: Any) -> Any:
+            return super().loss(model, batch), {"one": 1.0}
+
+    for task in (Several(), OwnStep()):
+        with pytest.raises(UserError, match=r"the TensorFlow strategies train one keras\.Model with one optimizer"):
+            session(1, task)
+    with pytest.raises(UserError, match="metrics beside the loss, which the TensorFlow strategies do not report"):
+        trained(session(1, WithMetrics()), range(1))
+
+
+class Counter:
+    """Something with a state of its own."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, Any] = {}
+
+    def state_dict(self) -> Any:
+        return self.seen
+
+    def load_state_dict(self, state: Any) -> None:
+        self.seen = state
+
+
+def test_a_registered_object_is_found_by_its_name(tmp_path: Path) -> None:
+    made, counter = session(2), Counter()
+    made.register("counter", counter)
+    counter.seen = {3: np.arange(4)}
+    digest(made, tmp_path / "saved")
+    again = session(1)
+    again.load(tmp_path / "saved")
+    assert again.unclaimed() == ["counter"]
+    found = Counter()
+    again.register("counter", found)
+    assert found.seen[3].tolist() == [0, 1, 2, 3]
+    assert not again.unclaimed()
+    with pytest.raises(CheckpointError, match="has no state of 'other', which this run registers"):
+        again.register("other", Counter())
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    made = session(1)
+    made.model.trainable_variables[0].assign(np.full(made.model.trainable_variables[0].shape, np.nan))
+    with pytest.raises(NonFiniteWeights, match="kernel has values that are nan or inf"):
+        digest(made, tmp_path / "saved")
+    assert not list((tmp_path / "saved").iterdir())
+
+
+def test_the_whole_model_is_a_plain_one_with_the_trained_weights() -> None:
+    made = session(2)
+    trained(made, range(2))
+    whole = made.whole()
+    for weight, array in zip(whole.weights, made.arrays()["model"].values(), strict=True):
+        np.testing.assert_array_equal(weight.numpy(), array)
+    assert type(whole.weights[0].value).__name__ == "ResourceVariable"
 
 
 class Plain(Task):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtrain.data.sampler import Sampler, fetch, length, own_shards, permuted, stacked, step_seed
+from dtrain.data.batches import Batches, stacked
+from dtrain.data.sampler import Sampler, own_shards, permuted, step_seed
 from dtrain.spec.job import Train
 
 SIZES = st.integers(1, 3000)
@@ -83,12 +84,13 @@ class Samples:
     "data", [np.arange(5), (np.arange(5), np.zeros(5)), {"x": np.arange(5)}, Samples(), list(range(5))]
 )
 def test_every_form_of_data_has_a_length_and_batches(data: object) -> None:
-    assert length(data) == 5
-    fetch(data, np.array([4, 0]))
+    batches = Batches(data, seed=1, name="data")
+    assert batches.size == 5
+    batches.fetch(np.array([4, 0]))
 
 
 def test_samples_are_stacked_in_their_own_structure() -> None:
-    batch = fetch(Samples(), np.array([4, 0]))
+    batch = Batches(Samples(), seed=1, name="data").fetch(np.array([4, 0]))
     assert batch["x"].tolist() == [[4, 4, 4], [0, 0, 0]]
     assert batch["y"][1].tolist() == [4.0, 0.0]
     assert stacked([1, 2]).tolist() == [1, 2]

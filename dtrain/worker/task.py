@@ -1,0 +1,111 @@
+"""A user's task, asked and checked: every answer that does not keep to the contract is one line that names their file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dtrain.common.errors import UserError
+from dtrain.data.batches import Batches
+from dtrain.spec import contract, entrypoint
+from dtrain.spec.job import Job
+from dtrain.spec.task_class import EXPECTED, METHODS
+
+TRAIN, EVAL = "train", "eval"
+OTHER_SPLITS = ("val", "valid", "validation", "test")
+
+
+class Task:
+    """What dtrain and the strategies see of a task; whatever is not checked here is the user's own attribute."""
+
+    def __init__(self, user: Any, name: str, seed: int) -> None:
+        self._user = user
+        self._seed = seed
+        self.name = name
+        """For messages: `digits.py: Digits`."""
+        for either in METHODS:
+            if not any(callable(getattr(user, method, None)) for method in either):
+                raise UserError(f"{name} has no method {' or '.join(either)}: {EXPECTED}")
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._user, attribute)
+
+    def batches(self, split: str) -> Batches | None:
+        """The data of a split; None if there is none to evaluate on."""
+        name = f"{self.name}.data({split!r})"
+        try:
+            data = self._user.data(split)
+        except Exception as error:
+            if others := self._other_splits():
+                raise UserError(
+                    f"{name} failed ({type(error).__name__}: {error}), and the method knows {others}: "
+                    f"dtrain asks for {TRAIN!r} and {EVAL!r}"
+                ) from error
+            raise
+        if data is None and split == EVAL:
+            if others := self._other_splits():
+                raise UserError(
+                    f"{name} gave None, and the method knows {others}: dtrain asks for {TRAIN!r} and {EVAL!r}"
+                )
+            return None
+        return Batches(data, seed=self._seed, name=name, collate=getattr(self._user, "collate", None))
+
+    def _other_splits(self) -> str:
+        """Names of held-out splits that stand in the source of `data`, if `eval` does not."""
+        code = getattr(getattr(self._user.data, "__func__", self._user.data), "__code__", None)
+        texts = _strings(code.co_consts) if code is not None else set()
+        return "" if EVAL in texts else ", ".join(repr(text) for text in OTHER_SPLITS if text in texts)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """What the learning rate is multiplied with at a step."""
+        if not hasattr(self._user, "schedule"):
+            return 1.0
+        return contract.factor(self._user.schedule(step, total_steps), f"{self.name}.schedule({step}, {total_steps})")
+
+    def doubts(self, total_steps: int) -> list[str]:
+        """Why the schedule is probably not meant as it is; at most one reason."""
+        for step in dict.fromkeys((0, total_steps // 2, total_steps - 1)):
+            name = f"{self.name}.schedule({step}, {total_steps})"
+            if text := contract.doubt(self.factor(step, total_steps), name):
+                return [text]
+        return []
+
+
+def _strings(constants: Any) -> set[str]:
+    """Strings among the constants of a function's code, those in tuples too (`split in ("val", "test")`)."""
+    found: set[str] = set()
+    for constant in constants:
+        if isinstance(constant, str):
+            found.add(constant)
+        elif isinstance(constant, tuple | frozenset):
+            found |= _strings(constant)
+    return found
+
+
+def of_job(job: Job) -> Task:
+    """Import and make the task that a job names."""
+    name = name_of(job.target)
+    cls = entrypoint.load(job.target, Path(job.folder))
+    if not callable(cls):
+        raise UserError(f"{name} is {contract.gave(cls)}; expected a class: {EXPECTED}")
+    _check_params(cls, job.params, name)
+    return Task(cls(**job.params), name, job.train.seed)
+
+
+def name_of(target: str) -> str:
+    """A target as messages name it: `digits.py: Digits`."""
+    module, name = entrypoint.split(target)
+    return f"{Path(module).name}: {name}"
+
+
+def _check_params(cls: Any, params: Mapping[str, Any], name: str) -> None:
+    try:
+        signature = inspect.signature(cls)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**params)
+    except TypeError as error:
+        raise UserError(f"{name}{signature} does not take the recipe's params: {error}") from None

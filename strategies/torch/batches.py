@@ -1,0 +1,70 @@
+"""What PyTorch's session does with batches and buffers: to the device, and the same on every rank.
+
+Importing this module imports no framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+def moved(batch: Any, device: Any) -> Any:
+    """The batch with every array as a tensor on the device, in the structure it has. What is no number (strings, objects)
+    stays; an object that knows how to move (`to`) moves itself."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: moved(part, device) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        if isinstance(batch, list) and all(isinstance(part, int | float) for part in batch):
+            return torch.as_tensor(batch, device=device)
+        parts = [moved(part, device) for part in batch]
+        if hasattr(batch, "_fields"):
+            return type(batch)(*parts)
+        return parts if isinstance(batch, list) else tuple(parts)
+    if hasattr(batch, "dtype") or isinstance(batch, bool | int | float | complex):
+        # Strings and objects in an array stay on the host.
+        return (
+            batch
+            if getattr(getattr(batch, "dtype", None), "kind", "f") in "OSUV"
+            else torch.as_tensor(batch, device=device)
+        )
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+@contextmanager
+def evaluating(models: Iterable[Any]) -> Iterator[None]:
+    """Models in evaluation mode; afterwards every module is in the mode it was in."""
+    models = list(models)
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    trained = [model for model in models if model.training]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        # Some models do more in `train` than to set the mode.
+        for model in trained:
+            model.train()
+        for module, mode in modes:
+            module.training = mode
+
+
+def broadcast_buffers(buffers: Iterable[Any]) -> None:
+    """Collective. Rank 0's buffers (batch norm's running statistics) for all, so that a checkpoint of them is the same
+    whoever writes it, and a resumed run goes on from what every rank had."""
+    import torch
+    import torch.distributed as dist
+
+    by_dtype: dict[Any, list[Any]] = {}
+    for buffer in buffers:
+        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for same in by_dtype.values():
+        flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
+        dist.broadcast(flat, src=0)
+        for buffer, part in zip(same, flat.split([buffer.numel() for buffer in same]), strict=True):
+            buffer.detach().copy_(part.view_as(buffer))

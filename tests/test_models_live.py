@@ -1,0 +1,196 @@
+"""Several models, functions that leave their loops, and randomness in data: killed runs equal undisturbed ones, nothing is lost."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from live import PROGRAMS, Live, finished, start
+
+TASK = str(PROGRAMS / "gan.yaml")
+
+
+def recipe(folder: Path, target: str) -> str:
+    """A recipe for another part of the program."""
+    kind = "task" if target[0].isupper() else "function"
+    lines = [
+        f"{kind}: {PROGRAMS}/gan.py:{target}" if "task:" in line else line
+        for line in Path(TASK).read_text().splitlines()
+    ]
+    path = folder / f"{target}.yaml"
+    path.write_text("\n".join([*lines, ""]))
+    return str(path)
+
+
+def param(**values: object) -> tuple[str, ...]:
+    return tuple(part for name, value in values.items() for part in ("--set", f"params.{name}={value}"))
+
+
+def killed(*arguments: str, runs: Path) -> Live:
+    """A run whose last worker is killed between two checkpoints."""
+    with start(*arguments, *param(pause=0.02), runs=runs) as live:
+        live.wait_step(8, rank=1)
+        live.kill(1)
+        live.finish()
+    assert len(live.events("attempt")) == 2
+    assert live.events("attempt")[1]["step"] >= 5
+    return live
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "horovod"])
+def test_two_models_and_their_scheduler_survive_a_kill(strategy: str, tmp_path: Path) -> None:
+    options = (TASK, "--strategy", strategy)
+    alone = finished(*options, runs=tmp_path / "alone")
+    live = killed(*options, runs=tmp_path / "killed")
+    assert live.weights() == alone.weights()
+    assert live.losses() == alone.losses()
+    live.assert_clean_audit(steps=20)
+    assert "finished {'g': 'Sequential', 'd': 'Sequential'}" in live.output(0)
+    assert "finished" not in live.output(1)
+
+
+def test_the_models_move_to_another_strategy(tmp_path: Path) -> None:
+    alone = finished(TASK, runs=tmp_path / "alone")
+    with start(TASK, *param(pause=0.02), runs=tmp_path / "moved") as live:
+        live.wait_step(8)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    with start("last", "--set", "strategy=fsdp", *param(pause=0), runs=tmp_path / "moved", command="resume") as again:
+        again._run = live.run
+        again.finish()
+    for step, loss in alone.losses().items():
+        assert live.losses()[step] == pytest.approx(loss, rel=1e-4), f"step {step}"
+
+
+def average(live: Live) -> str:
+    return str(re.findall(r"^average .*$", live.output(0), flags=re.MULTILINE)[-1])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "horovod"])
+def test_named_models_and_a_registered_object_survive_a_kill(strategy: str, tmp_path: Path) -> None:
+    options = (recipe(tmp_path, "train"), "--strategy", strategy)
+    alone = finished(*options, runs=tmp_path / "alone")
+    live = killed(*options, runs=tmp_path / "killed")
+    assert live.weights() == alone.weights()
+    if strategy != "fsdp":  # of which each rank prints its own part
+        assert average(live) == average(alone)
+    assert live.events("metrics")[-1]["values"] == alone.events("metrics")[-1]["values"]
+    assert live.events("metrics")[-1]["values"]["steps"] == 20
+
+
+def test_an_object_that_was_registered_and_is_not_any_more_is_refused(tmp_path: Path) -> None:
+    with start(recipe(tmp_path, "train"), *param(pause=0.02), runs=tmp_path) as live:
+        live.wait_step(8)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    with start("last", *param(name="other"), runs=tmp_path, command="resume") as again:
+        again._run = live.run
+        out = again.finish(code=3)
+    assert re.search(r"the checkpoint step-\d+ has no state of 'other', which this run registers", out)
+
+
+def test_two_calls_of_prepare_are_refused(tmp_path: Path) -> None:
+    live = finished(recipe(tmp_path, "twice"), runs=tmp_path / "runs", code=1)
+    message = live.events("failure")[0]["message"]
+    assert message.startswith("gan.py: twice: context.prepare was called twice; give all models to one call, by name")
+
+
+def test_a_function_that_breaks_out_of_its_loop_keeps_its_work(tmp_path: Path) -> None:
+    live = finished(recipe(tmp_path, "train"), *param(break_at=13), runs=tmp_path)
+    assert live.events("checkpoint")[-1]["step"] == 13
+    end = live.events("end")[-1]
+    assert (end["exit_code"], end["reason"]) == (0, "stopped by the function at step 13: the function left its loop")
+    live.assert_clean_audit(steps=13)
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_a_function_stops_with_a_reason(rank: int | None, tmp_path: Path) -> None:
+    who = {} if rank is None else {"stop_rank": rank}
+    with start(recipe(tmp_path, "train"), *param(stop_at=13, pause=0.01, **who), runs=tmp_path) as live:
+        out = live.finish()
+    step = live.events("checkpoint")[-1]["step"]
+    assert step == 13 if rank is None else step in (13, 14)
+    assert f"stopped by the function at step {step}: it learned enough" in out
+    live.assert_clean_audit(steps=step)
+
+
+def test_a_loop_with_data_of_its_own_is_counted_by_its_reports(tmp_path: Path) -> None:
+    options = (recipe(tmp_path, "own_loop"),)
+    alone = finished(*options, runs=tmp_path / "alone")
+    assert [event["step"] for event in alone.events("checkpoint")] == [5, 10, 15, 20]
+    assert alone.events("training")[0]["total_steps"] == 20
+    assert killed(*options, runs=tmp_path / "killed").weights() == alone.weights()
+    left = finished(*options, *param(break_at=7), runs=tmp_path / "left")
+    assert left.events("checkpoint")[-1]["step"] == 7
+    with start(*options, *param(pause=0.05), runs=tmp_path / "asked") as live:
+        live.wait_step(6)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    assert live.events("checkpoint")[-1]["step"] == live.events("leaving")[-1]["step"]
+
+
+def test_augmentation_is_the_same_after_a_kill(tmp_path: Path) -> None:
+    options = (recipe(tmp_path, "Augmented"),)
+    alone = finished(*options, runs=tmp_path / "alone")
+    assert killed(*options, runs=tmp_path / "killed").weights() == alone.weights()
+    single = finished(*options, "--workers", "1", "--set", "train.steps=1", runs=tmp_path / "single")
+    assert single.losses()[1] != 0
+
+
+def test_tied_weights_are_sharded_together(tmp_path: Path) -> None:
+    options = (recipe(tmp_path, "TiedTask"), "--strategy", "fsdp", "--set", "strategy.wrap_parameters=100")
+    plain = finished(options[0], runs=tmp_path / "plain")
+    alone = finished(*options, runs=tmp_path / "alone")
+    assert alone.losses()[20] == pytest.approx(plain.losses()[20], rel=1e-4)
+    assert killed(*options, runs=tmp_path / "killed").weights() == alone.weights()
+    assert "finished Parameter (64, 16)" in alone.output(0)
+    assert "finished Parameter (64, 16)" in plain.output(0)
+
+
+def test_parameters_that_take_no_part_are_found_if_asked_to(tmp_path: Path) -> None:
+    options = (recipe(tmp_path, "Unused"), "--set", "strategy.find_unused_parameters=true")
+    alone = finished(*options, runs=tmp_path / "alone")
+    assert killed(*options, runs=tmp_path / "killed").weights() == alone.weights()
+
+
+def test_a_model_that_does_not_fit_its_checkpoint_is_told_by_tensors(tmp_path: Path) -> None:
+    tiny = str(PROGRAMS / "tiny.yaml")
+    with start(tiny, *param(pause=0.02), runs=tmp_path) as live:
+        live.wait_step(12)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    with start("last", *param(width=24), runs=tmp_path, command="resume") as again:
+        again._run = live.run
+        again.finish(code=3)
+    log = live.output(0)
+    assert "does not fit the model:\n  0.weight: (16, 8) in the checkpoint, (24, 8) in the model\n" in log
+    assert len(log[log.index("dtrain: the checkpoint") :].splitlines()) <= 8
+
+
+def test_a_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path: Path) -> None:
+    source = (
+        (PROGRAMS / "gan.py")
+        .read_text()
+        .replace(
+            "return F.cross_entropy(model(batch), batch)",
+            """
+        from itertools import count
+        self.calls = getattr(self, "calls", count())
+        return F.cross_entropy(model(batch), batch) * (float("nan") if next(self.calls) == 25 else 1.0)""",
+        )
+    )
+    (tmp_path / "gan.py").write_text(source)
+    path = tmp_path / "nan.yaml"
+    path.write_text(
+        Path(TASK).read_text().replace("gan.py:Gan", "gan.py:TiedTask").replace("log_every: 1", "log_every: 7")
+    )
+    live = finished(str(path), *param(pause=0.02), runs=tmp_path / "runs", code=1)
+    failure = live.events("failure")[0]
+    assert failure["kind"] == "bug"
+    assert re.match(
+        r"the loss is nan at step 12 on rank [01], shard [0-3]: lower the learning rate", failure["message"]
+    )
+    assert len(live.events("attempt")) == 1
+    assert live.events("checkpoint")[-1]["step"] == 10

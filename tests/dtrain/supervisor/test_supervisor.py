@@ -218,6 +218,21 @@ def test_a_warning_during_a_save_is_answered_at_once_and_the_checkpoint_is_commi
     for rank in (0, 1):
         agent.say(WorkerReport(1, rank, reports.encode(reports.StopProposal(5))))
     supervised.wait_event(events.DrainAgreed)
+    for rank in (0, 1):
+        agent.say(WorkerReport(1, rank, reports.encode(reports.LeftAtStep(5))))
     exit_all(supervised)
     assert supervised.finish() is Exit.RESUMABLE
     assert [event.step for event in supervised.events(events.CheckpointSaved)] == [5]
+
+
+def test_a_run_that_finishes_while_it_is_asked_to_stop_is_done(tmp_path: Path) -> None:
+    (tmp_path / "nothing.py").write_text("class Nothing: ...\n")
+    supervised = Supervised(tmp_path, ScriptedCluster(), task_job(tmp_path))
+    supervised.wait_event(events.WorkersStarted)
+    agent = supervised.cluster.agents["node0"]
+    for rank in (0, 1):
+        agent.say(WorkerReport(1, rank, reports.encode(reports.StepsDone())))
+    supervised.inbox.put(("", StopRequest(StopMode.GRACEFUL, "stopped by dtrain stop")))
+    supervised.wait(lambda: any(isinstance(one, WorkerCommand) for one in agent.told), "the question for a step")
+    exit_all(supervised)
+    assert supervised.finish() is Exit.DONE

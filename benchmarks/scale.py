@@ -21,8 +21,8 @@ from side_by_side import PROGRAMS, scratch
 
 from dtrain.api import plan
 from dtrain.api.cluster import Inbox
+from dtrain.api.pipes import PipedAgents
 from dtrain.api.protocol import Command
-from dtrain.clusters.pipes import PipedAgents
 from dtrain.launch import planner
 from dtrain.run import event_log
 from dtrain.run.folder import RunDir, create

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from dtrain.agent import devices
+from dtrain.agent import devices, prewarm
 from dtrain.api.cluster import Inbox, Submission, SubmissionState
+from dtrain.api.pipes import PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import alive
 from dtrain.run.folder import RunDir
-
-from .pipes import PipedAgents
 
 LOOPBACK = "127.0.0.1"
 
@@ -41,8 +40,20 @@ class LocalAllocation:
     def start(self, node: str) -> None:
         """Start the agent of a node."""
         share = max(1, devices.cpus() // self._plan.nodes)
-        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(share)}
-        self.channels[node] = PipedAgents([node], self._plan.agent_command(self._run, node), environment, self._inbox)
+        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(share)} | self._gpus(node)
+        command = self._plan.agent_command(self._run, node)
+        ready = prewarm.take(command, environment)
+        self.channels[node] = PipedAgents([node], command, environment, self._inbox, process=ready)
+
+    def _gpus(self, node: str) -> dict[str, str]:
+        """The GPUs of one of several nodes on this machine: each has its own."""
+        if self._plan.job.resources.device != "gpu" or self._plan.nodes == 1:
+            return {}
+        each = self._plan.workers_per_node
+        number = int(node.partition(".")[0].removeprefix("node"))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        known = visible.split(",") if visible else [str(index) for index in range(devices.gpus())]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(known[number * each : (number + 1) * each])}
 
     def replace(self, node: str) -> bool:
         """See `Allocation.replace`: this machine always has room for another agent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -45,7 +46,7 @@ class RayOptions:
     jobs_address: str | None = None
     """Of the Jobs API (`http://host:8265`), for submitted runs; RAY_API_SERVER_ADDRESS when not given."""
     placement: Literal["auto", "STRICT_SPREAD", "SPREAD", "PACK", "STRICT_PACK"] = "auto"
-    """Of the nodes of a run: auto spreads them over machines where the cluster has as many."""
+    """Of the nodes of a run: auto spreads them over machines if the cluster has as many."""
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources of each node."""
     runtime_env: dict[str, Any] = field(default_factory=dict)
@@ -68,10 +69,13 @@ class Ray:
 
     def problems(self, plan: LaunchPlan) -> list[str]:
         """Ray is installed."""
-        import importlib.util
+        missing = self.missing_here()
+        return [missing] if missing else []
 
-        shortage = importlib.util.find_spec("ray") is None
-        return ["Ray is not installed: pip install 'dtrain[ray]'"] if shortage else []
+    @staticmethod
+    def missing_here() -> str:
+        """Why this machine cannot use Ray, or ''."""
+        return "" if importlib.util.find_spec("ray") else "Ray is not installed: pip install 'dtrain[ray]'"
 
     def bundle(self, plan: LaunchPlan) -> dict[str, float]:
         """What one node of the run asks for."""
@@ -82,7 +86,7 @@ class Ray:
         return wanted | self.options.resources
 
     def runtime_env(self, plan: LaunchPlan, run: RunDir) -> dict[str, Any]:
-        """What Ray brings to every node; the recipe's folder where nodes share none, without the runs in it."""
+        """What Ray brings to every node; the recipe's folder if nodes share none, without the runs in it."""
         job = plan.job
         if not job.storage.url:
             return self.options.runtime_env
@@ -129,7 +133,7 @@ class Ray:
             raise ClusterError(f"Ray did not take the job: {error}", "Check the address of the Jobs API.") from error
 
     def state(self, run: RunDir, reference: str) -> Submission:
-        """What the Jobs API says; '' where the cluster cannot be reached or does not know the job."""
+        """What the Jobs API says; '' if the cluster cannot be reached or does not know the job."""
         with suppress(RuntimeError, ConnectionError, ClusterError):
             info = self._jobs().get_job_info(reference)
             word = str(info.status.value)
@@ -307,7 +311,7 @@ class RayAllocation:
         )
 
     def _start(self, number: int, group: Any, bundle: int, *, expected: bool = True) -> None:
-        """Create the actor of a bundle, which waits for its resources; it counts as coming only where it is expected."""
+        """Create the actor of a bundle, which waits for its resources; it counts as coming only if it is expected."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

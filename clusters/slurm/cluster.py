@@ -113,15 +113,20 @@ class Slurm:
         found = list(script.mistakes(self.options))
         if found:
             return found
-        if not shutil.which("sbatch"):
-            return [
-                "sbatch was not found: run dtrain where SLURM's commands are (a login node), or take another --cluster"
-            ]
+        if missing := self.missing_here():
+            return [missing]
         try:
             known = partitions()
         except ClusterError as error:
             return [f"SLURM cannot be asked: {error.message}"]
         return list(self._impossible(plan, known))
+
+    @staticmethod
+    def missing_here() -> str:
+        """Why this machine cannot submit to SLURM, or ''."""
+        if shutil.which("sbatch"):
+            return ""
+        return "sbatch was not found: run dtrain where SLURM's commands are (a login node), or take another --cluster"
 
     def _impossible(self, plan: LaunchPlan, known: Mapping[str, list[NodeFacts]]) -> Iterator[str]:
         """What would stay pending for ever."""
@@ -191,7 +196,7 @@ class Slurm:
                 raise
 
     def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
-        """See `SupportsRequeue.requeue`: requeued under the same number, or handed in anew where SLURM refuses that."""
+        """See `SupportsRequeue.requeue`: requeued under the same number, or handed in anew if SLURM refuses that."""
         job, submitted = os.environ.get(JOB, ""), run.submitted()
         if not submitted or submitted.reference != job:
             raise ClusterError("its job was not submitted by dtrain")
@@ -234,5 +239,5 @@ def _script(run: RunDir) -> Path:
 
 
 def _sbatch(path: Path, *options: str) -> str:
-    # `12;cluster` where there are several clusters
+    # `12;cluster` if there are several clusters
     return call("sbatch", "--parsable", *options, str(path)).strip().partition(";")[0]

@@ -27,7 +27,7 @@ class JobState:
     state: str
     reason: str = ""
     restarts: int | None = None
-    """How often it was queued again; None where only `squeue` answers, which does not say."""
+    """How often it was queued again; None if only `squeue` answers, which does not say."""
 
 
 def submission_state(word: str) -> SubmissionState:
@@ -47,7 +47,7 @@ class NodeFacts:
 
 
 def call(*command: str, seconds: float = PATIENCE_SECONDS) -> str:
-    """What a command prints; raises `ClusterError` with SLURM's own words where it fails."""
+    """What a command prints; raises `ClusterError` with SLURM's own words if it fails."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
@@ -63,7 +63,7 @@ def call(*command: str, seconds: float = PATIENCE_SECONDS) -> str:
 
 
 def job_state(job: str) -> JobState | None:
-    """The job's state now, from `squeue` or, where that has forgotten it, from `sacct`; None: nobody knows it."""
+    """The job's state now, from `squeue` or, if that has forgotten it, from `sacct`; None: nobody knows it."""
     try:
         lines = call("squeue", "--noheader", "--states=all", "--jobs", job, "--format=%T|%r").splitlines()
     except ClusterError as error:

@@ -59,7 +59,7 @@ def render(options: SlurmOptions, plan: LaunchPlan, run: RunDir) -> str:
     lines = ["#!/bin/bash"]
     lines += [f"#SBATCH {_word(f'--{name}={value}')}" for name, value in _requests(options, plan, run) if value]
     if _goes_on_with_fewer(options, plan):
-        # Without this, SLURM ends and requeues the job when any node dies, which is better where the others cannot go on.
+        # Without this, SLURM ends and requeues the job when any node dies, which is better if the others cannot go on.
         lines.append("#SBATCH --no-kill")
     lines += ["#SBATCH --requeue", *(f"#SBATCH {_word(option)}" for option in options.extra)]
     # Until the supervisor has handlers, a warning must not end the job; ignored signals stay ignored over exec.
@@ -138,7 +138,7 @@ def _wrong_time(options: SlurmOptions) -> Iterator[str]:
 
 
 def limit_seconds(text: str) -> int | None:
-    """Seconds of a time limit in one of SLURM's six forms, or None where it is none of them."""
+    """Seconds of a time limit in one of SLURM's six forms, or None if it is none of them."""
     match = TIME.fullmatch(text)
     if not match:
         return None

@@ -8,11 +8,14 @@ import socket
 from pathlib import Path
 
 ADDRESS = "DTRAIN_ADDRESS"
-"""Environment variable: the address of this node, where the cluster knows better."""
+"""Environment variable: the address of this node, if the cluster knows better."""
 
 
+LOOPBACK = "127.0.0.1"
+ELSEWHERE = "192.0.2.1"
+"""An address that belongs to no machine (RFC 5737)."""
 CPUS = "DTRAIN_CPUS"
-"""Environment variable: processors of this node that are ours, where the cluster knows better."""
+"""Environment variable: processors of this node that are ours, if the cluster knows better."""
 
 
 def cpus() -> int:
@@ -31,10 +34,23 @@ def gpus() -> int:
 
 
 def address() -> str:
-    """Where the other nodes reach this one: what the cluster said, else what the host name resolves to."""
+    """Where the other nodes reach this one: what the cluster said, else what the host name resolves to, else (Debian and Ubuntu
+    resolve it to a loopback address) the address that packets to another network leave from."""
     if given := os.environ.get(ADDRESS):
         return given
     try:
-        return socket.gethostbyname(socket.gethostname())
+        found = socket.gethostbyname(socket.gethostname())
     except OSError:
-        return "127.0.0.1"
+        found = LOOPBACK
+    return found if not found.startswith("127.") else _routed_address() or found
+
+
+def _routed_address() -> str:
+    """This machine's address on the way to the network, from the routing table alone: connecting a UDP socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((ELSEWHERE, 9))
+        except OSError:
+            return ""
+        address: str = probe.getsockname()[0]
+        return "" if address.startswith("127.") else address

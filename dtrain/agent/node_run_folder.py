@@ -1,4 +1,4 @@
-"""The run folder of a node that does not see the run's: what grows in it is sent to the supervisor, which keeps it in the real one.
+"""Node-local run folder for nodes without the shared file system; the agent streams appended bytes to the supervisor.
 
 One folder a machine and run, taken over by the next agent there when one was killed, with what it had not sent yet
 and with its copies of checkpoints.
@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from dtrain.api.protocol import FileAppended
-from dtrain.common.files import read_at, write_json
+from dtrain.common.errors import ClusterError
+from dtrain.common.files import private_folder, read_at, write_json
 from dtrain.common.serde import from_dict
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
@@ -31,7 +33,7 @@ CHUNK = 1 << 18
 
 
 class NodeRunFolder:
-    """A private run folder."""
+    """A run folder on this node alone, and how much of each of its files was sent."""
 
     def __init__(self, run: RunDir, lock: IO[str]) -> None:
         self.run = run
@@ -46,7 +48,7 @@ class NodeRunFolder:
         self.run.write_job(replace(known, folder=os.environ.get(FOLDER, known.folder)))
 
     def grown(self) -> Iterator[FileAppended]:
-        """What was added to logs and ledgers since the last time; it counts as sent when the next piece is asked for."""
+        """The bytes appended to logs and ledgers since the last call; they count as sent when the next ones are asked for."""
         for path in self.run.append_only_files():
             name = str(path.relative_to(self.run.path))
             while chunk := read_at(path, self._sent.get(name, 0), CHUNK):
@@ -63,7 +65,7 @@ class NodeRunFolder:
 def take(run_id: str) -> NodeRunFolder:
     """The first folder for this run on this machine that no living agent has; a dead one's is taken over."""
     for number in itertools.count():
-        run = RunDir(Path(tempfile.gettempdir()) / f"dtrain-{os.getuid()}" / str(number) / run_id)
+        run = RunDir(_private_root() / str(number) / run_id)
         run.create_folders()
         lock = open(run.path / "agent.lock", "w")
         try:
@@ -73,3 +75,20 @@ def take(run_id: str) -> NodeRunFolder:
             continue
         return NodeRunFolder(run, lock)
     raise AssertionError("unreachable")
+
+
+def _private_root() -> Path:
+    """A folder on this node that no other user can have prepared; raises `ClusterError` for one that somebody did."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    root = (
+        Path(runtime) / "dtrain"
+        if runtime and os.access(runtime, os.W_OK)
+        else Path(tempfile.gettempdir()) / f"dtrain-{os.getuid()}"
+    )
+    try:
+        return private_folder(root)
+    except OSError as error:
+        raise ClusterError(
+            f"cannot use {root} on {socket.gethostname()}: {error.strerror}",
+            "Remove it, or set TMPDIR to a folder of your own.",
+        ) from error

@@ -1,6 +1,6 @@
-"""An agent that is started before anyone knows what for: Python takes as long to start as a recipe takes to read.
+"""Starts one agent process early, in parallel with recipe parsing, to hide interpreter start-up.
 
-`dtrain run` starts it first thing; a cluster of agents on this machine takes it, and it ends by itself where nobody does.
+`dtrain run` starts it first; a cluster of agents on this machine takes it, and it ends by itself if none does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def start() -> None:
 
 
 def take(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
-    """The spare agent, told to be what `command` would have started; None where there is none, or it is no agent's."""
+    """The spare agent, told to be what `command` would have started; None if there is none, or it is no agent's."""
     if not _started or "agent" not in command:
         return None
     process = _started.pop()
@@ -35,8 +35,17 @@ def take(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen
     return process
 
 
+def discard() -> None:
+    """End an agent that was started early and is not wanted: it ends when its stdin closes."""
+    while _started:
+        process = _started.pop()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
+
+
 def wait(commands: int) -> list[str] | None:
-    """In the spare agent: its arguments when they come, its environment set; None where nobody wants it.
+    """In the spare agent: its arguments when they come, its environment set; None if nobody wants it.
 
     Reads byte by byte: what follows the line belongs to the agent."""
     line = bytearray()

@@ -1,4 +1,4 @@
-"""What a cluster is to the supervisor: a giver of nodes, each with an agent at the end of a channel."""
+"""Clusters as the supervisor sees them: they give nodes, each with an agent at the end of a channel."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class NodeLost:
 
 @dataclass(frozen=True)
 class PreemptionNotice:
-    """The cluster will take the nodes away soon: save and leave."""
+    """Preemption notice: the cluster will take all nodes away soon."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class NodeDraining:
-    """The cluster will take this one node away soon: save, and go on without it."""
+    """The cluster will take this node away soon."""
 
     reason: str
 
 
 @runtime_checkable
 class DescribesShortage(Protocol):
-    """An allocation that can say what it waits for."""
+    """An allocation that can describe what it waits for."""
 
     def shortage(self) -> str:
-        """What is asked for, free and there in all, in words."""
+        """What is asked for, what is free and what there is in total."""
 
 
 ClusterEvent = NodeLost | PreemptionNotice | NodeDraining
@@ -60,7 +60,7 @@ class Channel(Protocol):
 
 
 class Allocation(Protocol):
-    """Nodes that are ours for now; their agents' events arrive in the inbox that `allocate` was given."""
+    """Nodes that the run holds for now; their agents' events arrive in the inbox that `allocate` was given."""
 
     channels: Mapping[str, Channel]
     """Node → channel, of the agents that were started and are not known to be lost."""
@@ -111,7 +111,7 @@ class SupportsRequeue(Protocol):
 
     def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
         """Called by the supervisor inside the cluster when a run must leave: have it started again, without these
-        nodes; returns what was done, in words. Raises `ClusterError` where the cluster refuses."""
+        nodes; returns what was done, in words. Raises `ClusterError` if the cluster refuses."""
 
 
 class Cluster(Protocol):

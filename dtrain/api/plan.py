@@ -48,11 +48,11 @@ class LaunchPlan:
         return self.workers_per_node // self.processes_per_node
 
     def on(self, nodes: int) -> LaunchPlan:
-        """The same run on another number of nodes."""
+        """The same plan on another number of nodes."""
         return dataclasses.replace(self, nodes=nodes)
 
     def fits(self, nodes: int) -> bool:
-        """Whether an attempt on so many nodes has enough workers, and whole shards for each."""
+        """Whether an attempt on this number of nodes has enough workers, and whole shards for each."""
         workers = nodes * self.workers_per_node
         least = self.job.resources.min_workers or self.job.resources.workers
         return (

@@ -1,7 +1,7 @@
-"""What supervisor and agents say to each other: frozen values, one JSON line each.
+"""The messages between supervisor and agents: frozen values, one JSON line each.
 
 Commands go down an agent's stdin, events come up its stdout. A command about an attempt names it, and so does every event
-about one, so that a late word from an older attempt is known as such.
+about one, so that a late message of an older attempt is recognised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SetJob:
 
 @dataclass(frozen=True)
 class ReservePorts:
-    """Command: reserve a port for each of so many workers."""
+    """Command: reserve this number of ports for an attempt."""
 
     attempt: int
     workers: int
@@ -102,10 +102,10 @@ class WorkersStarted:
 
 @dataclass(frozen=True)
 class WorkerLiveness:
-    """One worker's signs of life."""
+    """How alive a worker is."""
 
     step: int | None
-    """Steps done, None where the worker has no steps (a script)."""
+    """Steps done, None if the worker has no steps (a script)."""
     idle_seconds: float
     """Since it last made a step, wrote output or used CPU time."""
     stopped_seconds: float
@@ -114,7 +114,7 @@ class WorkerLiveness:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Event: the agent lives, and so do these workers."""
+    """Event: the agent lives; with the liveness of its workers."""
 
     attempt: int
     signs: dict[str, WorkerLiveness] = field(default_factory=dict)
@@ -122,7 +122,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """Event: a worker's own words (metrics, a written checkpoint part, an answer)."""
+    """Event: what a worker reported; see `dtrain.api.reports`."""
 
     attempt: int
     rank: int
@@ -131,7 +131,7 @@ class WorkerReport:
 
 @dataclass(frozen=True)
 class WorkerExited:
-    """Event: a worker is gone."""
+    """Event: a worker exited."""
 
     attempt: int
     rank: int
@@ -144,7 +144,7 @@ class WorkerExited:
 
 @dataclass(frozen=True)
 class FileAppended:
-    """Event: what was added to a log or a ledger on a node that does not see the run folder."""
+    """Event: bytes appended to a log or a ledger on a node that does not see the run folder."""
 
     name: str
     """Relative to the run folder."""
@@ -156,7 +156,7 @@ class FileAppended:
 
 @dataclass(frozen=True)
 class Fragment:
-    """Event: a part of another event's line, where the way up carries only short lines whole."""
+    """Event: a fragment of another event's line, for transports that carry only short lines whole."""
 
     text: str
     first: bool
@@ -169,7 +169,7 @@ KINDS = {cls.__name__: cls for cls in (*get_args(Command), *get_args(Event))}
 
 
 def encode(message: Command | Event, to: str = "") -> bytes:
-    """One JSON line; `to` names the node where one pipe reaches several."""
+    """One JSON line; `to` names the node if one pipe reaches several."""
     body = to_dict(message) | {"kind": type(message).__name__}
     return json.dumps(body | {"to": to} if to else body, separators=(",", ":")).encode() + b"\n"
 
@@ -184,7 +184,7 @@ def decode(line: bytes | str) -> tuple[str, Any]:
 
 
 def fragments(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
-    """An encoded event as lines of at most so many bytes."""
+    """An encoded event as lines of at most `most_bytes` bytes."""
     if len(line) <= most_bytes:
         yield line
         return
@@ -196,7 +196,7 @@ def fragments(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
 
 
 class Reassembler:
-    """Makes events of the pieces of several nodes."""
+    """Puts the fragments of several nodes together."""
 
     def __init__(self) -> None:
         self._begun: dict[str, list[str]] = {}

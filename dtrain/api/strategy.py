@@ -57,7 +57,7 @@ class RendezvousInfo:
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """All that a worker hands to `join`."""
+    """Everything that `join` needs to know of a worker."""
 
     place: RankInfo
     peers: RendezvousInfo
@@ -68,7 +68,7 @@ class WorkerContext:
 
 @dataclass(frozen=True)
 class SnapshotFiles:
-    """What one process put into a checkpoint folder."""
+    """The files that one process wrote into a checkpoint folder."""
 
     files: tuple[str, ...]
     """Names relative to the folder."""
@@ -126,7 +126,7 @@ class Strategy(Protocol):
         """Pure. Modules the zygote imports before it forks workers."""
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """Pure. Worker processes of a node that has so many replicas on such devices: one a device, or one a node."""
+        """Pure. Worker processes of a node with this number of replicas: one a device, or one a node."""
 
     def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """Pure. The environment of one rank, as the framework's own launcher would set it. It is made in the worker."""
@@ -170,6 +170,15 @@ class MetaStrategy(Protocol):
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
         """Pure. Name and options of the strategy to use, and why."""
+
+
+@runtime_checkable
+class ChecksInstallation(Protocol):
+    """A strategy or cluster that needs more than its framework; `dtrain plugins` asks its class."""
+
+    @staticmethod
+    def missing_here() -> str:
+        """Does not wait. Why it cannot work on this machine and what to do, or ''."""
 
 
 @runtime_checkable

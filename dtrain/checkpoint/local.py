@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dtrain.checkpoint.store import (
     MANIFEST,
+    QUARANTINED_KEPT,
     CheckpointInfo,
+    CheckpointOrigin,
     CheckpointShard,
     Files,
     Quarantined,
@@ -41,10 +42,10 @@ class LocalCheckpointStore:
         for path in self.folder.glob(".staging-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
         """See `CheckpointStore.commit`: by one rename."""
         staged = self.staging(attempt, step)
-        manifest = manifest_of(attempt, step, parts, facts)
+        manifest = manifest_of(attempt, step, parts, origin)
         for name, (size, _) in manifest.files.items():
             if not (staged / name).is_file() or (staged / name).stat().st_size != size:
                 raise CheckpointError(f"the checkpoint of step {step} misses {name}, or it was cut short")
@@ -84,6 +85,9 @@ class LocalCheckpointStore:
         """See `CheckpointStore.prune`."""
         for path in self._committed()[keep:]:
             (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+        damaged = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_mtime)
+        for path in damaged[:-QUARANTINED_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
 
     def local_folder(self, name: str, attempt: int) -> Path:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dtrain.checkpoint.store import (
     MANIFEST,
+    QUARANTINED_KEPT,
     CheckpointInfo,
+    CheckpointOrigin,
     CheckpointShard,
     Files,
     Quarantined,
@@ -35,7 +36,7 @@ CACHED = 2
 
 
 class RemoteCheckpointStore:
-    """The checkpoints of one run at a URL; `cache` is a folder of this node, `mark` the supervisor's, where it is one."""
+    """The checkpoints of one run at a URL; `cache` is a folder of this node, `mark` the supervisor's, if it is one."""
 
     def __init__(self, cache: Path, remote: ObjectStore, mark: str = "") -> None:
         self._cache = cache
@@ -60,10 +61,10 @@ class RemoteCheckpointStore:
             if not files.keys() & {MANIFEST, DAMAGED}:
                 self._delete(name, files)
 
-    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
         """See `CheckpointStore.commit`."""
         name = _name(attempt, step)
-        manifest = manifest_of(attempt, step, parts, facts)
+        manifest = manifest_of(attempt, step, parts, origin)
         try:
             self._check_mark()
             there = self._remote.sizes(f"{CHECKPOINTS}/{name}")
@@ -108,7 +109,9 @@ class RemoteCheckpointStore:
         """See `CheckpointStore.prune`."""
         with suppress(StorageError):
             folders = self._folders()
-            for name in self._committed()[keep:]:
+            committed = sorted((name for name, files in folders.items() if MANIFEST in files), reverse=True)
+            damaged = sorted(name for name, files in folders.items() if DAMAGED in files)
+            for name in [*committed[keep:], *damaged[:-QUARANTINED_KEPT]]:
                 self._delete(name, folders[name])
 
     def local_folder(self, name: str, attempt: int) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoints: staged by the workers, committed by the supervisor, verified before use; here, in a folder that all see.
+"""Checkpoints: staged by the workers, committed by the supervisor, verified before use.
 
 Only the supervisor commits, and only parts of the attempt it runs now: a stale worker can write, but not be believed.
 """
@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from dtrain.common.files import is_safe_name
+from dtrain.common.serde import to_dict
+
 MANIFEST = "manifest.json"
+QUARANTINED_KEPT = 2
+"""Damaged checkpoints that stay for somebody to look at."""
 READERS = 8
 
 
@@ -22,15 +27,24 @@ Files = dict[str, tuple[int, str]]
 
 @dataclass(frozen=True)
 class CheckpointShard:
-    """What one worker wrote."""
+    """The files that one worker wrote."""
 
     files: Files
     weights: str
 
 
 @dataclass(frozen=True)
+class CheckpointOrigin:
+    """Which training wrote a checkpoint."""
+
+    strategy: str
+    workers: int
+    run: str
+
+
+@dataclass(frozen=True)
 class CheckpointInfo:
-    """A whole checkpoint."""
+    """A committed checkpoint."""
 
     name: str
     step: int
@@ -51,7 +65,7 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What makes files a checkpoint; it vouches for them and for itself."""
+    """The list of a checkpoint's files with their digests, and a digest of itself."""
 
     step: int
     bytes: int
@@ -75,10 +89,10 @@ class CheckpointStore(Protocol):
         """Called by a worker when its files are staged: make them visible to the supervisor."""
 
     def clear_staging(self) -> None:
-        """Drop what earlier attempts left unfinished."""
+        """Delete staged checkpoints that earlier attempts left unfinished."""
 
-    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> CheckpointInfo:
-        """Make the staged parts a checkpoint; raises `CheckpointError` where a file is not what its worker wrote."""
+    def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
+        """Make the staged parts a checkpoint; raises `CheckpointError` if a file is not what its worker wrote."""
 
     def abandon(self, attempt: int, step: int) -> None:
         """Drop a staged checkpoint that cannot be finished."""
@@ -91,18 +105,19 @@ class CheckpointStore(Protocol):
         there is any."""
 
     def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`; a half-deleted one has no manifest and is no checkpoint."""
+        """Delete all but the newest `keep`, and all but the newest quarantined ones; a half-deleted one has no manifest and is no
+        checkpoint."""
 
     def local_folder(self, name: str, attempt: int) -> Path:
         """The folder of a committed checkpoint on this node."""
 
 
-def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], facts: dict[str, Any]) -> Manifest:
+def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> Manifest:
     """The manifest of these parts, in the order of ranks."""
     files = {name: entry for part in parts for name, entry in part.files.items()}
     weights = hashlib.sha256("".join(part.weights for part in parts).encode()).hexdigest()
     size = sum(size for size, _ in files.values())
-    body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | facts
+    body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | to_dict(origin)
     return Manifest(step, size, weights, files, json.dumps(body | {"sha256": _digest(body)}, indent=1))
 
 
@@ -113,6 +128,9 @@ def parsed(text: bytes | str | None) -> Manifest | str:
     try:
         body = json.loads(text)
         files = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
+        unsafe = [name for name in files if not is_safe_name(name)]
+        if unsafe:
+            return f"its manifest names a file outside the checkpoint: {unsafe[0]!r}"
         if body.pop("sha256") != _digest(body):
             return "its manifest is not what was written (sha256 differs)"
         return Manifest(int(body["step"]), int(body["bytes"]), str(body["weights"]), files, str(text))
@@ -121,7 +139,7 @@ def parsed(text: bytes | str | None) -> Manifest | str:
 
 
 def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
-    """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' where every byte is
+    """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' if every byte is
     what was written."""
     from concurrent.futures import ThreadPoolExecutor
 

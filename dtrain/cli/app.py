@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -156,7 +157,7 @@ def ps(
 
     rows = [queries.row(run) for run in folder.all_runs(runs)[-(limit or 0) :]]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([asdict(row) for row in rows], indent=1))
     elif rows:
         print(summary.table(rows))
     else:
@@ -220,8 +221,8 @@ def plan(
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    shown = plan_view.plan_data(planner.make(recipe.load(path, given)), runs)
-    print(json.dumps(shown, indent=1) if as_json else plan_view.plan_text(shown))
+    shown = plan_view.plan_view(planner.make(recipe.load(path, given)), runs)
+    print(json.dumps(asdict(shown), indent=1) if as_json else plan_view.plan_text(shown))
 
 
 @app.command()
@@ -229,8 +230,6 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Check from the workers' ledgers that every sample of every committed step was trained on exactly once.
 
     Example: dtrain audit last"""
-    from dataclasses import asdict
-
     from dtrain.run.audit import audit as audit_of
 
     found = audit_of(_find(runs, name))
@@ -257,7 +256,7 @@ def plugins(as_json: Json = False) -> None:
     from dtrain.cli.plugin_table import plugin_rows, plugin_text
 
     rows = plugin_rows()
-    print(json.dumps(rows, indent=1) if as_json else plugin_text(rows))
+    print(json.dumps([asdict(row) for row in rows], indent=1) if as_json else plugin_text(rows))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from dtrain.agent import prewarm
 from dtrain.cli.live_view import View
 from dtrain.cli.queries import state_of
 from dtrain.cli.stop import stop
@@ -38,6 +39,7 @@ def submit(run: RunDir) -> None:
 def run_here(run: RunDir, *, resumed: bool) -> int:
     """Supervise in this process, or submit and follow if the cluster wants its supervisor inside; show it until it ends."""
     if not registry.cluster_of(run.job()).supervises_locally():
+        prewarm.discard()
         return _submit_and_follow(run, resumed=resumed)
     announce(run)
     view = View(run, resumed=resumed)

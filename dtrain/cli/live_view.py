@@ -28,7 +28,7 @@ STATE_SECONDS = 0.4
 
 
 class LineReader:
-    """New whole lines of a log; what is there already counts as old where `skip` says so.
+    """New whole lines of a log; what is there already counts as old if `skip` says so.
 
     Of a line that a progress bar writes over and over (`\\r`), only the newest state is read, a few times a second."""
 

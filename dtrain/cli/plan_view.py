@@ -2,55 +2,106 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.strategy import RendezvousInfo
+from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.cli.render import counted
+from dtrain.common.secrets import redacted
 from dtrain.launch import registry
 from dtrain.run.folder import RunDir
 
 
-def plan_data(launch: LaunchPlan, runs: Path) -> dict[str, Any]:
-    """What would run, as data; ports and addresses are known only when an attempt begins."""
-    cluster = registry.cluster_of(launch.job)
-    run = RunDir(runs.absolute() / f"{launch.job.name}-<time>")
+@dataclass(frozen=True)
+class RankView:
+    """One worker process in a plan."""
+
+    rank: int
+    node: str
+    local_rank: int
+    replicas: int
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class BatchView:
+    """How a global batch is divided."""
+
+    global_batch: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """What would run; ports and addresses are known only when an attempt begins."""
+
+    name: str
+    kind: str
+    target: str
+    folder: str
+    strategy: str
+    reason: str
+    cluster: str
+    nodes: int
+    workers: int
+    processes: int
+    preload: tuple[str, ...]
+    numbers: BatchView | None
+    """None for a script, which has its own loop."""
+    ranks: tuple[RankView, ...]
+    commands: str
+
+
+def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
+    """The plan as data."""
+    job, cluster = launch.job, registry.cluster_of(launch.job)
+    run = RunDir(runs.absolute() / f"{job.name}-<time>")
+    return PlanView(
+        name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
+        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
+        numbers=None if job.kind == "script" else BatchView(job.train.global_batch, job.train.shards or 1),
+        ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run),
+    )  # fmt: skip
+
+
+def _rank_views(launch: LaunchPlan, run_id: str, *, same_machine: bool) -> tuple[RankView, ...]:
     ranks = [rank for node in launch.ranks_by_node() for rank in node]
-    nodes = [f"node{number}" for number in range(launch.nodes)]
-    addresses = tuple("127.0.0.1" if cluster.same_machine else f"<{nodes[rank.node_rank]}>" for rank in ranks)
-    peers = RendezvousInfo(addresses, tuple(0 for _ in ranks), run.id, 1)
-    workers = [
-        {
-            "rank": rank.rank, "node": nodes[rank.node_rank], "local_rank": rank.local_rank, "replicas": rank.replicas,
-            "environment": dict(registry.strategy_of(launch.job).environment(rank, peers)) | launch.job.env,
-        }
-        for rank in ranks
-    ]  # fmt: skip
-    job = launch.job
-    numbers = None if job.kind == "script" else {"global_batch": job.train.global_batch, "shards": job.train.shards}
-    return {
-        "name": job.name, "kind": job.kind, "target": job.target, "folder": job.folder, "strategy": job.strategy.name, "reason": job.strategy.reason,
-        "cluster": job.cluster.name, "nodes": launch.nodes, "workers": launch.workers, "processes": launch.processes,
-        "preload": list(launch.preload), "numbers": numbers, "ranks": workers, "commands": cluster.render(launch, run),
-    }  # fmt: skip
-
-
-def plan_text(shown: dict[str, Any]) -> str:
-    """The plan for reading."""
-    lines = [f"{shown['name']}: {shown['kind']} {shown['target']} in {shown['folder']}"]
-    lines.append(
-        f"  {shown['strategy']} on {shown['workers']} workers in {shown['processes']} processes on {shown['nodes']} nodes, {shown['cluster']}"
-    )
-    lines.append(f"  imported once a node, before workers are forked: {', '.join(shown['preload']) or 'nothing'}")
-    if shown["reason"]:
-        lines.append(f"  {shown['strategy']} was chosen since: {shown['reason']}")
-    if shown["numbers"]:
-        batch, shards = shown["numbers"]["global_batch"], shown["numbers"]["shards"]
-        each = shards // shown["workers"]
-        lines.append(
-            f"  global batch {batch} in {shards} shards of {batch // shards}; each worker takes {each} and accumulates"
+    addresses = tuple("127.0.0.1" if same_machine else f"<{_node(rank)}>" for rank in ranks)
+    rendezvous = RendezvousInfo(addresses, tuple(0 for _ in ranks), run_id, 1)
+    strategy = registry.strategy_of(launch.job)
+    return tuple(
+        RankView(
+            rank.rank,
+            _node(rank),
+            rank.local_rank,
+            rank.replicas,
+            dict(strategy.environment(rank, rendezvous)) | redacted(launch.job.env),
         )
-    for worker in shown["ranks"]:
-        lines.append(f"  rank {worker['rank']} on {worker['node']} (ports are chosen when an attempt begins: 0 here)")
-        lines += [f"    {name}={value}" for name, value in worker["environment"].items()]
-    return "\n".join([*lines, "  would run:", *(f"    {line}" for line in shown["commands"].splitlines())])
+        for rank in ranks
+    )
+
+
+def _node(rank: RankInfo) -> str:
+    return f"node{rank.node_rank}"
+
+
+def plan_text(shown: PlanView) -> str:
+    """The plan for reading."""
+    workers, processes = counted(shown.workers, "worker"), counted(shown.processes, "process")
+    lines = [
+        f"{shown.name}: {shown.kind} {shown.target} in {shown.folder}",
+        f"  {shown.strategy} on {workers} in {processes} on {counted(shown.nodes, 'node')}, {shown.cluster}",
+        f"  imported once a node, before workers are forked: {', '.join(shown.preload) or 'nothing'}",
+    ]
+    if shown.reason:
+        lines.append(f"  {shown.strategy} was chosen since: {shown.reason}")
+    if shown.numbers:
+        batch, shards = shown.numbers.global_batch, shown.numbers.shards
+        each = shards // shown.workers
+        size = batch // shards
+        lines.append(f"  global batch {batch} in {shards} shards of {size}; each worker takes {each} and accumulates")
+    for rank in shown.ranks:
+        lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")
+        lines += [f"    {name}={value}" for name, value in rank.environment.items()]
+    return "\n".join([*lines, "  would run:", *(f"    {line}" for line in shown.commands.splitlines())])

@@ -1,45 +1,60 @@
-"""`dtrain plugins`: what is installed, and what is missing for it."""
+"""`dtrain plugins`: what is installed, and what is missing for it on this machine."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from dtrain.api.strategy import ChecksInstallation
 from dtrain.common.errors import UsageError
 from dtrain.launch import registry
 
 
-def plugin_rows() -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class PluginRow:
+    """A strategy or cluster in the list."""
+
+    kind: str
+    name: str
+    package: str
+    """The distribution that it comes from."""
+    ready: bool
+    note: str
+    """What it is, or what is missing for it."""
+
+
+def plugin_rows() -> list[PluginRow]:
     """Installed plugins, with what is missing for them."""
-    return list(_rows_of("strategy")) + list(_rows_of("cluster"))
+    kinds: tuple[registry.Kind, ...] = ("strategy", "cluster")
+    return [_row(kind, name) for kind in kinds for name in registry.installed(kind)]
 
 
-def _rows_of(kind: registry.Kind) -> Iterator[dict[str, Any]]:
-    for name, point in registry.installed(kind).items():
-        item: dict[str, Any] = {
-            "kind": kind,
-            "name": name,
-            "from": point.dist.name if point.dist else "",
-            "ready": True,
-            "note": "",
-        }
-        try:
-            plugin = registry.plugin_class(kind, name)
-        except UsageError as error:
-            item |= {"ready": False, "note": error.message}
-        else:
-            item["note"] = (plugin.__doc__ or "").strip().splitlines()[0] if plugin.__doc__ else ""
-            framework = getattr(plugin, "framework", None)
-            if framework and importlib.util.find_spec(framework) is None:
-                item |= {"ready": False, "note": f"needs {framework}: pip install 'dtrain[{framework}]'"}
-        yield item
+def _row(kind: registry.Kind, name: str) -> PluginRow:
+    point = registry.installed(kind)[name]
+    package = point.dist.name if point.dist else ""
+    try:
+        plugin = registry.plugin_class(kind, name)
+    except UsageError as error:
+        return PluginRow(kind, name, package, ready=False, note=error.message)
+    missing = _missing(plugin)
+    note = missing or ((plugin.__doc__ or "").strip().splitlines() or [""])[0]
+    return PluginRow(kind, name, package, ready=not missing, note=note)
 
 
-def plugin_text(rows: list[dict[str, Any]]) -> str:
+def _missing(plugin: Any) -> str:
+    """Why a plugin cannot work here: its framework, or what its own `missing_here` says."""
+    framework = getattr(plugin, "framework", None)
+    if framework and importlib.util.find_spec(framework) is None:
+        return f"needs {framework}: pip install 'dtrain[{framework}]'"
+    return plugin.missing_here() if isinstance(plugin, ChecksInstallation) else ""
+
+
+def plugin_text(rows: Sequence[PluginRow]) -> str:
     """Plugins for reading."""
-    width = max((len(item["name"]) for item in rows), default=0)
+    width = max((len(row.name) for row in rows), default=0)
     return "\n".join(
-        f"{item['kind']:8}  {item['name']:{width}}  {'ready  ' if item['ready'] else 'MISSING'}  {item['note']}  [{item['from']}]"
-        for item in rows
+        f"{row.kind:8}  {row.name:{width}}  {'ready  ' if row.ready else 'MISSING'}  {row.note}  [{row.package}]"
+        for row in rows
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from dtrain.api.cluster import Submission, SubmissionState
 from dtrain.common.errors import ClusterError, UsageError
@@ -103,16 +103,34 @@ def refuse_while_it_goes_on(run: RunDir) -> None:
         raise UsageError(f"the run {run.id} is still going on: {state.outcome}", f"See it: dtrain status {run.id}")
 
 
-def row(run: RunDir) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunRow:
     """One run in a list."""
+
+    run: str
+    state: str
+    step: int = 0
+    total_steps: int | None = None
+    loss: float | None = None
+    strategy: str = "-"
+    cluster: str = "-"
+    workers: int = 0
+    restarts: int = 0
+    started: float | None = None
+    """Seconds since 1970."""
+    changed: float | None = None
+    """Seconds since 1970, of the newest event."""
+    reason: str = ""
+
+
+def row(run: RunDir) -> RunRow:
+    """One run in a list; one that cannot be read is listed as such."""
     try:
         state = state_of(run)
     except UsageError as error:
-        return {
-            "run": run.id, "state": "unreadable", "step": 0, "total_steps": None, "restarts": 0, "reason": error.message,
-        }  # fmt: skip
-    return {
-        "run": run.id, "state": state.outcome, "step": state.step, "total_steps": state.total_steps,
-        "loss": state.metrics.get("loss"), "strategy": state.strategy, "cluster": state.cluster, "workers": state.workers,
-        "restarts": state.restarts, "started": state.first_began or None, "changed": state.changed, "reason": state.reason,
-    }  # fmt: skip
+        return RunRow(run.id, "unreadable", reason=error.message)
+    return RunRow(
+        run=run.id, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
+        strategy=state.strategy, cluster=state.cluster, workers=state.workers, restarts=state.restarts,
+        started=state.first_began or None, changed=state.changed or None, reason=state.reason,
+    )  # fmt: skip

@@ -34,7 +34,8 @@ def size(count: float) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 worker`, `2 workers`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
 
 
 def numbers(values: Mapping[str, float]) -> str:

@@ -14,7 +14,7 @@ from dtrain.common.errors import Exit, UsageError
 from dtrain.common.serde import to_dict
 from dtrain.launch import planner, recipe, sweep, yaml_source
 from dtrain.run import folder
-from dtrain.run.folder import RunDir
+from dtrain.run.folder import PRIVATE_FILE, RunDir
 from dtrain.run.status import RunState
 from dtrain.spec.job import Job
 
@@ -38,6 +38,7 @@ def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -
 def _made(job: Job, path: Path, runs: Path) -> RunDir:
     run = folder.create(runs, planner.resolve(job))
     shutil.copyfile(path, run.recipe_copy)
+    run.recipe_copy.chmod(PRIVATE_FILE)
     run.recipe_source.write_text(str(path.absolute()))
     return run
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from dtrain.cli.queries import RunRow
 from dtrain.cli.render import clock, counted, eta, failure, numbers, seconds, workers
 from dtrain.common.errors import Exit
 from dtrain.run.folder import RunDir
@@ -87,16 +87,16 @@ def _speed(state: RunState) -> str:
     return f"{state.step * state.global_batch / training:,.0f} samples/s"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[RunRow]) -> str:
     """A list of runs, one line each, however long its names are."""
     lines: list[tuple[str, ...]] = [COLUMNS]
-    for item in rows:
-        step = f"{item['step']}/{item['total_steps']}" if item["total_steps"] else "-"
-        loss = f"{item['loss']:.4g}" if item.get("loss") is not None else "-"
-        started = time.strftime("%m-%d %H:%M", time.localtime(item["started"])) if item.get("started") else "-"
-        age = f"{seconds(time.time() - item['changed'])} ago" if item.get("changed") else "-"
-        cells = (str(item.get(key, "-")) for key in ("strategy", "cluster", "workers", "restarts"))
-        lines.append((item["run"], item["state"], step, loss, *cells, started, age))
+    for row in rows:
+        step = f"{row.step}/{row.total_steps}" if row.total_steps else "-"
+        loss = f"{row.loss:.4g}" if row.loss is not None else "-"
+        started = time.strftime("%m-%d %H:%M", time.localtime(row.started)) if row.started else "-"
+        age = f"{seconds(time.time() - row.changed)} ago" if row.changed else "-"
+        cells = (row.strategy, row.cluster, str(row.workers), str(row.restarts))
+        lines.append((row.run, row.state, step, loss, *cells, started, age))
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

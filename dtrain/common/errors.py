@@ -64,7 +64,7 @@ class InternalError(DtrainError):
 
 
 def nearest(name: str, valid: list[str]) -> str:
-    """` Did you mean 'x'?` for the closest valid name, or the list of them where none is close."""
+    """` Did you mean 'x'?` for the closest valid name, or the list of them if none is close."""
     import difflib
 
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
+SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name from outside (a bucket, a manifest, another node) stays inside the folder that it is joined to."""
+    return bool(SAFE_NAME.fullmatch(name)) and ".." not in name.split("/") and "." not in name.split("/")
+
+
+def private_folder(path: Path) -> Path:
+    """A folder of this user alone, made if it is not there; raises `PermissionError` for one that others own or may enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = path.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise PermissionError(errno.EPERM, "not a folder of this user alone", str(path))
+    return path
+
 
 def read_at(path: Path, offset: int, count: int) -> bytes:
-    """At most so many bytes of a file from there on."""
+    """At most `count` bytes of a file from an offset on."""
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(count)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
     """Write aside, flush to disk, rename: the file is whole or the old one stays."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w") as file:
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
     """See `write_whole`."""
-    write_whole(path, json.dumps(value, indent=1))
+    write_whole(path, json.dumps(value, indent=1), mode)
 
 
 class Appender:

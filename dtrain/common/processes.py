@@ -29,7 +29,7 @@ def alive(pid: int) -> bool:
 
 
 def die_with_parent(parent: int) -> None:
-    """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG); ends at once where it already has."""
+    """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG); ends at once if it already has."""
     import ctypes  # the launcher need not pay for it
 
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -68,7 +68,7 @@ class Usage:
 
 
 def usage(pid: int) -> Usage | None:
-    """What /proc says of a process and its living children, or None where it is gone."""
+    """What /proc says of a process and its living children, or None if it is gone."""
     own = _stat(pid)
     if own is None:
         return None

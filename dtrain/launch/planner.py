@@ -1,4 +1,4 @@
-"""From a job to what would run where: pure, so that `dtrain plan` shows exactly what `dtrain run` does."""
+"""From a job to its launch plan: pure, so that `dtrain plan` shows exactly what `dtrain run` does."""
 
 from __future__ import annotations
 

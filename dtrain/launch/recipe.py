@@ -67,7 +67,7 @@ def _printable(text: str) -> str:
 
 
 def override(text: str) -> Override:
-    """A `--set section.key=value`; raises `UsageError` where it is not of that form."""
+    """A `--set section.key=value`; raises `UsageError` if it is not of that form."""
     key, sign, value = text.partition("=")
     if not sign or not all(key.split(".")):
         raise UsageError(f"--set {text}: not of the form section.key=value", "For example: --set train.steps=500")

@@ -17,7 +17,7 @@ LONGEST_NAME = 64
 
 
 def members(sweeps: Sequence[str]) -> list[list[recipe.Override]]:
-    """The overrides of each member: every combination of the values; one member without any where nothing is swept."""
+    """The overrides of each member: every combination of the values; one member without any if nothing is swept."""
     axes = [[recipe.override(f"{key}={value}") for value in values] for key, values in map(_axis, sweeps)]
     return [list(member) for member in itertools.product(*axes)]
 

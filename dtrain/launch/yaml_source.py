@@ -1,4 +1,4 @@
-"""YAML as plain data plus where each part of it stands, and never anything but data."""
+"""Reads YAML as plain data, with the line and column of every part; never anything but data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every path of a run: the folder is the only state that processes share."""
+"""Every path in a run folder, which is the only state that the processes of a run share."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from dtrain.common.serde import from_dict, to_dict
 from dtrain.run.lock import SILENT_SECONDS, Lease, is_locked, locked
 from dtrain.spec.job import Job
 
+PRIVATE_FILE = 0o600
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -30,7 +32,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class RunDir:
-    """One run's folder and what lies where in it."""
+    """A run folder and the paths in it."""
 
     path: Path
 
@@ -111,7 +113,7 @@ class RunDir:
         return sorted(itertools.chain(self.logs.glob("*.log"), self.ledgers.glob("*.bin")))
 
     def job(self) -> Job:
-        """The job of this run; raises `RunNotFound` where the folder is no run."""
+        """The job of this run; raises `RunNotFound` if the folder is no run."""
         try:
             return from_dict(Job, json.loads(self.job_file.read_text()))
         except FileNotFoundError:
@@ -122,8 +124,8 @@ class RunDir:
             ) from None
 
     def write_job(self, job: Job) -> None:
-        """Replace the job as a whole."""
-        write_json(self.job_file, to_dict(job))
+        """Replace the job as a whole; it may hold secrets, so that only its owner may read it."""
+        write_json(self.job_file, to_dict(job), PRIVATE_FILE)
 
     def forget_old_stop_request(self) -> None:
         """Drop a request that is older than the last start by a person; one made while the run was queued counts."""
@@ -172,7 +174,8 @@ def create(root: Path, job: Job) -> RunDir:
     while True:
         path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         try:
-            path.mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
         except FileExistsError:
             continue
         except OSError as error:

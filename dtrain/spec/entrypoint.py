@@ -17,13 +17,13 @@ MOST_FILES = 50
 
 
 def split(target: str) -> tuple[str, str]:
-    """`file.py:Name` or `package.module:Name` in its two parts; the second is empty where there is none."""
+    """`file.py:Name` or `package.module:Name` in its two parts; the second is empty if there is none."""
     module, _, name = target.rpartition(":")
     return (module, name) if module else (name, "")
 
 
 def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
-    """Why a target cannot be what the recipe says, found by reading the file; '' where it can or cannot be known."""
+    """Why a target cannot be what the recipe says, found by reading the file; '' if it can or cannot be known."""
     module, name = split(target)
     what = "class" if kind is ast.ClassDef else "function"
     if not name:

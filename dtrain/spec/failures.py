@@ -16,19 +16,19 @@ class FailureKind(str, Enum):
 
     BUG = "bug"
     TRANSIENT = "chance"
-    """An exception that can be bad luck (a file server, a connection to a service): one confirming retry."""
+    """An exception that can be transient (a file server, a connection to a service): one confirming retry."""
     OUT_OF_MEMORY = "out of memory"
     CRASH = "crash"
     """A signal of the program's own making: SIGSEGV, SIGABRT, SIGBUS …"""
     KILLED = "killed"
     """A signal from outside."""
     SETUP = "set-up"
-    """An error of ours that the worker found: something is missing or cannot work here."""
+    """An error that dtrain found before training: something is missing or cannot work here."""
     HANG = "hang"
     NODE_LOST = "node lost"
     PREEMPTED = "preempted"
     CASCADE = "cascade"
-    """The end of a connection to another worker: never the cause where an initiator is known."""
+    """The end of a connection to another worker: never the cause if an initiator is known."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Failure:
     rank: int | None = None
     node: str = ""
     step: int | None = None
-    """Steps the failing worker had done; None where it has no steps (a script)."""
+    """Steps the failing worker had done; None if it has no steps (a script)."""
     traceback: str = ""
     where: str = ""
     """The innermost line of the user's code, `file.py:12 in loss`."""
     code: int = 1
     """Exit code, or minus the signal."""
     exit_code: int = int(Exit.USER_CODE)
-    """Of the run, where an error of ours says it."""
+    """Of the run, if this failure ends it."""
     saved_step: int = 0
     """The step of the newest committed checkpoint when it happened."""
     time: float = 0.0
@@ -55,7 +55,7 @@ class Failure:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for failures that look like the same one; '' where nothing tells two of them apart."""
+        """Key under which two failures count as the same; empty = never equal."""
         if self.kind in (FailureKind.NODE_LOST, FailureKind.PREEMPTED, FailureKind.CASCADE):
             return ""
         if self.kind in (FailureKind.BUG, FailureKind.TRANSIENT):
@@ -68,10 +68,14 @@ NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough mem
 """What CUDA, torch's allocator for the CPU, the kernel and C++ say of it."""
 MEMORY = re.compile(r"^(MemoryError|OutOfMemoryError|ResourceExhaustedError)$")
 CONNECTION = re.compile(
-    r"connection (reset|closed|refused)|reset by peer|closed by peer|broken pipe|socket closed|connectfull"
-    r"|horovodinternalerror|gloo|nccl|remote process exited|heartbeat|coordination service|unavailable|peer .*(left|failed)",
+    r"connection (was )?(reset|closed|refused|aborted)|reset by peer|closed by peer|broken pipe|socket (closed|timeout)|connectfull"
+    r"|remote process exited|ncclremoteerror|ncclsystemerror|pair closure|timed out waiting \d+ms for"
+    r"|heartbeat (timeout|request)|coordination (service|agent)|peer .*(left|failed|disconnected)",
     re.IGNORECASE,
 )
+"""What the frameworks say when another worker's connection ended: gloo, NCCL, TensorFlow's gRPC and coordination service."""
+LOST_PEER_ERRORS = {"HorovodInternalError", "UnavailableError"}
+"""Types that mean nothing else."""
 PEER_ERRORS = {
     "DistBackendError", "DistNetworkError", "DistStoreError", "HorovodInternalError", "UnavailableError",
     "UnknownError", "DeadlineExceededError", "AbortedError", "CancelledError", "InternalError",
@@ -85,7 +89,7 @@ def exception_kind(type_names: Sequence[str], message: str) -> FailureKind:
     name = type_names[0] if type_names else ""
     if any(MEMORY.match(base) for base in type_names) or NO_MEMORY.search(message):
         return FailureKind.OUT_OF_MEMORY
-    if (name in PEER_ERRORS or name == "RuntimeError") and CONNECTION.search(f"{name} {message}"):
+    if name in LOST_PEER_ERRORS or ((name in PEER_ERRORS or name == "RuntimeError") and CONNECTION.search(message)):
         return FailureKind.CASCADE
     return FailureKind.TRANSIENT if name in TRANSIENT else FailureKind.BUG
 

@@ -1,4 +1,4 @@
-"""What a run is, as frozen data: the value that a recipe becomes and every later stage reads.
+"""The job: what a recipe becomes, as frozen data that every later stage reads.
 
 The dataclasses carry the constraints that `dtrain.launch.recipe` has pydantic check; nothing here imports pydantic,
 so agents and workers read a job without paying for it. Durations are seconds, as the names say.
@@ -55,7 +55,7 @@ class PluginChoice:
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
-    """Why this one, where the recipe left it open."""
+    """Why this one was chosen, if the recipe left it open."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ class Recovery:
     backoff_seconds: Annotated[float, NOT_NEGATIVE] = 1.0
     """Wait before the second restart in a row without progress, doubled for each one after; the first does not wait."""
     hang_seconds: Annotated[float, SECONDS] = 600.0
-    """No step, no output and no CPU time for so long is a hang."""
+    """No step, no output and no CPU time for this long is a hang."""
     heartbeat_seconds: Annotated[float, SECONDS] = 30.0
-    """A node that says nothing for so long is lost."""
+    """A node whose agent is silent for this long is lost."""
     grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, SECONDS] = 600.0

@@ -17,14 +17,14 @@ CHUNK = 1 << 22
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints below a run's."""
 PATIENCE_SECONDS = 20.0
-"""For anything that is done there, its retries included: libraries wait for many minutes, some for ever (an S3 endpoint that
-takes a connection and never says that it wants the object), and a supervisor that commits a checkpoint answers to nobody."""
+"""Upper bound for one operation, its retries included: libraries wait for many minutes, some for ever (an S3 endpoint that
+takes a connection and never answers)."""
 SLOWEST = 1 << 20
-"""Bytes a second that a file may take longer."""
+"""Bytes a second: larger files may take this much longer."""
 
 
 def url_problem(url: str) -> str:
-    """Why nothing can be kept at a URL, as far as that can be said without asking it; '' where nothing is wrong."""
+    """Why nothing can be kept at a URL, as far as that can be said without asking it; '' if nothing is wrong."""
     from fsspec import get_filesystem_class
 
     protocol, separator, _ = url.partition("://")
@@ -89,7 +89,7 @@ class ObjectStore:
             return data
 
     def get(self, name: str, path: Path, size: int) -> None:
-        """Copy a file of so many bytes here, aside first: it is whole or it is not there."""
+        """Copy a file of `size` bytes here, aside first: it is whole or it is not there."""
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         with self._trouble("read", name):
             path.parent.mkdir(parents=True, exist_ok=True)

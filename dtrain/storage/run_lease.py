@@ -38,5 +38,5 @@ def claim(remote: ObjectStore, mark: str, run: Path) -> None:
 
 
 def place(run: Path) -> str:
-    """What a claim says of where its supervisor is."""
+    """Host and run folder of the supervisor, as a claim names them."""
     return f"{os.uname().nodename}:{run.resolve()}"

@@ -5,6 +5,7 @@ Files that only grow are kept as objects of at most PART_BYTES, named by their o
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -21,10 +22,12 @@ from dtrain.run.folder import RunDir
 from dtrain.run.lock import SILENT_SECONDS, Lease
 from dtrain.spec.job import Job
 from dtrain.storage import run_lease
-from dtrain.storage.object_store import CHECKPOINTS, ObjectStore, of_run
+from dtrain.storage.object_store import ObjectStore, of_run
 
 PART_BYTES = 1 << 18
 EVERY_SECONDS = 3.0
+COPIED = re.compile(r"events\.jsonl|logs/[A-Za-z0-9_-][A-Za-z0-9._-]*\.log|ledger/attempt-\d+-rank-\d+\.bin")
+"""Files of a run that are kept there: whoever can write to a bucket must not choose other files here."""
 JOB = "job.json"
 STOP = "stop"
 
@@ -117,7 +120,7 @@ class RunCopy:
         found: dict[str, int] = defaultdict(int)
         for path, size in self._store.sizes().items():
             name, _, begin = path.rpartition("/")
-            if begin.isdigit() and not path.startswith(f"{CHECKPOINTS}/"):
+            if begin.isdigit() and COPIED.fullmatch(name):
                 found[name] = max(found[name], int(begin) + size)
         return dict(found)
 
@@ -228,7 +231,7 @@ class RunSyncer:
 
 
 def of(run: RunDir, job: Job) -> RunCopy | None:
-    """The copy of a run, where it has one."""
+    """The copy of a run, if it has one."""
     return RunCopy(run, of_run(job.storage, run.id)) if job.storage.url else None
 
 
@@ -240,7 +243,7 @@ def _reader(path: Path) -> tuple[RunCopy | None, list[float]]:
 
 
 def refresh(run: RunDir) -> None:
-    """Bring a run folder up to its copy, unless it is supervised from here; says where that cannot be done."""
+    """Bring a run folder up to its copy, unless it is supervised from here; says if that cannot be done."""
     copy, looked = _reader(run.path)
     if not copy or time.monotonic() - looked[0] < EVERY_SECONDS or run.locked():
         return
@@ -252,7 +255,7 @@ def refresh(run: RunDir) -> None:
 
 
 def fetched(root: Path, url: str) -> RunDir:
-    """The run at a URL, brought here into a folder of the same name; raises `StorageError` where there is none."""
+    """The run at a URL, brought here into a folder of the same name; raises `StorageError` if there is none."""
     run_id = url.rstrip("/").rpartition("/")[2]
     run = RunDir(root.absolute() / run_id)
     if not run.job_file.exists():

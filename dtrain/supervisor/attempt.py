@@ -29,7 +29,7 @@ from dtrain.api.protocol import (
     WorkersStarted,
 )
 from dtrain.api.strategy import NeedsAllAddresses, Strategy
-from dtrain.checkpoint.store import CheckpointInfo, CheckpointStore
+from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
 from dtrain.run import events
 from dtrain.run.event_log import EventLog
@@ -115,7 +115,7 @@ class Attempt:
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log, context.lease,
             ranks=len(self._owner), keep=plan.job.checkpoint.keep,
-            facts={"strategy": plan.job.strategy.name, "workers": plan.workers, "run": context.run_id},
+            origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
             saved_step=resume.step if resume else 0, changed=self._close,
         )  # fmt: skip
         self._leaving = False

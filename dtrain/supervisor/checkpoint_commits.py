@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from dtrain.api.reports import ShardWritten
-from dtrain.checkpoint.store import CheckpointInfo, CheckpointShard, CheckpointStore
+from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointShard, CheckpointStore
 from dtrain.common.errors import CheckpointError
 from dtrain.run.event_log import EventLog
 from dtrain.run.events import CheckpointFailed, CheckpointSaved
@@ -27,7 +26,7 @@ class CheckpointCommits:
         *,
         ranks: int,
         keep: int,
-        facts: dict[str, Any],
+        origin: CheckpointOrigin,
         saved_step: int,
         changed: Callable[[], None],
     ) -> None:
@@ -38,7 +37,7 @@ class CheckpointCommits:
         self._lease = lease
         self._ranks = ranks
         self._keep = keep
-        self._facts = facts
+        self._origin = origin
         self._changed = changed
         self._shards: dict[int, dict[int, CheckpointShard]] = {}
         self._failed: dict[int, str] = {}
@@ -76,7 +75,7 @@ class CheckpointCommits:
 
     def _commit(self, step: int, shards: list[CheckpointShard]) -> CheckpointInfo:
         self._lease.check()
-        return self._store.commit(self._attempt, step, shards, self._facts)
+        return self._store.commit(self._attempt, step, shards, self._origin)
 
     def _committed(self, report: ShardWritten, result: CheckpointInfo | Exception) -> None:
         self.under_way -= 1

@@ -12,15 +12,18 @@ from dtrain.spec.job import Recovery
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now."""
+    """The answer to a failure."""
 
     retry: bool
     reason: str
     exit_code: Exit = Exit.DONE
-    """Of the run, where it is not tried again."""
+    """Of the run, if it is not tried again."""
     delay_seconds: float = 0.0
 
 
+EQUAL_BEFORE = {FailureKind.KILLED: 2}
+"""How often an equal failure may have struck before; a kill comes from outside and may be chance twice. 1 if not named."""
+TIMES = {1: "twice", 2: "three times"}
 NOT_COUNTED = (FailureKind.NODE_LOST, FailureKind.PREEMPTED)
 LOSSES_PER_RESTART = 4
 
@@ -37,10 +40,12 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
     if last.kind is FailureKind.OUT_OF_MEMORY:
         hint = "lower train.global_batch, raise train.shards or use more workers"
         return Decision(retry=False, reason=f"out of memory would strike again: {hint}", exit_code=Exit.USER_CODE)
-    if equal:
+    if len(equal) >= EQUAL_BEFORE.get(last.kind, 1):
         code = Exit(last.exit_code) if last.kind is FailureKind.TRANSIENT else Exit.GAVE_UP
         return Decision(
-            retry=False, reason="the same failure struck twice with no new checkpoint in between", exit_code=code
+            retry=False,
+            reason=f"the same failure struck {TIMES[len(equal)]} with no new checkpoint in between",
+            exit_code=code,
         )
     if last.kind in NOT_COUNTED:
         return _after_loss(stretch, settings)

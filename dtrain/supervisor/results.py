@@ -1,4 +1,4 @@
-"""How an attempt can end, and how a run can."""
+"""The outcome of an attempt, and the result of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Drained:
     """The workers left because they were asked to."""
 
     step: int | None
-    """The agreed step, saved; None where there was no agreement in time, or the job is a script."""
+    """The agreed step, saved; None if there was no agreement in time, or the job is a script."""
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,4 @@ class RunResult:
     requeue: bool = False
     """The cluster took nodes away: it is to start the run again with others."""
     exclude: tuple[str, ...] = ()
-    """Nodes that are no good."""
+    """Nodes to keep the run off."""

@@ -19,7 +19,7 @@ INTERRUPTED = "interrupted"
 """Why a run stops after a Ctrl-C."""
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
-"""How long the run folder may fail to answer before it is said."""
+"""How long the run folder may fail to answer before a warning."""
 
 
 class StopMode(Enum):

@@ -43,6 +43,11 @@ class Horovod:
     def __init__(self, options: HorovodOptions) -> None:
         self.options = options
 
+    @staticmethod
+    def missing_here() -> str:
+        """How to build Horovod, if it is not installed."""
+        return "" if launcher.installed() else launcher.MISSING
+
     def preload(self, job: Job) -> tuple[str, ...]:
         """The task's framework; Horovod itself starts threads only in `init`."""
         if self._framework(job) == "tensorflow":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import signal
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 from live import PROGRAMS, Live, finished, start
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy
+from dtrain.api import testing
+from dtrain.api.strategy import TrainingStrategy
 from dtrain.launch import registry
 from dtrain.launch.planner import make
 from dtrain.spec.job import Job, PluginChoice, Resources
@@ -43,24 +43,8 @@ TRAINERS = [name for name in STRATEGIES if trains(name)] + ["horovod/tensorflow"
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_launchers_side_is_pure(name: str) -> None:
-    strategy = registry.strategy(name, {})
-    assert dataclasses.is_dataclass(strategy.Options)
     job = Job(name="x", script="true", strategy=PluginChoice(name), folder="/")
-    assert strategy.preload(job) == strategy.preload(job)
-    for per_node in (1, 2, 8):
-        processes = strategy.processes(per_node)
-        assert per_node % processes == 0
-    places = [RankInfo(rank, 4, rank % 2, 2, rank // 2, 2, 1) for rank in range(4)]
-    peers = RendezvousInfo(("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"), (1000, 1001, 1000, 1001), "run", 3)
-    environments = [strategy.environment(place, peers) for place in places]
-    assert environments == [strategy.environment(place, peers) for place in places]
-    assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)
-    if strategy.processes(2) == 2:
-        told = {json.dumps(environment, sort_keys=True) for environment in environments}
-        assert len(told) == 4, "every rank has a place of its own"
-    assert "name" not in {field.name for field in dataclasses.fields(strategy.Options)}, (
-        "the recipe has the strategy's own name there"
-    )
+    testing.check_strategy(registry.strategy(name, {}), job)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

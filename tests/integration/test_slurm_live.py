@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import contracts.test_clusters as contract
 import pytest
 from integration.processes import is_alive, wait_until
 from integration.slurm_lab import SlurmLab, install_slurm
 from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
 
+from dtrain.api import testing
+from dtrain.launch import registry
 from dtrain.run.folder import RunDir, all_runs
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
@@ -447,21 +448,16 @@ def test_a_node_on_which_no_agent_starts_any_more_is_left_out_of_the_next_job(
 
 
 @pytest.mark.parametrize(
-    "promise",
-    [
-        contract.test_agents_answer_and_end_with_the_allocation,
-        contract.test_a_lost_agent_is_reported_and_can_be_replaced,
-    ],
-    ids=lambda promise: str(promise.__name__).removeprefix("test_"),
+    "promise", [testing.check_agents, testing.check_lost_agent], ids=lambda check: str(check.__name__)
 )
 def test_the_contract_of_clusters(
-    lab: SlurmLab, runs: Path, monkeypatch: pytest.MonkeyPatch, promise: Callable[[str, Path], None]
+    lab: SlurmLab, runs: Path, monkeypatch: pytest.MonkeyPatch, promise: Callable[..., None]
 ) -> None:
     words = lab.run("salloc", "-N2", "--no-shell").stderr
     number = words.split("allocation")[1].split()[0]
     monkeypatch.setenv("SLURM_JOB_ID", number)
     monkeypatch.setenv("SLURM_CONF", lab.environment["SLURM_CONF"])
-    promise("slurm", runs)
+    promise(registry.cluster("slurm", {}), testing.plan_for("slurm"), runs)
     lab.run("scancel", number)
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PLUGIN = {
-    "pyproject.toml": """
+PLUGIN = """
 [build-system]
 requires = ["setuptools"]
 build-backend = "setuptools.build_meta"
@@ -21,48 +20,32 @@ build-backend = "setuptools.build_meta"
 name = "elsewhere"
 version = "1"
 [project.entry-points."dtrain.clusters"]
-elsewhere = "elsewhere:Elsewhere"
+hosts = "elsewhere_cluster:Hosts"
 [project.entry-points."dtrain.strategies"]
-plain = "elsewhere:Plain"
+ompi = "elsewhere_strategy:Ompi"
 [tool.setuptools]
-py-modules = ["elsewhere"]
-""",
-    "elsewhere.py": '''
-from dataclasses import dataclass
-from dtrain.clusters.local import Local
+py-modules = ["elsewhere_cluster", "elsewhere_strategy"]
+"""
+CONTRACT = """
+from pathlib import Path
+from dtrain.api import testing
+from dtrain.spec.job import Job, PluginChoice
+from elsewhere_cluster import Hosts, HostsOptions
+from elsewhere_strategy import Ompi, OmpiOptions
 
-@dataclass(frozen=True)
-class ElsewhereOptions:
-    place: str = "here"
+options = {"hosts": ("one", "two"), "shell": "env HOST={host} sh -c"}
+plan = testing.plan_for("hosts", options)
+testing.check_rendering(Hosts(HostsOptions(**options)), plan, Path("a"))
+testing.check_agents(Hosts(HostsOptions(**options)), plan, Path("b"))
+testing.check_lost_agent(Hosts(HostsOptions(**options)), plan, Path("c"), replaced=False)
+testing.check_strategy(Ompi(OmpiOptions()), Job("x", script="true", strategy=PluginChoice("ompi"), folder="/"))
+print("kept the contract")
+"""
 
-class Elsewhere(Local):
-    """Another cluster: this machine under another name."""
 
-    Options = ElsewhereOptions
-
-@dataclass(frozen=True)
-class PlainOptions:
-    greeting: str = "hello"
-
-class Plain:
-    """Another strategy: it greets."""
-
-    Options = PlainOptions
-    framework = None
-
-    def __init__(self, options):
-        self.options = options
-
-    def preload(self, job):
-        return ()
-
-    def processes(self, workers_per_node, device="cpu"):
-        return workers_per_node
-
-    def environment(self, place, peers):
-        return {"GREETING": f"{self.options.greeting} {place.rank} of {place.world_size}"}
-''',
-}
+def example(page: Path) -> str:
+    """The first Python example of a page."""
+    return page.read_text().split("```python\n")[1].split("```")[0]
 
 
 def run(*command: str | Path, cwd: Path, check: int = 0) -> str:
@@ -108,21 +91,28 @@ def test_it_runs_scripts_from_any_folder_even_from_its_own_source(fresh: Path, t
         assert "rank 0 | rank 0" in out
 
 
-def test_another_packages_cluster_and_strategy_are_found_checked_and_run(fresh: Path, tmp_path: Path) -> None:
+def test_the_plugins_of_the_pages_are_found_checked_and_run(fresh: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
-    for name, text in PLUGIN.items():
-        (package / name).write_text(text)
+    (package / "pyproject.toml").write_text(PLUGIN)
+    (package / "elsewhere_cluster.py").write_text(example(ROOT / "clusters/README.md"))
+    (package / "elsewhere_strategy.py").write_text(example(ROOT / "strategies/README.md"))
     run(fresh / "pip", "install", "--quiet", "--no-deps", package, cwd=tmp_path)
     listed = run(fresh / "dtrain", "plugins", cwd=tmp_path)
     assert "[elsewhere]" in listed
     assert "[dtrain]" in listed
-    (tmp_path / "greet.py").write_text("import os\nprint(os.environ['GREETING'])\n")
+    (tmp_path / "contract.py").write_text(CONTRACT)
+    assert "kept the contract" in run(fresh / "python", "contract.py", cwd=tmp_path)
+    (tmp_path / "who.py").write_text("import os\nprint(os.environ['WHO_RANK'], 'on', os.environ['HOST'])\n")
     (tmp_path / "r.yaml").write_text(
-        "script: greet.py\nresources: {workers: 2}\ncluster: {name: elsewhere, place: there}\nstrategy: {name: plain, greeting: good day}\n"
+        "script: who.py\nresources: {workers: 2, nodes: 2}\nstrategy: {name: ompi, prefix: WHO}\n"
+        "cluster: {name: hosts, hosts: [one, two], shell: 'env HOST={host} sh -c'}\n"
     )
-    assert "good day 0 of 2" in run(
-        fresh / "dtrain", "run", tmp_path / "r.yaml", "--runs", tmp_path / "runs", cwd=tmp_path
-    )
-    wrong = run(fresh / "dtrain", "plan", tmp_path / "r.yaml", "--set", "cluster.plce=x", cwd=tmp_path, check=2)
-    assert "unknown key 'plce'. Did you mean 'place'?" in wrong
+    out = run(fresh / "dtrain", "run", tmp_path / "r.yaml", "--runs", tmp_path / "runs", cwd=tmp_path)
+    assert "rank 0 | 0 on one" in out
+    logs = run(fresh / "dtrain", "logs", "last", "--runs", tmp_path / "runs", cwd=tmp_path)
+    assert "rank 1 | 1 on two" in logs
+    wrong = run(fresh / "dtrain", "plan", tmp_path / "r.yaml", "--set", "cluster.hsots=x", cwd=tmp_path, check=2)
+    assert "unknown key 'hsots'. Did you mean 'hosts'?" in wrong
+    few = run(fresh / "dtrain", "plan", tmp_path / "r.yaml", "--nodes", "3", "--workers", "3", cwd=tmp_path, check=2)
+    assert "3 nodes are asked for, 1 more than cluster.hosts has" in few

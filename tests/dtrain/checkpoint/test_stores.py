@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.remote import RemoteCheckpointStore
-from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, CheckpointShard, CheckpointStore, Quarantined
+from dtrain.checkpoint.store import (
+    MANIFEST,
+    CheckpointInfo,
+    CheckpointOrigin,
+    CheckpointShard,
+    CheckpointStore,
+    Quarantined,
+    manifest_of,
+)
 from dtrain.common.errors import CheckpointError, ClusterError
 from dtrain.common.files import hashed
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_lease import claim
 
+ORIGIN = CheckpointOrigin("ddp", 2, "a-run")
 Make = Callable[[Path], tuple[CheckpointStore, Path]]
 """From a folder to a store and the folder in which its committed checkpoints are."""
 
@@ -54,7 +63,7 @@ def test_what_is_staged_is_no_checkpoint_until_it_is_committed(make: Make, tmp_p
     store, there = make(tmp_path)
     parts = staged(store, 1, 10)
     assert list(store.latest_valid()) == []
-    done = store.commit(1, 10, parts, {})
+    done = store.commit(1, 10, parts, ORIGIN)
     assert list(store.latest_valid()) == [done]
     assert (done.step, done.bytes) == (10, 2000)
     assert (there / done.name / MANIFEST).exists()
@@ -65,7 +74,7 @@ def test_a_part_that_was_cut_short_is_not_committed(tmp_path: Path) -> None:
     parts = staged(store, 1, 10)
     (store.staging(1, 10) / "rank1").write_bytes(b"short")
     with pytest.raises(CheckpointError, match="cut short"):
-        store.commit(1, 10, parts, {})
+        store.commit(1, 10, parts, ORIGIN)
     assert list(store.latest_valid()) == []
 
 
@@ -74,7 +83,7 @@ def test_a_part_that_did_not_arrive_is_not_committed(tmp_path: Path) -> None:
     parts = staged(store, 1, 10)
     (there / store.staging(1, 10).name / "rank1").unlink()
     with pytest.raises(CheckpointError, match="misses rank1"):
-        store.commit(1, 10, parts, {})
+        store.commit(1, 10, parts, ORIGIN)
     assert list(store.latest_valid()) == []
 
 
@@ -85,8 +94,8 @@ def test_any_damaged_byte_is_found_and_the_one_before_is_used(
     name: str, position: int, flip: int, kind: Make, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     store, there = kind(tmp_path_factory.mktemp("store"))
-    before = store.commit(1, 10, staged(store, 1, 10), {})
-    broken = store.commit(1, 20, staged(store, 1, 20), {})
+    before = store.commit(1, 10, staged(store, 1, 10), ORIGIN)
+    broken = store.commit(1, 20, staged(store, 1, 20), ORIGIN)
     data = bytearray((there / broken.name / name).read_bytes())
     before_damage = bytes(data)
     data[position % len(data)] ^= flip
@@ -105,7 +114,7 @@ def test_any_damaged_byte_is_found_and_the_one_before_is_used(
 
 def test_a_file_that_is_gone_is_damage(make: Make, tmp_path: Path) -> None:
     store, there = make(tmp_path)
-    done = store.commit(1, 10, staged(store, 1, 10), {})
+    done = store.commit(1, 10, staged(store, 1, 10), ORIGIN)
     (there / done.name / "rank0").unlink()
     (found,) = store.latest_valid()
     assert isinstance(found, Quarantined)
@@ -115,7 +124,7 @@ def test_a_file_that_is_gone_is_damage(make: Make, tmp_path: Path) -> None:
 def test_keep_bounds_the_disk_and_the_newest_stay(make: Make, tmp_path: Path) -> None:
     store, there = make(tmp_path)
     for step in range(10, 60, 10):
-        store.commit(1, step, staged(store, 1, step), {})
+        store.commit(1, step, staged(store, 1, step), ORIGIN)
         store.prune(2)
     assert store.steps() == [50, 40]
     # A file system that knows folders keeps empty ones; object stores do not.
@@ -127,15 +136,15 @@ def test_keep_bounds_the_disk_and_the_newest_stay(make: Make, tmp_path: Path) ->
 
 def test_equal_weights_have_equal_digests(make: Make, tmp_path: Path) -> None:
     store, there = make(tmp_path)
-    one = store.commit(1, 10, staged(store, 1, 10), {})
-    two = store.commit(1, 20, staged(store, 1, 20), {})
+    one = store.commit(1, 10, staged(store, 1, 10), ORIGIN)
+    two = store.commit(1, 20, staged(store, 1, 20), ORIGIN)
     assert one.weights == two.weights
     assert json.loads((there / one.name / MANIFEST).read_text())["step"] == 10
 
 
 def test_what_a_stale_worker_leaves_is_dropped_and_never_believed(make: Make, tmp_path: Path) -> None:
     store, _ = make(tmp_path)
-    done = store.commit(2, 10, staged(store, 2, 10), {})
+    done = store.commit(2, 10, staged(store, 2, 10), ORIGIN)
     staged(store, 1, 20)
     assert list(store.latest_valid()) == [done]
     store.clear_staging()
@@ -145,7 +154,7 @@ def test_what_a_stale_worker_leaves_is_dropped_and_never_believed(make: Make, tm
 
 def test_another_node_fetches_what_it_lacks_and_mends_what_it_has(tmp_path: Path) -> None:
     store, there = on_remote_storage(tmp_path)
-    done = store.commit(1, 10, staged(store, 1, 10), {})
+    done = store.commit(1, 10, staged(store, 1, 10), ORIGIN)
     elsewhere = RemoteCheckpointStore(tmp_path / "elsewhere", ObjectStore(f"file://{there.parent}", {}))
     folder = elsewhere.local_folder(done.name, attempt=2)
     (folder / "rank0").write_bytes(b"damaged on this node")
@@ -162,5 +171,27 @@ def test_a_supervisor_that_lost_the_run_commits_nothing(tmp_path: Path) -> None:
     parts = staged(store, 1, 10)
     claim(remote, "somebody else", Path("anywhere"))
     with pytest.raises(ClusterError, match="another supervisor"):
-        store.commit(1, 10, parts, {})
+        store.commit(1, 10, parts, ORIGIN)
     assert list(store.latest_valid()) == []
+
+
+def test_a_manifest_that_names_a_file_outside_is_not_believed(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    manifest = manifest_of(1, 10, [CheckpointShard({"../../outside": (1, "0")}, "w")], ORIGIN)
+    name = store.staging(1, 10).name.replace(".staging-0001-", "step-")
+    (there / name).mkdir(parents=True)
+    (there / name / MANIFEST).write_text(manifest.text)
+    (found,) = store.latest_valid()
+    assert isinstance(found, Quarantined)
+    assert "outside the checkpoint" in found.problem
+
+
+def test_quarantined_checkpoints_are_kept_for_a_look_and_no_longer(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    for step in range(10, 60, 10):
+        done = store.commit(1, step, staged(store, 1, step), ORIGIN)
+        (there / done.name / "rank0").unlink()
+        assert isinstance(next(iter(store.latest_valid())), Quarantined)
+    store.prune(3)
+    left = [path for path in there.iterdir() if any(path.iterdir())]
+    assert len(left) == 2, left

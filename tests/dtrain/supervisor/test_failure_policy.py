@@ -107,6 +107,10 @@ def test_no_history_without_progress_goes_on_for_ever(failures: list[Failure], r
         (["OutOfMemoryError", "RuntimeError"], "CUDA out of memory", FailureKind.OUT_OF_MEMORY),
         (["ResourceExhaustedError", "OpError"], "OOM when allocating", FailureKind.OUT_OF_MEMORY),
         (["MemoryError"], "", FailureKind.OUT_OF_MEMORY),
+        (["RuntimeError"], "CUDA driver unavailable", FailureKind.BUG),
+        (["DistBackendError", "RuntimeError"], "NCCL error: ncclInvalidUsage: Duplicate GPU detected", FailureKind.BUG),
+        (["RuntimeError"], "my_gloo_helper got 3 arguments", FailureKind.BUG),
+        (["RuntimeError"], "Timed out waiting 1800000ms for recv operation to complete", FailureKind.CASCADE),
         (["ConnectionResetError", "ConnectionError", "OSError"], "file server", FailureKind.TRANSIENT),
         (["FileNotFoundError", "OSError"], "no such file", FailureKind.BUG),
         (["ModuleNotFoundError", "ImportError"], "No module named 'x'", FailureKind.BUG),
@@ -132,3 +136,17 @@ def test_a_cascade_is_never_the_cause_where_an_initiator_is_known() -> None:
 
 def test_a_kill_from_outside_explains_the_odd_errors_of_the_others() -> None:
     assert cause([Failure(FailureKind.BUG, "cannot unpickle", rank=0), KILLED]) is KILLED
+
+
+def test_equal_kills_are_chance_twice_and_end_the_run_at_the_third() -> None:
+    kill = dataclasses.replace(KILLED, rank=1, step=7, code=-9)
+    assert decide([kill], Recovery()).retry
+    assert decide([kill, kill], Recovery()).retry
+    decision = decide([kill, kill, kill], Recovery())
+    assert not decision.retry
+    assert "three times" in decision.reason
+
+
+def test_equal_crashes_end_the_run_at_the_second() -> None:
+    crash = Failure(FailureKind.CRASH, "crashed with SIGSEGV", rank=1, step=7, code=-11)
+    assert not decide([crash, crash], Recovery()).retry

@@ -1,4 +1,4 @@
-"""Agents at the end of a child process's pipes: one of them on the local machine, all of a job's behind one srun."""
+"""The ready transport for clusters: agents at the end of a child process's stdin and stdout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from dtrain.agent import prewarm
 from dtrain.api.cluster import Inbox, NodeLost
 from dtrain.api.protocol import Command, Quit, decode, encode
 
@@ -19,9 +18,18 @@ QUIT_SECONDS = 10.0
 class PipedAgents:
     """A child process whose stdin reaches the agents of some nodes and whose stdout brings what they say."""
 
-    def __init__(self, nodes: Sequence[str], command: list[str], environment: Mapping[str, str], inbox: Inbox) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[str],
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        inbox: Inbox,
+        *,
+        process: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        """Start `command` (`ssh host …`, `kubectl exec -i …`); `process` is one that was started before."""
         # A session of its own keeps a Ctrl-C in the terminal from it: the supervisor decides what that means.
-        self._process = prewarm.take(command, environment) or subprocess.Popen(
+        self._process = process or subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
         )
         self._nodes = nodes
@@ -61,11 +69,20 @@ class PipedAgents:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
+        problem = ""
         with self._process.stdout as lines:
             for line in lines:
-                with suppress(ValueError):
-                    self._inbox.put(decode(line))
+                try:
+                    node, event = decode(line)
+                except ValueError:  # what a login shell or ssh printed
+                    continue
+                except (TypeError, KeyError) as error:
+                    problem = f"its agent is of another version of dtrain: {error}"
+                    break
+                self._inbox.put((node, event))
+        if problem:
+            self.kill()
         code = self._process.wait()
-        reason = f"signal {-code}" if code < 0 else f"code {code}"
+        reason = problem or f"its agent ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
         for node in self._nodes:
-            self._inbox.put((node, NodeLost(f"its agent ended with {reason}")))
+            self._inbox.put((node, NodeLost(reason)))

@@ -1,0 +1,133 @@
+"""Contract tests for plugins: call these functions from a test of your own strategy or cluster.
+
+Each raises `AssertionError` if the plugin does not do what the supervisor relies on. They start real agents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dtrain.api.cluster import Allocation, Cluster, ClusterEvent, NodeLost
+from dtrain.api.plan import LaunchPlan
+from dtrain.api.protocol import AgentReady, Event, PortsReserved, ReservePorts
+from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
+from dtrain.common.processes import alive
+from dtrain.run import folder
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job, PluginChoice, Resources
+
+PATIENCE_SECONDS = 60.0
+T = TypeVar("T")
+
+
+def plan_for(cluster: str, options: dict[str, Any] | None = None, nodes: int = 2) -> LaunchPlan:
+    """A plan with one worker on each of some nodes, for a script that does nothing."""
+    job = Job(
+        "contract",
+        script="true",
+        folder="/",
+        cluster=PluginChoice(cluster, options or {}),
+        resources=Resources(nodes, nodes),
+    )
+    return LaunchPlan(job, nodes, workers_per_node=1, processes_per_node=1, preload=())
+
+
+def check_rendering(cluster: Cluster, plan: LaunchPlan, path: Path) -> None:
+    """`render` is pure, does not need the run folder, and shows the commands that are run."""
+    assert dataclasses.is_dataclass(cluster.Options)
+    run = RunDir(path / "not there")
+    text = cluster.render(plan, run)
+    assert text == cluster.render(plan, run)
+    assert "dtrain agent" in text or "supervise" in text
+    assert not run.path.exists()
+
+
+def check_agents(cluster: Cluster, plan: LaunchPlan, path: Path) -> None:
+    """Every node has an agent that answers, and no agent is left after the allocation."""
+    with _allocated(cluster, plan, path) as lab:
+        assert set(lab.ready) == set(lab.allocation.channels)
+        assert all(ready.sees_run for ready in lab.ready.values())
+        for node, channel in lab.allocation.channels.items():
+            channel.send(ReservePorts(7, 3))
+            answered, reserved = lab.next(PortsReserved)
+            assert answered == node
+            assert len(set(reserved.ports)) == 3
+    _wait_for_the_end_of(lab)
+
+
+def check_lost_agent(cluster: Cluster, plan: LaunchPlan, path: Path, *, replaced: bool = True) -> None:
+    """A killed agent is reported as a lost node; `replaced`: the cluster starts another one under a new name."""
+    with _allocated(cluster, plan, path) as lab:
+        victim = next(iter(lab.ready))
+        os.kill(lab.ready[victim].pid, signal.SIGKILL)
+        node, lost = lab.next(NodeLost)
+        assert node == victim
+        assert lost.reason
+        assert lab.allocation.replace(victim) is replaced
+        if replaced:
+            name, ready = lab.next(AgentReady)
+            assert name not in lab.ready
+            assert name in lab.allocation.channels
+            lab.ready[name] = ready
+    _wait_for_the_end_of(lab)
+
+
+def check_strategy(strategy: Strategy, job: Job) -> None:
+    """The launcher's side is pure, places whole numbers of processes, and tells every rank its own place."""
+    assert dataclasses.is_dataclass(strategy.Options)
+    names = {field.name for field in dataclasses.fields(strategy.Options)}
+    assert "name" not in names, "the recipe has the strategy's own name there"
+    assert strategy.preload(job) == strategy.preload(job)
+    for per_node in (1, 2, 8):
+        assert per_node % strategy.processes(per_node) == 0
+    ranks = [RankInfo(rank, 4, rank % 2, 2, rank // 2, 2, 1) for rank in range(4)]
+    rendezvous = RendezvousInfo(("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2"), (1000, 1001, 1000, 1001), "run", 3)
+    environments = [strategy.environment(rank, rendezvous) for rank in ranks]
+    assert environments == [strategy.environment(rank, rendezvous) for rank in ranks]
+    assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)
+    if strategy.processes(2) == 2:
+        assert len({tuple(sorted(environment.items())) for environment in environments}) == 4
+
+
+@dataclass
+class _Lab:
+    """An allocation whose agents are ready."""
+
+    allocation: Allocation
+    inbox: queue.SimpleQueue[tuple[str, Event | ClusterEvent]]
+    ready: dict[str, AgentReady]
+
+    def next(self, kind: type[T]) -> tuple[str, T]:
+        """The next event of this kind; others are dropped."""
+        while True:
+            node, item = self.inbox.get(timeout=PATIENCE_SECONDS)
+            if isinstance(item, kind):
+                return node, item
+
+
+@contextmanager
+def _allocated(cluster: Cluster, plan: LaunchPlan, path: Path) -> Iterator[_Lab]:
+    run = folder.create(path, plan.job)
+    inbox: queue.SimpleQueue[tuple[str, Event | ClusterEvent]] = queue.SimpleQueue()
+    with cluster.allocate(plan, run, inbox) as allocation:
+        lab = _Lab(allocation, inbox, {})
+        while len(lab.ready) < plan.nodes:
+            node, ready = lab.next(AgentReady)
+            lab.ready[node] = ready
+        yield lab
+
+
+def _wait_for_the_end_of(lab: _Lab) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while left := [ready.pid for ready in lab.ready.values() if alive(ready.pid)]:
+        assert time.monotonic() < deadline, f"agents are left: {left}"
+        time.sleep(0.05)

@@ -1,0 +1,14 @@
+"""Keeping secrets out of what is printed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
+HIDDEN = "***"
+
+
+def redacted(values: Mapping[str, str]) -> dict[str, str]:
+    """The same mapping with the values of names that sound like secrets hidden."""
+    return {name: HIDDEN if SECRET.search(name) and value else value for name, value in values.items()}

@@ -15,6 +15,7 @@ from dtrain.agent import devices, prewarm
 from dtrain.api.cluster import Inbox, Submission, SubmissionState
 from dtrain.api.pipes import PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
+from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import alive
 from dtrain.run.folder import RunDir
@@ -40,7 +41,7 @@ class LocalAllocation:
     def start(self, node: str) -> None:
         """Start the agent of a node."""
         share = max(1, devices.cpus() // self._plan.nodes)
-        environment = os.environ | {devices.ADDRESS: LOOPBACK, devices.CPUS: str(share)} | self._gpus(node)
+        environment = os.environ | {variables.ADDRESS: LOOPBACK, variables.CPUS: str(share)} | self._gpus(node)
         command = self._plan.agent_command(self._run, node)
         ready = prewarm.take(command, environment)
         self.channels[node] = PipedAgents([node], command, environment, self._inbox, process=ready)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.agent import devices, node_run_folder
+from dtrain.common import environment as variables
 
 
 class AgentHost:
@@ -23,9 +23,9 @@ class AgentHost:
 
         # Ray sets one thread for every task: how many a worker may use is dtrain's business.
         inherited = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        inherited[devices.ADDRESS] = ray.util.get_node_ip_address()
+        inherited[variables.ADDRESS] = ray.util.get_node_ip_address()
         if ray.get_runtime_context().runtime_env.get("working_dir"):
-            inherited[node_run_folder.FOLDER] = str(Path.cwd())
+            inherited[variables.FOLDER] = str(Path.cwd())
         self._sending = threading.Lock()
         self._process = subprocess.Popen(
             # Where a runtime environment brings packages, they are of this Python.

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from dtrain.agent import devices
 from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission, SubmissionState
-from dtrain.api.plan import SHIPPED_JOB, LaunchPlan, supervisor_command
+from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.api.protocol import Command, Quit, decode, encode
+from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.common.serde import to_dict
 from dtrain.run.folder import RunDir
@@ -118,7 +119,7 @@ class Ray:
         command, environment = supervisor_command(run), dict(self.runtime_env(plan, run))
         if plan.job.storage.url:
             command[0] = "python"
-            told = {SHIPPED_JOB: json.dumps(to_dict(plan.job))}
+            told = {variables.JOB: json.dumps(to_dict(plan.job))}
             environment["env_vars"] = environment.get("env_vars", {}) | told
         try:
             # The same run may be submitted again after a stop, and Ray never takes an id twice.
@@ -325,7 +326,7 @@ class RayAllocation:
             "max_concurrency": 4,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
-        environment = {devices.CPUS: str(max(1, int(self._bundle["CPU"])))}
+        environment = {variables.CPUS: str(max(1, int(self._bundle["CPU"])))}
         actor = ray.remote(AgentHost).options(**options).remote(self._plan.agent_command(self._run, node), environment)
         channel = RayChannel(actor, number, group, bundle)
         if expected:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
+from dtrain.agent.heartbeat import Pulse
+from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
 from dtrain.api.protocol import (  # fmt: skip
     AgentReady,
@@ -35,15 +36,14 @@ from dtrain.api.protocol import (  # fmt: skip
     StopWorkers,
     WorkerCommand,
     WorkerExited,
-    WorkerLiveness,
     WorkerReport,
     WorkersStarted,
     decode,
     encode,
     fragments,
 )
-from dtrain.api.strategy import RankInfo
-from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process, usage
+from dtrain.common import environment as variables
+from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir
 from dtrain.spec.failures import FailureKind
@@ -53,49 +53,7 @@ from dtrain.worker.main import Assignment
 if TYPE_CHECKING:  # few agents need one
     from dtrain.agent.node_run_folder import NodeRunFolder
 
-LINE_BYTES = "DTRAIN_LINE_BYTES"
-"""The longest line that is carried whole to the supervisor, where that has a limit."""
-INTERNAL = {LINE_BYTES, devices.ADDRESS, devices.CPUS, "DTRAIN_FOLDER", "DTRAIN_JOB"}
-"""Variables that tell agents and supervisors of dtrain something, and nobody else."""
-IDLE_CPU_SHARE = 0.02
 CLOSED_GRACE_SECONDS = 5.0
-
-
-@dataclass
-class WorkerProcess:
-    """One running worker and when it last showed a sign of life."""
-
-    place: RankInfo
-    pid: int
-    """It leads a process group of the same number."""
-    pipe: Connection
-    log: Path
-    ledger: Path
-    oom_kills: int
-    looked: float = 0.0
-    cpu_seconds: float = 0.0
-    output: int = -1
-    step: int | None = None
-    active: float = 0.0
-    stopped_since: float | None = None
-    reported: bool = False
-    """Whether it said why it fails."""
-
-    def look(self, now: float) -> WorkerLiveness:
-        """Compare with the last look: a step, output or CPU time is a sign of life."""
-        current = usage(self.pid)
-        output = self.log.stat().st_size if self.log.exists() else 0
-        step = sample_ledger.last_step(self.ledger)
-        cpu = current.cpu_seconds if current else 0.0
-        busy = cpu - self.cpu_seconds > IDLE_CPU_SHARE * (now - self.looked)
-        if busy or output != self.output or step != self.step or not self.active:
-            self.active = now
-        stopped = bool(current and current.stopped)
-        self.stopped_since = (self.stopped_since or now) if stopped else None
-        self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
-        return WorkerLiveness(
-            step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0
-        )
 
 
 class Agent:
@@ -131,17 +89,20 @@ class Agent:
         self._zygote = zygote
         self._late = False
         """Whether the supervisor has given up waiting for the zygote's imports."""
-        self._line_bytes = int(os.environ.get(LINE_BYTES, 0))
+        self._line_bytes = int(os.environ.get(variables.LINE_BYTES, 0))
+        self._sending = threading.Lock()
+        self._pulse = Pulse(self.send, beat_seconds)
 
     def send(self, event: Event) -> None:
         """One line up; where nobody reads any more, the end of stdin is about to say so."""
         line = encode(event, self.node)
-        try:
-            for data in fragments(line, self.node, self._line_bytes or len(line)):
-                while data:
-                    data = data[os.write(self._events, data) :]
-        except BrokenPipeError:
-            self._closed = self._broken = True
+        with self._sending:
+            try:
+                for data in fragments(line, self.node, self._line_bytes or len(line)):
+                    while data:
+                        data = data[os.write(self._events, data) :]
+            except BrokenPipeError:
+                self._closed = self._broken = True
 
     def serve(self) -> None:
         """Work until told to quit or left alone."""
@@ -149,18 +110,21 @@ class Agent:
         self.send(
             AgentReady(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private)
         )
-        beat_at = time.monotonic() + self.beat_seconds
+        self._pulse.start()
+        look_at = time.monotonic() + self.beat_seconds
         while not self._closed:
-            deadline = min(beat_at, self._kill_at or beat_at)
+            deadline = min(look_at, self._kill_at or look_at)
             self._poll(max(0.0, deadline - time.monotonic()))
             now = time.monotonic()
             if self._kill_at and now >= self._kill_at:
                 self._kill_at = None
                 self._signal(signal.SIGKILL)
-            if now >= beat_at:
-                beat_at = now + self.beat_seconds
-                self.send(Heartbeat(self._attempt, {str(rank): one.look(now) for rank, one in self._workers.items()}))
+            if now >= look_at:
+                look_at = now + self.beat_seconds
+                signs = {str(rank): one.look(now) for rank, one in self._workers.items()}
+                self._pulse.renew(Heartbeat(self._attempt, signs))
                 self._send_what_grew()
+        self._pulse.stop()
         self._end()
 
     def _send_what_grew(self) -> None:
@@ -275,7 +239,7 @@ class Agent:
         self.send(PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
 
     def _fork(self, start: StartWorkers) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in INTERNAL}
+        environment = {name: value for name, value in os.environ.items() if name not in variables.OF_AGENTS}
         refused: dict[int, str] = {}
         for place in start.places:
             assignment = Assignment(str(self.run.path), place, start.peers, environment, start.checkpoint, start.step)

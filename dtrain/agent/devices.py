@@ -7,20 +7,16 @@ import re
 import socket
 from pathlib import Path
 
-ADDRESS = "DTRAIN_ADDRESS"
-"""Environment variable: the address of this node, if the cluster knows better."""
-
+from dtrain.common import environment
 
 LOOPBACK = "127.0.0.1"
 ELSEWHERE = "192.0.2.1"
 """An address that belongs to no machine (RFC 5737)."""
-CPUS = "DTRAIN_CPUS"
-"""Environment variable: processors of this node that are ours, if the cluster knows better."""
 
 
 def cpus() -> int:
     """Processors this process may use."""
-    if given := os.environ.get(CPUS):
+    if given := os.environ.get(environment.CPUS):
         return int(given)
     return len(os.sched_getaffinity(0))
 
@@ -36,7 +32,7 @@ def gpus() -> int:
 def address() -> str:
     """Where the other nodes reach this one: what the cluster said, else what the host name resolves to, else (Debian and Ubuntu
     resolve it to a loopback address) the address that packets to another network leave from."""
-    if given := os.environ.get(ADDRESS):
+    if given := os.environ.get(environment.ADDRESS):
         return given
     try:
         found = socket.gethostbyname(socket.gethostname())

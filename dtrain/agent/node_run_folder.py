@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from dtrain.api.protocol import FileAppended
+from dtrain.common import environment
 from dtrain.common.errors import ClusterError
 from dtrain.common.files import private_folder, read_at, write_json
 from dtrain.common.serde import from_dict
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
 
-FOLDER = "DTRAIN_FOLDER"
-"""Where the recipe's folder was brought to on this node, where a cluster ships it."""
 SENT = "sent.json"
 CHUNK = 1 << 18
 
@@ -45,7 +44,7 @@ class NodeRunFolder:
     def adopt(self, job: dict[str, Any]) -> None:
         """Take the job that the supervisor sent; its folder is where it was brought to here."""
         known = from_dict(Job, job)
-        self.run.write_job(replace(known, folder=os.environ.get(FOLDER, known.folder)))
+        self.run.write_job(replace(known, folder=os.environ.get(environment.FOLDER, known.folder)))
 
     def grown(self) -> Iterator[FileAppended]:
         """The bytes appended to logs and ledgers since the last call; they count as sent when the next ones are asked for."""

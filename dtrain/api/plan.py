@@ -10,9 +10,6 @@ from dtrain.api.strategy import RankInfo
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
 
-SHIPPED_JOB = "DTRAIN_JOB"
-"""The job as JSON, for a supervisor that may not see the run folder; it is started in a copy of the recipe's folder then."""
-
 
 @dataclass(frozen=True)
 class Problem:

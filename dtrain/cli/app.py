@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ app = typer.Typer(
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")]
-Runs = Annotated[Path, typer.Option(envvar="DTRAIN_RUNS", metavar="FOLDER", help="Where the run folders are.")]
+Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, each on a GPU.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]

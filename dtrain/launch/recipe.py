@@ -213,10 +213,7 @@ def _located(error: ValidationError, document: Document, prefix: tuple[str, ...]
     found: dict[tuple[Any, ...], tuple[Any, str, str]] = {}
     for item in error.errors(include_url=False):
         inner = tuple(part for part in item["loc"] if part != "options")
-        known = [part for part in inner if (*prefix, *inner[: inner.index(part) + 1]) in document.marks] or list(
-            inner[:1]
-        )
-        path = (*prefix, *known)
+        path = _marked_part((*prefix, *inner), document) or (*prefix, *inner[:1])
         if path in found:
             continue
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -226,6 +223,11 @@ def _located(error: ValidationError, document: Document, prefix: tuple[str, ...]
             text = _words(item["msg"], item.get("input"))
         found[path] = (document.mark(path), ".".join(map(str, path)), text)
     return list(found.values())
+
+
+def _marked_part(path: tuple[str | int, ...], document: Document) -> tuple[str | int, ...]:
+    """The longest part of a path that has a place of its own; pydantic's paths also name the types of a union."""
+    return next((path[:end] for end in range(len(path), 0, -1) if path[:end] in document.marks), ())
 
 
 def _words(message: str, value: Any) -> str:

@@ -120,6 +120,8 @@ class Attempt:
         )  # fmt: skip
         self._leaving = False
         self._left_step: int | None = None
+        self._ended_well = 0
+        """Workers that exited with code 0."""
         self._deadline: float | None = None
         self._began: float | None = None
         self._progress_at = 0.0
@@ -250,6 +252,7 @@ class Attempt:
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
+        self._ended_well += event.code == 0
         reported = self._failures.has_report(event.rank)
         asked_to = self._leaving and (self._plan.job.kind == "script" or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
@@ -283,10 +286,15 @@ class Attempt:
         self._phase = Phase.OVER
         if failure is not None:
             self.outcome = Failed(failure)
-        elif self._leaving:
+        elif self._leaving and not self._finished_first():
             self.outcome = Drained(self._left_step)
         else:
             self.outcome = Succeeded(self._commits.unsaved)
+
+    def _finished_first(self) -> bool:
+        """Whether all workers ended well by themselves before they were told a step to leave at."""
+        ended_well = self._ended_well == len(self._owner)
+        return ended_well and self._left_step is None and self._plan.job.kind != "script"
 
     def _look_for_hang(self, now: float) -> None:
         hang = self._hangs.find(self._running)

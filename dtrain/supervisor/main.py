@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from dtrain.api.plan import SHIPPED_JOB
+from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
 from dtrain.launch import planner, registry
@@ -40,7 +40,7 @@ CRASH_LOG = "supervisor-crash.log"
 def main(path: str) -> int:
     """`python -P -m dtrain supervise RUN`, started inside the cluster on a run folder, or with the job alone."""
     run = RunDir(Path(path))
-    shipped = os.environ.pop(SHIPPED_JOB, None)
+    shipped = os.environ.pop(environment.JOB, None)
     try:
         if not shipped or run.job_file.exists():
             return int(supervise(run, LOCK_SECONDS))

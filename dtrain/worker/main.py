@@ -23,6 +23,7 @@ from dtrain.api.strategy import (
     TrainingStrategy,
     WorkerContext,
 )
+from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import die_with_parent, set_name
 from dtrain.run.folder import RunDir
@@ -160,7 +161,7 @@ def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignme
         name: str(error_file) if value == ERROR_FILE else value
         for name, value in strategy.environment(place, peers).items()
     }
-    own = {"DTRAIN_RUN": peers.run_id, "DTRAIN_ATTEMPT": str(peers.attempt), "DTRAIN_RANK": str(place.rank)}
+    own = {variables.RUN: peers.run_id, variables.ATTEMPT: str(peers.attempt), variables.RANK: str(place.rank)}
     return told | own | ({"PWD": job.folder} if "PWD" in os.environ else {})
 
 

@@ -1,0 +1,52 @@
+"""One worker of an agent: its process, its pipe and its last signs of life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from dtrain.api.protocol import WorkerLiveness
+from dtrain.api.strategy import RankInfo
+from dtrain.common.processes import usage
+from dtrain.run import sample_ledger
+
+IDLE_CPU_SHARE = 0.02
+"""Of one processor: less is no sign of life."""
+
+
+@dataclass
+class WorkerProcess:
+    """One running worker and when it last showed a sign of life."""
+
+    place: RankInfo
+    pid: int
+    """It leads a process group of the same number."""
+    pipe: Connection
+    log: Path
+    ledger: Path
+    oom_kills: int
+    looked: float = 0.0
+    cpu_seconds: float = 0.0
+    output: int = -1
+    step: int | None = None
+    active: float = 0.0
+    stopped_since: float | None = None
+    reported: bool = False
+    """Whether it said why it fails."""
+
+    def look(self, now: float) -> WorkerLiveness:
+        """Compare with the last look: a step, output or CPU time is a sign of life."""
+        current = usage(self.pid)
+        output = self.log.stat().st_size if self.log.exists() else 0
+        step = sample_ledger.last_step(self.ledger)
+        cpu = current.cpu_seconds if current else 0.0
+        busy = cpu - self.cpu_seconds > IDLE_CPU_SHARE * (now - self.looked)
+        if busy or output != self.output or step != self.step or not self.active:
+            self.active = now
+        stopped = bool(current and current.stopped)
+        self.stopped_since = (self.stopped_since or now) if stopped else None
+        self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
+        return WorkerLiveness(
+            step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0
+        )

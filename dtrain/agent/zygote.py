@@ -41,15 +41,17 @@ def main() -> None:
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    die_with_parent(
-        int(sys.argv[2])
-    )  # an import may never end; when all are done, this process has its workers to end first
+    # An import may never end. When all have, this process is to outlive its agent, since it has its workers to end.
+    die_with_parent(int(sys.argv[2]))
     before = dict(os.environ)
     # Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers
     # turn it on again.
     gc.disable()
     if not _import(sys.argv[3:], channel):
         os._exit(1)
+    from dtrain.worker import main as worker
+
+    worker.warm_up()
     outlive_parent()
     imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
     _say(channel, kind="warm")
@@ -57,8 +59,6 @@ def main() -> None:
     if descriptors is None:
         _end_workers()
         os._exit(0)
-    from dtrain.worker import main as worker
-
     global _exit_code
     _exit_code = os.getpid(), 1
     _exit_code = os.getpid(), worker.main(worker.Inheritance(descriptors, imported))

@@ -62,6 +62,13 @@ class Assignment:
     step: int
 
 
+def warm_up() -> None:
+    """In the zygote: do once what every worker would do again."""
+    from dtrain.launch import registry  # reading the entry points of all packages costs time that agents need not pay
+
+    registry.installed("strategy")
+
+
 def main(inheritance: Inheritance) -> int:
     """The whole life of a worker. Returns its exit code: 0, the user's own, 1 after a report, or minus a signal."""
     worker = os.getpid()
@@ -135,7 +142,7 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
     job = run.job()
     if job.kind != "script":
         signal.signal(signal.SIGTERM, _unless_worker(os.getpid()))
-    from dtrain.launch import registry  # importlib.metadata costs time that agents need not pay
+    from dtrain.launch import registry
 
     strategy = registry.strategy(job.strategy.name, job.strategy.options)
     os.environ.clear()

@@ -213,7 +213,7 @@ class Agent:
         elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
                 with suppress(OSError):  # it has just ended; that it did is heard next
-                    one.pipe.send(command.body)
+                    one.pipe.send(command.leave_at)
 
     def _adopt(self, job: dict[str, Any]) -> None:
         """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""
@@ -276,9 +276,9 @@ class Agent:
         one = self._workers[rank]
         try:
             while not one.pipe.closed and one.pipe.poll():
-                body = one.pipe.recv()
-                one.reported |= body["say"] == "failed"
-                self.send(WorkerReport(self._attempt, rank, body))
+                report: reports.Report = one.pipe.recv()
+                one.reported |= isinstance(report, reports.WorkerFailed)
+                self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
         except (EOFError, OSError):
             one.pipe.close()
 

@@ -53,10 +53,11 @@ class StopWorkers:
 
 @dataclass(frozen=True)
 class WorkerCommand:
-    """Command: hand `body` to every worker of the node (`gate`: propose a step to stop at; `leave`: the agreed step)."""
+    """Command: pass the drain's agreement on to every worker of the node; see `dtrain.worker.control_channel`."""
 
     attempt: int
-    body: dict[str, Any]
+    leave_at: int | None = None
+    """The agreed step; None: each rank is to propose one."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,12 @@ def hashed(path: Path) -> tuple[int, str]:
             digest.update(chunk)
             size += len(chunk)
     return size, digest.hexdigest()
+
+
+def flush_file(path: Path) -> None:
+    """Make a file that somebody appended to durable; one that is not there is fine."""
+    with suppress(OSError), open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def flush_folder(path: Path) -> None:

@@ -57,11 +57,11 @@ def make(job: Job) -> LaunchPlan:
 
 def problems(job: Job) -> list[Problem]:
     """Everything that keeps a job from running, each with what to do instead; empty: it can start."""
-    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job), *checks.preload(job)]
+    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
     if found:
         return found
     plan = make(job)
-    found += _of_strategy(plan)
+    found += [*_of_strategy(plan), *checks.preload(job)]
     return found + [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
 
 

@@ -52,10 +52,6 @@ class Ledger:
         """A step is done."""
         self._file.append(RECORD.pack(step, begin, len(indices), checksum(indices), time.time()))
 
-    def flush(self) -> None:
-        """Make the records durable (fsync), before a checkpoint that contains their steps is announced."""
-        self._file.flush()
-
 
 class LedgerFile:
     """A ledger as it is read: records of a fixed size with consecutive steps, so that a step is found without reading the rest."""

@@ -257,7 +257,7 @@ class Attempt:
         step = self._drain.agree(self._running)
         if step is not None:
             self._context.log.add(events.DrainAgreed(attempt=self.number, step=step))
-            self._send_all(WorkerCommand(self.number, {"do": "leave", "step": step}))
+            self._send_all(WorkerCommand(self.number, leave_at=step))
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
@@ -350,7 +350,7 @@ class Attempt:
 
 
 def _ask_for_proposal(attempt: int) -> protocol.WorkerCommand:
-    return WorkerCommand(attempt, {"do": "gate"})
+    return WorkerCommand(attempt)
 
 
 def _event_of(

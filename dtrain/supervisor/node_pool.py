@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.api.plan import LaunchPlan
@@ -71,6 +72,11 @@ class NodePool:
     def usable(self) -> list[AgentInfo]:
         """Ready nodes that nobody is about to take away, in the order in which they became ready."""
         return [agent for name, agent in self._ready.items() if name not in self.draining]
+
+    def in_order(self, names: Sequence[str]) -> list[AgentInfo]:
+        """Usable nodes in the cluster's order, so that a node has the same ranks in every attempt."""
+        place = {name: number for number, name in enumerate(names)}
+        return sorted(self.usable(), key=lambda agent: place.get(agent.name, len(place)))
 
     def ready_and_draining(self) -> list[str]:
         """Nodes that still work but are to be left."""

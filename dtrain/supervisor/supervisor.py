@@ -201,7 +201,7 @@ class Supervisor:
 
     def _begin_attempt(self, allocation: Allocation, resume: CheckpointInfo | None) -> State:
         self._attempts += 1
-        chosen = self._pool.usable()[: self._fitting_nodes() or self._plan.nodes]
+        chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
             self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease

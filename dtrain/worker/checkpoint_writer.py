@@ -7,10 +7,12 @@ import threading
 import time
 from pathlib import Path
 
+from dtrain.api.reports import SaveFailed, ShardWritten
 from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, WorkerContext
 from dtrain.checkpoint.store import CheckpointStore
 from dtrain.common.errors import UserError
-from dtrain.common.files import hashed
+from dtrain.common.files import flush_file, hashed
+from dtrain.run.folder import RunDir
 from dtrain.worker.control_channel import ControlChannel
 
 FULL_BYTES = 1 << 20
@@ -22,13 +24,19 @@ class CheckpointWriter:
     """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
 
     def __init__(
-        self, session: TrainingBackend, link: ControlChannel, store: CheckpointStore, joining: WorkerContext
+        self,
+        session: TrainingBackend,
+        link: ControlChannel,
+        store: CheckpointStore,
+        joining: WorkerContext,
+        run: RunDir,
     ) -> None:
         self._session = session
         self._link = link
         self._store = store
         self._attempt = joining.peers.attempt
         self._rank = joining.place.rank
+        self._ledger = run.ledger(self._attempt, self._rank)
         self._terminate_on_nan = joining.job.train.terminate_on_nan
         self._writing: threading.Thread | None = None
         self._problem: UserError | None = None
@@ -79,12 +87,12 @@ class CheckpointWriter:
                     f"the weights are not finite after {step} steps (rank {self._rank}: {error}): lower the learning "
                     "rate, or set train.clip_norm (train.terminate_on_nan: false trains on)"
                 )
-            self._link.say("save_failed", step=step, error=_why(error, folder))
+            self._link.report(SaveFailed(step, _why(error, folder)))
             return
+        # A committed step whose record a power loss took would look like one that was skipped.
+        flush_file(self._ledger)
         seconds = time.perf_counter() - began
-        self._link.say(
-            "part", step=step, files=files, weights=written.weights, seconds=seconds, stall_seconds=stall_seconds
-        )
+        self._link.report(ShardWritten(step, files, written.weights, seconds, stall_seconds))
 
 
 def _why(error: BaseException, folder: Path) -> str:

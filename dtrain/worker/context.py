@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dtrain.api.reports import EvaluationMetrics
 from dtrain.api.strategy import TrainingBackend
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches, Collate
@@ -234,7 +235,7 @@ class Context:
         size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
         values = self.session.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:
-            trainer.link.say("evaluation", step=self._done + self._under_way, values=values)
+            trainer.link.report(EvaluationMetrics(self._done + self._under_way, values))
         return values
 
     def stop(self, reason: str) -> None:

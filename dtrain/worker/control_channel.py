@@ -12,6 +12,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from dtrain.api.reports import Report, StopAsked, StopProposal
+
 
 class ControlChannel:
     """The worker's end; a thread of its own listens once `listen` was called."""
@@ -23,7 +25,7 @@ class ControlChannel:
         self._next = 0
         """The step that was begun last or, before any was, the first."""
         self._begun = False
-        self._gate: int | None = None
+        self._proposal: int | None = None
         self._leave: int | None = None
         self._asked = False
 
@@ -37,22 +39,22 @@ class ControlChannel:
         """Hear the supervisor from now on."""
         threading.Thread(target=self._receive, name="dtrain-link", daemon=True).start()
 
-    def say(self, say: str, **fields: Any) -> None:
-        """Report something; where nobody listens any more, this process is about to be killed anyway."""
+    def report(self, report: Report) -> None:
+        """Tell the supervisor; if nobody listens any more, this process is about to be killed anyway."""
         with self._sending, suppress(OSError):
-            self._pipe.send({"say": say} | fields)
+            self._pipe.send(report)
 
     def ask_to_stop(self, reason: str) -> None:
         """Have all ranks agree on a step to leave at; the next `may_begin` waits for the agreement."""
         with self._changed:
             asked, self._asked = self._asked, True
         if not asked:
-            self.say("stop", reason=reason)
+            self.report(StopAsked(reason))
 
     def may_begin(self, step: int) -> bool:
-        """Whether to do this step; False: the ranks agreed to leave before it. Waits at the gate for the agreement."""
+        """Whether to do this step; False: the ranks agreed to leave before it. Waits at the proposed step for the agreement."""
         with self._changed:
-            while self._leave is None and (self._asked or (self._gate is not None and step >= self._gate)):
+            while self._leave is None and (self._asked or (self._proposal is not None and step >= self._proposal)):
                 self._changed.wait()
             if self._leave is not None and step >= self._leave:
                 return False
@@ -68,12 +70,14 @@ class ControlChannel:
             while True:
                 self._on_command(self._pipe.recv())
 
-    def _on_command(self, body: dict[str, Any]) -> None:
+    def _on_command(self, leave_at: int | None) -> None:
+        """The agreed step, or (None) the question for a proposal."""
         with self._changed:
-            if body["do"] == "gate":
-                self._gate = self._next + self._begun
+            if leave_at is None:
+                self._proposal = self._next + self._begun
             else:
-                self._leave = int(body["step"])
+                self._leave = leave_at
             self._changed.notify_all()
-        if body["do"] == "gate":
-            self.say("gate", step=self._gate)
+        if leave_at is None:
+            assert self._proposal is not None
+            self.report(StopProposal(self._proposal))

@@ -63,13 +63,14 @@ def send(
     if explanation:
         print(f"dtrain: {explanation}", file=sys.stderr)
         message = f"{explanation} ({message[:MOST_QUOTED]})"
-    link.say(
-        "failed",
-        message=message[:MOST_MESSAGE],
-        failure=kind.value,
-        traceback="" if ours else users_traceback(error, job),
-        where="" if ours else _where(error, job),
-        exit_code=int(error.exit_code) if isinstance(error, DtrainError) else 1,
+    link.report(
+        WorkerFailed(
+            failure=kind.value,
+            message=message[:MOST_MESSAGE],
+            traceback="" if ours else users_traceback(error, job),
+            where="" if ours else _where(error, job),
+            exit_code=int(error.exit_code) if isinstance(error, DtrainError) else 1,
+        )
     )
 
 

@@ -38,7 +38,7 @@ def run(
     job, attempt = joining.job, joining.peers.attempt
     store = store_of(run, job)
     folder = store.local_folder(checkpoint, attempt) if checkpoint else None
-    trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, joining), folder, step)
+    trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, joining, run), folder, step)
     try:
         if job.function:
             _call(trainer, job.function, Path(job.folder))

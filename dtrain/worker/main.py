@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from dtrain.api.reports import StepsDone
 from dtrain.api.strategy import (
     ERROR_FILE,
     ExplainsErrors,
@@ -112,7 +113,7 @@ def _run(
                 _run_script(job, listener)
             else:
                 _train(run, strategy, joining, link, assignment)
-                link.say("finished")
+                link.report(StepsDone())
     except BaseException as error:
         if os.getpid() != worker:
             raise

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dtrain.api.reports import EvaluationMetrics, LeftAtStep, StepMetrics, TrainingBegan, UserWarned
 from dtrain.api.strategy import NonFiniteLoss, TrainingBackend, WorkerContext
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
@@ -57,12 +58,12 @@ class Trainer:
     def announce(self, total_steps: int, samples: int | None) -> None:
         """Tell how far this run goes; one rank is enough."""
         if self.rank == 0:
-            self.link.say("training", step=self.first_step, total_steps=total_steps, samples=samples)
+            self.link.report(TrainingBegan(self.first_step, total_steps, samples))
 
     def warn(self, text: str) -> None:
         """Tell the user something once, in the live view and the summary; one rank is enough."""
         if text and self.rank == 0:
-            self.link.say("warning", text=text)
+            self.link.report(UserWarned(text))
 
     def warn_about(self, data: Batches) -> None:
         """What the user may not expect of this data under the run's numbers."""
@@ -99,7 +100,7 @@ class Trainer:
         if step > self.first_step:
             self.saver.begin(step)
         self.saver.finish()
-        self.link.say("left", step=step)
+        self.link.report(LeftAtStep(step))
 
     def held_out(self, data: Batches, size: int) -> Iterator[tuple[Any, int]]:
         """Batches of held-out data for this rank, each with the number of samples that count: every rank gets as many
@@ -147,7 +148,7 @@ class Report:
         now = time.perf_counter()
         speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)
         self._since, self._counted = now, 0
-        self._say("metrics", step=done, values=means, samples_per_second=round(speed, 1))
+        self._send(StepMetrics(done, means, round(speed, 1)))
 
     def _check(self, means: Mapping[str, float], done: int) -> None:
         loss = means.get("loss", 0.0)
@@ -160,9 +161,9 @@ class Report:
 
     def evaluated(self, done: int, values: dict[str, float]) -> None:
         """An evaluation is done; its time does not count as training."""
-        self._say("evaluation", step=done, values=values)
+        self._send(EvaluationMetrics(done, values))
         self._since, self._counted = time.perf_counter(), 0
 
-    def _say(self, word: str, **fields: Any) -> None:
+    def _send(self, report: StepMetrics | EvaluationMetrics) -> None:
         if self._trainer.rank == 0:
-            self._trainer.link.say(word, **fields)
+            self._trainer.link.report(report)

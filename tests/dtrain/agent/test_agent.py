@@ -125,7 +125,7 @@ def test_a_command_to_a_worker_that_has_just_ended_harms_nobody(agents: Callable
     os.kill(zygote, signal.SIGSTOP)  # it cannot tell yet
     os.kill(pids[0], signal.SIGKILL)
     wait_for(lambda: not running({pids[0]}), "its end")
-    for command in (WorkerCommand(1, {"do": "gate"}), DumpStacks(1), WorkerCommand(1, {"do": "leave", "step": 3})):
+    for command in (WorkerCommand(1), DumpStacks(1), WorkerCommand(1, leave_at=3)):
         agent.send(command)
     agent.heard.clear()
     agent.wait(Heartbeat)

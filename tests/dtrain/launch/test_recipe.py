@@ -100,7 +100,8 @@ def test_a_plugin_that_is_named_again_keeps_its_options() -> None:
 
 
 def test_one_e_minus_three_is_a_number() -> None:
-    assert load(GOOD + "params: {rate: 1e-3, text: '1e-3', other: 2.5E+4}\n").params == {
+    function = GOOD.replace("task: tiny.py:Tiny", "function: tiny.py:train")
+    assert load(function + "params: {rate: 1e-3, text: '1e-3', other: 2.5E+4}\n").params == {
         "rate": 0.001,
         "text": "1e-3",
         "other": 25000.0,
@@ -233,7 +234,7 @@ def test_a_line_break_that_no_editor_shows_does_not_end_a_comment() -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_recipe_may_be_in_the_encodings_of_editors(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text("class Tiny: ...\n")
+    (tmp_path / "tiny.py").write_text((PROGRAMS / "tiny.py").read_text())
     (tmp_path / "r.yaml").write_text(GOOD, encoding=encoding)
     assert recipe.load(tmp_path / "r.yaml").name == "tiny"
 

@@ -56,7 +56,7 @@ class Side:
     """From a kill to the next step, likewise."""
 
     def measure(self, folder: Path, kills: int) -> None:
-        """One run, whose rank 1 is killed so many times."""
+        """One run, whose rank 1 is killed repeatedly."""
         folder.mkdir()
         command = self.command(folder)
         began = time.time()

@@ -30,7 +30,7 @@ def steps_of(log: Path) -> list[tuple[int, int, float]]:
 
 
 def recoveries(command: list[str], folder: Path, kills: int) -> list[float | None]:
-    """Kill rank 1 so many times in one run: seconds from each kill to its next step, None where none came in time."""
+    """Kill rank 1 repeatedly in one run: seconds from each kill to its next step, None if none came in time."""
     log, found = folder / "log", list[float | None]()
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

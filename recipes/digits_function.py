@@ -1,4 +1,4 @@
-"""The digits once more, with a training loop of one's own: dtrain gives the batches, the checkpoints and the recovery."""
+"""The digits once more, with a training loop of your own: dtrain gives the batches, the checkpoints and the recovery."""
 
 from digits_torch import Digits
 

@@ -22,7 +22,7 @@ class AutoOptions:
     """What cannot be seen from the recipe."""
 
     parameters: float | None = None
-    """Of the model, where it may be too large for one device (`7e9`)."""
+    """Of the model, if it may be too large for one device (`7e9`)."""
     device_memory_gb: float = 80.0
     """Of one device."""
 

@@ -10,7 +10,7 @@ from dtrain.spec.job import Job
 
 
 def of_task(job: Job) -> Literal["torch", "tensorflow"]:
-    """TensorFlow where the task's file imports it (or Keras) and not PyTorch; PyTorch otherwise."""
+    """TensorFlow if the task's file imports it (or Keras) and not PyTorch; PyTorch otherwise."""
     module, _ = entrypoint.split(job.target)
     imported = entrypoint.imports(Path(job.folder) / module) if module.endswith(".py") else frozenset()
     return "tensorflow" if imported & {"tensorflow", "keras"} and "torch" not in imported else "torch"

@@ -94,7 +94,7 @@ class Agent:
         self._pulse = Pulse(self.send, beat_seconds)
 
     def send(self, event: Event) -> None:
-        """One line up; where nobody reads any more, the end of stdin is about to say so."""
+        """One line up; if nobody reads any more, the end of stdin is about to say so."""
         line = encode(event, self.node)
         with self._sending:
             try:
@@ -272,7 +272,7 @@ class Agent:
         return WorkerProcess(place, pid, ours, log, record, oom_kills())
 
     def _drain_pipe(self, rank: int) -> None:
-        """Pass on what a worker says; a worker killed in the middle of a word closes its pipe."""
+        """Pass on a worker's reports; one that was killed in the middle of a report closes its pipe."""
         one = self._workers[rank]
         try:
             while not one.pipe.closed and one.pipe.poll():

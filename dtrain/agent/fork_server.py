@@ -89,7 +89,7 @@ class ForkServer:
             yield self._heard.popleft()
 
     def show_stacks(self) -> None:
-        """Have it write where it is to its agent's log; what is imported may never end."""
+        """Have it write its stacks to the agent's log; an import may never end."""
         with suppress(ProcessLookupError):
             self._process.send_signal(STACKS_SIGNAL)
 

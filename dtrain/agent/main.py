@@ -1,4 +1,4 @@
-"""How the agent of a node starts: streams and signals in order, the zygote first, since importing a framework takes longest."""
+"""Agent entry point: redirect streams, ignore signals, start the zygote, run the agent's loop."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _watch_lease(lock: Path, commands: int) -> None:
-    """End the agent as the end of its stdin does when its supervisor has left or another one has the run: where a cluster
+    """End the agent as the end of its stdin does when its supervisor has left or another one has the run: if a cluster
     takes a living node for dead, it may never close the pipe."""
     with suppress(OSError):
         mark = lock.read_text()

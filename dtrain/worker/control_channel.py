@@ -1,8 +1,8 @@
-"""A worker's line to its agent: reports go up, and the agreement on a step to leave at comes down.
+"""A worker's control channel to its agent: reports go up, and the agreement on a step to leave at comes down.
 
-To save and leave, all ranks must stop before the same step. The supervisor asks each for a gate, the first step it will
-not begin without an answer, and answers with the highest of all gates: every rank can still reach that step, and none is
-beyond it. So the agreement costs the training loop no collective, only the comparison of two numbers.
+To save and leave, all ranks must stop before the same step (a drain barrier). The supervisor asks each for a stop proposal, the
+first step that it will not begin without an answer, and answers with the highest proposal: every rank can still reach that step, and
+none is beyond it. So the agreement costs the training loop no collective, only the comparison of two numbers.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignme
 
 
 def _enter_code_folder(folder: str) -> None:
-    """Work where the recipe lies; raises `ClusterError` if that is not on this node."""
+    """Change to the recipe's folder; raises `ClusterError` if that is not on this node."""
     try:
         os.chdir(folder)
     except OSError as error:

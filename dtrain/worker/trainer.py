@@ -75,7 +75,7 @@ class Trainer:
             )
 
     def due(self, done: int, total: int, every: int | None) -> bool:
-        """Whether something that happens every so many steps, and at the end, is due after `done` steps."""
+        """Whether something that happens every `every` steps, and at the end, is due after `done` steps."""
         return done == total or bool(every and done % every == 0)
 
     def after_step(self, done: int, total: int) -> None:

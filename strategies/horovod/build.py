@@ -119,7 +119,7 @@ def run_pip(arguments: Sequence[str], folder: Path, log: Path, environment: Mapp
 
 
 def require_compilers() -> None:
-    """Fail before ten minutes are spent where the compiler, make or Python's headers are missing."""
+    """Fail before ten minutes are spent if the compiler, make or Python's headers are missing."""
     missing = [name for name in ("g++", "make") if shutil.which(name) is None]
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         missing.append("Python.h")
@@ -158,7 +158,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def cached_wheel(folder: Path, frameworks: Mapping[str, str]) -> Path:
-    """The wheel in its folder of the cache, built where it is not there yet; to be called under the folder's lock."""
+    """The wheel in its folder of the cache, built if it is not there yet; to be called under the folder's lock."""
     wheel = next(folder.glob("*.whl"), None)
     if wheel is not None:
         print(f"using the wheel built earlier: {wheel}", flush=True)

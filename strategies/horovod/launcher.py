@@ -62,6 +62,6 @@ def installed() -> bool:
 
 
 def require() -> None:
-    """Raise `FrameworkMissing`, which says how to build it, where Horovod is not there."""
+    """Raise `FrameworkMissing`, which says how to build it, if Horovod is not there."""
     if not installed():
         raise FrameworkMissing(MISSING)

@@ -26,7 +26,7 @@ class HorovodOptions:
     compression: Literal["none", "fp16"] = "none"
     """Type that gradients are sent in."""
     op: Literal["average", "adasum"] = "average"
-    """How gradients are combined; adasum only where Horovod was built with it."""
+    """How gradients are combined; adasum only if Horovod was built with it."""
     fusion_mb: float | None = None
     """Megabytes of gradients that are averaged in one go. What is ready in time decides what goes together, and with it the
     order of a sum over three or more workers: 128 for two when not given, 0 for more, so that runs repeat bit by bit."""

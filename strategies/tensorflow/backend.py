@@ -57,7 +57,7 @@ def _gpus(place: RankInfo) -> list[str]:
     own = there[first : first + place.replicas]
     if len(own) < place.replicas:
         raise DevicesMissing(
-            f"TensorFlow sees {len(there)} GPUs where {place.local_world_size * place.replicas} are needed",
+            f"TensorFlow sees {len(there)} GPUs and {place.local_world_size * place.replicas} are needed",
             "Install a TensorFlow with GPU support (pip install 'tensorflow[and-cuda]'), or take --workers N to train on CPUs.",
         )
     tf.config.set_visible_devices(own, "GPU")
@@ -75,7 +75,7 @@ def all_reduced(tensors: list[Any]) -> list[Any]:
 
 
 class TensorFlowBackend:
-    """Training under a `tf.distribute.Strategy`; `summed` where something else sums over the processes."""
+    """Training under a `tf.distribute.Strategy`; `summed` if something else sums over the processes."""
 
     def __init__(self, place: RankInfo, strategy: Any, *, summed: Summed = all_reduced, jit: bool = False) -> None:
         self.strategy = strategy
@@ -150,11 +150,11 @@ class TensorFlowBackend:
         return function(*arguments)
 
     def inspect(self, graph: Any) -> None:
-        """Raise an error where this graph of a step must not run."""
+        """Raise an error if this graph of a step must not run."""
         refuse_own_randomness(graph)
 
     def compiled(self, shards: int) -> TrainStep:
-        """The step function for so many shards a process; traced at its first call."""
+        """The step function for this number of shards a process; traced at its first call."""
         shards *= self._place.world_size
         return TrainStep(self.strategy, self._built, shards=shards, summed=self._summed, jit=self._jit)
 

@@ -46,7 +46,7 @@ class CompiledBackend(TensorFlowBackend):
         return later
 
     def flush(self) -> None:
-        """Do the steps that wait: in one call where they fill it, one by one otherwise."""
+        """Do the steps that wait: in one call if they fill it, one by one otherwise."""
         import numpy as np
         import tensorflow as tf
 

@@ -85,7 +85,7 @@ def _static(tensor: Any) -> bool:
 
 
 def made_at(operation: Any) -> str:
-    """The user's line that made an operation, where there is one."""
+    """The user's line that made an operation, if there is one."""
     ours = (str(Path(__file__).parent), str(Path(errors.__file__).parent), "<")
     frames = [
         frame for frame in operation.traceback or ()

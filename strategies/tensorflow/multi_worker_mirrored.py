@@ -37,7 +37,7 @@ class MultiWorkerMirrored:
         return backend.PRELOAD
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a worker, or one where they are GPUs."""
+        """One a worker, or one if they are GPUs."""
         return 1 if device == "gpu" else workers_per_node
 
     def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:

@@ -121,7 +121,7 @@ def digest(arrays: Arrays) -> str:
 
 
 def load(folder: Path, parts: dict[str, Sequence[Any]]) -> None:
-    """Assign what a snapshot wrote to these variables; raises `CheckpointError` where it is not theirs."""
+    """Assign what a snapshot wrote to these variables; raises `CheckpointError` if it is not theirs."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(folder / PREFIX))

@@ -63,7 +63,7 @@ class Built:
 
 
 def use_for_unseeded(noise: Any) -> None:
-    """Make a seed generator the one that Keras's random functions use where they are given none. Keras has one for each
+    """Make a seed generator the one that Keras's random functions use if they are given none. Keras has one for each
     thread, and tf.distribute traces every replica in a thread of its own."""
     from keras.src.backend.common import global_state
 
@@ -246,7 +246,7 @@ def _leave_summing_to_us(optimizer: Any) -> None:
 
 def traced(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function of the user's gives. Making Python's control flow on tensors TensorFlow's takes a good part of a
-    second: that is done where the function turns out to have some."""
+    second: that is done if the function turns out to have some."""
     import tensorflow as tf
 
     try:

@@ -20,7 +20,7 @@ CONNECT_SECONDS = 30.0
 
 
 class TPUMissing(DtrainError):
-    """No TPU where one was asked for."""
+    """A TPU was asked for, and there is none."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class TPU:
 
 
 def _reach(resolver: Any) -> None:
-    """Raise `OSError` where no TPU worker listens: TensorFlow would wait for it for ever."""
+    """Raise `OSError` if no TPU worker listens: TensorFlow would wait for it for ever."""
     spec = resolver.cluster_spec()
     for addresses in spec.as_dict().values() if spec else ():
         for address in addresses:

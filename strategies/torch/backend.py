@@ -58,7 +58,7 @@ def connected(joining: WorkerContext) -> Iterator[Any]:
     )
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size)
     yield device
-    # Only where all went well: after an error the peers may be gone, and this process is about to end anyway.
+    # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
     dist.destroy_process_group()
 
 

@@ -22,7 +22,7 @@ class FSDPOptions:
     wrap: tuple[str, ...] = ()
     """Classes of modules that are gathered one at a time (`[Block]`); by size when not given."""
     wrap_parameters: int = 100_000
-    """Without `wrap`: modules of at least so many parameters are gathered one at a time."""
+    """Without `wrap`: modules of at least this number of parameters are gathered one at a time."""
     precision: Precision = "fp32"
     """bf16: parameters and activations in bf16, gradients summed in fp32."""
     reshard_after_forward: bool = True

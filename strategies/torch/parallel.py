@@ -29,7 +29,7 @@ class Parallel:
         return model
 
     def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
-        """The parallel optimizer of the user's, for so many backward passes a step."""
+        """Wrap the user's optimizer; `passes` is the number of backward passes a step."""
         return optimizer
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:

@@ -322,7 +322,7 @@ class TorchSnapshot:
             raise NonFiniteWeights(bad or "another rank's part is not finite")
 
     def _digest(self) -> str:
-        """Of the tensors this rank holds alone; where all ranks hold the same, rank 0's is enough."""
+        """Of the tensors this rank holds alone; if all ranks hold the same, rank 0's is enough."""
         import torch
         from torch.distributed.tensor import DTensor
 

@@ -77,13 +77,10 @@ def take(run_id: str) -> NodeRunFolder:
 
 
 def _private_root() -> Path:
-    """A folder on this node that no other user can have prepared; raises `ClusterError` for one that somebody did."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    root = (
-        Path(runtime) / "dtrain"
-        if runtime and os.access(runtime, os.W_OK)
-        else Path(tempfile.gettempdir()) / f"dtrain-{os.getuid()}"
-    )
+    """A folder on this node that no other user can have prepared; raises `ClusterError` for one that somebody did.
+
+    Not in XDG_RUNTIME_DIR, which is a small part of the memory: copies of checkpoints are kept here."""
+    root = Path(tempfile.gettempdir()) / f"dtrain-{os.getuid()}"
     try:
         return private_folder(root)
     except OSError as error:

@@ -30,8 +30,9 @@ def param(**values: object) -> tuple[str, ...]:
 
 def killed(*arguments: str, runs: Path) -> Live:
     """A run whose last worker is killed between two checkpoints."""
-    with start(*arguments, *param(pause=0.02), runs=runs) as live:
+    with start(*arguments, *param(pause=0.05), runs=runs) as live:
         live.wait_step(8, rank=1)
+        live.wait_event("checkpoint")
         live.kill(1)
         live.finish()
     assert len(live.events("attempt")) == 2

@@ -115,13 +115,17 @@ def _failure(event: events.FailureOccurred, state: RunState) -> str:
     return f"FAILURE {failure(event)}"
 
 
+KIND_LABELS = {"chance": "transient error", "cascade": "lost another worker"}
+"""What people read for classes of failures whose names say little."""
+
+
 def failure(event: events.FailureOccurred) -> str:
     """Kind, place and message of a failure."""
     rank = "" if event.rank is None else f"rank {event.rank} "
     step = f" at step {event.step}" if event.step is not None else ""
     where = f" ({event.where})" if event.where else ""
     message = event.message if event.kind in ("node lost", "hang") else f"{rank}{event.message}"
-    return f"{event.kind}: {message}{step}{where}"
+    return f"{KIND_LABELS.get(event.kind, event.kind)}: {message}{step}{where}"
 
 
 def _decision(event: events.DecisionMade, state: RunState) -> str:

@@ -218,7 +218,7 @@ def _located(error: ValidationError, document: Document, prefix: tuple[str, ...]
             continue
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             owner = _class_at(cls, inner[:-1])
-            text = unknown_key(str(inner[-1]), _fields(owner) if owner else [])
+            text = _unknown(str(inner[-1]), owner, top=owner is Job and len(inner) == 1)
         else:
             text = _words(item["msg"], item.get("input"))
         found[path] = (document.mark(path), ".".join(map(str, path)), text)
@@ -230,7 +230,35 @@ def _marked_part(path: tuple[str | int, ...], document: Document) -> tuple[str |
     return next((path[:end] for end in range(len(path), 0, -1) if path[:end] in document.marks), ())
 
 
+YAML_TERMS = {
+    "an object": "a mapping (key: value)", "a valid dictionary": "a mapping (key: value)", "a valid array": "a list ([a, b])",
+    "a valid list": "a list ([a, b])", "a valid boolean": "true or false", "a valid string": "text (in quotes if it looks like a number)",
+}  # fmt: skip
+"""What pydantic calls JSON's things, in the terms of YAML."""
+
+
 def _words(message: str, value: Any) -> str:
+    text = message[0].lower() + message[1:]
+    for term, plain in YAML_TERMS.items():
+        text = text.replace(term, plain)
     if isinstance(value, dict | list):
-        return message[0].lower() + message[1:]
-    return f"{message[0].lower()}{message[1:]}, not {value!r}"
+        return text
+    shown = (
+        {True: "true", False: "false", None: "null"}.get(value)
+        if value is None or isinstance(value, bool)
+        else repr(value)
+    )
+    return f"{text}, not {shown}"
+
+
+def _unknown(key: str, owner: type | None, *, top: bool) -> str:
+    """The message for a key that nobody reads; one that belongs into a section is told its place."""
+    sections = {
+        field.name: inner
+        for field in dataclasses.fields(Job)
+        if (inner := _class_at(Job, [field.name])) and inner is not PluginChoice
+    }
+    homes = [f"{section}.{key}" for section, inner in sections.items() if key in _fields(inner)] if top else []
+    if homes:
+        return f"unknown key '{key}'. Did you mean '{homes[0]}'?"
+    return unknown_key(key, _fields(owner) if owner else [])

@@ -44,6 +44,8 @@ SEED = Limit(least=0, most=2**63 - 1)
 POSITIVE = Limit(above=0, most=10**12)
 NOT_NEGATIVE = Limit(least=0, most=10**6)
 SECONDS = Limit(above=0, most=10**9)
+MEGABYTES = Limit(above=0, most=10**6)
+MEGABYTES_OR_NONE = Limit(least=0, most=10**6)
 THREADS = Limit(above=0, most=4096)
 EXIT_CODE = Limit(least=1, most=255)
 

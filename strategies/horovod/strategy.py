@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
-from dtrain.spec.job import Device, Job, Resources
+from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
 from .. import environments, task_framework
 from ..tensorflow import backend as tensorflow_backend
@@ -27,10 +27,10 @@ class HorovodOptions:
     """Type that gradients are sent in."""
     op: Literal["average", "adasum"] = "average"
     """How gradients are combined; adasum only if Horovod was built with it."""
-    fusion_mb: float | None = None
+    fusion_mb: Annotated[float, MEGABYTES_OR_NONE] | None = None
     """Megabytes of gradients that are averaged in one go. What is ready in time decides what goes together, and with it the
     order of a sum over three or more workers: 128 for two when not given, 0 for more, so that runs repeat bit by bit."""
-    cycle_ms: float = 1.0
+    cycle_ms: Annotated[float, SECONDS] = 1.0
     """Milliseconds between two looks for gradients that are ready."""
 
 

@@ -1,4 +1,4 @@
-"""What the TensorFlow strategies broadcast_buffers: devices, building, one training step, evaluation, and means over processes.
+"""What the TensorFlow strategies share: devices, building, one training step, evaluation, and means over processes.
 
 Importing this module imports no framework; every function that needs TensorFlow imports it.
 """

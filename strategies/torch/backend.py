@@ -1,4 +1,4 @@
-"""What the PyTorch strategies broadcast_buffers: connecting, one training step, evaluation, and state that moves between them.
+"""What the PyTorch strategies share: connecting, one training step, evaluation, and state that moves between them.
 
 Importing this module imports no framework; every function that needs torch imports it.
 """
@@ -15,7 +15,7 @@ from dtrain.api.strategy import FIRST_STEP, RankInfo, RendezvousInfo, StepNumber
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
-from dtrain.spec.job import Device, Job, Train
+from dtrain.spec.job import Device, Job, Resources, Train
 
 from .. import environments
 from .batches import broadcast_buffers, evaluating, moved
@@ -78,6 +78,14 @@ class OneADevice:
     def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As torchrun sets it."""
         return environments.torchrun(place, peers)
+
+    def problems(self, resources: Resources) -> list[str]:
+        """What does not fit the device."""
+        if resources.device == "tpu":
+            return [
+                "PyTorch strategies train on CPUs and GPUs: set resources.device to cpu or gpu, or choose the strategy tpu"
+            ]
+        return []
 
 
 class TorchBackend:

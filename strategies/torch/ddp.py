@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.spec.job import MEGABYTES
 
 from . import backend
 from .parallel import Parallel, Precision, checkpointed, compiled
@@ -18,7 +19,7 @@ from .parallel import Parallel, Precision, checkpointed, compiled
 class DDPOptions:
     """Of DDP."""
 
-    bucket_mb: float = 25.0
+    bucket_mb: Annotated[float, MEGABYTES] = 25.0
     """Megabytes of gradients that are averaged in one go."""
     static_graph: bool = False
     """The same parameters take part in every step, in the same order."""

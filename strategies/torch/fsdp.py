@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
-from dtrain.spec.job import Resources
+from dtrain.spec.job import COUNT, POSITIVE, Resources
 
 from . import backend
 from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
@@ -21,7 +21,7 @@ class FSDPOptions:
 
     wrap: tuple[str, ...] = ()
     """Classes of modules that are gathered one at a time (`[Block]`); by size when not given."""
-    wrap_parameters: int = 100_000
+    wrap_parameters: Annotated[int, POSITIVE] = 100_000
     """Without `wrap`: modules of at least this number of parameters are gathered one at a time."""
     precision: Precision = "fp32"
     """bf16: parameters and activations in bf16, gradients summed in fp32."""
@@ -39,12 +39,12 @@ class FSDPOptions:
 class HSDPOptions(FSDPOptions):
     """Of fully_shard over a two-dimensional mesh."""
 
-    replicas: int | None = None
+    replicas: Annotated[int, COUNT] | None = None
     """Groups that hold a whole model each; one a node when not given."""
 
 
 class FSDP(backend.OneADevice):
-    """One process a device, each holding its broadcast_buffers of the model."""
+    """One process a device, each holding its share of the model."""
 
     Options: type = FSDPOptions
 
@@ -74,11 +74,13 @@ class HSDP(FSDP):
 
     def problems(self, resources: Resources) -> list[str]:
         """Groups of equal size."""
+        found = super().problems(resources)
         groups = self.options.replicas or resources.nodes
         if resources.workers % groups == 0:
-            return []
+            return found
         return [
-            f"{resources.workers} workers cannot be split into {groups} equal groups: change strategy.replicas or the workers"
+            *found,
+            f"{resources.workers} workers cannot be split into {groups} equal groups: change strategy.replicas or the workers",
         ]
 
     def shape(self, place: RankInfo) -> tuple[int, ...]:
@@ -118,7 +120,7 @@ class Sharded(Parallel):
         return compiled(model, when=self.options.compile)
 
     def _parts(self, model: Any) -> list[Any]:
-        """The modules to be gathered one at a time, inner ones before those around them. Modules that broadcast_buffers a parameter
+        """The modules to be gathered one at a time, inner ones before those around them. Modules that share a parameter
         (an embedding and the layer tied to it) are left to the module around them: one gathers a parameter for all."""
         tied = _tied(model)
         if self.options.wrap:

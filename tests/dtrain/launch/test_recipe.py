@@ -62,7 +62,7 @@ def test_a_good_recipe_is_a_job() -> None:
         ("steps: 60", "steps: many", "r.yaml:7:3: train.steps: input should be a valid integer, not 'many'"),
         ("steps: 60", "steps: 0", "r.yaml:7:3: train.steps: input should be greater than 0, not 0"),
         ("steps: 60", "steps: '60'", "r.yaml:7:3: train.steps: input should be a valid integer, not '60'"),
-        ("workers: 2", "workers: true", "r.yaml:5:3: resources.workers: input should be a valid integer, not True"),
+        ("workers: 2", "workers: true", "r.yaml:5:3: resources.workers: input should be a valid integer, not true"),
         ("global_batch: 32", "global_batch: 33", "r.yaml:8:3: train.global_batch: a global batch of 33 cannot be divided by 2 workers: take 32 or 34"),
         ("workers: 2", "workers: 3\n  nodes: 2", "r.yaml:5:3: resources.workers: 3 workers cannot be spread evenly over 2 nodes: take 4 workers"),
         ("steps: 60", "steps: 60\n  epochs: 2", "r.yaml:6:1: train: give train.steps or train.epochs, one of the two"),
@@ -258,3 +258,24 @@ def test_every_key_is_explained_with_an_example_that_is_a_recipe() -> None:
             text = explain(f"{key}.{inner}")
             example = text.splitlines()[-1].partition("example")[2].strip()
             assert inner in yaml.safe_load(example)[key], text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: 3", "train: input should be a mapping (key: value), not 3"),
+        ("train: {steps: 3, shuffle: 5}", "train.shuffle: input should be true or false, not 5"),
+        ("train: {steps: true}", "train.steps: input should be a valid integer, not true"),
+        ("args: 3", "args: input should be a list ([a, b]), not 3"),
+        ("env: {A: 3}", "env.A: input should be text (in quotes if it looks like a number), not 3"),
+        ("steps: 5", "steps: unknown key 'steps'. Did you mean 'train.steps'?"),
+        ("strategy: {name: ddp, bucket_mb: 0}", "strategy.bucket_mb: input should be greater than 0"),
+        ("strategy: {name: ddp, bucket_mb: .nan}", "strategy.bucket_mb: input should be a finite number"),
+        ("resources: {device: tpu}", "PyTorch strategies train on CPUs and GPUs"),
+    ],
+)
+def test_mistakes_are_told_in_the_terms_of_yaml(text: str, expected: str) -> None:
+    base = {"task": "tiny.py:Tiny", "strategy": "ddp", "train": "{steps: 9}"}
+    lines = [f"{key}: {value}" for key, value in base.items() if not text.startswith(f"{key}:")]
+    found = mistakes("\n".join([*lines, text]) + "\n")
+    assert any(expected in line for line in found), found

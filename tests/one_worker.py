@@ -11,6 +11,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+from dtrain.api import reports
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, WorkerContext
 from dtrain.launch import registry
 from dtrain.run.folder import RunDir
@@ -25,11 +26,11 @@ _number = itertools.count()
 class Heard:
     """What a worker said."""
 
-    words: list[dict[str, Any]] = field(default_factory=list)
+    words: list[reports.Report] = field(default_factory=list)
 
     def of(self, word: str) -> list[dict[str, Any]]:
         """All of one kind."""
-        return [body for body in self.words if body["say"] == word]
+        return [body for body in map(reports.encode, self.words) if body["say"] == word]
 
     def losses(self) -> list[float]:
         """In the order of steps."""

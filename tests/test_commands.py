@@ -86,7 +86,7 @@ def test_plugins_and_schema_are_json() -> None:
 def test_a_submitted_run_goes_on_without_its_terminal_and_can_be_stopped_and_resumed(tmp_path: Path) -> None:
     runs = ("--runs", str(tmp_path / "runs"))
     out = dtrain("submit", RECIPE, "--set", "params.pause=0.02", "--name", "far", *runs).stdout
-    assert "dtrain status far-" in out
+    assert "dtrain attach far-" in out
     (run,) = wait_for(lambda: all_runs(tmp_path / "runs"), "the run")
     follower = subprocess.Popen([*DTRAIN, "logs", "-f", "last", *runs], stdout=subprocess.PIPE, text=True, cwd="/")
     wait_for(lambda: "step" in run.events.read_text() if run.events.exists() else "", "its first words")

@@ -52,7 +52,7 @@ def test_a_killed_mirrored_process_leaves_no_trace_even_while_saving(tmp_path: P
 
 def test_the_task_and_the_recipe_of_the_readme_train(tmp_path: Path) -> None:
     code = (RECIPES.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    recipe = re.findall(r"  # (\w+: .*)", code)
+    recipe = re.findall(r"(?:^|  )# (\w+: .*)", code, re.MULTILINE)
     assert len(recipe) == 5, recipe
     (tmp_path / "blobs.py").write_text(code)
     (tmp_path / "recipe.yaml").write_text("\n".join(recipe))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -45,7 +46,10 @@ def run_here(run: RunDir, *, resumed: bool) -> int:
     view = View(run, resumed=resumed)
     with view:
         code = supervise(run, on_event=view.hear)
-    print(summary(view.state, run), flush=True)
+    try:
+        print(summary(view.state, run), flush=True)
+    except BrokenPipeError:  # the reader went away; the run did not
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return int(code)
 
 

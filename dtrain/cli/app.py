@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
+from dtrain.common.processes import discard_stdout
 
 if TYPE_CHECKING:
     from dtrain.run.folder import RunDir
@@ -282,11 +282,6 @@ def explain(
     print(explained(key or ""))
 
 
-def _discard_stdout() -> None:
-    """The reader of our output has gone: keep Python from complaining about it at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
 def main() -> int:
     """Run the command line; the process's exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -301,7 +296,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:
-        _discard_stdout()
+        discard_stdout()
         return int(Exit.DONE)
     except typer.Abort:
         return int(Exit.INTERRUPTED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -13,6 +12,7 @@ from dtrain.cli.stop import stop
 from dtrain.cli.summary import status, summary
 from dtrain.cli.watch import Watcher
 from dtrain.common.errors import ClusterError, Exit
+from dtrain.common.processes import discard_stdout
 from dtrain.launch import planner, registry
 from dtrain.run.folder import RunDir, Submitted
 from dtrain.run.status import RunState
@@ -49,7 +49,7 @@ def run_here(run: RunDir, *, resumed: bool) -> int:
     try:
         print(summary(view.state, run), flush=True)
     except BrokenPipeError:  # the reader went away; the run did not
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        discard_stdout()
     return int(code)
 
 

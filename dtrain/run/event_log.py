@@ -46,11 +46,6 @@ class EventLog:
             self._file.flush()
 
     @property
-    def pending_bytes(self) -> int:
-        """Bytes that wait for room on a full disk."""
-        return self._file.pending
-
-    @property
     def problem(self) -> str:
         """Why the last write failed, or ''."""
         return self._file.problem

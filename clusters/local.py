@@ -17,7 +17,7 @@ from dtrain.api.pipes import PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
-from dtrain.common.processes import alive
+from dtrain.common.processes import alive, command_line
 from dtrain.run.folder import RunDir
 
 LOOPBACK = "127.0.0.1"
@@ -130,13 +130,20 @@ class Local:
         return str(process.pid)
 
     def state(self, run: RunDir, reference: str) -> Submission:
-        """Whether the supervisor lives."""
-        supervised = run.supervised()
-        state = SubmissionState.RUNNING if supervised else SubmissionState.GONE
-        return Submission(state, "RUNNING" if supervised else "", reference=reference)
+        """Whether the supervisor lives; one that was just started needs a moment until it holds the run's lock."""
+        if run.supervised():
+            return Submission(SubmissionState.RUNNING, "RUNNING", reference=reference)
+        if _is_supervisor(int(reference), run):
+            return Submission(SubmissionState.RUNNING, "STARTING", reference=reference)
+        return Submission(SubmissionState.GONE, reference=reference)
 
     def cancel(self, run: RunDir, reference: str) -> None:
         """Kill the supervisor: its agents end everything when their pipes close."""
-        if run.locked() and alive(int(reference)):
+        if _is_supervisor(int(reference), run):
             with suppress(ProcessLookupError):
                 os.kill(int(reference), signal.SIGKILL)
+
+
+def _is_supervisor(pid: int, run: RunDir) -> bool:
+    """Whether this process of this machine is the run's supervisor: process ids are used again."""
+    return alive(pid) and command_line(pid)[-2:] == supervisor_command(run)[-2:]

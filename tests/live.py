@@ -19,7 +19,7 @@ from dtrain.run.folder import RunDir, all_runs
 
 PROGRAMS = Path(__file__).parent / "programs"
 RECIPES = Path(__file__).parent.parent / "recipes"
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 DTRAIN = [sys.executable, "-P", "-m", "dtrain"]
 
 
@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.005)
+        time.sleep(0.02)
     raise AssertionError(f"waited {seconds:g} s for {what}")
 
 

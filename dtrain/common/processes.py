@@ -27,6 +27,14 @@ def alive(pid: int) -> bool:
     return state is not None and state.state not in "ZX"
 
 
+def command_line(pid: int) -> list[str]:
+    """The arguments that a process of this machine was started with; none if it is gone or may not be read."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1]
+    except OSError:
+        return []
+
+
 def die_with_parent(parent: int) -> None:
     """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG); ends at once if it already has."""
     import ctypes  # the launcher need not pay for it

@@ -261,6 +261,24 @@ def plugins(as_json: Json = False) -> None:
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="Where to write; this folder if not given.")] = Path(),
+    template: Annotated[str, typer.Option(metavar="NAME", help="torch, tensorflow, function, script, gpt, horovod, or a recipe's own name.")] = "torch",
+    script: Annotated[Path | None, typer.Option("--from", metavar="SCRIPT", help="Write a recipe for this program instead.")] = None,
+    list_them: Annotated[bool, typer.Option("--list", help="Only list the templates.")] = False,
+) -> None:  # fmt: skip
+    """Write a recipe and a small task that run at once; nothing that is there is overwritten.
+
+    Example: dtrain init --from train.py"""
+    from dtrain.cli import starter
+
+    if list_them:
+        print("\n".join(f"{name:22} {text}" for name, text in starter.templates().items()))
+    else:
+        print(starter.write_for_script(script, folder) if script else starter.copy_template(template, folder))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON schema of recipes, for editors.
 

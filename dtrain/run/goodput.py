@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from dtrain.run import event_log
-from dtrain.run.events import AttemptStarted, CheckpointSaved, Event, FailureOccurred, RunEnded, RunStarted
+from dtrain.run.events import (
+    AttemptStarted,
+    CheckpointSaved,
+    Event,
+    FailureOccurred,
+    RunEnded,
+    RunStarted,
+    WorkersStarted,
+)
 from dtrain.run.folder import RunDir
 from dtrain.run.history import attempt_starts, undone_from
 from dtrain.run.sample_ledger import Entry, LedgerFile
@@ -18,6 +26,8 @@ class Account:
     total: float = 0.0
     training: float = 0.0
     """On steps that stand in the committed history, evaluation included."""
+    running: float = 0.0
+    """A script's own time, from the start of its workers to their end or failure: its steps are not known."""
     saving: float = 0.0
     """Training held still to copy state."""
     repeating: float = 0.0
@@ -46,6 +56,7 @@ class _Accountant:
         self._begun = 0.0
         self._mark: float | None = None
         self._trained = False
+        self._script = self._runs = False
         self.account = Account()
 
     def add(self, event: Event) -> None:
@@ -53,14 +64,18 @@ class _Accountant:
         if isinstance(event, RunStarted):
             self._begun = self._mark = event.time
             self._trained = False
+            self._script = event.kind == "script"
         elif self._mark is None:
             return
+        elif isinstance(event, WorkersStarted) and self._script:
+            self._start_script(event.time)
         elif isinstance(event, AttemptStarted):
             self._add_attempt(event.attempt)
         elif isinstance(event, CheckpointSaved):
             self.account.saving += event.stall_seconds
         elif isinstance(event, FailureOccurred):
-            self.account.detecting += max(0.0, event.time - self._mark)
+            if not self._end_script(event.time):
+                self.account.detecting += max(0.0, event.time - self._mark)
             self._mark = max(self._mark, event.time)
         elif isinstance(event, RunEnded):
             self.end(event.time)
@@ -69,8 +84,27 @@ class _Accountant:
         """A supervisor left, or the account is asked for now; time without a supervisor does not count."""
         if self._mark is not None:
             self.account.total += now - self._begun
-            self.account.ending += max(0.0, now - self._mark)
+            if not self._end_script(now):
+                self.account.ending += max(0.0, now - self._mark)
             self._mark = None
+
+    def _start_script(self, now: float) -> None:
+        """The first node of an attempt started its workers."""
+        if self._runs or self._mark is None:
+            return
+        if self._trained:
+            self.account.restarting += max(0.0, now - self._mark)
+        else:
+            self.account.starting += max(0.0, now - self._mark)
+        self._mark, self._runs, self._trained = now, True, True
+
+    def _end_script(self, now: float) -> bool:
+        """Account for the time of a running script; False if none runs."""
+        if not self._runs or self._mark is None:
+            return False
+        self.account.running += max(0.0, now - self._mark)
+        self._runs = False
+        return True
 
     def _add_attempt(self, attempt: int) -> None:
         ledger = LedgerFile(self._run.ledger(attempt, 0))

@@ -1,0 +1,133 @@
+"""`dtrain init`: recipes that run at once, copied from the ones that dtrain brings, or made for a script that is there."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import shutil
+from pathlib import Path
+
+from dtrain.common.errors import UsageError, nearest
+from dtrain.launch import planner, recipe
+from dtrain.spec import entrypoint
+
+TEMPLATES = {
+    "torch": "digits_ddp",
+    "tensorflow": "digits_mirrored",
+    "function": "digits_function",
+    "script": "script",
+    "gpt": "stdlib_gpt_ddp",
+    "horovod": "horovod_script",
+}
+"""What a person asks for → the recipe that shows it; any other recipe can be asked for by its own name."""
+SCRIPT_RECIPE = """\
+# {script} as it is: dtrain run {recipe}
+name: {name}
+script: {script}
+{args}
+resources:
+  workers: 2        # processes; on a machine with GPUs: dtrain run {recipe} --gpus 8
+# after a crash the script is started again, and must find its own checkpoints: dtrain explain recovery.restarts
+"""
+
+
+def recipes_folder() -> Path:
+    """The recipes that are installed with dtrain."""
+    spec = importlib.util.find_spec("dtrain.recipes")
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(
+            "this installation of dtrain has no recipes", "Install it again: pip install --force-reinstall dtrain"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def templates() -> dict[str, str]:
+    """Name → the first line of the recipe, which says what it shows."""
+    named = TEMPLATES | {path.stem: path.stem for path in sorted(recipes_folder().glob("*.yaml"))}
+    return {name: _first_line(recipes_folder() / f"{stem}.yaml") for name, stem in named.items()}
+
+
+def _first_line(path: Path) -> str:
+    return path.read_text().partition("\n")[0].removeprefix("# ").partition(": dtrain run")[0]
+
+
+def copy_template(name: str, folder: Path) -> str:
+    """Copy a recipe and the code that it runs; returns what was written. Raises `UsageError`, and then writes nothing."""
+    if name not in (known := templates()):
+        raise UsageError(f"there is no template '{name}'. {nearest(name, list(known))}", "See them: dtrain init --list")
+    source = recipes_folder() / f"{TEMPLATES.get(name, name)}.yaml"
+    files = [source, *_code_of(source)]
+    _refuse_to_overwrite([folder / file.name for file in files])
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    written = "\n".join(f"wrote {folder / file.name}" for file in files)
+    return f"{written}\n{_next(folder / source.name)}"
+
+
+def _code_of(source: Path) -> list[Path]:
+    """The Python file that a recipe runs, and those beside it that this one imports."""
+    job = recipe.load(source)
+    target = job.task or job.function
+    waiting = [source.parent / (entrypoint.split(target)[0] if target else str(job.script))]
+    found: list[Path] = []
+    while waiting:
+        file = waiting.pop()
+        found.append(file)
+        beside = [source.parent / f"{name}.py" for name in sorted(entrypoint.imports(file))]
+        waiting += [path for path in beside if path.is_file() and path not in found]
+    return found
+
+
+def write_for_script(script: Path, folder: Path) -> str:
+    """Write a recipe for a program that is there; returns what was found in it. Raises `UsageError`, and then writes nothing."""
+    if not script.is_file():
+        raise UsageError(f"there is no file {script}", "Name a training script: dtrain init --from train.py")
+    tree = entrypoint.parsed(script) if script.suffix == ".py" else f"{script} is not a Python file"
+    if isinstance(tree, str):
+        raise UsageError(tree, "Name a training script: dtrain init --from train.py")
+    target = folder / f"{script.stem}.yaml"
+    _refuse_to_overwrite([target])
+    folder.mkdir(parents=True, exist_ok=True)
+    options = _arguments(tree)
+    relative = script.resolve().relative_to(folder.resolve()) if _is_below(script, folder) else script.resolve()
+    args = (
+        f"args: []            # of its own: {' '.join(options)}" if options else "args: []            # its arguments"
+    )
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in script.stem)
+    target.write_text(SCRIPT_RECIPE.format(script=relative, recipe=target.name, name=name, args=args))
+    try:
+        reason = planner.resolve(recipe.load(target)).strategy.reason
+    except UsageError:
+        target.unlink()
+        raise
+    found = [f"wrote {target}", f"found: {reason}"]
+    if options:
+        found.append(f"found: arguments {' '.join(options)}; give the ones you want under args")
+    return "\n".join([*found, _next(target)])
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _arguments(tree: ast.Module) -> list[str]:
+    """Options that a program declares with `add_argument` (argparse) or `option` (click), as they stand in it."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    declared = [
+        node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in ("add_argument", "option")
+    ]
+    texts = [argument.value for node in declared for argument in node.args[-1:] if isinstance(argument, ast.Constant)]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _refuse_to_overwrite(files: list[Path]) -> None:
+    there = [str(file) for file in files if file.exists()]
+    if there:
+        raise UsageError(
+            f"there is already {' and '.join(there)}", "Nothing was written; choose another folder: dtrain init FOLDER"
+        )
+
+
+def _next(path: Path) -> str:
+    return f"next: dtrain plan {path}   shows what it would do\n      dtrain run {path}    trains"

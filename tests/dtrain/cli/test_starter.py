@@ -1,0 +1,54 @@
+"""What `dtrain init` writes can be run at once, and nothing is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from live import RECIPES, dtrain
+
+from dtrain.cli import starter
+from dtrain.common.errors import UsageError
+from dtrain.launch import planner, recipe
+
+
+@pytest.mark.parametrize("name", sorted({*starter.TEMPLATES, *(path.stem for path in RECIPES.glob("*.yaml"))}))
+def test_every_template_is_a_recipe_without_a_mistake(name: str, tmp_path: Path) -> None:
+    starter.copy_template(name, tmp_path / "new")
+    (written,) = (tmp_path / "new").glob("*.yaml")
+    assert planner.make(recipe.load(written)).workers >= 1
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / "digits_torch.py").write_text("mine = True\n")
+    with pytest.raises(UsageError, match=r"already .*digits_torch\.py"):
+        starter.copy_template("torch", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["digits_torch.py"]
+    assert (tmp_path / "digits_torch.py").read_text() == "mine = True\n"
+
+
+def test_an_unknown_template_is_a_mistake_that_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'tensorflow'"):
+        starter.copy_template("tensorfow", tmp_path)
+
+
+def test_a_script_gets_a_recipe_that_says_what_was_found_in_it(tmp_path: Path) -> None:
+    (tmp_path / "my train.py").write_text(
+        "import argparse, os, torch\n"
+        "parser = argparse.ArgumentParser()\n"
+        "parser.add_argument('-e', '--epochs')\n"
+        "print('this is rank', os.environ['RANK'])\n"
+    )
+    out = dtrain("init", "--from", "my train.py", cwd=tmp_path).stdout
+    assert "torchrun" in out
+    assert "--epochs" in out
+    assert "this is rank 0" in dtrain("run", "my train.yaml", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("name", "text"), [("gone.py", None), ("bad.py", "def ("), ("run.sh", "true")])
+def test_what_is_no_python_program_gets_no_recipe(name: str, text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=name):
+        starter.write_for_script(tmp_path / name, tmp_path)
+    assert not list(tmp_path.glob("*.yaml"))

@@ -41,6 +41,28 @@ def dtrain(
     return done
 
 
+def attached(name: str, runs: Path, **environment: str) -> subprocess.Popen[str]:
+    """`dtrain attach`, in a pipe; returned when it has shown a step."""
+    process = subprocess.Popen(
+        [*DTRAIN, "attach", name, "--runs", str(runs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd="/", env=os.environ | environment,
+    )  # fmt: skip
+    assert process.stdout is not None
+    shown = []
+    for line in iter(process.stdout.readline, ""):
+        shown.append(line)
+        if "  step " in line:
+            return process
+    raise AssertionError(f"dtrain attach ended: {''.join(shown)}")
+
+
+def assert_attached_until_stopped(process: subprocess.Popen[str]) -> None:
+    """`dtrain attach` has seen the run's end by a stop."""
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 4, out
+    assert "saved at step" in out
+
+
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """The condition's value as soon as it is true."""
     deadline = time.monotonic() + seconds

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, finished, start
+from live import PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, start
 from s3_endpoint import BUCKET, S3, endpoint
 
 from dtrain.run.folder import RunDir
@@ -74,8 +74,10 @@ def test_a_run_is_seen_stopped_and_resumed_on_another_machine_by_its_url(
         url, other = f"{s3.url}/{live.run.id}", ("--runs", str(tmp_path / "other"))
         status = json.loads(dtrain("status", url, "--json", *other, **s3.environment).stdout)
         assert status["step"] > 0
+        watching = attached(url, tmp_path / "third", **s3.environment)
         assert "saved at step" in dtrain("stop", url, *other, **s3.environment).stdout
         live.finish(code=4)
+    assert_attached_until_stopped(watching)
     assert "saved at step" in dtrain("status", url, *other, **s3.environment).stdout
     dtrain("resume", url, "--set", "params.pause=0", *other, **s3.environment)
     resumed = Live(live.process, tmp_path / "other", set())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from integration.ray_lab import RayLab, ray_missing
-from live import PROGRAMS, Live, dtrain, finished, start, wait_for
+from live import PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, start, wait_for
 
 from dtrain.run.folder import all_runs
 
@@ -92,7 +92,9 @@ def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, 
     (run,) = all_runs(tmp_path)
     wait_for(lambda: run.events.exists() and '"metrics"' in run.events.read_text(), "its first steps")
     assert json.loads(dtrain("ps", "--json", *runs, **on(lab)).stdout)[0]["state"] == "running"
+    watching = attached("last", tmp_path, **on(lab))
     assert "saved at step" in dtrain("stop", "last", *runs, **on(lab)).stdout
+    assert_attached_until_stopped(watching)
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
 
 

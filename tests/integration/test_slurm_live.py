@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from integration.processes import is_alive, wait_until
 from integration.slurm_lab import SlurmLab, install_slurm
-from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
+from live import DTRAIN, PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, start, wait_for
 
 from dtrain.api import testing
 from dtrain.launch import registry
@@ -304,7 +304,9 @@ def test_stop_saves_and_resume_goes_on_with_another_number_of_nodes(lab: SlurmLa
     wait_for(lambda: '"checkpoint",' in (run.events.read_text() if run.events.exists() else ""), "a checkpoint")
     assert shown(lab, runs) == "running"
     assert "still going on" in command(lab, runs, "resume", "last", check=2)
+    watching = attached("last", runs, **lab.environment)
     assert "saved at step" in command(lab, runs, "stop", "last")
+    assert_attached_until_stopped(watching)
     lab.wait_for_job(job(run), "FAILED")  # SLURM's word for an exit code that is not 0
     assert shown(lab, runs) == "stopped"
     assert "stopped" in command(lab, runs, "stop", "last")

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from live import PROGRAMS, Live, finished, start, wait_for
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
@@ -95,9 +94,6 @@ print("RESULT", '"ended"')
 """
 
 
-@pytest.mark.xfail(
-    reason="seen on a loaded machine: a rank loses its peer in init_process_group; not explained yet", strict=False
-)
 def test_a_model_that_is_local_to_a_function_does_not_block_its_end(tmp_path: Path) -> None:
     (tmp_path / "local.py").write_text(LOCAL_DDP)
     text = "script: local.py\nresources: {workers: 2}\nrecovery: {restarts: 0, hang_seconds: 20}\n"

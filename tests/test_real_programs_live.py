@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from live import PROGRAMS, Live, finished, start, wait_for
+import pytest
+from live import PATIENCE_SECONDS, PROGRAMS, Live, finished, start, wait_for
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
 
@@ -71,6 +74,41 @@ def test_fit_of_keras_3_on_many_workers_fails_as_everywhere_and_is_explained(tmp
     assert failure["message"].startswith("Keras 3's model.fit does not work under MultiWorkerMirroredStrategy")
     assert "TF_USE_LEGACY_KERAS=1" in failure["message"]
     assert len(failure["message"]) < 400
+
+
+def by_hand_with_tf_config(program: str) -> dict[str, Any]:
+    """What a program prints on two workers that were started with TF_CONFIG by hand."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in (one, other)]
+    workers = []
+    for index in range(2):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(config), "TF_USE_LEGACY_KERAS": "1"}
+        command = [sys.executable, str(PROGRAMS / program)]
+        workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [worker.communicate(timeout=PATIENCE_SECONDS)[0] for worker in workers]
+    return result(outputs[0])
+
+
+def test_fit_of_keras_2_on_many_workers(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "keras_fit.py")
+    live = finished(path, "--set", "env.TF_USE_LEGACY_KERAS='1'", runs=tmp_path / "runs")
+    assert result(live.output(0)) == by_hand_with_tf_config("keras_fit.py")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_model_of_transformers_as_a_task(strategy: str, tmp_path: Path) -> None:
+    """Its tied weights and its output object; the losses are those of a loop by hand over whole batches."""
+    (tmp_path / "r.yaml").write_text(
+        f"task: {PROGRAMS / 'transformers_task.py'}:Text\nstrategy: {strategy}\nresources: {{workers: 2}}\n"
+        "train: {steps: 6, global_batch: 8, shuffle: false, log_every: 1}\n"
+    )
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
+    by_hand = subprocess.run(
+        [sys.executable, str(PROGRAMS / "transformers_task.py"), "6", "8"], capture_output=True, text=True, check=True
+    )
+    losses = live.losses()
+    assert [losses[step] for step in sorted(losses)] == pytest.approx(result(by_hand.stdout)["losses"], rel=1e-5)
 
 
 LOCAL_DDP = """

@@ -132,6 +132,33 @@ def test_a_loop_with_data_of_its_own_is_counted_by_its_reports(tmp_path: Path) -
     assert live.events("checkpoint")[-1]["step"] == live.events("leaving")[-1]["step"]
 
 
+def test_a_rank_that_leaves_a_loop_of_its_own_alone_is_named(tmp_path: Path) -> None:
+    live = finished(recipe(tmp_path, "own_loop"), *param(break_at=7, break_rank=1), runs=tmp_path / "runs", code=1)
+    assert "left its loop after 7 steps on rank 1 while another rank went on" in live.events("failure")[0]["message"]
+
+
+def test_a_function_sees_its_step_and_epoch_and_evaluates(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def train(context):\n"
+        "    model, _ = context.prepare(lambda: torch.nn.Linear(1, 1), lambda m: torch.optim.SGD(m.parameters(), lr=0.1))\n"
+        "    seen = []\n"
+        "    for (batch,) in context.batches((torch.arange(16.0)[:, None],)):\n"
+        "        seen.append((context.step, context.epoch))\n"
+        "        context.report(loss=model(batch).square().mean())\n"
+        "    held_out = (torch.arange(5.0)[:, None],)\n"
+        "    mean = context.evaluate(lambda model, batch: {'x': batch[0].mean()}, held_out)\n"
+        "    print('SEEN', context.total_steps, seen, mean)\n"
+    )
+    (tmp_path / "own.yaml").write_text(
+        "function: own.py:train\nstrategy: ddp\nresources: {workers: 2}\ntrain: {epochs: 2, global_batch: 8}\n"
+    )
+    live = finished(str(tmp_path / "own.yaml"), runs=tmp_path / "runs")
+    assert "SEEN 4 [(0, 0), (1, 0), (2, 1), (3, 1)] {'x': 2.0}" in live.output(0)
+    assert live.events("evaluation")[-1]["values"] == {"x": 2.0}
+    assert live.events("evaluation")[-1]["step"] == 4
+
+
 def test_augmentation_is_the_same_after_a_kill(tmp_path: Path) -> None:
     options = (recipe(tmp_path, "Augmented"),)
     alone = finished(*options, runs=tmp_path / "alone")

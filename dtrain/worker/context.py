@@ -277,9 +277,10 @@ class Context:
         trainer.saver.finish()
         if self._report is None or self._left or self._done >= self.total_steps or self._done == trainer.first_step:
             return
+        # Without `batches`, the next step was allowed at the last report.
+        comparable = self._sampler is not None or trainer.link.withdraw(self._done)
         trainer.link.ask_to_stop(self._reason or "the function left its loop")
-        # Without `batches`, the step that would have been next counts as begun since the last report.
-        if self._sampler is not None and trainer.link.may_begin(self._done):
+        if comparable and trainer.link.may_begin(self._done):
             raise UserError(
                 f"{self._name} left its loop after {self._done} steps on rank {self.rank} while another rank went on: leave "
                 "at the same step on every rank, or call context.stop(reason), which agrees on one"

@@ -61,6 +61,13 @@ class ControlChannel:
             self._next, self._begun = step, True
             return True
 
+    def withdraw(self, step: int) -> bool:
+        """The loop ended before this step, which had been allowed; False if it is part of a stop proposal already."""
+        with self._changed:
+            if self._proposal is None:
+                self._next, self._begun = step, False
+            return self._proposal is None
+
     def close(self) -> None:
         """Nothing more to say."""
         self._pipe.close()

@@ -30,6 +30,10 @@ class StepMetrics:
     step: int
     values: dict[str, float]
     samples_per_second: float | None = None
+    data_wait: float | None = None
+    """Share of the time since the last report that the training of rank 0 waited for data, 0 to 1."""
+    data_workers: int = 0
+    """Of rank 0."""
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,14 @@ class MetaStrategy(Protocol):
 
 
 @runtime_checkable
+class ForksSafely(Protocol):
+    """A training backend whose process may fork data workers while it trains: its framework's threads hold no lock that
+    these would wait for. They fetch samples, and use no device."""
+
+    forks_safely: bool
+
+
+@runtime_checkable
 class ChecksInstallation(Protocol):
     """A strategy or cluster that needs more than its framework; `dtrain plugins` asks its class."""
 

@@ -230,7 +230,8 @@ def picture(state: RunState, now: float) -> RenderableType:
         rows.append(grid)
     speed = f"{state.samples_per_second:,.0f} samples/s" if state.samples_per_second else ""
     held_out = f"held-out {render.numbers(state.evaluation)}" if state.evaluation else ""
-    rows.append(Text("  ".join(part for part in (speed, render.numbers(state.metrics), held_out) if part)))
+    waiting = render.data_wait(state.data_wait).strip()
+    rows.append(Text("  ".join(part for part in (speed, render.numbers(state.metrics), held_out, waiting) if part)))
     rows.append(Text(f"workers   {render.workers(state)}", style="dim"))
     if state.failures:
         last = render.failure(state.failures[-1])

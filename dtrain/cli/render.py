@@ -10,6 +10,9 @@ from dtrain.run import events
 from dtrain.run.events import Event
 from dtrain.run.status import RunState
 
+WORTH_SAYING = 0.05
+"""Share of the time that the training waits for data."""
+
 
 def seconds(value: float) -> str:
     """A duration in two units at most: `0.42 s`, `12 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
@@ -51,7 +54,12 @@ def line(event: Event, state: RunState) -> str | None:
 
 def _metrics(event: events.Metrics, state: RunState) -> str:
     speed = f"  {event.samples_per_second:,.0f} samples/s" if event.samples_per_second else ""
-    return f"step {event.step}/{state.total_steps}  {numbers(event.values)}{speed}"
+    return f"step {event.step}/{state.total_steps}  {numbers(event.values)}{speed}{data_wait(event.data_wait)}"
+
+
+def data_wait(share: float | None) -> str:
+    """How much of its time the training waits for data, if that is worth a word."""
+    return f"  {share:.0%} waiting for data" if share and share >= WORTH_SAYING else ""
 
 
 def _evaluation(event: events.Evaluation, state: RunState) -> str:

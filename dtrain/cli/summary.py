@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
+from dtrain.cli import render
 from dtrain.cli.queries import RunRow
 from dtrain.cli.render import clock, counted, eta, failure, numbers, seconds, workers
 from dtrain.common.errors import Exit
@@ -36,6 +37,13 @@ def summary(state: RunState, run: RunDir) -> str:
         parts = [f"{name} {seconds(state.report[name])}" for name in TIMES if state.report.get(name, 0.0) >= 0.01]
         share = f"{state.report['training_share']:.0%} training " if state.kind != "script" else ""
         lines.append(_labelled("time", f"{share}({', '.join(parts)})" if share else ", ".join(parts)))
+    if state.data_wait >= render.WORTH_SAYING:
+        workers_each = counted(state.data_workers, "data worker")
+        lines.append(
+            _labelled(
+                "data", f"{state.data_wait:.0%} of the training time waited for it, with {workers_each} (data.workers)"
+            )
+        )
     lines += [_labelled("warning", warning) for warning in state.warnings]
     if code is Exit.USER_CODE and state.failures and state.failures[-1].traceback:
         lines += ["", state.failures[-1].traceback.rstrip()]
@@ -56,6 +64,7 @@ def status(state: RunState, run: RunDir) -> str:
     lines.append(_labelled("runs", runs))
     if state.total_steps:
         speed = f"{state.samples_per_second:,.0f} samples/s" if state.samples_per_second else ""
+        speed += render.data_wait(state.data_wait)
         step = f"{state.step} of {state.total_steps}"
         lines.append(_labelled("step", step, numbers(state.metrics), speed))
     if state.began and state.phase != "lost":

@@ -75,3 +75,13 @@ def nearest(name: str, valid: list[str]) -> str:
 
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(valid))}."
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Say more about an error of the user's code (PEP 678, also on Python 3.10)."""
+    error.__dict__.setdefault("__notes__", []).append(text)
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """What was noted."""
+    return [str(note) for note in getattr(error, "__notes__", ())]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.common.errors import UserError
+from dtrain.common.errors import UserError, add_note
 from dtrain.data.randomness import seed_all
 from dtrain.data.sampler import Indices, sample_seed
 from dtrain.spec.contract import gave
@@ -51,11 +51,17 @@ class Batches:
         if not self.size:
             raise UserError(f"{name} has no samples: it is empty")
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether a batch is no more than rows of arrays: it is fetched faster than it could be handed over."""
+        return self._is_arrays and self._collate is None
+
     def fetch(self, indices: Indices, begin: int = 0) -> Any:
         """The batch of these samples, of which the first is at position `begin` of the endless row of epochs."""
         if self._indices is not None:
             indices = self._indices[indices]
         if self._collate is not None:
+            seed_all(sample_seed(self._seed, begin))
             return self._collate(list(self._samples(indices, begin)))
         if self._is_arrays:
             return _rows(self._data, indices)
@@ -78,7 +84,12 @@ class Batches:
     def _one_by_one(self, indices: list[int], begin: int) -> Iterator[Any]:
         for position, index in enumerate(indices, start=begin):
             seed_all(sample_seed(self._seed, position))
-            yield _rows(self._data, index)
+            try:
+                sample = _rows(self._data, index)
+            except Exception as error:
+                add_note(error, f"sample {index} of {self._name}")
+                raise
+            yield sample
 
     def _measured(self, data: Any) -> int:
         """Samples of arrays or of a map-style data set."""

@@ -16,7 +16,7 @@ from dtrain.api.strategy import MetaStrategy, TrainingStrategy, ValidatesResourc
 from dtrain.common.errors import nearest
 from dtrain.launch import checks, registry
 from dtrain.spec import entrypoint, task_class
-from dtrain.spec.job import Job, PluginChoice, ScriptModule, Train
+from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
 from dtrain.storage import object_store
 
 DEFAULT_SHARDS = 8
@@ -125,6 +125,8 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         yield Problem(("resources", "min_workers"), f"min_workers is above workers ({resources.workers})")
     if job.kind == "script":
         return
+    if memory_bytes(job.data.memory) is None:
+        yield Problem(("data", "memory"), f"'{job.data.memory}' is no amount of memory: write it like 500MB or 2GB")
     if (train.steps is None) == (train.epochs is None):
         yield Problem(("train",), "give train.steps or train.epochs, one of the two")
     workers = resources.workers
@@ -164,6 +166,8 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
         )
     if job.kind == "script" and job.train != Train():
         yield Problem(("train",), "a script has its own loop: `train` is for tasks and functions; give it `args`")
+    if job.kind == "script" and job.data != Data():
+        yield Problem(("data",), "a script fetches its own data: `data` is for tasks and functions; give it `args`")
     if isinstance(strategy, ValidatesResources):
         for problem in strategy.problems(job.resources):
             yield Problem(("strategy",), problem)

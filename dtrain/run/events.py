@@ -134,6 +134,10 @@ class Metrics(Event, name="metrics"):
     step: int
     values: dict[str, float]
     samples_per_second: float | None = None
+    data_wait: float | None = None
+    """Share of the time since the last one that the training of rank 0 waited for data, 0 to 1."""
+    data_workers: int = 0
+    """Of rank 0."""
     attempt: int = 0
 
 

@@ -49,6 +49,12 @@ class RunState:
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
     samples_per_second: float | None = None
+    data_wait: float = 0.0
+    """Share of the training time that rank 0 waited for data, a mean over the steps of the attempt so far, 0 to 1."""
+    data_workers: int = 0
+    """Of rank 0."""
+    data_wait_step: int = 0
+    """The step up to which `data_wait` is known."""
     saved_step: int | None = None
     weights: str = ""
     """Digest of the newest checkpoint's weights."""
@@ -105,6 +111,7 @@ def _on_node_lost(state: RunState, event: events.NodeLost) -> None:
 def _on_attempt(state: RunState, event: events.AttemptStarted) -> None:
     state.attempt, state.step, state.first_step = event.attempt, event.step, event.step
     state.workers, state.steps, state.pids, state.placed = event.workers, {}, {}, {}
+    state.data_wait, state.data_wait_step = 0.0, event.step
     state.phase = "starting" if not state.failures else "restarting"
 
 
@@ -125,6 +132,10 @@ def _on_progress(state: RunState, event: events.Progress) -> None:
 
 def _on_metrics(state: RunState, event: events.Metrics) -> None:
     state.metrics, state.step = event.values, max(state.step, event.step)
+    if event.data_wait is not None and event.step > state.data_wait_step:
+        new = (event.step - state.data_wait_step) / max(1, event.step - state.first_step)
+        state.data_wait += (event.data_wait - state.data_wait) * min(1.0, new)
+        state.data_wait_step, state.data_workers = event.step, event.data_workers
     state.samples_per_second = event.samples_per_second or state.samples_per_second
 
 

@@ -47,7 +47,21 @@ SECONDS = Limit(above=0, most=10**9)
 MEGABYTES = Limit(above=0, most=10**6)
 MEGABYTES_OR_NONE = Limit(least=0, most=10**6)
 THREADS = Limit(above=0, most=4096)
+DATA_WORKERS = Limit(least=0, most=256)
 EXIT_CODE = Limit(least=1, most=255)
+
+
+MEMORY_UNITS = {"MB": 10**6, "GB": 10**9}
+
+
+def memory_bytes(text: str) -> int | None:
+    """Bytes of `2GB` or `500 MB`; None if that is no amount of memory."""
+    number, unit = text.strip()[:-2].strip(), text.strip()[-2:].upper()
+    try:
+        found = float(number) * MEMORY_UNITS[unit]
+    except (ValueError, KeyError):
+        return None
+    return int(found) if 0 < found < 10**15 else None
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,19 @@ class Train:
     """End the run when the loss or the weights are not finite. A checkpoint whose weights are not is never kept."""
     log_every: Annotated[int, STEPS] = 10
     """Steps between two reports of loss and metrics."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """How samples are fetched for the training: ahead of it, by data workers, which are processes beside each worker."""
+
+    workers: Annotated[int, DATA_WORKERS] | Literal["auto"] = "auto"
+    """Data workers of each worker. `auto`: none for arrays in memory; otherwise more as long as the training waits for data
+    and there are CPUs. Results do not depend on it. 0: samples are fetched by the worker itself."""
+    prefetch: Annotated[int, COUNT] = 2
+    """Batches that each data worker is ahead of the training."""
+    memory: str = "2GB"
+    """Most memory of the batches that wait for one worker's training, in MB or GB."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +210,8 @@ class Job:
     """Workers, nodes and devices."""
     train: Train = Train()
     """The training loop."""
+    data: Data = Data()
+    """Fetching of samples."""
     checkpoint: Checkpoint = Checkpoint()
     """Saving."""
     recovery: Recovery = Recovery()

@@ -365,6 +365,7 @@ def _event_of(
         return events.UserWarned(attempt=attempt, text=report.text)
     if isinstance(report, reports.StepMetrics):
         return events.Metrics(
-            attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second
-        )
+            attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second,
+            data_wait=report.data_wait, data_workers=report.data_workers,
+        )  # fmt: skip
     return events.Evaluation(attempt=attempt, step=report.step, values=report.values)

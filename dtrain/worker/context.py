@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -174,17 +175,24 @@ class Context:
         self._begin(sampler.total_steps, source.size)
         self._sampler = sampler
         trainer.warn_about(source)
-        first_shard = trainer.shards.start
-        for step, begin, indices in trainer.upcoming(sampler, self._done):
-            batch = source.fetch(indices, begin)
-            seed = step_seed(trainer.train.seed, step, first_shard)
-            seed_host(seed)
-            self._under_way = True
-            yield self.session.feed(batch, seed)
-            self._under_way = False
-            self._complete(begin, indices)
-            if self._reason and self._done < sampler.total_steps:
-                trainer.link.ask_to_stop(self._reason)
+        first_shard, count = trainer.shards.start, len(trainer.shards) * sampler.shard_size
+
+        def fetch(step: int) -> Any:
+            begin = sampler.begin(step, first_shard)
+            return source.fetch(sampler.indices(begin, count), begin)
+
+        numbers = range(self._done, sampler.total_steps)
+        with closing(trainer.prefetcher(source, fetch, numbers, trainer.data_wait)) as fetched:
+            for step, begin, indices in trainer.upcoming(sampler, self._done):
+                batch = fetched.get(step)
+                seed = step_seed(trainer.train.seed, step, first_shard)
+                seed_host(seed)
+                self._under_way = True
+                yield self.session.feed(batch, seed)
+                self._under_way = False
+                self._complete(begin, indices)
+                if self._reason and self._done < sampler.total_steps:
+                    trainer.link.ask_to_stop(self._reason)
         self._left = self._done < sampler.total_steps
 
     def report(self, **values: Any) -> None:

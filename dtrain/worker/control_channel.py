@@ -29,6 +29,10 @@ class ControlChannel:
         self._leave: int | None = None
         self._asked = False
 
+    def fileno(self) -> int:
+        """Of the pipe."""
+        return self._pipe.fileno()
+
     def assignment(self) -> Any:
         """What this worker is to do, the first thing it is told; raises `EOFError` if the agent is gone."""
         assignment = self._pipe.recv()

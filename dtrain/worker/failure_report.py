@@ -14,7 +14,7 @@ from types import TracebackType
 
 import dtrain
 from dtrain.api.reports import WorkerFailed
-from dtrain.common.errors import DtrainError, StorageError, UserError
+from dtrain.common.errors import DtrainError, StorageError, UserError, notes_of
 from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Job, ScriptModule
 from dtrain.worker.control_channel import ControlChannel
@@ -43,6 +43,8 @@ def send(
     """Tell the supervisor what ended the user's code, with what the strategy knows of it, and leave the traceback in the log."""
     names = [base.__name__ for base in type(error).__mro__]
     message = " ".join(str(error).split()) or names[0]
+    if notes := notes_of(error):
+        message = f"{message} ({'; '.join(notes)})"
     ours = isinstance(error, DtrainError)
     kind = kind or (FailureKind.SETUP if ours else exception_kind(names, message))
     if isinstance(error, UserError):

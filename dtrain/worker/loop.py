@@ -6,6 +6,7 @@ It knows no framework: a session does the numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,24 @@ def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Ite
     """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
     ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
     passes = shards[:1] if hasattr(task, "train_step") else shards
-    for step, begin, indices in trainer.upcoming(sampler, trainer.first_step):
-        size = len(indices) // len(passes)
-        parts = enumerate(np.split(indices, len(passes)))
-        batches = [data.fetch(part, begin + number * size) for number, part in parts]
-        seeds = [step_seed(seed, step, shard) for shard in passes]
-        seed_host(seeds[0])
-        rate = task.factor(step, sampler.total_steps)
-        try:
-            values = trainer.session.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
-        except NonFiniteLoss as error:
-            raise trainer.non_finite(error, step) from None
-        ledger.add(step, begin, indices)
-        yield step, values
+    count = len(shards) * sampler.shard_size
+    size = count // len(passes)
+
+    def fetch(step: int) -> list[Any]:
+        begin = sampler.begin(step, shards.start)
+        parts = enumerate(np.split(sampler.indices(begin, count), len(passes)))
+        return [data.fetch(part, begin + number * size) for number, part in parts]
+
+    numbers = range(trainer.first_step, sampler.total_steps)
+    with closing(trainer.prefetcher(data, fetch, numbers, trainer.data_wait)) as fetched:
+        for step, begin, indices in trainer.upcoming(sampler, trainer.first_step):
+            batches = fetched.get(step)
+            seeds = [step_seed(seed, step, shard) for shard in passes]
+            seed_host(seeds[0])
+            rate = task.factor(step, sampler.total_steps)
+            try:
+                values = trainer.session.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
+            except NonFiniteLoss as error:
+                raise trainer.non_finite(error, step) from None
+            ledger.add(step, begin, indices)
+            yield step, values

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dtrain.api.reports import EvaluationMetrics, LeftAtStep, StepMetrics, TrainingBegan, UserWarned
-from dtrain.api.strategy import NonFiniteLoss, TrainingBackend, WorkerContext
+from dtrain.api.strategy import ForksSafely, NonFiniteLoss, TrainingBackend, WorkerContext
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
+from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import Indices, Sampler, own_shards
 from dtrain.run.folder import RunDir
 from dtrain.run.sample_ledger import Ledger
-from dtrain.spec.job import Train
+from dtrain.spec.job import Train, memory_bytes
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
+
+MOST_SILENT_SECONDS = 60.0
+"""A data worker that takes longer for a batch is worth a line in the log."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Trainer:
     saver: CheckpointWriter
     checkpoint: Path | None
     first_step: int
+    data_wait: DataWait = field(default_factory=DataWait)
+    """Of the training; evaluations do not count."""
 
     @property
     def train(self) -> Train:
@@ -95,6 +103,29 @@ class Trainer:
             begin = sampler.begin(step, self.shards.start)
             yield step, begin, sampler.indices(begin, count)
 
+    def prefetcher(self, data: Batches, fetch: Callable[[int], Any], numbers: range, wait: DataWait) -> Prefetcher:
+        """What gives the batches of these numbers, fetched ahead by data workers if the recipe wants it or it is worth it."""
+        job = self.joining.job
+        forks = isinstance(self.session, ForksSafely) and self.session.forks_safely
+        workers = None if job.data.workers == "auto" and forks else job.data.workers
+        if workers == "auto" or data.in_memory:
+            workers = 0
+        cpus = job.resources.cpus_per_worker or len(os.sched_getaffinity(0)) // self.joining.place.local_world_size
+        return Prefetcher(
+            fetch,
+            numbers,
+            PrefetchSettings(
+                workers=workers,
+                ahead=job.data.prefetch,
+                memory=memory_bytes(job.data.memory) or 0,
+                cpus=max(1, cpus),
+                silent_seconds=min(MOST_SILENT_SECONDS, job.recovery.hang_seconds / 2),
+                close=(self.link.fileno(),),
+                first=self.data_wait.workers,
+            ),
+            wait,
+        )
+
     def leave(self, step: int) -> None:
         """Collective. Save at the agreed step, unless that is what the attempt began with."""
         if step > self.first_step:
@@ -110,11 +141,22 @@ class Trainer:
         size = min(size, total)
         batches = math.ceil(total / size)
         place = self.joining.place
-        for turn in range(math.ceil(batches / place.world_size)):
+
+        def indices_of(turn: int) -> tuple[Indices, int]:
             number = turn * place.world_size + place.rank
-            real = number < batches
-            indices = np.arange(number * size, min(total, (number + 1) * size)) if real else np.arange(size)
-            yield data.fetch(indices, int(indices[0])), len(indices) if real else 0
+            if number >= batches:
+                return np.arange(size), 0
+            indices = np.arange(number * size, min(total, (number + 1) * size))
+            return indices, len(indices)
+
+        def fetch(turn: int) -> Any:
+            indices, _ = indices_of(turn)
+            return data.fetch(indices, int(indices[0]))
+
+        turns = range(math.ceil(batches / place.world_size))
+        with closing(self.prefetcher(data, fetch, turns, DataWait())) as fetched:
+            for turn in turns:
+                yield fetched.get(turn), indices_of(turn)[1]
 
     def non_finite(self, error: NonFiniteLoss, step: int) -> UserError:
         """A loss that is not finite, in the user's words."""
@@ -133,6 +175,7 @@ class Report:
         self._total_steps = total_steps
         self._since = time.perf_counter()
         self._counted = 0
+        self._waited = 0.0
 
     def count(self, done: int, values: Any) -> None:
         """Collective if a report is due: one more step is done, with this loss or these named numbers."""
@@ -147,8 +190,10 @@ class Report:
         self._check(means, done)
         now = time.perf_counter()
         speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)
-        self._since, self._counted = now, 0
-        self._send(StepMetrics(done, means, round(speed, 1)))
+        wait = trainer.data_wait
+        share = min(1.0, (wait.seconds - self._waited) / max(1e-9, now - self._since))
+        self._since, self._counted, self._waited = now, 0, wait.seconds
+        self._send(StepMetrics(done, means, round(speed, 1), round(share, 4), wait.workers))
 
     def _check(self, means: Mapping[str, float], done: int) -> None:
         loss = means.get("loss", 0.0)
@@ -163,6 +208,7 @@ class Report:
         """An evaluation is done; its time does not count as training."""
         self._send(EvaluationMetrics(done, values))
         self._since, self._counted = time.perf_counter(), 0
+        self._waited = self._trainer.data_wait.seconds
 
     def _send(self, report: StepMetrics | EvaluationMetrics) -> None:
         if self._trainer.rank == 0:

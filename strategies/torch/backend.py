@@ -91,6 +91,8 @@ class OneADevice:
 class TorchBackend:
     """Training with a process group; `parallel` is what the strategy adds."""
 
+    forks_safely = True
+
     def __init__(self, place: RankInfo, device: Any, parallel: Parallel) -> None:
         import torch.distributed as dist
 

@@ -28,6 +28,8 @@ class LaunchPlan:
     workers_per_node: int
     processes_per_node: int
     preload: tuple[str, ...]
+    uneven: bool = False
+    """Workers may take parts of the batch that differ by a sample."""
 
     @property
     def processes(self) -> int:
@@ -49,14 +51,15 @@ class LaunchPlan:
         return dataclasses.replace(self, nodes=nodes)
 
     def fits(self, nodes: int) -> bool:
-        """Whether an attempt on this number of nodes has enough workers, and whole shards for each."""
-        workers = nodes * self.workers_per_node
-        least = self.job.resources.min_workers or self.job.resources.workers
-        return (
-            nodes > 0
-            and workers >= least
-            and (self.job.kind == "script" or (self.job.train.shards or 1) % workers == 0)
-        )
+        """Whether an attempt on this number of nodes has enough workers, and a part of the batch for each."""
+        workers, train = nodes * self.workers_per_node, self.job.train
+        if nodes < 1 or workers < (self.job.resources.min_workers or self.job.resources.workers):
+            return False
+        if self.job.kind == "script":
+            return True
+        if train.shards:
+            return train.shards % workers == 0
+        return train.global_batch >= workers if self.uneven else train.global_batch % workers == 0
 
     def ranks_by_node(self) -> list[list[RankInfo]]:
         """For each node, the places of its worker processes."""

@@ -219,6 +219,24 @@ class MetaStrategy(Protocol):
 
 
 @runtime_checkable
+class SplitsUnevenly(Protocol):
+    """A strategy that may train with parts of the batch that differ by a sample, so that any number of workers will do
+    after nodes were lost; its backend is a `WeighsShards`."""
+
+    def splits_unevenly(self, job: Job) -> bool:
+        """Pure. Whether it can for this job."""
+
+
+@runtime_checkable
+class WeighsShards(Protocol):
+    """A training backend whose shards may differ in size."""
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """What the losses of this process's shards are multiplied with in each `step`, so that their sum, averaged over the
+        ranks, is the mean over the global batch."""
+
+
+@runtime_checkable
 class ForksSafely(Protocol):
     """A training backend whose process may fork data workers while it trains: its framework's threads hold no lock that
     these would wait for. They fetch samples, and use no device."""

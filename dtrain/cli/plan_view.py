@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.cli.render import counted
 from dtrain.common.secrets import redacted
+from dtrain.data.sampler import shards_on
 from dtrain.launch import registry
 from dtrain.run.folder import RunDir
 
@@ -62,7 +64,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     return PlanView(
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
         cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload, threads=job.resources.cpus_per_worker,
-        numbers=None if job.kind == "script" else BatchView(job.train.global_batch, job.train.shards or 1),
+        numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run),
     )  # fmt: skip
 
@@ -104,9 +106,11 @@ def plan_text(shown: PlanView) -> str:
         lines.append(f"  {shown.strategy} was chosen since: {shown.reason}")
     if shown.numbers:
         batch, shards = shown.numbers.global_batch, shown.numbers.shards
-        each = shards // shown.workers
-        size = batch // shards
-        lines.append(f"  global batch {batch} in {shards} shards of {size}; each worker takes {each} and accumulates")
+        passes = counted(shards // shown.workers, "pass")
+        each = math.ceil(batch / shown.workers)
+        lines.append(
+            f"  global batch {batch}: each worker computes {each} samples in {passes} of {math.ceil(batch / shards)}"
+        )
     for rank in shown.ranks:
         lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")
         lines += [f"    {name}={value}" for name, value in rank.environment.items()]

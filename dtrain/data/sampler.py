@@ -89,8 +89,15 @@ class Sampler:
 
     @property
     def shard_size(self) -> int:
-        """Samples of one shard."""
-        return self.train.global_batch // self.shards
+        """Samples of the largest shard; shards differ by one sample if their number does not divide the batch."""
+        return math.ceil(self.train.global_batch / self.shards)
+
+    def sizes(self, shards: range) -> list[int]:
+        """Samples of each of these shards."""
+        return [self._bound(shard + 1) - self._bound(shard) for shard in shards]
+
+    def _bound(self, shard: int) -> int:
+        return shard * self.train.global_batch // self.shards
 
     @property
     def total_steps(self) -> int:
@@ -101,7 +108,7 @@ class Sampler:
 
     def begin(self, step: int, first_shard: int) -> int:
         """Position, in the endless row of epochs, of the first sample of a shard."""
-        return step * self.train.global_batch + first_shard * self.shard_size
+        return step * self.train.global_batch + self._bound(first_shard)
 
     def indices(self, begin: int, count: int) -> Indices:
         """Samples at the positions [begin, begin + count), int64."""
@@ -118,6 +125,15 @@ class Sampler:
                 parts.append(np.arange(offset, offset + take, dtype=np.int64))
             position += take
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def shards_on(train: Train, workers: int) -> int:
+    """Parts that a global batch is divided into on this number of workers: `train.shards`, or one for each worker, or as
+    many for each as `train.micro_batch` makes necessary."""
+    if train.shards:
+        return train.shards
+    part = math.ceil(train.global_batch / workers)
+    return workers * math.ceil(part / (train.micro_batch or part))
 
 
 def own_shards(shards: int, rank: int, world_size: int) -> range:

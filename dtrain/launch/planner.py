@@ -12,31 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtrain.api.plan import LaunchPlan, Problem
-from dtrain.api.strategy import MetaStrategy, TrainingStrategy, ValidatesResources
+from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
 from dtrain.launch import checks, registry
 from dtrain.spec import entrypoint, task_class
 from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
 from dtrain.storage import object_store
 
-DEFAULT_SHARDS = 8
-
 
 def resolve(job: Job) -> Job:
-    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, the number of shards."""
+    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for."""
     strategy = registry.strategy_of(job)
     if isinstance(strategy, MetaStrategy):
         name, options, reason = strategy.resolve(job)
         job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
-    return _with_shards(job)
-
-
-def _with_shards(job: Job) -> Job:
-    if job.train.shards or job.kind == "script":
-        return job
-    workers, batch = job.resources.workers, job.train.global_batch
-    shards = next((n for n in range(DEFAULT_SHARDS, 0, -1) if batch % n == 0 and n % workers == 0), workers)
-    return dataclasses.replace(job, train=dataclasses.replace(job.train, shards=shards))
+    return job
 
 
 def make(job: Job) -> LaunchPlan:
@@ -52,6 +42,7 @@ def make(job: Job) -> LaunchPlan:
         per_node,
         processes,
         tuple(dict.fromkeys((*strategy.preload(job), *job.preload))),
+        uneven=job.kind == "task" and isinstance(strategy, SplitsUnevenly) and strategy.splits_unevenly(job),
     )
 
 
@@ -130,20 +121,26 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
     if (train.steps is None) == (train.epochs is None):
         yield Problem(("train",), "give train.steps or train.epochs, one of the two")
     workers = resources.workers
+    if train.shards and train.micro_batch:
+        yield Problem(("train", "micro_batch"), "give train.shards or train.micro_batch, one of the two")
     if train.shards and train.shards % workers:
         near = math.ceil(train.shards / workers) * workers
         yield Problem(
             ("train", "shards"),
             f"{train.shards} shards cannot be shared evenly by {workers} workers: take {near} shards, or workers that divide {train.shards}",
         )
-    parts, what = (train.shards, "shards") if train.shards else (workers, "workers")
-    if train.global_batch % parts:
-        lower = train.global_batch // parts * parts
-        batches = f"{lower} or {lower + parts}" if lower else str(parts)
-        yield Problem(
-            ("train", "global_batch"),
-            f"a global batch of {train.global_batch} cannot be divided by {parts} {what}: take {batches}",
-        )
+    if train.shards and train.global_batch % train.shards:
+        yield _not_divided(train.global_batch, train.shards, "shards")
+    elif train.global_batch < workers:
+        yield _not_divided(train.global_batch, workers, "workers")
+
+
+def _not_divided(batch: int, parts: int, what: str) -> Problem:
+    lower = batch // parts * parts
+    batches = f"{lower} or {lower + parts}" if lower else str(parts)
+    return Problem(
+        ("train", "global_batch"), f"a global batch of {batch} cannot be divided by {parts} {what}: take {batches}"
+    )
 
 
 def _of_storage(job: Job) -> Iterator[Problem]:
@@ -168,6 +165,9 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
         yield Problem(("train",), "a script has its own loop: `train` is for tasks and functions; give it `args`")
     if job.kind == "script" and job.data != Data():
         yield Problem(("data",), "a script fetches its own data: `data` is for tasks and functions; give it `args`")
+    batch, workers = job.train.global_batch, job.resources.workers
+    if job.kind != "script" and not job.train.shards and batch % workers and not plan.uneven:
+        yield _not_divided(batch, workers, "workers")
     if isinstance(strategy, ValidatesResources):
         for problem in strategy.problems(job.resources):
             yield Problem(("strategy",), problem)

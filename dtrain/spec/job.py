@@ -109,8 +109,11 @@ class Train:
     global_batch: Annotated[int, SAMPLES] = 64
     """Samples of one optimizer step, over all workers."""
     shards: Annotated[int, COUNT] | None = None
-    """Equal parts of the global batch; a worker takes whole shards and accumulates their gradients. 8 when not given
-    (or what divides the batch and the workers), and fixed for the life of the run."""
+    """Equal parts of the global batch, whose randomness (dropout) does not depend on the number of workers; a worker takes
+    whole shards, computes each in a pass of its own and accumulates their gradients. When not given, a worker computes its
+    whole part of the batch in one pass, which is faster."""
+    micro_batch: Annotated[int, SAMPLES] | None = None
+    """Most samples of one pass, for models that need the memory; a worker's part of the batch takes several passes then."""
     seed: Annotated[int, SEED] = 0
     """Of the initial weights, the sample order and the randomness in a step."""
     shuffle: bool = True

@@ -175,7 +175,7 @@ class Context:
         self._begin(sampler.total_steps, source.size)
         self._sampler = sampler
         trainer.warn_about(source)
-        first_shard, count = trainer.shards.start, len(trainer.shards) * sampler.shard_size
+        first_shard, count = trainer.shards.start, sum(sampler.sizes(trainer.shards))
 
         def fetch(step: int) -> Any:
             begin = sampler.begin(step, first_shard)
@@ -281,7 +281,7 @@ class Context:
             sampler = self._sampler
             assert sampler is not None, "its batches were begun"
             begin = sampler.begin(self._done, trainer.shards.start)
-            self._complete(begin, sampler.indices(begin, len(trainer.shards) * sampler.shard_size))
+            self._complete(begin, sampler.indices(begin, sum(sampler.sizes(trainer.shards))))
         trainer.saver.finish()
         if self._report is None or self._left or self._done >= self.total_steps or self._done == trainer.first_step:
             return

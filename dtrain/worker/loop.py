@@ -5,6 +5,7 @@ It knows no framework: a session does the numbers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, WorkerContext
+from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, WeighsShards, WorkerContext
 from dtrain.checkpoint.factory import store_of
 from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
@@ -120,13 +121,15 @@ def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Ite
     """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
     ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
     passes = shards[:1] if hasattr(task, "train_step") else shards
-    count = len(shards) * sampler.shard_size
-    size = count // len(passes)
+    sizes = sampler.sizes(shards)
+    if len(passes) < len(shards):
+        sizes = [sum(sizes)]
+    if isinstance(trainer.session, WeighsShards):
+        trainer.session.weigh([size * trainer.world_size / trainer.train.global_batch for size in sizes])
 
     def fetch(step: int) -> list[Any]:
-        begin = sampler.begin(step, shards.start)
-        parts = enumerate(np.split(sampler.indices(begin, count), len(passes)))
-        return [data.fetch(part, begin + number * size) for number, part in parts]
+        begins = itertools.accumulate(sizes[:-1], initial=sampler.begin(step, shards.start))
+        return [data.fetch(sampler.indices(begin, size), begin) for begin, size in zip(begins, sizes, strict=True)]
 
     numbers = range(trainer.first_step, sampler.total_steps)
     with closing(trainer.prefetcher(data, fetch, numbers, trainer.data_wait)) as fetched:

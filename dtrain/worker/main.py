@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -107,7 +108,7 @@ def _run(
     worker = os.getpid()
     try:
         _enter_code_folder(job.folder)
-        joining = WorkerContext(assignment.place, assignment.peers, job, listener)
+        joining = WorkerContext(assignment.place, assignment.peers, _with_shards(job, assignment.place), listener)
         with _serving(strategy, joining):
             if job.kind == "script":
                 _run_script(job, listener)
@@ -133,6 +134,16 @@ def _exit_code(error: SystemExit) -> int:
         return (error.code or 0) & 0xFF
     print(error.code, file=sys.stderr)
     return FAILED
+
+
+def _with_shards(job: Job, place: RankInfo) -> Job:
+    """The job with the number of shards that this attempt's workers make necessary."""
+    if job.kind == "script":
+        return job
+    from dtrain.data.sampler import shards_on  # scripts need not pay for numpy
+
+    shards = shards_on(job.train, place.world_size * place.replicas)
+    return dataclasses.replace(job, train=dataclasses.replace(job.train, shards=shards))
 
 
 def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:

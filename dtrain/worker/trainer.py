@@ -54,6 +54,11 @@ class Trainer:
         return self.joining.place.rank
 
     @property
+    def world_size(self) -> int:
+        """Worker processes of the attempt."""
+        return self.joining.place.world_size
+
+    @property
     def shards(self) -> range:
         """This worker's own shards."""
         place = self.joining.place
@@ -95,7 +100,7 @@ class Trainer:
     def upcoming(self, sampler: Sampler, first_step: int) -> Iterator[tuple[int, int, Indices]]:
         """The steps from `first_step` on: (step, position of this worker's first sample, its samples). Ends early, with
         the state saved, if the ranks agreed to leave."""
-        count = len(self.shards) * sampler.shard_size
+        count = sum(sampler.sizes(self.shards))
         for step in range(first_step, sampler.total_steps):
             if not self.link.may_begin(step):
                 self.leave(step)

@@ -74,6 +74,10 @@ class Horovod:
         """Horovod is there, and can do what is asked."""
         return [] if launcher.installed() else [launcher.MISSING]
 
+    def splits_unevenly(self, job: Job) -> bool:
+        """With PyTorch."""
+        return self._framework(job) == "torch"
+
     def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
         """The rendezvous."""
         return launcher.rendezvous(joining)

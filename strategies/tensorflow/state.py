@@ -16,6 +16,8 @@ from typing import Any
 from dtrain.api.strategy import NonFiniteWeights, SnapshotFiles
 from dtrain.common.errors import CheckpointError, UserError
 
+from .. import unpickling
+
 PREFIX = "state"
 REGISTERED = "registered.pickle"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -78,12 +80,15 @@ class Registered:
 
     def states(self) -> dict[str, Any]:
         """Copies of their states."""
-        return {name: copy.deepcopy(thing.state_dict()) for name, thing in self._things.items()}
+        states = {name: copy.deepcopy(thing.state_dict()) for name, thing in self._things.items()}
+        for name, state in states.items():
+            unpickling.require_loadable(state, f"'{name}'")
+        return states
 
     def load(self, folder: Path) -> None:
         """Give those there are the states they had, and those that come later, too."""
         path = folder / REGISTERED
-        self._folder, self._stored = folder.name, pickle.loads(path.read_bytes()) if path.exists() else {}
+        self._folder, self._stored = folder.name, unpickling.loads(path.read_bytes(), folder) if path.exists() else {}
         for name, thing in self._things.items():
             self._give(name, thing)
 

@@ -75,6 +75,10 @@ class OneADevice:
         """One a device."""
         return workers_per_node
 
+    def splits_unevenly(self, job: Job) -> bool:
+        """Losses are weighted, and every worker takes as many passes."""
+        return True
+
     def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
         """As torchrun sets it."""
         return environments.torchrun(place, peers)
@@ -104,6 +108,11 @@ class TorchBackend:
         self._warm = not parallel.rearranges
         self._state = TorchState({})
         self._stored: Stored | None = None
+        self._weights: Sequence[float] = (1.0,)
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """See `WeighsShards.weigh`."""
+        self._weights = weights
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
         """See `TrainingBackend.build`."""
@@ -189,13 +198,14 @@ class TorchBackend:
             self.seed(seed)
             with self._passing(last=number == len(batches)):
                 loss, more = self._loss(batch)
-                loss = loss / len(batches)
+                weight = self._weights[number - 1]
+                loss = loss if weight == 1.0 else loss * weight
                 self._late.add(loss, number - 1)
                 loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
             for name, value in more.items():
                 value = value.detach() if hasattr(value, "detach") else value
-                metrics[name] = metrics.get(name, 0.0) + value / len(batches)
+                metrics[name] = metrics.get(name, 0.0) + value * weight
         parameters = (parameter for _, parameter in self._state.named_parameters())
         self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm)
         for optimizer in self._optimizers.values():
@@ -208,7 +218,7 @@ class TorchBackend:
         self._to_training()
         own = OwnStep(
             number.step, number.total_steps, moved(batch, self._device), self._models, self._optimizers,
-            self._parallel, self._train.clip_norm,
+            self._parallel, self._train.clip_norm, self._weights[0],
         )  # fmt: skip
         with self._parallel.autocast(self._device):
             given = self._task.train_step(own)

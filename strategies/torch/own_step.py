@@ -40,6 +40,8 @@ class OwnStep:
     """By the names that `optimizers` gave them."""
     parallel: Parallel
     clip_norm: float | None
+    weight: float = 1.0
+    """Of this worker's loss in the mean over the ranks: not 1 if their parts of the batch differ in size."""
 
     @property
     def model(self) -> Any:
@@ -63,7 +65,7 @@ class OwnStep:
             raise UserError(f"there is no optimizer {name!r}: this task has {', '.join(map(repr, self.optimizers))}")
         optimizer = self.optimizers[name]
         optimizer.zero_grad()
-        loss.backward()
+        (loss * self.weight).backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.parallel.apply([optimizer], parameters, self.clip_norm)
         optimizer.zero_grad()

@@ -16,6 +16,8 @@ from typing import Any
 from dtrain.api.strategy import NonFiniteWeights, RankInfo, SnapshotFiles
 from dtrain.common.errors import CheckpointError
 
+from .. import unpickling
+from . import safe_reader
 from .packing import leaves, packed, places, unpacked
 
 ONLY = ""
@@ -52,6 +54,10 @@ class TorchState:
         for section, things in (("schedulers", self.schedulers), ("registered", self.registered)):
             if things:
                 state[section] = {name or "only": packed(thing.state_dict()) for name, thing in things.items()}
+                for name, part in state[section].items():
+                    unpickling.require_loadable(
+                        part["structure"], f"'{name}'" if section == "registered" else "the scheduler"
+                    )
         return state
 
     def load(self, folder: Path, group: Any) -> Stored:
@@ -85,11 +91,9 @@ class Stored:
     """A checkpoint in a folder, read by names."""
 
     def __init__(self, folder: Path, group: Any) -> None:
-        import torch.distributed.checkpoint as dcp
-
         self.folder = folder
         self._group = group
-        metadata = dcp.FileSystemReader(folder).read_metadata()
+        metadata = safe_reader.reader(folder).read_metadata()
         self._entries: dict[str, Any] = dict(metadata.state_dict_metadata)
         self._paths: dict[str, tuple[Any, ...]] = dict(metadata.planner_data or {})
 
@@ -97,7 +101,12 @@ class Stored:
         """Collective. Fill a state of this checkpoint's names."""
         import torch.distributed.checkpoint as dcp
 
-        dcp.load(state, checkpoint_id=str(self.folder), process_group=self._group)
+        dcp.load(
+            state,
+            storage_reader=safe_reader.reader(self.folder),
+            planner=safe_reader.planner(self.folder),
+            process_group=self._group,
+        )
 
     def names(self, section: str) -> list[str]:
         """Of the things in a section."""

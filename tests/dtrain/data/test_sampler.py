@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.data.batches import Batches, stacked
-from dtrain.data.sampler import Sampler, own_shards, permuted, step_seed
+from dtrain.data.sampler import Sampler, own_shards, permuted, shards_on, step_seed
 from dtrain.spec.job import Train
 
 SIZES = st.integers(1, 3000)
@@ -98,3 +100,23 @@ def test_samples_are_stacked_in_their_own_structure() -> None:
 
 FIXED_ORDER = [8, 5, 7, 1, 2, 3, 6, 9, 0, 4]
 FIXED_SEED = 5279625614373554524
+
+
+@given(st.integers(1, 500), st.integers(1, 20), st.integers(1, 50) | st.none())
+def test_parts_of_the_batch_are_as_even_as_can_be(batch: int, workers: int, micro_batch: int | None) -> None:
+    train = Train(steps=1, global_batch=max(batch, workers), micro_batch=micro_batch)
+    shards = shards_on(train, workers)
+    sampler = Sampler(10_000, dataclasses.replace(train, shards=shards))
+    sizes = [sampler.sizes(own_shards(shards, rank, workers)) for rank in range(workers)]
+    everything = [size for own in sizes for size in own]
+    assert sum(everything) == train.global_batch
+    assert max(everything) - min(everything) <= 1
+    assert max(everything) <= (micro_batch or train.global_batch)
+    assert len({len(own) for own in sizes}) == 1
+    assert micro_batch or len(sizes[0]) == 1
+    begins = [sampler.begin(3, rank * len(sizes[0])) for rank in range(workers)]
+    assert begins == [3 * train.global_batch + sum(map(sum, sizes[:rank])) for rank in range(workers)]
+
+
+def test_explicit_shards_do_not_depend_on_the_workers() -> None:
+    assert {shards_on(Train(steps=1, global_batch=64, shards=16), workers) for workers in (1, 2, 4, 8)} == {16}

@@ -1,0 +1,90 @@
+"""Reading checkpoints without arbitrary pickle: a file can name only the classes listed here, since a pickle can run any
+program. Importing this module imports no framework.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from dtrain.common.errors import CheckpointError, UserError
+
+CLASSES = {
+    "builtins": {"set", "frozenset", "complex", "bytearray", "slice", "range"},
+    "collections": {"OrderedDict", "defaultdict", "deque", "Counter"},
+    "datetime": {"date", "datetime", "time", "timedelta", "timezone"},
+    "decimal": {"Decimal"},
+    "fractions": {"Fraction"},
+    "numpy": {"dtype", "ndarray"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy.core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "numpy.core.numeric": {"_frombuffer"},
+    "tensorflow.python.framework.ops": {"convert_to_tensor"},
+    "pathlib": {"PosixPath", "PurePosixPath", "Path"},
+    "torch": {"Size", "device"},
+    "torch._utils": {"_rebuild_tensor_v2"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.serialization": {"_get_layout"},
+}  # fmt: skip
+"""Module → its classes and functions that a checkpoint may name; besides them, PyTorch's types of numbers and storages."""
+WHAT_TO_DO = "Keep plain values, lists, dicts and tensors in state_dict(), not objects of classes of your own."
+
+
+class Unpickler(pickle.Unpickler):
+    """Builds only what is listed; raises `pickle.UnpicklingError` otherwise."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """See `pickle.Unpickler.find_class`."""
+        if name in CLASSES.get(module, ()) or (module == "torch" and _is_number_type(name)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _is_number_type(name: str) -> bool:
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return False
+    return isinstance(getattr(torch, name, None), torch.dtype) or (name.endswith("Storage") and name.isidentifier())
+
+
+def loads(data: bytes, folder: Path) -> Any:
+    """What a file of a checkpoint holds; raises `CheckpointError` for what is not on the list."""
+    try:
+        return Unpickler(io.BytesIO(data)).load()
+    except pickle.UnpicklingError as error:
+        raise refused(folder, error) from None
+
+
+PICKLE = SimpleNamespace(
+    __name__=__name__, Unpickler=Unpickler, load=lambda file, **named: Unpickler(file, **named).load()
+)
+"""For `torch.load(pickle_module=…)`."""
+
+
+def require_loadable(state: Any, name: str) -> None:
+    """Raise `UserError` if a checkpoint would hold what is not read back: better now than after a failure."""
+    try:
+        Unpickler(io.BytesIO(pickle.dumps(state))).load()
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"the state_dict of {name} holds an object of {error}, which checkpoints do not: {WHAT_TO_DO}"
+        ) from None
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(f"the state_dict of {name} cannot be saved: {error}. {WHAT_TO_DO}") from None
+
+
+def refused(folder: Path, what: object) -> CheckpointError:
+    """The error for a file that names what dtrain does not write."""
+    return CheckpointError(
+        f"the checkpoint {folder.name} names {what}, which dtrain does not write: it is not loaded",
+        "Someone else has changed it; go on from another one, or begin a new run.",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shlex
 import threading
@@ -20,9 +19,9 @@ from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.api.protocol import Command, Quit, decode, encode
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError, UsageError
-from dtrain.common.serde import to_dict
 from dtrain.run.folder import RunDir
 
+from . import shipping
 from .agent_host import AgentHost
 
 LOOK_SECONDS = 1.0
@@ -88,13 +87,17 @@ class Ray:
 
     def runtime_env(self, plan: LaunchPlan, run: RunDir) -> dict[str, Any]:
         """What Ray brings to every node; the recipe's folder if nodes share none, without the runs in it."""
-        job = plan.job
+        job, given = plan.job, {name: value for name, value in self.options.runtime_env.items() if name != "env_vars"}
         if not job.storage.url:
-            return self.options.runtime_env
+            return given
         runs, folder = run.path.parent, Path(job.folder)
         inside = [f"/{runs.relative_to(folder)}"] if runs != folder and runs.is_relative_to(folder) else []
-        excluded = [*self.options.runtime_env.get("excludes", []), *inside]
-        return {"working_dir": job.folder} | self.options.runtime_env | {"excludes": excluded}
+        excluded = [*given.get("excludes", []), *inside]
+        return {"working_dir": job.folder} | given | {"excludes": excluded}
+
+    def env_vars(self) -> dict[str, str]:
+        """The runtime environment's variables, which dtrain sets itself: Ray would show them to everyone."""
+        return {name: str(value) for name, value in self.options.runtime_env.get("env_vars", {}).items()}
 
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
         """The runtime environment, the placement group, and the agent of each of its bundles."""
@@ -119,19 +122,23 @@ class Ray:
         command, environment = supervisor_command(run), dict(self.runtime_env(plan, run))
         if plan.job.storage.url:
             command[0] = "python"
-            told = {variables.JOB: json.dumps(to_dict(plan.job))}
-            environment["env_vars"] = environment.get("env_vars", {}) | told
-        try:
-            # The same run may be submitted again after a stop, and Ray never takes an id twice.
-            return str(
-                self._jobs().submit_job(
-                    entrypoint=shlex.join(command),
-                    submission_id=f"{run.id}-{os.urandom(2).hex()}",
-                    runtime_env=environment or None,
+        with shipping.module(plan.job if plan.job.storage.url else None, self.env_vars()) as shipped:
+            if plan.job.storage.url or self.env_vars():
+                environment["py_modules"] = [*environment.get("py_modules", []), str(shipped)]
+                environment["env_vars"] = {variables.SHIPPED: shipped.name}
+            try:
+                # The same run may be submitted again after a stop, and Ray never takes an id twice.
+                return str(
+                    self._jobs().submit_job(
+                        entrypoint=shlex.join(command),
+                        submission_id=f"{run.id}-{os.urandom(2).hex()}",
+                        runtime_env=environment or None,
+                    )
                 )
-            )
-        except (RuntimeError, ValueError) as error:
-            raise ClusterError(f"Ray did not take the job: {error}", "Check the address of the Jobs API.") from error
+            except (RuntimeError, ValueError) as error:
+                raise ClusterError(
+                    f"Ray did not take the job: {error}", "Check the address of the Jobs API."
+                ) from error
 
     def state(self, run: RunDir, reference: str) -> Submission:
         """What the Jobs API says; '' if the cluster cannot be reached or does not know the job."""
@@ -326,7 +333,7 @@ class RayAllocation:
             "max_concurrency": 4,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
-        environment = {variables.CPUS: str(max(1, int(self._bundle["CPU"])))}
+        environment = self._cluster.env_vars() | {variables.CPUS: str(max(1, int(self._bundle["CPU"])))}
         actor = ray.remote(AgentHost).options(**options).remote(self._plan.agent_command(self._run, node), environment)
         channel = RayChannel(actor, number, group, bundle)
         if expected:

@@ -10,6 +10,11 @@ from dtrain.api.strategy import RankInfo
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
 
+SHIPPED_JOB = "job.json"
+"""In a module that a cluster sends along with the supervisor: the job, if the supervisor does not see the run folder."""
+SHIPPED_ENVIRONMENT = "environment.json"
+"""In the same module: variables of the supervisor's environment."""
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -18,7 +18,7 @@ LINE_BYTES = "DTRAIN_LINE_BYTES"
 """Set by clusters for agents: the longest line that arrives whole at the supervisor, if there is a limit."""
 FOLDER = "DTRAIN_FOLDER"
 """Set by clusters for agents: the recipe's folder on this node, if the cluster shipped it."""
-JOB = "DTRAIN_JOB"
-"""Set by clusters for a submitted supervisor that may not see the run folder: the job as JSON."""
-OF_AGENTS = frozenset({ADDRESS, CPUS, LINE_BYTES, FOLDER, JOB})
+SHIPPED = "DTRAIN_SHIPPED"
+"""Set by clusters for a submitted supervisor: the name of a module with what was sent along (`dtrain.api.plan.SHIPPED_JOB`)."""
+OF_AGENTS = frozenset({ADDRESS, CPUS, LINE_BYTES, FOLDER, SHIPPED})
 """Not passed on to workers."""

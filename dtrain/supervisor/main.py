@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import queue
@@ -15,8 +16,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dtrain.api.plan import SHIPPED_ENVIRONMENT, SHIPPED_JOB
 from dtrain.common import environment
-from dtrain.common.errors import DtrainError, Exit, InternalError, StorageError
+from dtrain.common.errors import ClusterError, DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
 from dtrain.launch import planner, registry
 from dtrain.run import history
@@ -40,14 +42,27 @@ CRASH_LOG = "supervisor-crash.log"
 def main(path: str) -> int:
     """`python -P -m dtrain supervise RUN`, started inside the cluster on a run folder, or with the job alone."""
     run = RunDir(Path(path))
-    shipped = os.environ.pop(environment.JOB, None)
     try:
-        if not shipped or run.job_file.exists():
+        shipped = _unpack(os.environ.pop(environment.SHIPPED, ""))
+        if shipped is None or run.job_file.exists():
             return int(supervise(run, LOCK_SECONDS))
-        return int(_supervise_apart(run.id, from_dict(Job, json.loads(shipped))))
+        return int(_supervise_apart(run.id, shipped))
     except DtrainError as error:
         print(f"dtrain: {error}", file=sys.stderr)
         return int(error.exit_code)
+
+
+def _unpack(module: str) -> Job | None:
+    """Take over the environment that was sent along in this module; the job in it, if there is one."""
+    if not module:
+        return None
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ClusterError(f"the cluster did not bring the module {module} that the run was sent with")
+    folder = Path(spec.origin).parent
+    os.environ.update(json.loads((folder / SHIPPED_ENVIRONMENT).read_text()))
+    job = folder / SHIPPED_JOB
+    return from_dict(Job, json.loads(job.read_text())) if job.exists() else None
 
 
 def supervise(run: RunDir, patience_seconds: float = 0.0, on_event: Callable[[Event], None] | None = None) -> Exit:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ def test_a_submitted_run_is_watched_stopped_and_resumed_from_afar(lab: RayLab, s
     recipe = str(home / "project/contract_torch.yaml")
     dtrain("submit", recipe, *FOUR, "--set", "params.pause=0.8", *kept_on(s3), *runs, **on(lab, s3))
     (run,) = all_runs(home / "far")
+    jobs = json.loads(urllib.request.urlopen(f"{lab.jobs_address}/api/jobs/").read())
+    shown = json.dumps([job for job in jobs if (job["submission_id"] or "").startswith(run.id)])
+    assert run.id in shown
+    assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in shown
+    assert "tiny_mlp" not in shown, "the recipe may hold secrets, too"
     state = wait_for(lambda: _state(run, lab, s3, "checkpoint"), "a checkpoint as it is seen from afar")
     assert state["outcome"] == "running"
     assert "saved at step" in dtrain("stop", "last", *runs, **on(lab, s3)).stdout

@@ -116,6 +116,18 @@ def test_a_worker_that_waits_for_ever_is_a_hang(runs: Path) -> None:
     assert "in fail\n" in live.run.rank_log(0).read_text()
 
 
+def test_a_worker_that_spins_is_a_hang(runs: Path) -> None:
+    """It uses all the CPU time there is, as a rank in a stuck collective on a GPU does."""
+    options = ("--set", "params.fail_how=spin", "--set", "params.fail_at=40", "--set", "recovery.hang_seconds=3")
+    live = finished(
+        RECIPE, *options, "--set", "recovery.restarts=0", "--set", "checkpoint.every_steps=60", runs=runs, code=3
+    )
+    (failure,) = live.events("failure")
+    assert failure["kind"] == "hang"
+    assert "made no step and no output for 3 s" in failure["message"]
+    assert "in fail\n" in live.run.rank_log(0).read_text()
+
+
 def test_a_bug_stops_at_once_with_its_traceback_rank_and_step(runs: Path) -> None:
     with start(RECIPE, "--set", "params.fail_at=20", "--set", "params.fail_rank=1", runs=runs) as live:
         out = live.finish(code=1)

@@ -31,6 +31,7 @@ class WorkerProcess:
     output: int = -1
     step: int | None = None
     active: float = 0.0
+    advanced: float = 0.0
     stopped_since: float | None = None
     reported: bool = False
     """Whether it said why it fails."""
@@ -42,11 +43,16 @@ class WorkerProcess:
         step = sample_ledger.last_step(self.ledger)
         cpu = current.cpu_seconds if current else 0.0
         busy = cpu - self.cpu_seconds > IDLE_CPU_SHARE * (now - self.looked)
-        if busy or output != self.output or step != self.step or not self.active:
+        if output != self.output or step != self.step or not self.active:
+            self.advanced = now
+        if busy or self.advanced == now:
             self.active = now
         stopped = bool(current and current.stopped)
         self.stopped_since = (self.stopped_since or now) if stopped else None
         self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step
         return WorkerLiveness(
-            step, round(now - self.active, 2), round(now - self.stopped_since, 2) if self.stopped_since else 0.0
+            step,
+            idle_seconds=round(now - self.active, 2),
+            stopped_seconds=round(now - self.stopped_since, 2) if self.stopped_since else 0.0,
+            quiet_seconds=round(now - self.advanced, 2),
         )

@@ -111,6 +111,8 @@ class WorkerLiveness:
     """Since it last made a step, wrote output or used CPU time."""
     stopped_seconds: float
     """Since it was stopped by a signal; 0: it is not."""
+    quiet_seconds: float = 0.0
+    """Since it last made a step or wrote output, whatever CPU time it used."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,13 @@ class LeftAtStep:
 
 
 @dataclass(frozen=True)
+class LoopPhase:
+    """dtrain's own loop does steps from now on, or something else (an evaluation, a checkpoint, the end) for a while."""
+
+    stepping: bool
+
+
+@dataclass(frozen=True)
 class StepsDone:
     """This rank's task or function came to its end, or left as agreed: exit code 0 without it is a failure."""
 
@@ -122,6 +129,7 @@ Report = (
     | SaveFailed
     | StopProposal
     | LeftAtStep
+    | LoopPhase
     | StepsDone
     | WorkerFailed
 )
@@ -135,6 +143,7 @@ NAMES: dict[str, type[Any]] = {
     "save_failed": SaveFailed,
     "gate": StopProposal,
     "left": LeftAtStep,
+    "phase": LoopPhase,
     "finished": StepsDone,
     "failed": WorkerFailed,
 }

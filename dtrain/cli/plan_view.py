@@ -10,9 +10,9 @@ from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.cli.render import counted
 from dtrain.common.secrets import redacted
-from dtrain.data.sampler import shards_on
 from dtrain.launch import registry
 from dtrain.run.folder import RunDir
+from dtrain.spec.job import shards_on
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """A data worker: a process, forked from the one that trains, that fetches batches by number and hands them over in memory.
 
 A batch is pickled with its arrays out of band (PEP 574) into an anonymous memory file (memfd_create(2)) of its own, whose
-descriptor goes over a socket: the other side maps it and copies nothing. The memory is freed with the last array.
+descriptor goes over a socket: it takes no room in /dev/shm, and no name that could be left behind.
 """
 
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import pickle
 import signal
@@ -21,6 +20,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from dtrain.common.processes import STACKS_SIGNAL, die_with_parent, set_name
 
@@ -78,7 +79,7 @@ class DataWorker:
             return None
         number, failed, seconds, cpu_seconds, pickled, table = HEADER.unpack(header)
         self.asked.remove(number)
-        value, size = _mapped(descriptors[0], pickled, table)
+        value, size = _read(descriptors[0], pickled, table)
         return Fetched(number, failed, value, seconds, cpu_seconds, size)
 
     def show_stacks(self) -> None:
@@ -189,14 +190,16 @@ def _pickled(value: Any) -> tuple[bytes, list[memoryview]]:
     return file.getvalue(), [buffer.raw() for buffer in buffers]
 
 
-def _mapped(descriptor: int, pickled: int, table: int) -> tuple[Any, int]:
-    """The value in a memory file, whose arrays lie in the mapping; and the file's size."""
+def _read(descriptor: int, pickled: int, table: int) -> tuple[Any, int]:
+    """The value in a memory file, and the file's size. It is copied: a mapping would keep its descriptor open."""
     try:
         size = os.fstat(descriptor).st_size
-        mapping = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+        view = np.empty(size, np.uint8).data
+        done = 0
+        while done < size:
+            done += os.preadv(descriptor, [view[done:]], done)
     finally:
         os.close(descriptor)
-    view = memoryview(mapping)
     position = pickled + table
     buffers = []
     for nbytes in struct.unpack(f"={table // 8}q", view[pickled:position]):

@@ -104,6 +104,7 @@ class Prefetcher:
         for worker in self._workers:
             worker.end()
         self._workers.clear()
+        self._ready.clear()
         self._wait.workers = 0
 
     def _start(self, count: int) -> None:

@@ -127,15 +127,6 @@ class Sampler:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def shards_on(train: Train, workers: int) -> int:
-    """Parts that a global batch is divided into on this number of workers: `train.shards`, or one for each worker, or as
-    many for each as `train.micro_batch` makes necessary."""
-    if train.shards:
-        return train.shards
-    part = math.ceil(train.global_batch / workers)
-    return workers * math.ceil(part / (train.micro_batch or part))
-
-
 def own_shards(shards: int, rank: int, world_size: int) -> range:
     """The contiguous whole shards of one worker process."""
     each = shards // world_size

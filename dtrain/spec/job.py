@@ -6,6 +6,7 @@ so agents and workers read a job without paying for it. Durations are seconds, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -130,6 +131,15 @@ class Train:
     """End the run when the loss or the weights are not finite. A checkpoint whose weights are not is never kept."""
     log_every: Annotated[int, STEPS] = 10
     """Steps between two reports of loss and metrics."""
+
+
+def shards_on(train: Train, workers: int) -> int:
+    """Parts that a global batch is divided into on this number of workers: `train.shards`, or one for each worker, or as
+    many for each as `train.micro_batch` makes necessary."""
+    if train.shards:
+        return train.shards
+    part = math.ceil(train.global_batch / workers)
+    return workers * math.ceil(part / (train.micro_batch or part))
 
 
 @dataclass(frozen=True)

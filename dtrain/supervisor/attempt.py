@@ -151,7 +151,7 @@ class Attempt:
                 # A proposal that was asked for before the workers were there reached none of them; twice does no harm.
                 self._send(node, _ask_for_proposal(self.number))
         elif isinstance(event, Heartbeat):
-            self._hangs.update({int(rank): sign for rank, sign in event.signs.items()})
+            self._hangs.update({int(rank): sign for rank, sign in event.signs.items()}, now)
             self._log_progress(now)
         elif isinstance(event, WorkerReport):
             self._on_report(event.rank, reports.decode(event.body))
@@ -240,6 +240,8 @@ class Attempt:
             self._stop_by_function(report.reason)
         elif isinstance(report, reports.LeftAtStep):
             self._left_step = report.step
+        elif isinstance(report, reports.LoopPhase):
+            self._hangs.phase(rank, stepping=report.stepping)
         elif isinstance(report, reports.StepsDone):
             self._failures.steps_done(rank)
         elif isinstance(report, reports.WorkerFailed):

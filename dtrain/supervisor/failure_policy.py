@@ -38,7 +38,7 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
     if last.kind is FailureKind.BUG:
         return Decision(retry=False, reason="an error in the user's code is not retried", exit_code=Exit.USER_CODE)
     if last.kind is FailureKind.OUT_OF_MEMORY:
-        hint = "bound the samples of a pass with train.micro_batch, or use more workers"
+        hint = "lower train.global_batch, bound the samples of a pass with train.micro_batch, or use more workers"
         return Decision(retry=False, reason=f"out of memory would strike again: {hint}", exit_code=Exit.USER_CODE)
     if len(equal) >= EQUAL_BEFORE.get(last.kind, 1):
         code = Exit(last.exit_code) if last.kind is FailureKind.TRANSIENT else Exit.GAVE_UP

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dtrain.api.reports import LoopPhase
 from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, WeighsShards, WorkerContext
 from dtrain.checkpoint.factory import store_of
 from dtrain.data.batches import Batches
@@ -75,6 +76,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     trainer.announce(sampler.total_steps, sampler.size)
     trainer.warn_about(data)
     trainer.link.listen()
+    trainer.link.report(LoopPhase(stepping=True))
     report, done = Report(trainer, sampler.total_steps), trainer.first_step
     for step, values in _steps(trainer, task, data, sampler):
         done = step + 1
@@ -84,7 +86,9 @@ def _train(trainer: Trainer, task: Task) -> None:
         except NonFiniteLoss as error:
             raise trainer.non_finite(error, step) from None
         if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
-            _evaluate(trainer, held_out, sampler, report, done)
+            with trainer.no_steps():
+                _evaluate(trainer, held_out, sampler, report, done)
+    trainer.link.report(LoopPhase(stepping=False))
     trainer.saver.finish()
     if done == sampler.total_steps:
         _conclude(trainer, task, held_out, sampler, report)

@@ -30,7 +30,7 @@ from dtrain.common.errors import ClusterError
 from dtrain.common.processes import die_with_parent, set_name
 from dtrain.run.folder import RunDir
 from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Job
+from dtrain.spec.job import Job, shards_on
 from dtrain.worker import failure_report, python_process
 from dtrain.worker.control_channel import ControlChannel
 
@@ -140,8 +140,6 @@ def _with_shards(job: Job, place: RankInfo) -> Job:
     """The job with the number of shards that this attempt's workers make necessary."""
     if job.kind == "script":
         return job
-    from dtrain.data.sampler import shards_on  # scripts need not pay for numpy
-
     shards = shards_on(job.train, place.world_size * place.replicas)
     return dataclasses.replace(job, train=dataclasses.replace(job.train, shards=shards))
 

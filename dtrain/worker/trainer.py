@@ -6,14 +6,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dtrain.api.reports import EvaluationMetrics, LeftAtStep, StepMetrics, TrainingBegan, UserWarned
+from dtrain.api.reports import EvaluationMetrics, LeftAtStep, LoopPhase, StepMetrics, TrainingBegan, UserWarned
 from dtrain.api.strategy import ForksSafely, NonFiniteLoss, TrainingBackend, WorkerContext
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
@@ -87,6 +87,16 @@ class Trainer:
                 "every step trains on samples more than once"
             )
 
+    @contextmanager
+    def no_steps(self) -> Iterator[None]:
+        """Around what keeps dtrain's own loop from steps for a while that steps say nothing about."""
+        if self.joining.job.function:
+            yield
+            return
+        self.link.report(LoopPhase(stepping=False))
+        yield
+        self.link.report(LoopPhase(stepping=True))
+
     def due(self, done: int, total: int, every: int | None) -> bool:
         """Whether something that happens every `every` steps, and at the end, is due after `done` steps."""
         return done == total or bool(every and done % every == 0)
@@ -95,7 +105,8 @@ class Trainer:
         """Collective. Save if a checkpoint is due; raise what went wrong in the one before."""
         self.saver.check()
         if self.due(done, total, self.joining.job.checkpoint.every_steps):
-            self.saver.begin(done)
+            with self.no_steps():
+                self.saver.begin(done)
 
     def upcoming(self, sampler: Sampler, first_step: int) -> Iterator[tuple[int, int, Indices]]:
         """The steps from `first_step` on: (step, position of this worker's first sample, its samples). Ends early, with

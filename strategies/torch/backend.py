@@ -30,6 +30,10 @@ PRELOAD = (
     "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "dtrain.worker.loop",
 )  # fmt: skip
 CONNECT_SECONDS = 300
+LEAST_TIMEOUT_SECONDS = 1800.0
+"""Of the process group's collectives."""
+HANGS = 3.0
+"""Times `recovery.hang_seconds`: later than dtrain's own look at the ranks."""
 Metrics = Callable[[Any, Any], Any]
 
 
@@ -56,7 +60,11 @@ def connected(joining: WorkerContext) -> Iterator[Any]:
         # The store closes what it is given when it ends: let it have a copy.
         master_listen_fd=rendezvous.dup().detach() if rendezvous is not None else None,
     )
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size,
+        # A hang is for dtrain to find: its report names the rank and has the stacks.
+        timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * joining.job.recovery.hang_seconds)),
+    )  # fmt: skip
     yield device
     # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
     dist.destroy_process_group()

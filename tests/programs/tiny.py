@@ -49,6 +49,9 @@ class Tiny:
             raise ConnectionResetError("the file server hung up")
         if self.fail_how == "wait":
             time.sleep(10_000)
+        if self.fail_how == "spin":
+            while True:
+                pass
         if self.fail_how == "leave":
             sys.exit(0)
         if self.fail_how == "vanish":

@@ -63,7 +63,7 @@ def test_a_good_recipe_is_a_job() -> None:
         ("steps: 60", "steps: 0", "r.yaml:7:3: train.steps: input should be greater than 0, not 0"),
         ("steps: 60", "steps: '60'", "r.yaml:7:3: train.steps: input should be a valid integer, not '60'"),
         ("workers: 2", "workers: true", "r.yaml:5:3: resources.workers: input should be a valid integer, not true"),
-        ("global_batch: 32", "global_batch: 33", "r.yaml:8:3: train.global_batch: a global batch of 33 cannot be divided by 2 workers: take 32 or 34"),
+        ("global_batch: 32", "global_batch: 1", "r.yaml:8:3: train.global_batch: a global batch of 1 cannot be divided by 2 workers: take 2"),
         ("workers: 2", "workers: 3\n  nodes: 2", "r.yaml:5:3: resources.workers: 3 workers cannot be spread evenly over 2 nodes: take 4 workers"),
         ("steps: 60", "steps: 60\n  epochs: 2", "r.yaml:6:1: train: give train.steps or train.epochs, one of the two"),
         ("tiny.py:Tiny", "tiny.py:Tyni", "r.yaml:2:1: task: tiny.py has no class 'Tyni'. Did you mean 'Tiny'?"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
 from dtrain.spec import entrypoint
+from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job
 
-from . import environments
+from . import environments, errors
 from .horovod import launcher
 
 PRELOADS = {
@@ -110,6 +112,10 @@ class Script:
         if self._sets("horovod"):
             told |= launcher.environment(place, peers)
         return told
+
+    def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
+        """See `ClassifiesErrors.classify`: a script may use any framework."""
+        return errors.of_horovod(type_names, message)
 
     def explain(self, error: BaseException) -> str:
         """See `ExplainsErrors.explain`."""

@@ -111,7 +111,7 @@ class WorkerFailed:
     """An exception ended this rank's code."""
 
     failure: str
-    """The value of a `dtrain.spec.failures.FailureKind`."""
+    """The value of a `dtrain.spec.failures.FailureKind`; '' if it follows from the message, which names the exception."""
     message: str
     traceback: str = ""
     where: str = ""

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Device, Job, Resources, Train
 
 ERROR_FILE = "<error file of this rank>"
@@ -208,6 +209,21 @@ class ExplainsErrors(Protocol):
 
     def explain(self, error: BaseException) -> str:
         """Pure. What this error means and what to do, in one line; '' if it says so itself or is not known."""
+
+
+@runtime_checkable
+class ClassifiesErrors(Protocol):
+    """A strategy that knows the exceptions of its framework."""
+
+    def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
+        """Pure. The class of an exception from the names of its type and bases, nearest first, and its text; None if it is
+        none of the framework's."""
+
+
+def error_kind(strategy: Strategy, type_names: Sequence[str], message: str) -> FailureKind:
+    """Pure. The class of an exception: the strategy's answer if it knows it, otherwise what Python's own types say."""
+    known = strategy.classify(type_names, message) if isinstance(strategy, ClassifiesErrors) else None
+    return known or exception_kind(type_names, message)
 
 
 @runtime_checkable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -64,34 +66,17 @@ class Failure:
 
 
 FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
-NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
-"""What CUDA, torch's allocator for the CPU, the kernel and C++ say of it."""
-MEMORY = re.compile(r"^(MemoryError|OutOfMemoryError|ResourceExhaustedError)$")
-CONNECTION = re.compile(
-    r"connection (was )?(reset|closed|refused|aborted)|reset by peer|closed by peer|broken pipe|socket (closed|timeout)|connectfull"
-    r"|remote process exited|ncclremoteerror|ncclsystemerror|pair closure|timed out waiting \d+ms for"
-    r"|heartbeat (timeout|request)|coordination (service|agent)|peer .*(left|failed|disconnected)",
-    re.IGNORECASE,
-)
-"""What the frameworks say when another worker's connection ended: gloo, NCCL, TensorFlow's gRPC and coordination service."""
-LOST_PEER_ERRORS = {"HorovodInternalError", "UnavailableError"}
-"""Types that mean nothing else."""
-PEER_ERRORS = {
-    "DistBackendError", "DistNetworkError", "DistStoreError", "HorovodInternalError", "UnavailableError",
-    "UnknownError", "DeadlineExceededError", "AbortedError", "CancelledError", "InternalError",
-}  # fmt: skip
+NO_MEMORY = os.strerror(errno.ENOMEM)
 TRANSIENT = {"ConnectionError", "ConnectionResetError", "ConnectionRefusedError", "ConnectionAbortedError", "BrokenPipeError",
           "TimeoutError", "OSError", "InterruptedError"}  # fmt: skip
 
 
 def exception_kind(type_names: Sequence[str], message: str) -> FailureKind:
-    """Pure. The class of an exception from the names of its type and bases, nearest first, and its text."""
-    name = type_names[0] if type_names else ""
-    if any(MEMORY.match(base) for base in type_names) or NO_MEMORY.search(message):
+    """Pure. The class of one of Python's own exceptions from the names of its type and bases, nearest first, and its text;
+    those of frameworks are classified by the strategy."""
+    if "MemoryError" in type_names or NO_MEMORY in message:
         return FailureKind.OUT_OF_MEMORY
-    if name in LOST_PEER_ERRORS or ((name in PEER_ERRORS or name == "RuntimeError") and CONNECTION.search(message)):
-        return FailureKind.CASCADE
-    return FailureKind.TRANSIENT if name in TRANSIENT else FailureKind.BUG
+    return FailureKind.TRANSIENT if type_names and type_names[0] in TRANSIENT else FailureKind.BUG
 
 
 def exit_kind(code: int, *, out_of_memory: bool) -> tuple[FailureKind, str]:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from dtrain.api import protocol, reports
 from dtrain.api.cluster import Channel
@@ -28,7 +29,7 @@ from dtrain.api.protocol import (
     WorkerReport,
     WorkersStarted,
 )
-from dtrain.api.strategy import NeedsAllAddresses, Strategy
+from dtrain.api.strategy import NeedsAllAddresses, Strategy, error_kind
 from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
 from dtrain.run import events
@@ -109,8 +110,9 @@ class Attempt:
         self._hangs = HangDetector(self._settings.hang_seconds)
         self._start_watch = StartWatch(self._settings.provision_seconds)
         self._failures = FailureAttribution(
-            self._owner, script=plan.job.kind == "script", retry_exit_codes=self._settings.retry_exit_codes
-        )
+            self._owner, partial(error_kind, context.strategy), script=plan.job.kind == "script",
+            retry_exit_codes=self._settings.retry_exit_codes,
+        )  # fmt: skip
         self._drain = DrainAgreement()
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log, context.lease,

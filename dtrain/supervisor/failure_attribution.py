@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dtrain.api.protocol import WorkerExited
 from dtrain.api.reports import WorkerFailed
@@ -19,7 +19,16 @@ SETTLE_SECONDS = 1.5
 class FailureAttribution:
     """Collects the candidates for the cause of an attempt's failure, in the order they were noticed."""
 
-    def __init__(self, owner: Mapping[int, str], *, script: bool, retry_exit_codes: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        owner: Mapping[int, str],
+        classify: Callable[[Sequence[str], str], FailureKind],
+        *,
+        script: bool,
+        retry_exit_codes: Sequence[int] = (),
+    ) -> None:
+        self._classify = classify
+        """Of exceptions by the names of their types and their text."""
         self._owner = owner
         """Rank → node."""
         self._retry_exit_codes = retry_exit_codes
@@ -29,8 +38,10 @@ class FailureAttribution:
 
     def report(self, rank: int, report: WorkerFailed) -> None:
         """A worker reported its exception; it counts when the worker has ended."""
+        name = report.message.partition(":")[0].partition("(")[0]
+        kind = FailureKind(report.failure) if report.failure else self._classify([name], report.message)
         self._reports[rank] = Failure(
-            FailureKind(report.failure), report.message, rank=rank, node=self._owner[rank],
+            kind, report.message, rank=rank, node=self._owner[rank],
             traceback=report.traceback, where=report.where, exit_code=report.exit_code,
         )  # fmt: skip
 

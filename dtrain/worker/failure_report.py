@@ -14,8 +14,9 @@ from types import TracebackType
 
 import dtrain
 from dtrain.api.reports import WorkerFailed
+from dtrain.api.strategy import Strategy, error_kind
 from dtrain.common.errors import DtrainError, StorageError, UserError, notes_of
-from dtrain.spec.failures import FailureKind, exception_kind
+from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, ScriptModule
 from dtrain.worker.control_channel import ControlChannel
 
@@ -38,6 +39,7 @@ def send(
     job: Job | None,
     *,
     kind: FailureKind | None = None,
+    strategy: Strategy | None = None,
     explanation: str = "",
 ) -> None:
     """Tell the supervisor what ended the user's code, with what the strategy knows of it, and leave the traceback in the log."""
@@ -46,7 +48,7 @@ def send(
     if notes := notes_of(error):
         message = f"{message} ({'; '.join(notes)})"
     ours = isinstance(error, DtrainError)
-    kind = kind or (FailureKind.SETUP if ours else exception_kind(names, message))
+    kind = kind or (FailureKind.SETUP if ours or strategy is None else error_kind(strategy, names, message))
     if isinstance(error, UserError):
         kind = FailureKind.BUG
     if isinstance(error, StorageError):
@@ -96,8 +98,7 @@ def from_error_file(path: Path) -> WorkerFailed | None:
     message = " ".join(str(detailed.get("message", "")).split())
     extra = detailed.get("extraInfo")
     text = str(extra.get("py_callstack", "")) if isinstance(extra, dict) else ""
-    kind = exception_kind([message.partition(":")[0].partition("(")[0]], message)
-    return WorkerFailed(kind.value, message[:MOST_MESSAGE], text[-MOST_TRACEBACK:])
+    return WorkerFailed("", message[:MOST_MESSAGE], text[-MOST_TRACEBACK:])
 
 
 def _below_ours(trace: TracebackType | None) -> TracebackType | None:

@@ -124,7 +124,7 @@ def _run(
             failure_report.show(error, job)
             return -signal.SIGINT
         explanation = strategy.explain(error) if isinstance(strategy, ExplainsErrors) else ""
-        failure_report.send(link, error, job, explanation=explanation)
+        failure_report.send(link, error, job, strategy=strategy, explanation=explanation)
         return FAILED
     return 0
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
+from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
-from .. import environments, task_framework
+from .. import environments, errors, task_framework
 from ..tensorflow import backend as tensorflow_backend
 from ..torch import backend as torch_backend
 from ..torch.parallel import Parallel
@@ -73,6 +74,10 @@ class Horovod:
     def problems(self, resources: Resources) -> list[str]:
         """Horovod is there, and can do what is asked."""
         return [] if launcher.installed() else [launcher.MISSING]
+
+    def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
+        """See `ClassifiesErrors.classify`."""
+        return errors.of_horovod(type_names, message)
 
     def splits_unevenly(self, job: Job) -> bool:
         """With PyTorch."""

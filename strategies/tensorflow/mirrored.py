@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
-from dtrain.spec.job import Device, Job, Resources
+from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.spec.job import Resources
 
 from . import backend
+from .launcher import OneANode
 
 
 @dataclass(frozen=True)
@@ -21,26 +22,13 @@ class MirroredOptions:
     """How gradients are summed over the devices (`tf.distribute.CrossDeviceOps`)."""
 
 
-class Mirrored:
+class Mirrored(OneANode):
     """One process a node; on CPUs its devices are logical ones, as many as there are workers."""
 
     Options = MirroredOptions
-    framework = "tensorflow"
 
     def __init__(self, options: MirroredOptions) -> None:
         self.options = options
-
-    def preload(self, job: Job) -> tuple[str, ...]:
-        """TensorFlow and what a first step would import."""
-        return backend.PRELOAD
-
-    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One, whatever the number of devices."""
-        return 1
-
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
-        """Nothing: there are no peers."""
-        return {}
 
     def problems(self, resources: Resources) -> list[str]:
         """More than one node, and what does not fit the device."""

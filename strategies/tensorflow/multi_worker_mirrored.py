@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
-from dtrain.spec.job import Device, Job, Resources
+from dtrain.spec.job import Device, Resources
 
 from .. import environments
 from . import backend
+from .launcher import TensorFlowStrategy
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,14 @@ class MultiWorkerMirroredOptions:
     """How gradients are summed: ring over gRPC, NCCL between GPUs, or what TensorFlow takes to be best."""
 
 
-class MultiWorkerMirrored:
+class MultiWorkerMirrored(TensorFlowStrategy):
     """On CPUs one process a worker, since TensorFlow gives such a process one replica; on GPUs one a node, which drives
     all its devices."""
 
     Options = MultiWorkerMirroredOptions
-    framework = "tensorflow"
 
     def __init__(self, options: MultiWorkerMirroredOptions) -> None:
         self.options = options
-
-    def preload(self, job: Job) -> tuple[str, ...]:
-        """TensorFlow and what a first step would import."""
-        return backend.PRELOAD
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One a worker, or one if they are GPUs."""

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 from annotated_types import Gt
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
+from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.common.errors import DtrainError
-from dtrain.spec.job import Device, Job, Resources
+from dtrain.spec.job import Resources
 
 from . import backend
+from .launcher import OneANode
 
 CONNECT_SECONDS = 30.0
 
@@ -43,26 +44,13 @@ class TPUOptions:
     ends a call early: give these intervals as multiples of it."""
 
 
-class TPU:
+class TPU(OneANode):
     """One process a TPU; a worker is one of its cores."""
 
     Options = TPUOptions
-    framework = "tensorflow"
 
     def __init__(self, options: TPUOptions) -> None:
         self.options = options
-
-    def preload(self, job: Job) -> tuple[str, ...]:
-        """TensorFlow and what a first step would import."""
-        return backend.PRELOAD
-
-    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One, whatever the number of cores."""
-        return 1
-
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
-        """Nothing: there are no peers."""
-        return {}
 
     def problems(self, resources: Resources) -> list[str]:
         """More than one node, another device, and options that exclude each other."""

@@ -15,9 +15,10 @@ from dtrain.api.strategy import FIRST_STEP, RankInfo, RendezvousInfo, StepNumber
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
+from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job, Resources, Train
 
-from .. import environments
+from .. import environments, errors
 from .batches import broadcast_buffers, evaluating, moved
 from .losses import LateLosses
 from .optimizers import sorted_out
@@ -82,6 +83,10 @@ class OneADevice:
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """One a device."""
         return workers_per_node
+
+    def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
+        """See `ClassifiesErrors.classify`."""
+        return errors.of_torch(type_names, message)
 
     def splits_unevenly(self, job: Job) -> bool:
         """Losses are weighted, and every worker takes as many passes."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import signal
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain.common.errors import Exit
-from dtrain.spec.failures import Failure, FailureKind, exception_kind, exit_kind
+from dtrain.spec.failures import Failure, FailureKind, exit_kind
 from dtrain.spec.job import Recovery
 from dtrain.supervisor.failure_policy import cause, decide
 
@@ -89,35 +88,6 @@ def test_every_history_has_an_answer(failures: list[Failure], restarts: int) -> 
 def test_no_history_without_progress_goes_on_for_ever(failures: list[Failure], restarts: int) -> None:
     stuck = [dataclasses.replace(failure, saved_step=0) for failure in failures]
     assert any(not decide(stuck[: n + 1], Recovery(restarts=restarts)).retry for n in range(len(stuck)))
-
-
-@pytest.mark.parametrize(
-    ("names", "message", "kind"),
-    [
-        (["ValueError", "Exception"], "no", FailureKind.BUG),
-        (
-            ["RuntimeError"],
-            "[../gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242",
-            FailureKind.CASCADE,
-        ),
-        (["RuntimeError"], "shape '[3]' is invalid", FailureKind.BUG),
-        (["DistBackendError", "RuntimeError"], "NCCL error: remote process exited", FailureKind.CASCADE),
-        (["HorovodInternalError", "RuntimeError"], "allreduce failed", FailureKind.CASCADE),
-        (["UnavailableError", "OpError"], "failed to connect to all addresses", FailureKind.CASCADE),
-        (["OutOfMemoryError", "RuntimeError"], "CUDA out of memory", FailureKind.OUT_OF_MEMORY),
-        (["ResourceExhaustedError", "OpError"], "OOM when allocating", FailureKind.OUT_OF_MEMORY),
-        (["MemoryError"], "", FailureKind.OUT_OF_MEMORY),
-        (["RuntimeError"], "CUDA driver unavailable", FailureKind.BUG),
-        (["DistBackendError", "RuntimeError"], "NCCL error: ncclInvalidUsage: Duplicate GPU detected", FailureKind.BUG),
-        (["RuntimeError"], "my_gloo_helper got 3 arguments", FailureKind.BUG),
-        (["RuntimeError"], "Timed out waiting 1800000ms for recv operation to complete", FailureKind.CASCADE),
-        (["ConnectionResetError", "ConnectionError", "OSError"], "file server", FailureKind.TRANSIENT),
-        (["FileNotFoundError", "OSError"], "no such file", FailureKind.BUG),
-        (["ModuleNotFoundError", "ImportError"], "No module named 'x'", FailureKind.BUG),
-    ],
-)
-def test_exceptions_are_classified_by_what_they_say(names: list[str], message: str, kind: FailureKind) -> None:
-    assert exception_kind(names, message) is kind
 
 
 def test_signals_and_codes_are_classified() -> None:

@@ -1,0 +1,38 @@
+"""What the launcher's side of the TensorFlow strategies has in common. Importing this module imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.spec.failures import FailureKind
+from dtrain.spec.job import Device, Job
+
+from .. import errors
+from . import backend
+
+
+class TensorFlowStrategy:
+    """A strategy of TensorFlow, as the launcher sees it."""
+
+    framework = "tensorflow"
+
+    def preload(self, job: Job) -> tuple[str, ...]:
+        """TensorFlow and what a first step would import."""
+        return backend.PRELOAD
+
+    def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
+        """See `ClassifiesErrors.classify`."""
+        return errors.of_tensorflow(type_names, message)
+
+
+class OneANode(TensorFlowStrategy):
+    """One process drives all devices of a node, and there are no others."""
+
+    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
+        """One, whatever the number of devices."""
+        return 1
+
+    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+        """Nothing: there are no peers."""
+        return {}

@@ -1,0 +1,74 @@
+"""Every strategy classifies the exceptions of its own framework, by type and by messages that are known."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from dtrain.api.protocol import WorkerExited
+from dtrain.api.reports import WorkerFailed
+from dtrain.api.strategy import error_kind
+from dtrain.launch import registry
+from dtrain.spec.failures import FailureKind, exception_kind
+from dtrain.supervisor.failure_attribution import FailureAttribution
+
+FRAMEWORKS = {
+    "UnavailableError": "multi_worker_mirrored",
+    "ResourceExhaustedError": "tpu",
+    "HorovodInternalError": "horovod",
+}
+"""Exception → a strategy of its framework; PyTorch's else."""
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "kind"),
+    [
+        (["ValueError", "Exception"], "no", FailureKind.BUG),
+        (
+            ["RuntimeError"],
+            "[../gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242",
+            FailureKind.CASCADE,
+        ),
+        (["RuntimeError"], "shape '[3]' is invalid", FailureKind.BUG),
+        (["DistBackendError", "RuntimeError"], "NCCL error: remote process exited", FailureKind.CASCADE),
+        (["HorovodInternalError", "RuntimeError"], "allreduce failed", FailureKind.CASCADE),
+        (["UnavailableError", "OpError"], "failed to connect to all addresses", FailureKind.CASCADE),
+        (["OutOfMemoryError", "RuntimeError"], "CUDA out of memory", FailureKind.OUT_OF_MEMORY),
+        (["ResourceExhaustedError", "OpError"], "OOM when allocating", FailureKind.OUT_OF_MEMORY),
+        (["MemoryError"], "", FailureKind.OUT_OF_MEMORY),
+        (["RuntimeError"], "CUDA driver unavailable", FailureKind.BUG),
+        (["DistBackendError", "RuntimeError"], "NCCL error: ncclInvalidUsage: Duplicate GPU detected", FailureKind.BUG),
+        (["RuntimeError"], "my_gloo_helper got 3 arguments", FailureKind.BUG),
+        (["RuntimeError"], "Timed out waiting 1800000ms for recv operation to complete", FailureKind.CASCADE),
+        (["ConnectionResetError", "ConnectionError", "OSError"], "file server", FailureKind.TRANSIENT),
+        (["FileNotFoundError", "OSError"], "no such file", FailureKind.BUG),
+        (["ModuleNotFoundError", "ImportError"], "No module named 'x'", FailureKind.BUG),
+    ],
+)
+def test_exceptions_are_classified_by_what_they_say(names: list[str], message: str, kind: FailureKind) -> None:
+    for strategy in ("script", "horovod", FRAMEWORKS.get(names[0], "ddp")):
+        assert error_kind(registry.strategy(strategy, {}), names, message) is kind
+
+
+@pytest.mark.parametrize("name", ["DistBackendError", "UnavailableError", "HorovodInternalError"])
+def test_the_core_knows_no_framework(name: str) -> None:
+    assert exception_kind([name, "Exception"], "Connection reset by peer") is FailureKind.BUG
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("DistNetworkError: Connection reset by peer", FailureKind.CASCADE),
+        ("OutOfMemoryError: CUDA ran out", FailureKind.OUT_OF_MEMORY),
+        ("KeyError: 'x'", FailureKind.BUG),
+    ],
+)
+def test_errors_that_an_agent_found_are_classified_by_the_supervisor(message: str, kind: FailureKind) -> None:
+    classify = partial(error_kind, registry.strategy("script", {}))
+    attribution = FailureAttribution({0: "node0"}, classify, script=True)
+    attribution.report(0, WorkerFailed("", message))
+    attribution.exited(WorkerExited(1, 0, 1, None, out_of_memory=False), 0)
+    cause = attribution.cause()
+    assert cause is not None
+    assert (cause.kind, cause.message) == (kind, message)

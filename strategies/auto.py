@@ -72,6 +72,6 @@ class Auto:
         """One a device, as scripts have it."""
         return workers_per_node
 
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """Only the rank."""
-        return {"RANK": str(place.rank)}
+        return {"RANK": str(rank_info.rank)}

@@ -17,7 +17,7 @@ LOST_PEER = re.compile(
     r"|heartbeat (timeout|request)|coordination (service|agent)|peer .*(left|failed|disconnected)",
     re.IGNORECASE,
 )
-"""What is said when another worker's connection ended: by gloo, NCCL, TensorFlow's gRPC and its coordination service."""
+"""Messages for the end of the connection to another worker: of gloo, NCCL, TensorFlow's gRPC and its coordination service."""
 TORCH_PEERS = {"DistBackendError", "DistNetworkError", "DistStoreError", "RuntimeError"}
 """Types of PyTorch whose message says whether a peer was lost."""
 TENSORFLOW_PEERS = {

@@ -100,17 +100,17 @@ class Script:
         """TF_CONFIG names all workers."""
         return self.options.launcher in ("all", "auto", "tensorflow")
 
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """As the chosen launcher sets it."""
         told: dict[str, str] = {}
         if self._sets("torchrun"):
-            told |= environments.torchrun(place, peers)
+            told |= environments.torchrun(rank_info, rendezvous)
         if self._sets("tensorflow"):
-            config = environments.tf_config(place, peers)
+            config = environments.tf_config(rank_info, rendezvous)
             if self.options.launcher == "tensorflow" or len(config["TF_CONFIG"]) < MOST_TF_CONFIG:
                 told |= config
         if self._sets("horovod"):
-            told |= launcher.environment(place, peers)
+            told |= launcher.environment(rank_info, rendezvous)
         return told
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
@@ -124,12 +124,12 @@ class Script:
             return KERAS_3
         return ""
 
-    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
+    def serve(self, context: WorkerContext) -> AbstractContextManager[None]:
         """Horovod's rendezvous, if the script wants it."""
         wanted = self.options.launcher == "horovod" or (
-            self._sets("horovod") and "horovod" in _frameworks(joining.job) and launcher.installed()
+            self._sets("horovod") and "horovod" in _frameworks(context.job) and launcher.installed()
         )
-        return launcher.rendezvous(joining) if wanted else nullcontext()
+        return launcher.rendezvous_server(context) if wanted else nullcontext()
 
     def _sets(self, name: str) -> bool:
         return self.options.launcher in ("all", "auto", name)

@@ -60,15 +60,15 @@ def trained(
     )  # fmt: skip
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    peers = RendezvousInfo(("127.0.0.1",), (listener.getsockname()[1],), "test", 1)
-    joining = WorkerContext(RankInfo(0, 1, 0, 1, 0, 1, 1), peers, job, listener)
+    rendezvous = RendezvousInfo(("127.0.0.1",), (listener.getsockname()[1],), "test", 1)
+    context = WorkerContext(RankInfo(0, 1, 0, 1, 0, 1, 1), rendezvous, job, listener)
     ours, theirs = Pipe()
     heard = Heard()
     plugin = registry.strategy(strategy, {})
     assert isinstance(plugin, TrainingStrategy)
-    with plugin.join(joining) as session:
+    with plugin.join(context) as backend:
         try:
-            loop.run(run, joining, session, ControlChannel(theirs), None, 0)
+            loop.run(run, context, backend, ControlChannel(theirs), None, 0)
         finally:
             import torch.distributed as dist
 

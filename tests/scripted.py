@@ -57,7 +57,7 @@ class ScriptedAgent:
         if isinstance(command, ReservePorts):
             self.say(PortsReserved(command.attempt, tuple(range(2000, 2000 + command.workers))))
         elif isinstance(command, StartWorkers):
-            self.attempt, self.ranks = command.attempt, [rank.rank for rank in command.places]
+            self.attempt, self.ranks = command.attempt, [rank.rank for rank in command.ranks]
             self.say(WorkersStarted(command.attempt, {str(rank): 100 + rank for rank in self.ranks}))
         elif isinstance(command, StopWorkers):
             for rank in list(self.ranks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,3 +181,30 @@ def test_the_launcher_never_imports_a_framework(arguments: list[str], tmp_path: 
     assert done.returncode == (2 if arguments[0] == "submit" else 0), done.stderr
     loaded = {name.split(".")[0] for name in json.loads((tmp_path / "modules").read_text())}
     assert not loaded & FRAMEWORKS, loaded & FRAMEWORKS
+
+
+PLUGIN_NAMES = re.compile(
+    r"\b(local|slurm|sbatch|srun|squeue|ray|horovod|ddp|fsdp|hsdp|mirrored|multi_worker_mirrored|tensorflow|keras)\b"
+)
+USER_TEXT = {
+    "dtrain/cli/app.py": "help texts name what there is",
+    "dtrain/cli/starter.py": "templates are recipes of the built-in plugins",
+}
+
+
+def test_the_core_knows_no_plugin_by_name() -> None:
+    """PyTorch's own classes are the exception: users give its data sets and tensors to the core."""
+    for path in sorted((ROOT / "dtrain").rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        tree = ast.parse(path.read_text())
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        texts = {
+            id(line.value) for node in ast.walk(tree) if isinstance(node, documented) for line in node.body
+            if isinstance(line, ast.Expr)
+        }  # fmt: skip
+        found = [
+            (node.lineno, node.value) for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts
+            and PLUGIN_NAMES.search(node.value)
+        ]  # fmt: skip
+        assert not found or name in USER_TEXT, f"{name}: {found}"

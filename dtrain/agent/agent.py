@@ -44,6 +44,7 @@ from dtrain.api.protocol import (  # fmt: skip
 )
 from dtrain.common import environment as variables
 from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process
+from dtrain.common.serde import JsonObject
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir
 from dtrain.spec.failures import FailureKind
@@ -199,8 +200,8 @@ class Agent:
             return
         elif isinstance(command, StopWorkers):
             while self._waiting:
-                for place in self._waiting.popleft().places:
-                    self.send(WorkerExited(command.attempt, place.rank, -signal.SIGKILL, None, out_of_memory=False))
+                for rank_info in self._waiting.popleft().ranks:
+                    self.send(WorkerExited(command.attempt, rank_info.rank, -signal.SIGKILL, None, out_of_memory=False))
             self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
             self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
         elif isinstance(command, DumpStacks):
@@ -215,7 +216,7 @@ class Agent:
                 with suppress(OSError):  # it has just ended; that it did is heard next
                     one.pipe.send(command.leave_at)
 
-    def _adopt(self, job: dict[str, Any]) -> None:
+    def _adopt(self, job: JsonObject) -> None:
         """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""
         if self._private:
             self._private.adopt(job)
@@ -241,12 +242,14 @@ class Agent:
     def _fork(self, start: StartWorkers) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in variables.OF_AGENTS}
         refused: dict[int, str] = {}
-        for place in start.places:
-            assignment = Assignment(str(self.run.path), place, start.peers, environment, start.checkpoint, start.step)
+        for rank_info in start.ranks:
+            assignment = Assignment(
+                str(self.run.path), rank_info, start.rendezvous, environment, start.checkpoint, start.step
+            )
             try:
-                self._workers[place.rank] = self._forked(start.attempt, assignment)
+                self._workers[rank_info.rank] = self._forked(start.attempt, assignment)
             except ForkRefused as error:
-                refused[place.rank] = str(error)
+                refused[rank_info.rank] = str(error)
         self.send(WorkersStarted(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
         broken = self._zygote.broken
         for rank, reason in refused.items():
@@ -257,10 +260,13 @@ class Agent:
             self.send(WorkerExited(start.attempt, rank, 1, None, out_of_memory=False))
 
     def _forked(self, attempt: int, assignment: Assignment) -> WorkerProcess:
-        place = assignment.place
+        rank_info = assignment.rank_info
         ours, theirs = Pipe()
         with theirs:
-            descriptors = [theirs.fileno(), *([self._ports[place.local_rank].fileno()] if place.rank == 0 else [])]
+            descriptors = [
+                theirs.fileno(),
+                *([self._ports[rank_info.local_rank].fileno()] if rank_info.rank == 0 else []),
+            ]
             try:
                 pid = self._zygote.fork(descriptors)
             except ForkRefused:
@@ -268,8 +274,8 @@ class Agent:
                 raise
         with suppress(OSError):  # it has just ended; that it did is heard next
             ours.send(assignment)
-        log, record = self.run.rank_log(place.rank), self.run.ledger(attempt, place.rank)
-        return WorkerProcess(place, pid, ours, log, record, oom_kills())
+        log, record = self.run.rank_log(rank_info.rank), self.run.ledger(attempt, rank_info.rank)
+        return WorkerProcess(rank_info, pid, ours, log, record, oom_kills())
 
     def _drain_pipe(self, rank: int) -> None:
         """Pass on a worker's reports; one that was killed in the middle of a report closes its pipe."""

@@ -17,13 +17,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from dtrain.api.protocol import FileAppended
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError
 from dtrain.common.files import private_folder, read_at, write_json
-from dtrain.common.serde import from_dict
+from dtrain.common.serde import JsonObject, from_dict
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
 
@@ -41,7 +41,7 @@ class NodeRunFolder:
         if (run.path / SENT).exists():
             self._sent = json.loads((run.path / SENT).read_text())
 
-    def adopt(self, job: dict[str, Any]) -> None:
+    def adopt(self, job: JsonObject) -> None:
         """Take the job that the supervisor sent; its folder is where it was brought to here."""
         known = from_dict(Job, job)
         self.run.write_job(replace(known, folder=os.environ.get(environment.FOLDER, known.folder)))

@@ -19,7 +19,7 @@ IDLE_CPU_SHARE = 0.02
 class WorkerProcess:
     """One running worker and when it last showed a sign of life."""
 
-    place: RankInfo
+    rank_info: RankInfo
     pid: int
     """It leads a process group of the same number."""
     pipe: Connection

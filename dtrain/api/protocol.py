@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.common.serde import from_dict, to_dict
+from dtrain.common.serde import JsonObject, from_dict, to_dict
 
 
 @dataclass(frozen=True)
 class SetJob:
     """Command: work without the run folder, which this node does not see, on this job."""
 
-    job: dict[str, Any]
+    job: JsonObject
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class StartWorkers:
     """Command: fork the node's workers."""
 
     attempt: int
-    places: tuple[RankInfo, ...]
-    peers: RendezvousInfo
+    ranks: tuple[RankInfo, ...]
+    rendezvous: RendezvousInfo
     checkpoint: str | None
     """Name of the one to resume from."""
     step: int
@@ -129,7 +129,7 @@ class WorkerReport:
 
     attempt: int
     rank: int
-    body: dict[str, Any]
+    body: JsonObject
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from dtrain.checkpoint.store import Files
-from dtrain.common.serde import from_dict, to_dict
+from dtrain.common.serde import JsonObject, from_dict, to_dict
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,12 @@ _WORDS = {kind: name for name, kind in NAMES.items()}
 assert set(get_args(Report)) == set(_WORDS)
 
 
-def encode(report: Report) -> dict[str, Any]:
+def encode(report: Report) -> JsonObject:
     """A report as plain data."""
     return {"say": _WORDS[type(report)]} | to_dict(report)
 
 
-def decode(body: dict[str, Any]) -> Report:
+def decode(body: JsonObject) -> Report:
     """The report of such a dict; raises `ValueError` for one that is none."""
     kind = NAMES.get(str(body.get("say")))
     if kind is None:

@@ -1,4 +1,4 @@
-"""The two sides of a strategy: what the launcher asks of it, and the session a worker trains through.
+"""The two sides of a strategy: what the launcher asks of it, and the training backend that a worker trains through.
 
 A module that holds a strategy imports its framework inside functions only, so that a login node needs none.
 """
@@ -60,10 +60,10 @@ class RendezvousInfo:
 class WorkerContext:
     """Everything that `join` needs to know of a worker."""
 
-    place: RankInfo
-    peers: RendezvousInfo
+    rank_info: RankInfo
+    rendezvous: RendezvousInfo
     job: Job
-    rendezvous: socket.socket | None
+    listener: socket.socket | None
     """Rank 0's rendezvous port, bound and not yet listening, so that nobody can take it in between."""
 
 
@@ -91,7 +91,7 @@ FIRST_STEP = StepNumber(0, 1)
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A session found a loss that is not finite: the pass of the step (this worker's shard, counted from 0) and how many
+    """A training backend found a loss that is not finite: the pass of the step (this worker's shard, counted from 0) and how many
     steps before the present one."""
 
     def __init__(self, value: float, number: int, steps_ago: int = 0) -> None:
@@ -175,7 +175,7 @@ class Strategy(Protocol):
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
         """Pure. Worker processes of a node with this number of replicas: one a device, or one a node."""
 
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """Pure. The environment of one rank, as the framework's own launcher would set it. It is made in the worker."""
 
 
@@ -183,7 +183,7 @@ class Strategy(Protocol):
 class TrainingStrategy(Protocol):
     """A strategy that can train tasks and functions, not just host a script."""
 
-    def join(self, joining: WorkerContext) -> AbstractContextManager[TrainingBackend]:
+    def join(self, context: WorkerContext) -> AbstractContextManager[TrainingBackend]:
         """Collective. Connect to the others; leaving the context disconnects."""
 
 
@@ -191,7 +191,7 @@ class TrainingStrategy(Protocol):
 class NeedsService(Protocol):
     """A strategy whose workers, or whose scripts, need something to be served by rank 0 while they run."""
 
-    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
+    def serve(self, context: WorkerContext) -> AbstractContextManager[None]:
         """Entered by rank 0 before anybody's code runs; may serve from a thread."""
 
 

@@ -82,7 +82,7 @@ def check_lost_agent(cluster: Cluster, plan: LaunchPlan, path: Path, *, replaced
 
 
 def check_strategy(strategy: Strategy, job: Job) -> None:
-    """The launcher's side is pure, places whole numbers of processes, and tells every rank its own place."""
+    """The launcher's side is pure, places whole numbers of processes, and tells every rank which it is."""
     assert dataclasses.is_dataclass(strategy.Options)
     names = {field.name for field in dataclasses.fields(strategy.Options)}
     assert "name" not in names, "the recipe has the strategy's own name there"

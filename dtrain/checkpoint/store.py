@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dtrain.common.files import is_safe_name
-from dtrain.common.serde import to_dict
+from dtrain.common.serde import JsonObject, to_dict
 
 MANIFEST = "manifest.json"
 QUARANTINED_KEPT = 2
@@ -150,5 +150,5 @@ def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
     return ""
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def _digest(manifest: JsonObject) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -58,7 +58,7 @@ def _metrics(event: events.Metrics, state: RunState) -> str:
 
 
 def data_wait(share: float | None) -> str:
-    """How much of its time the training waits for data, if that is worth a word."""
+    """How much of its time the training waits for data, if it is much."""
     return f"  {share:.0%} waiting for data" if share and share >= WORTH_SAYING else ""
 
 

@@ -8,15 +8,17 @@ import typing
 from functools import cache
 from typing import Any, TypeVar
 
+JsonObject = dict[str, Any]
+"""An object of JSON, as it stands in a file or on the wire; the values of its keys are checked when it is read."""
 T = TypeVar("T")
 
 
-def to_dict(value: Any) -> dict[str, Any]:
+def to_dict(value: Any) -> JsonObject:
     """A frozen dataclass as plain data for JSON."""
     return dataclasses.asdict(value)
 
 
-def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+def from_dict(cls: type[T], data: JsonObject) -> T:
     """The frozen dataclass that `to_dict` wrote; unknown keys are an error of ours, not the user's."""
     anything: Any = cls
     hints: dict[str, Any] = _hints(anything)

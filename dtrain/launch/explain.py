@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from dtrain.common.errors import UsageError, nearest
+from dtrain.common.serde import JsonObject
 from dtrain.launch.recipe import schema
 
 EXAMPLES = {"integer": 2, "number": 0.5, "boolean": True, "string": "text", "array": [], "object": {}}
@@ -37,7 +37,7 @@ def explain(key: str) -> str:
     return "\n".join(lines)
 
 
-def _resolved(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+def _resolved(node: JsonObject, whole: JsonObject) -> JsonObject:
     """A schema with its references followed; its own description and default win."""
     while "$ref" in node:
         target = whole["$defs"][node["$ref"].rpartition("/")[2]]
@@ -45,13 +45,13 @@ def _resolved(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def _forms(node: dict[str, Any], whole: dict[str, Any]) -> list[dict[str, Any]]:
+def _forms(node: JsonObject, whole: JsonObject) -> list[JsonObject]:
     return [_resolved(form, whole) for form in node.get("anyOf", [node])]
 
 
-def _properties(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _properties(node: JsonObject, whole: JsonObject) -> dict[str, JsonObject]:
     """Keys below a node; of a plugin, those of all plugins of its kind."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     for form in _forms(node, whole):
         title = form.get("title", "")
         for name, child in form.get("properties", {}).items():
@@ -63,15 +63,15 @@ def _properties(node: dict[str, Any], whole: dict[str, Any]) -> dict[str, dict[s
     return found
 
 
-def _text(node: dict[str, Any]) -> str:
+def _text(node: JsonObject) -> str:
     return str(node.get("description", ""))
 
 
-def _type(node: dict[str, Any], whole: dict[str, Any]) -> str:
+def _type(node: JsonObject, whole: JsonObject) -> str:
     return " or ".join(dict.fromkeys(_one_type(form) for form in _forms(node, whole)))
 
 
-def _one_type(form: dict[str, Any]) -> str:
+def _one_type(form: JsonObject) -> str:
     if "enum" in form:
         return " or ".join(map(str, form["enum"]))
     bounds = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
@@ -79,11 +79,11 @@ def _one_type(form: dict[str, Any]) -> str:
     return f"{form.get('type', form.get('title', 'anything'))}{f' {limits}' if limits else ''}"
 
 
-def _default(node: dict[str, Any]) -> str:
+def _default(node: JsonObject) -> str:
     return json.dumps(node["default"]) if "default" in node else "none: it must be given"
 
 
-def _example(path: list[str], node: dict[str, Any], whole: dict[str, Any]) -> str:
+def _example(path: list[str], node: JsonObject, whole: JsonObject) -> str:
     """One line of YAML that sets the key."""
     value = node.get("default")
     if value in (None, [], {}, ""):

@@ -165,8 +165,8 @@ def _whole_numbers(value: Any) -> Any:
 
 
 def _default(kind: Literal["strategy", "cluster"], data: dict[str, Any]) -> str | None:
-    """A script needs no strategy and every run has the local machine; a task must say how it trains."""
-    return "local" if kind == "cluster" else "script" if "script" in data else None
+    """A script needs no strategy, and a run no cluster; a task must say how it trains."""
+    return registry.default(kind) if kind == "cluster" or "script" in data else None
 
 
 def _choice(kind: Literal["strategy", "cluster"], value: Any, document: Document) -> tuple[PluginChoice, Found]:

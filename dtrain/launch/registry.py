@@ -14,6 +14,8 @@ from dtrain.spec.job import Job
 
 Kind = Literal["strategy", "cluster"]
 GROUPS: dict[Kind, str] = {"strategy": "dtrain.strategies", "cluster": "dtrain.clusters"}
+DEFAULTS = "dtrain.defaults"
+"""A group of entry points whose values are names of plugins."""
 
 
 @cache
@@ -31,9 +33,16 @@ def _entry_points() -> Any:
 
 
 @cache
+def default(kind: Kind) -> str:
+    """The plugin that a recipe need not name: a cluster, and a strategy for scripts."""
+    return str(next(point.value for point in _entry_points().select(group=DEFAULTS, name=kind)))
+
+
+@cache
 def plugin_class(kind: Kind, name: str) -> Any:
-    """The plugin's class; raises `UsageError` for an unknown name or one that does not load."""
+    """The plugin's class, the default one for ''; raises `UsageError` for an unknown name or one that does not load."""
     points = installed(kind)
+    name = name or default(kind)
     if name not in points:
         raise UsageError(f"unknown {kind} '{name}'. {nearest(name, list(points))}")
     try:

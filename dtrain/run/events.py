@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dtrain.common.serde import from_dict
+from dtrain.common.serde import JsonObject, from_dict
 
 KINDS: dict[str, type[Event]] = {}
 """Name of an event in the log → its class."""
@@ -28,7 +28,7 @@ class Event:
         cls.name = name
         KINDS[name] = cls
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As the log holds it: `time`, `event` (the name), then the fields."""
         fields = dataclasses.asdict(self)
         return {"time": fields.pop("time"), "event": self.name} | fields
@@ -280,15 +280,15 @@ class RunEnded(Event, name="end"):
 class UnknownEvent(Event, name=""):
     """An event of another version of dtrain."""
 
-    fields: dict[str, Any]
+    fields: JsonObject
     """As the log holds it."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As it was read."""
         return self.fields
 
 
-def from_log(fields: dict[str, Any]) -> Event:
+def from_log(fields: JsonObject) -> Event:
     """The event of one line of the log."""
     kind = KINDS.get(fields.get("event") or "", UnknownEvent)
     known = {one.name for one in dataclasses.fields(kind)}

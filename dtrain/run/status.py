@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dtrain.common.errors import Exit
+from dtrain.common.serde import JsonObject
 from dtrain.run import events
 from dtrain.run.events import Event
 
@@ -86,7 +87,7 @@ class RunState:
             Exit.INTERRUPTED: "stopped",
         }.get(Exit(self.exit_code), "gave up")
 
-    def public(self) -> dict[str, Any]:
+    def public(self) -> JsonObject:
         """For `--json`."""
         return asdict(self) | {"outcome": self.outcome}
 

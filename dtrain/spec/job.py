@@ -215,10 +215,10 @@ class Job:
     preload: tuple[str, ...] = ()
     """Modules to import once a node, before workers are forked, so that a restart need not import them again; not your
     own files, whose changes are to be seen."""
-    strategy: PluginChoice = PluginChoice("script")
-    """How the workers train together."""
-    cluster: PluginChoice = PluginChoice("local")
-    """Where the workers run."""
+    strategy: PluginChoice = PluginChoice("")
+    """How the workers train together; '' is the default one, for scripts."""
+    cluster: PluginChoice = PluginChoice("")
+    """Where the workers run; '' is the default one."""
     resources: Resources = Resources()
     """Workers, nodes and devices."""
     train: Train = Train()

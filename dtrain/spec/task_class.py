@@ -18,7 +18,7 @@ Found = Iterator[tuple[tuple[str, ...], str]]
 
 
 def problems(target: str, folder: Path, params: Mapping[str, Any]) -> Found:
-    """Pure but for reading the file. Nothing is said of a class that other files take part in (bases, decorators)."""
+    """Pure but for reading the file. A class that other files take part in (bases, decorators) is not judged."""
     module, name = entrypoint.split(target)
     tree = entrypoint.parsed(folder / module) if module.endswith(".py") else ""
     if isinstance(tree, str):

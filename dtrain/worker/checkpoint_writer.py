@@ -25,19 +25,19 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        session: TrainingBackend,
-        link: ControlChannel,
+        backend: TrainingBackend,
+        channel: ControlChannel,
         store: CheckpointStore,
-        joining: WorkerContext,
+        context: WorkerContext,
         run: RunDir,
     ) -> None:
-        self._session = session
-        self._link = link
+        self._backend = backend
+        self._channel = channel
         self._store = store
-        self._attempt = joining.peers.attempt
-        self._rank = joining.place.rank
+        self._attempt = context.rendezvous.attempt
+        self._rank = context.rank_info.rank
         self._ledger = run.ledger(self._attempt, self._rank)
-        self._terminate_on_nan = joining.job.train.terminate_on_nan
+        self._terminate_on_nan = context.job.train.terminate_on_nan
         self._writing: threading.Thread | None = None
         self._problem: UserError | None = None
         self._saved: int | None = None
@@ -48,7 +48,7 @@ class CheckpointWriter:
             return
         self.finish()
         began = time.perf_counter()
-        snapshot = self._session.snapshot()
+        snapshot = self._backend.snapshot()
         stall_seconds = time.perf_counter() - began
         self._saved = step
         folder = self._store.staging(self._attempt, step)
@@ -87,12 +87,12 @@ class CheckpointWriter:
                     f"the weights are not finite after {step} steps (rank {self._rank}: {error}): lower the learning "
                     "rate, or set train.clip_norm (train.terminate_on_nan: false trains on)"
                 )
-            self._link.report(SaveFailed(step, _why(error, folder)))
+            self._channel.report(SaveFailed(step, _why(error, folder)))
             return
         # A committed step whose record a power loss took would look like one that was skipped.
         flush_file(self._ledger)
         seconds = time.perf_counter() - began
-        self._link.report(ShardWritten(step, files, written.weights, seconds, stall_seconds))
+        self._channel.report(ShardWritten(step, files, written.weights, seconds, stall_seconds))
 
 
 def _why(error: BaseException, folder: Path) -> str:

@@ -67,11 +67,11 @@ class Context:
         self._sampler: Sampler | None = None
         self._report: Report | None = None
         self._ledger: Ledger | None = None
-        place = trainer.joining.place
-        self.params: dict[str, Any] = trainer.joining.job.params
-        self.rank = place.rank
-        self.world_size = place.world_size
-        self.session: TrainingBackend = trainer.session
+        rank_info = trainer.context.rank_info
+        self.params: dict[str, Any] = trainer.context.job.params
+        self.rank = rank_info.rank
+        self.world_size = rank_info.world_size
+        self.backend: TrainingBackend = trainer.backend
 
     @property
     def step(self) -> int:
@@ -117,9 +117,9 @@ class Context:
             )
         task = self._several(named) if named else self._single(model, optimizer)
         self._prepared = True
-        models, optimizers = self.session.build(task, self._trainer.train)
+        models, optimizers = self.backend.build(task, self._trainer.train)
         if self._trainer.checkpoint:
-            self.session.load(self._trainer.checkpoint)
+            self.backend.load(self._trainer.checkpoint)
         if not named:
             return models, optimizers
         return {name: (models[name], optimizers.get(name)) for name in models}
@@ -164,7 +164,7 @@ class Context:
             )
         if not name.isidentifier():
             raise UserError(f"{self._name}: context.register({name!r}, …): the name must be an identifier, like 'ema'")
-        self.session.register(name, thing)
+        self.backend.register(name, thing)
         return thing
 
     def batches(self, data: Any, collate: Collate | None = None) -> Iterator[Any]:
@@ -188,11 +188,11 @@ class Context:
                 seed = step_seed(trainer.train.seed, step, first_shard)
                 seed_host(seed)
                 self._under_way = True
-                yield self.session.feed(batch, seed)
+                yield self.backend.feed(batch, seed)
                 self._under_way = False
                 self._complete(begin, indices)
                 if self._reason and self._done < sampler.total_steps:
-                    trainer.link.ask_to_stop(self._reason)
+                    trainer.channel.ask_to_stop(self._reason)
         self._left = self._done < sampler.total_steps
 
     def report(self, **values: Any) -> None:
@@ -221,14 +221,14 @@ class Context:
             )
 
     def _count_own(self) -> None:
-        link = self._trainer.link
+        channel = self._trainer.channel
         if self._report is None:
-            link.may_begin(self._done)
+            channel.may_begin(self._done)
             self._begin(self.total_steps, None)
         self._complete(0, np.empty(0, np.int64))
         if self._reason:
-            link.ask_to_stop(self._reason)
-        if not link.may_begin(self._done):
+            channel.ask_to_stop(self._reason)
+        if not channel.may_begin(self._done):
             self._left = True
             self._trainer.leave(self._done)
             raise Leaving
@@ -241,9 +241,9 @@ class Context:
         trainer = self._trainer
         source = Batches(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
         size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
-        values = self.session.evaluate(trainer.held_out(source, size), metrics)
+        values = self.backend.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:
-            trainer.link.report(EvaluationMetrics(self._done + self._under_way, values))
+            trainer.channel.report(EvaluationMetrics(self._done + self._under_way, values))
         return values
 
     def stop(self, reason: str) -> None:
@@ -255,13 +255,13 @@ class Context:
         """The first step of this attempt is about to begin, or was begun by a loop without `batches`."""
         if self._report is not None:
             return
-        if self._trainer.checkpoint and (missing := self.session.unclaimed()):
+        if self._trainer.checkpoint and (missing := self.backend.unclaimed()):
             raise UserError(
                 f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "
                 f"{self._name} did not context.register before its first step"
             )
         self._trainer.announce(total_steps, samples)
-        self._trainer.link.listen()
+        self._trainer.channel.listen()
         self._report = Report(self._trainer, total_steps)
         self._ledger = self._trainer.open_ledger()
 
@@ -282,13 +282,12 @@ class Context:
             assert sampler is not None, "its batches were begun"
             begin = sampler.begin(self._done, trainer.shards.start)
             self._complete(begin, sampler.indices(begin, sum(sampler.sizes(trainer.shards))))
-        trainer.saver.finish()
+        trainer.writer.finish()
         if self._report is None or self._left or self._done >= self.total_steps or self._done == trainer.first_step:
             return
-        # Without `batches`, the next step was allowed at the last report.
-        comparable = self._sampler is not None or trainer.link.withdraw(self._done)
-        trainer.link.ask_to_stop(self._reason or "the function left its loop")
-        if comparable and trainer.link.may_begin(self._done):
+        trainer.channel.ask_to_stop(self._reason or "the function left its loop")
+        # Without `batches`, the step that would have been next counts as begun since the last report.
+        if self._sampler is not None and trainer.channel.may_begin(self._done):
             raise UserError(
                 f"{self._name} left its loop after {self._done} steps on rank {self.rank} while another rank went on: leave "
                 "at the same step on every rank, or call context.stop(reason), which agrees on one"

@@ -41,7 +41,7 @@ class ControlChannel:
 
     def listen(self) -> None:
         """Hear the supervisor from now on."""
-        threading.Thread(target=self._receive, name="dtrain-link", daemon=True).start()
+        threading.Thread(target=self._receive, name="dtrain-control", daemon=True).start()
 
     def report(self, report: Report) -> None:
         """Tell the supervisor; if nobody listens any more, this process is about to be killed anyway."""
@@ -64,13 +64,6 @@ class ControlChannel:
                 return False
             self._next, self._begun = step, True
             return True
-
-    def withdraw(self, step: int) -> bool:
-        """The loop ended before this step, which had been allowed; False if it is part of a stop proposal already."""
-        with self._changed:
-            if self._proposal is None:
-                self._next, self._begun = step, False
-            return self._proposal is None
 
     def close(self) -> None:
         """Nothing more to say."""

@@ -34,7 +34,7 @@ RUNNERS = (
 
 
 def send(
-    link: ControlChannel,
+    channel: ControlChannel,
     error: BaseException,
     job: Job | None,
     *,
@@ -67,7 +67,7 @@ def send(
     if explanation:
         print(f"dtrain: {explanation}", file=sys.stderr)
         message = f"{explanation} ({message[:MOST_QUOTED]})"
-    link.report(
+    channel.report(
         WorkerFailed(
             failure=kind.value,
             message=message[:MOST_MESSAGE],

@@ -1,6 +1,6 @@
 """The training loop of a worker: sampling, steps, reports, evaluation, checkpoints, and leaving when it is asked to.
 
-It knows no framework: a session does the numbers.
+It knows no framework: a training backend does the numbers.
 """
 
 from __future__ import annotations
@@ -31,24 +31,26 @@ from dtrain.worker.trainer import Report, Trainer
 
 def run(
     run: RunDir,
-    joining: WorkerContext,
-    session: TrainingBackend,
-    link: ControlChannel,
+    context: WorkerContext,
+    backend: TrainingBackend,
+    channel: ControlChannel,
     checkpoint: str | None,
     step: int,
 ) -> None:
     """Run the job's task or function to its end, or to the step that all ranks agreed to leave at."""
-    job, attempt = joining.job, joining.peers.attempt
+    job, attempt = context.job, context.rendezvous.attempt
     store = store_of(run, job)
     folder = store.local_folder(checkpoint, attempt) if checkpoint else None
-    trainer = Trainer(run, joining, session, link, CheckpointWriter(session, link, store, joining, run), folder, step)
+    trainer = Trainer(
+        run, context, backend, channel, CheckpointWriter(backend, channel, store, context, run), folder, step
+    )
     try:
         if job.function:
             _call(trainer, job.function, Path(job.folder))
         else:
             _train(trainer, tasks.of_job(job))
     except Exception:
-        trainer.saver.settle()
+        trainer.writer.settle()
         raise
 
 
@@ -63,20 +65,20 @@ def _call(trainer: Trainer, function: str, folder: Path) -> None:
 
 
 def _train(trainer: Trainer, task: Task) -> None:
-    session, train = trainer.session, trainer.train
-    session.build(task, train)
+    backend, train = trainer.backend, trainer.train
+    backend.build(task, train)
     data = task.batches(TRAIN)
     assert data is not None, "only held-out data may be missing"
     held_out = task.batches(EVAL)
     sampler = Sampler(data.size, train)
     if trainer.checkpoint:
-        session.load(trainer.checkpoint)
+        backend.load(trainer.checkpoint)
     elif train.sanity_check:
         _try_out(trainer, task, held_out, sampler)
     trainer.announce(sampler.total_steps, sampler.size)
     trainer.warn_about(data)
-    trainer.link.listen()
-    trainer.link.report(LoopPhase(stepping=True))
+    trainer.channel.listen()
+    trainer.channel.report(LoopPhase(stepping=True))
     report, done = Report(trainer, sampler.total_steps), trainer.first_step
     for step, values in _steps(trainer, task, data, sampler):
         done = step + 1
@@ -88,8 +90,8 @@ def _train(trainer: Trainer, task: Task) -> None:
         if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
             with trainer.no_steps():
                 _evaluate(trainer, held_out, sampler, report, done)
-    trainer.link.report(LoopPhase(stepping=False))
-    trainer.saver.finish()
+    trainer.channel.report(LoopPhase(stepping=False))
+    trainer.writer.finish()
     if done == sampler.total_steps:
         _conclude(trainer, task, held_out, sampler, report)
 
@@ -97,18 +99,18 @@ def _train(trainer: Trainer, task: Task) -> None:
 def _conclude(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler, report: Report) -> None:
     """Evaluate and hand over the trained model. Every rank's part of the last checkpoint is written before: whatever goes
     wrong in the user's code now, the trained weights are on disk."""
-    session = trainer.session
-    session.mean({})
+    backend = trainer.backend
+    backend.mean({})
     if held_out:
         _evaluate(trainer, held_out, sampler, report, sampler.total_steps)
     if hasattr(task, "finish"):
-        model = session.whole()
+        model = backend.whole()
         if trainer.rank == 0:
             task.finish(model)
 
 
 def _evaluate(trainer: Trainer, held_out: Batches, sampler: Sampler, report: Report, done: int) -> None:
-    report.evaluated(done, trainer.session.evaluate(trainer.held_out(held_out, sampler.shard_size)))
+    report.evaluated(done, trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size)))
 
 
 def _try_out(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler) -> None:
@@ -118,7 +120,7 @@ def _try_out(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sa
         trainer.warn(text)
     if held_out:
         size = min(sampler.shard_size, held_out.size)
-        trainer.session.evaluate([(held_out.fetch(np.arange(size)), size)])
+        trainer.backend.evaluate([(held_out.fetch(np.arange(size)), size)])
 
 
 def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Iterator[tuple[int, Any]]:
@@ -128,8 +130,8 @@ def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Ite
     sizes = sampler.sizes(shards)
     if len(passes) < len(shards):
         sizes = [sum(sizes)]
-    if isinstance(trainer.session, WeighsShards):
-        trainer.session.weigh([size * trainer.world_size / trainer.train.global_batch for size in sizes])
+    if isinstance(trainer.backend, WeighsShards):
+        trainer.backend.weigh([size * trainer.world_size / trainer.train.global_batch for size in sizes])
 
     def fetch(step: int) -> list[Any]:
         begins = itertools.accumulate(sizes[:-1], initial=sampler.begin(step, shards.start))
@@ -143,7 +145,7 @@ def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Ite
             seed_host(seeds[0])
             rate = task.factor(step, sampler.total_steps)
             try:
-                values = trainer.session.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
+                values = trainer.backend.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
             except NonFiniteLoss as error:
                 raise trainer.non_finite(error, step) from None
             ledger.add(step, begin, indices)

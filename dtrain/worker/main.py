@@ -55,8 +55,8 @@ class Assignment:
     """What an agent gives a new worker."""
 
     run: str
-    place: RankInfo
-    peers: RendezvousInfo
+    rank_info: RankInfo
+    rendezvous: RendezvousInfo
     environment: dict[str, str]
     """Of the agent."""
     checkpoint: str | None
@@ -76,24 +76,24 @@ def main(inheritance: Inheritance) -> int:
     worker = os.getpid()
     os.setsid()
     die_with_parent(os.getppid())
-    pipe, *rendezvous = inheritance.descriptors
+    pipe, *sockets = inheritance.descriptors
     for descriptor in inheritance.descriptors:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
-    link = ControlChannel(Connection(pipe))
+    channel = ControlChannel(Connection(pipe))
     try:
         try:
-            assignment: Assignment = link.assignment()
+            assignment: Assignment = channel.assignment()
             run, job, strategy = _set_up_process(assignment, inheritance)
         except EOFError:  # the agent is gone
             return FAILED
         except Exception as error:  # noqa: BLE001  of dtrain's, or of a file system: not of the user's code
-            failure_report.send(link, error, None, kind=FailureKind.CRASH)
+            failure_report.send(channel, error, None, kind=FailureKind.CRASH)
             return FAILED
-        listener = socket.socket(fileno=rendezvous[0]) if rendezvous else None
-        return _run(run, job, strategy, assignment, link, listener)
+        listener = socket.socket(fileno=sockets[0]) if sockets else None
+        return _run(run, job, strategy, assignment, channel, listener)
     finally:
         if os.getpid() == worker:  # and not a process that the user's code forked
-            link.close()
+            channel.close()
 
 
 def _run(
@@ -101,20 +101,22 @@ def _run(
     job: Job,
     strategy: Strategy,
     assignment: Assignment,
-    link: ControlChannel,
+    channel: ControlChannel,
     listener: socket.socket | None,
 ) -> int:
     """Run the user's code and report what ends it."""
     worker = os.getpid()
     try:
         _enter_code_folder(job.folder)
-        joining = WorkerContext(assignment.place, assignment.peers, _with_shards(job, assignment.place), listener)
-        with _serving(strategy, joining):
+        context = WorkerContext(
+            assignment.rank_info, assignment.rendezvous, _with_shards(job, assignment.rank_info), listener
+        )
+        with _serving(strategy, context):
             if job.kind == "script":
                 _run_script(job, listener)
             else:
-                _train(run, strategy, joining, link, assignment)
-                link.report(StepsDone())
+                _train(run, strategy, context, channel, assignment)
+                channel.report(StepsDone())
     except BaseException as error:
         if os.getpid() != worker:
             raise
@@ -124,7 +126,7 @@ def _run(
             failure_report.show(error, job)
             return -signal.SIGINT
         explanation = strategy.explain(error) if isinstance(strategy, ExplainsErrors) else ""
-        failure_report.send(link, error, job, strategy=strategy, explanation=explanation)
+        failure_report.send(channel, error, job, strategy=strategy, explanation=explanation)
         return FAILED
     return 0
 
@@ -136,19 +138,19 @@ def _exit_code(error: SystemExit) -> int:
     return FAILED
 
 
-def _with_shards(job: Job, place: RankInfo) -> Job:
+def _with_shards(job: Job, rank_info: RankInfo) -> Job:
     """The job with the number of shards that this attempt's workers make necessary."""
     if job.kind == "script":
         return job
-    shards = shards_on(job.train, place.world_size * place.replicas)
+    shards = shards_on(job.train, rank_info.world_size * rank_info.replicas)
     return dataclasses.replace(job, train=dataclasses.replace(job.train, shards=shards))
 
 
 def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:
     """From a copy of the zygote to an ordinary Python process with its own output, signals and environment."""
-    run, place = RunDir(Path(assignment.run)), assignment.place
-    set_name(f"dtrain-rank-{place.rank}")
-    python_process.restore(run.rank_log(place.rank))
+    run, rank_info = RunDir(Path(assignment.run)), assignment.rank_info
+    set_name(f"dtrain-rank-{rank_info.rank}")
+    python_process.restore(run.rank_log(rank_info.rank))
     job = run.job()
     if job.kind != "script":
         signal.signal(signal.SIGTERM, _unless_worker(os.getpid()))
@@ -158,20 +160,26 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
     os.environ.clear()
     os.environ.update(assignment.environment | inheritance.set_by_imports)
     os.environ.update(_environment(run, job, strategy, assignment) | job.env)
-    print(f"--- dtrain: attempt {assignment.peers.attempt}, rank {place.rank}, from step {assignment.step} ---")
+    print(
+        f"--- dtrain: attempt {assignment.rendezvous.attempt}, rank {rank_info.rank}, from step {assignment.step} ---"
+    )
     return run, job, strategy
 
 
 def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignment) -> dict[str, str]:
-    """What tells this rank its place: the strategy's variables and dtrain's own three."""
-    place, peers = assignment.place, assignment.peers
-    error_file = run.error_file(place.rank)
+    """What tells this process its rank: the strategy's variables and dtrain's own three."""
+    rank_info, rendezvous = assignment.rank_info, assignment.rendezvous
+    error_file = run.error_file(rank_info.rank)
     error_file.unlink(missing_ok=True)
     told = {
         name: str(error_file) if value == ERROR_FILE else value
-        for name, value in strategy.environment(place, peers).items()
+        for name, value in strategy.environment(rank_info, rendezvous).items()
     }
-    own = {variables.RUN: peers.run_id, variables.ATTEMPT: str(peers.attempt), variables.RANK: str(place.rank)}
+    own = {
+        variables.RUN: rendezvous.run_id,
+        variables.ATTEMPT: str(rendezvous.attempt),
+        variables.RANK: str(rank_info.rank),
+    }
     return told | own | ({"PWD": job.folder} if "PWD" in os.environ else {})
 
 
@@ -208,17 +216,19 @@ def _run_script(job: Job, listener: socket.socket | None) -> None:
     _kept.append(user_script.run(job))
 
 
-def _serving(strategy: Strategy, joining: WorkerContext) -> AbstractContextManager[None]:
-    return strategy.serve(joining) if isinstance(strategy, NeedsService) and joining.place.rank == 0 else nullcontext()
+def _serving(strategy: Strategy, context: WorkerContext) -> AbstractContextManager[None]:
+    return (
+        strategy.serve(context) if isinstance(strategy, NeedsService) and context.rank_info.rank == 0 else nullcontext()
+    )
 
 
 def _train(
-    run: RunDir, strategy: Strategy, joining: WorkerContext, link: ControlChannel, assignment: Assignment
+    run: RunDir, strategy: Strategy, context: WorkerContext, channel: ControlChannel, assignment: Assignment
 ) -> None:
     """A task or a function, under the job's strategy."""
     from dtrain.worker import loop
 
     assert isinstance(strategy, TrainingStrategy), "the plan refuses others"
-    with strategy.join(joining) as session:
-        _kept.append(session)
-        loop.run(run, joining, session, link, assignment.checkpoint, assignment.step)
+    with strategy.join(context) as backend:
+        _kept.append(backend)
+        loop.run(run, context, backend, channel, assignment.checkpoint, assignment.step)

@@ -31,13 +31,13 @@ MOST_SILENT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Trainer:
-    """Run folder, session, control channel and checkpoint schedule of one worker in one attempt."""
+    """Run folder, training backend, control channel and checkpoint schedule of one worker in one attempt."""
 
     run: RunDir
-    joining: WorkerContext
-    session: TrainingBackend
-    link: ControlChannel
-    saver: CheckpointWriter
+    context: WorkerContext
+    backend: TrainingBackend
+    channel: ControlChannel
+    writer: CheckpointWriter
     checkpoint: Path | None
     first_step: int
     data_wait: DataWait = field(default_factory=DataWait)
@@ -46,37 +46,37 @@ class Trainer:
     @property
     def train(self) -> Train:
         """The numbers of the loop."""
-        return self.joining.job.train
+        return self.context.job.train
 
     @property
     def rank(self) -> int:
         """Of this worker."""
-        return self.joining.place.rank
+        return self.context.rank_info.rank
 
     @property
     def world_size(self) -> int:
         """Worker processes of the attempt."""
-        return self.joining.place.world_size
+        return self.context.rank_info.world_size
 
     @property
     def shards(self) -> range:
         """This worker's own shards."""
-        place = self.joining.place
-        return own_shards(self.train.shards or 1, place.rank, place.world_size)
+        rank_info = self.context.rank_info
+        return own_shards(self.train.shards or 1, rank_info.rank, rank_info.world_size)
 
     def open_ledger(self) -> Ledger:
         """The record of what this worker trains on in this attempt."""
-        return Ledger(self.run.ledger(self.joining.peers.attempt, self.rank))
+        return Ledger(self.run.ledger(self.context.rendezvous.attempt, self.rank))
 
     def announce(self, total_steps: int, samples: int | None) -> None:
         """Tell how far this run goes; one rank is enough."""
         if self.rank == 0:
-            self.link.report(TrainingBegan(self.first_step, total_steps, samples))
+            self.channel.report(TrainingBegan(self.first_step, total_steps, samples))
 
     def warn(self, text: str) -> None:
         """Tell the user something once, in the live view and the summary; one rank is enough."""
         if text and self.rank == 0:
-            self.link.report(UserWarned(text))
+            self.channel.report(UserWarned(text))
 
     def warn_about(self, data: Batches) -> None:
         """What the user may not expect of this data under the run's numbers."""
@@ -90,12 +90,12 @@ class Trainer:
     @contextmanager
     def no_steps(self) -> Iterator[None]:
         """Around what keeps dtrain's own loop from steps for a while that steps say nothing about."""
-        if self.joining.job.function:
+        if self.context.job.function:
             yield
             return
-        self.link.report(LoopPhase(stepping=False))
+        self.channel.report(LoopPhase(stepping=False))
         yield
-        self.link.report(LoopPhase(stepping=True))
+        self.channel.report(LoopPhase(stepping=True))
 
     def due(self, done: int, total: int, every: int | None) -> bool:
         """Whether something that happens every `every` steps, and at the end, is due after `done` steps."""
@@ -103,17 +103,17 @@ class Trainer:
 
     def after_step(self, done: int, total: int) -> None:
         """Collective. Save if a checkpoint is due; raise what went wrong in the one before."""
-        self.saver.check()
-        if self.due(done, total, self.joining.job.checkpoint.every_steps):
+        self.writer.check()
+        if self.due(done, total, self.context.job.checkpoint.every_steps):
             with self.no_steps():
-                self.saver.begin(done)
+                self.writer.begin(done)
 
     def upcoming(self, sampler: Sampler, first_step: int) -> Iterator[tuple[int, int, Indices]]:
         """The steps from `first_step` on: (step, position of this worker's first sample, its samples). Ends early, with
         the state saved, if the ranks agreed to leave."""
         count = sum(sampler.sizes(self.shards))
         for step in range(first_step, sampler.total_steps):
-            if not self.link.may_begin(step):
+            if not self.channel.may_begin(step):
                 self.leave(step)
                 return
             begin = sampler.begin(step, self.shards.start)
@@ -121,12 +121,12 @@ class Trainer:
 
     def prefetcher(self, data: Batches, fetch: Callable[[int], Any], numbers: range, wait: DataWait) -> Prefetcher:
         """What gives the batches of these numbers, fetched ahead by data workers if the recipe wants it or it is worth it."""
-        job = self.joining.job
-        forks = isinstance(self.session, ForksSafely) and self.session.forks_safely
+        job = self.context.job
+        forks = isinstance(self.backend, ForksSafely) and self.backend.forks_safely
         workers = None if job.data.workers == "auto" and forks else job.data.workers
         if workers == "auto" or data.in_memory:
             workers = 0
-        cpus = job.resources.cpus_per_worker or len(os.sched_getaffinity(0)) // self.joining.place.local_world_size
+        cpus = job.resources.cpus_per_worker or len(os.sched_getaffinity(0)) // self.context.rank_info.local_world_size
         return Prefetcher(
             fetch,
             numbers,
@@ -136,7 +136,7 @@ class Trainer:
                 memory=memory_bytes(job.data.memory) or 0,
                 cpus=max(1, cpus),
                 silent_seconds=min(MOST_SILENT_SECONDS, job.recovery.hang_seconds / 2),
-                close=(self.link.fileno(),),
+                close=(self.channel.fileno(),),
                 first=self.data_wait.workers,
             ),
             wait,
@@ -145,9 +145,9 @@ class Trainer:
     def leave(self, step: int) -> None:
         """Collective. Save at the agreed step, unless that is what the attempt began with."""
         if step > self.first_step:
-            self.saver.begin(step)
-        self.saver.finish()
-        self.link.report(LeftAtStep(step))
+            self.writer.begin(step)
+        self.writer.finish()
+        self.channel.report(LeftAtStep(step))
 
     def held_out(self, data: Batches, size: int) -> Iterator[tuple[Any, int]]:
         """Batches of held-out data for this rank, each with the number of samples that count: every rank gets as many
@@ -156,10 +156,10 @@ class Trainer:
         total = min(data.size, limit * self.train.global_batch) if limit else data.size
         size = min(size, total)
         batches = math.ceil(total / size)
-        place = self.joining.place
+        rank_info = self.context.rank_info
 
         def indices_of(turn: int) -> tuple[Indices, int]:
-            number = turn * place.world_size + place.rank
+            number = turn * rank_info.world_size + rank_info.rank
             if number >= batches:
                 return np.arange(size), 0
             indices = np.arange(number * size, min(total, (number + 1) * size))
@@ -169,7 +169,7 @@ class Trainer:
             indices, _ = indices_of(turn)
             return data.fetch(indices, int(indices[0]))
 
-        turns = range(math.ceil(batches / place.world_size))
+        turns = range(math.ceil(batches / rank_info.world_size))
         with closing(self.prefetcher(data, fetch, turns, DataWait())) as fetched:
             for turn in turns:
                 yield fetched.get(turn), indices_of(turn)[1]
@@ -202,7 +202,7 @@ class Report:
         named = values if isinstance(values, Mapping) else {"loss": values}
         if not named:
             return
-        means = trainer.session.mean({name: float(value) for name, value in named.items()})
+        means = trainer.backend.mean({name: float(value) for name, value in named.items()})
         self._check(means, done)
         now = time.perf_counter()
         speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)
@@ -228,4 +228,4 @@ class Report:
 
     def _send(self, report: StepMetrics | EvaluationMetrics) -> None:
         if self._trainer.rank == 0:
-            self._trainer.link.report(report)
+            self._trainer.channel.report(report)

@@ -59,17 +59,17 @@ class Horovod:
         """One a device."""
         return workers_per_node
 
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """As horovodrun sets it, and torchrun's for the process group that carries checkpoints."""
-        return environments.torchrun(place, peers) | launcher.environment(place, peers) | {
-            "HOROVOD_FUSION_THRESHOLD": str(int(self._fusion_mb(place) * 2**20)),
+        return environments.torchrun(rank_info, rendezvous) | launcher.environment(rank_info, rendezvous) | {
+            "HOROVOD_FUSION_THRESHOLD": str(int(self._fusion_mb(rank_info) * 2**20)),
             "HOROVOD_CYCLE_TIME": str(self.options.cycle_ms),
         }  # fmt: skip
 
-    def _fusion_mb(self, place: RankInfo) -> float:
+    def _fusion_mb(self, rank_info: RankInfo) -> float:
         if self.options.fusion_mb is not None:
             return self.options.fusion_mb
-        return 128.0 if place.world_size <= 2 else 0.0
+        return 128.0 if rank_info.world_size <= 2 else 0.0
 
     def problems(self, resources: Resources) -> list[str]:
         """Horovod is there, and can do what is asked."""
@@ -83,25 +83,25 @@ class Horovod:
         """With PyTorch."""
         return self._framework(job) == "torch"
 
-    def serve(self, joining: WorkerContext) -> AbstractContextManager[None]:
+    def serve(self, context: WorkerContext) -> AbstractContextManager[None]:
         """The rendezvous."""
-        return launcher.rendezvous(joining)
+        return launcher.rendezvous_server(context)
 
     @contextmanager
-    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+    def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect to the rendezvous of rank 0."""
         launcher.require()
-        if self._framework(joining.job) == "tensorflow":
+        if self._framework(context.job) == "tensorflow":
             from . import tensorflow
 
-            with tensorflow.joined(joining, self.options.compression, self.options.op) as session:
-                yield session
+            with tensorflow.joined(context, self.options.compression, self.options.op) as training:
+                yield training
             return
         import horovod.torch as hvd
 
-        with torch_backend.connected(joining) as device:
+        with torch_backend.connected(context) as device:
             hvd.init()
-            yield torch_backend.TorchBackend(joining.place, device, Averaged(self.options))
+            yield torch_backend.TorchBackend(context.rank_info, device, Averaged(self.options))
             hvd.shutdown()
 
     def _framework(self, job: Job) -> str:

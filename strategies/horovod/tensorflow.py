@@ -13,22 +13,22 @@ from ..tensorflow import backend
 
 
 @contextmanager
-def joined(joining: WorkerContext, compression: str, op: str) -> Iterator[TrainingBackend]:
-    """Collective. A session whose sums over the processes are Horovod's."""
+def joined(context: WorkerContext, compression: str, op: str) -> Iterator[TrainingBackend]:
+    """Collective. A backend whose sums over the processes are Horovod's."""
     import horovod.tensorflow as hvd
     import tensorflow as tf
 
     if op != "average":
         raise UsageError(f"the op {op} is for PyTorch tasks", "Set strategy.op to average.")
-    (device,) = backend.prepare(joining)
+    (device,) = backend.prepare(context)
     hvd.init()
     kind = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
 
     def summed(tensors: list[Any]) -> list[Any]:
         return list(hvd.grouped_allreduce(tensors, op=hvd.Sum, compression=kind))
 
-    session = backend.TensorFlowBackend(joining.place, tf.distribute.OneDeviceStrategy(device), summed=summed)
-    yield session
+    training = backend.TensorFlowBackend(context.rank_info, tf.distribute.OneDeviceStrategy(device), summed=summed)
+    yield training
     # A worker that leaves while others still compute looks like one that failed.
-    session.mean({})
+    training.mean({})
     hvd.shutdown()

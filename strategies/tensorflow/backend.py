@@ -31,7 +31,7 @@ class DevicesMissing(DtrainError):
     """TensorFlow does not see the devices that were asked for."""
 
 
-def prepare(joining: WorkerContext, *, replicas: int | None = None, deterministic: bool = True) -> list[str]:
+def prepare(context: WorkerContext, *, replicas: int | None = None, deterministic: bool = True) -> list[str]:
     """This process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
     import tensorflow as tf
 
@@ -40,30 +40,30 @@ def prepare(joining: WorkerContext, *, replicas: int | None = None, deterministi
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    if joining.job.resources.device == "gpu":
-        return _gpus(joining.place)
-    count = replicas or joining.place.replicas
+    if context.job.resources.device == "gpu":
+        return _gpus(context.rank_info)
+    count = replicas or context.rank_info.replicas
     tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     return [f"CPU:{number}" for number in range(count)]
 
 
-def _gpus(place: RankInfo) -> list[str]:
+def _gpus(rank_info: RankInfo) -> list[str]:
     import tensorflow as tf
 
     there = tf.config.list_physical_devices("GPU")
-    first = place.local_rank * place.replicas
-    own = there[first : first + place.replicas]
-    if len(own) < place.replicas:
+    first = rank_info.local_rank * rank_info.replicas
+    own = there[first : first + rank_info.replicas]
+    if len(own) < rank_info.replicas:
         raise DevicesMissing(
-            f"TensorFlow sees {len(there)} GPUs and {place.local_world_size * place.replicas} are needed",
+            f"TensorFlow sees {len(there)} GPUs and {rank_info.local_world_size * rank_info.replicas} are needed",
             "Install a TensorFlow with GPU support (pip install 'tensorflow[and-cuda]'), or take --workers N to train on CPUs.",
         )
     tf.config.set_visible_devices(own, "GPU")
     for gpu in own:
         tf.config.experimental.set_memory_growth(gpu, enable=True)
-    return [f"GPU:{number}" for number in range(place.replicas)]
+    return [f"GPU:{number}" for number in range(rank_info.replicas)]
 
 
 def all_reduced(tensors: list[Any]) -> list[Any]:
@@ -77,13 +77,13 @@ def all_reduced(tensors: list[Any]) -> list[Any]:
 class TensorFlowBackend:
     """Training under a `tf.distribute.Strategy`; `summed` if something else sums over the processes."""
 
-    def __init__(self, place: RankInfo, strategy: Any, *, summed: Summed = all_reduced, jit: bool = False) -> None:
+    def __init__(self, rank_info: RankInfo, strategy: Any, *, summed: Summed = all_reduced, jit: bool = False) -> None:
         self.strategy = strategy
         """For functions with a loop of their own: they call its `run`."""
-        self._place = place
+        self._rank_info = rank_info
         self._summed = summed
         self._jit = jit
-        self._replicas = max(1, strategy.num_replicas_in_sync // place.world_size)
+        self._replicas = max(1, strategy.num_replicas_in_sync // rank_info.world_size)
         self._step: TrainStep | None = None
         self._inspected: list[Any] = []
         self._measures: dict[Metrics | None, Any] = {}
@@ -155,7 +155,7 @@ class TensorFlowBackend:
 
     def compiled(self, shards: int) -> TrainStep:
         """The step function for this number of shards a process; traced at its first call."""
-        shards *= self._place.world_size
+        shards *= self._rank_info.world_size
         return TrainStep(self.strategy, self._built, shards=shards, summed=self._summed, jit=self._jit)
 
     def blocks(self, batches: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
@@ -212,7 +212,7 @@ class TensorFlowBackend:
         import numpy as np
 
         numbers = np.array([*(value * weight for value in values.values()), weight], np.float64)
-        if self._place.world_size > 1:
+        if self._rank_info.world_size > 1:
             numbers = self._totals(numbers)
         *totals, weights = numbers.tolist()
         return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
@@ -235,7 +235,7 @@ class TensorFlowBackend:
 
     def snapshot(self) -> TensorFlowSnapshot:
         """See `TrainingBackend.snapshot`. Rank 0 has all of it."""
-        if self._place.rank:
+        if self._rank_info.rank:
             return TensorFlowSnapshot(None)
         trained = {variable.name for variable in self._built.model.trainable_variables}
         return TensorFlowSnapshot(self.arrays(), self._registered.states(), trained)
@@ -268,7 +268,7 @@ class TensorFlowBackend:
 
     def whole(self) -> Any:
         """See `TrainingBackend.whole`. It is built once more, outside of the strategy."""
-        if self._place.rank:
+        if self._rank_info.rank:
             return None
         model = _made(self._built.task, self._name)
         for variable, array in zip(model.weights, self.arrays()["model"].values(), strict=True):
@@ -343,9 +343,9 @@ def _refuse_second_owner(task: Any, optimizer: Any) -> None:
         )
 
 
-def checked(strategy: Any, place: RankInfo) -> Any:
+def checked(strategy: Any, rank_info: RankInfo) -> Any:
     """A strategy that has as many replicas as were planned."""
-    wanted = place.replicas * place.world_size
+    wanted = rank_info.replicas * rank_info.world_size
     if strategy.num_replicas_in_sync != wanted:
         raise DevicesMissing(
             f"{wanted} replicas were asked for and TensorFlow has {strategy.num_replicas_in_sync}",

@@ -18,21 +18,21 @@ from .step import tensors
 class LazyLoss:
     """The loss of a step that may still be waiting for its call."""
 
-    def __init__(self, session: CompiledBackend) -> None:
-        self._session = session
+    def __init__(self, training: CompiledBackend) -> None:
+        self._backend = training
         self.value: Any = None
 
     def __float__(self) -> float:
         if self.value is None:
-            self._session.flush()
+            self._backend.flush()
         return float(self.value)
 
 
 class CompiledBackend(TensorFlowBackend):
     """Collects steps until a call is full, or something wants to see the state."""
 
-    def __init__(self, place: RankInfo, strategy: Any, *, steps_per_call: int, jit: bool = False) -> None:
-        super().__init__(place, strategy, jit=jit)
+    def __init__(self, rank_info: RankInfo, strategy: Any, *, steps_per_call: int, jit: bool = False) -> None:
+        super().__init__(rank_info, strategy, jit=jit)
         self._steps_per_call = steps_per_call
         self._waiting: list[tuple[list[Any], float, LazyLoss]] = []
 
@@ -96,11 +96,11 @@ class RehearsalBackend(CompiledBackend):
             raise not_compiled(graph, str(error)) from error
 
 
-def rehearsal(joining: WorkerContext, steps_per_call: int) -> RehearsalBackend:
-    """A session on one CPU replica, which takes the shards of all."""
+def rehearsal(context: WorkerContext, steps_per_call: int) -> RehearsalBackend:
+    """A backend on one CPU replica, which takes the shards of all."""
     import tensorflow as tf
 
     # XLA's steps on a CPU are deterministic; TensorFlow's switch would only refuse some of them, as it must on GPUs.
-    device, *_ = prepare(joining, replicas=1, deterministic=False)
+    device, *_ = prepare(context, replicas=1, deterministic=False)
     strategy = tf.distribute.OneDeviceStrategy(device)
-    return RehearsalBackend(joining.place, strategy, steps_per_call=steps_per_call, jit=True)
+    return RehearsalBackend(context.rank_info, strategy, steps_per_call=steps_per_call, jit=True)

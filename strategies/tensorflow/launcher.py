@@ -33,6 +33,6 @@ class OneANode(TensorFlowStrategy):
         """One, whatever the number of devices."""
         return 1
 
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """Nothing: there are no peers."""
         return {}

@@ -44,13 +44,13 @@ class Mirrored(OneANode):
         return found
 
     @contextmanager
-    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+    def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Nobody to connect to: take the devices."""
         import tensorflow as tf
 
-        devices = backend.prepare(joining)
+        devices = backend.prepare(context)
         strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=self._reduction())
-        yield backend.TensorFlowBackend(joining.place, strategy)
+        yield backend.TensorFlowBackend(context.rank_info, strategy)
 
     def _reduction(self) -> Any:
         import tensorflow as tf

@@ -36,9 +36,9 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         """One a worker, or one if they are GPUs."""
         return 1 if device == "gpu" else workers_per_node
 
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """TF_CONFIG, the addresses of all workers and which of them this one is."""
-        return environments.tf_config(place, peers)
+        return environments.tf_config(rank_info, rendezvous)
 
     def needs_all_addresses(self) -> bool:
         """TF_CONFIG names all workers."""
@@ -54,15 +54,15 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         return found
 
     @contextmanager
-    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+    def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Start this worker's server on its reserved port, and wait for the others'."""
         import tensorflow as tf
 
-        backend.prepare(joining)
+        backend.prepare(context)
         kind = tf.distribute.experimental.CommunicationImplementation[self.options.communication.upper()]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-        session = backend.TensorFlowBackend(joining.place, backend.checked(strategy, joining.place))
-        yield session
+        training = backend.TensorFlowBackend(context.rank_info, backend.checked(strategy, context.rank_info))
+        yield training
         # A worker that leaves while others still compute looks like one that failed.
-        session.mean({})
+        training.mean({})

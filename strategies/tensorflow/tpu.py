@@ -66,16 +66,16 @@ class TPU(OneANode):
         return found
 
     @contextmanager
-    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+    def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect to the TPU and start its system, or take one CPU; raises `TPUMissing`."""
         from . import compiled
 
         steps = self.options.steps_per_call
         if self.options.rehearse:
-            yield compiled.rehearsal(joining, steps)
+            yield compiled.rehearsal(context, steps)
         else:
-            strategy = backend.checked(self._strategy(), joining.place)
-            yield compiled.CompiledBackend(joining.place, strategy, steps_per_call=steps)
+            strategy = backend.checked(self._strategy(), context.rank_info)
+            yield compiled.CompiledBackend(context.rank_info, strategy, steps_per_call=steps)
 
     def _strategy(self) -> Any:
         import tensorflow as tf

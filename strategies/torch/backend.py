@@ -39,32 +39,32 @@ Metrics = Callable[[Any, Any], Any]
 
 
 @contextmanager
-def connected(joining: WorkerContext) -> Iterator[Any]:
+def connected(context: WorkerContext) -> Iterator[Any]:
     """Collective. The default process group over the reserved port; yields this worker's device."""
     import torch
     import torch.distributed as dist
 
-    place, peers, rendezvous = joining.place, joining.peers, joining.rendezvous
-    on_gpu = joining.job.resources.device == "gpu"
-    device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
+    rank_info, rendezvous, listener = context.rank_info, context.rendezvous, context.listener
+    on_gpu = context.job.resources.device == "gpu"
+    device = torch.device("cuda", rank_info.local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    if rendezvous is not None:
-        rendezvous.listen(1024)
+    if listener is not None:
+        listener.listen(1024)
     store = dist.TCPStore(
-        peers.addresses[0],
-        peers.ports[0],
-        place.world_size,
-        is_master=rendezvous is not None,
+        rendezvous.addresses[0],
+        rendezvous.ports[0],
+        rank_info.world_size,
+        is_master=listener is not None,
         timeout=timedelta(seconds=CONNECT_SECONDS),
         wait_for_workers=False,
         # The store closes what it is given when it ends: let it have a copy.
-        master_listen_fd=rendezvous.dup().detach() if rendezvous is not None else None,
+        master_listen_fd=listener.dup().detach() if listener is not None else None,
     )
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world_size,
+        "nccl" if on_gpu else "gloo", store=store, rank=rank_info.rank, world_size=rank_info.world_size,
         # A hang is for dtrain to find: its report names the rank and has the stacks.
-        timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * joining.job.recovery.hang_seconds)),
+        timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * context.job.recovery.hang_seconds)),
     )  # fmt: skip
     yield device
     # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
@@ -92,9 +92,9 @@ class OneADevice:
         """Losses are weighted, and every worker takes as many passes."""
         return True
 
-    def environment(self, place: RankInfo, peers: RendezvousInfo) -> dict[str, str]:
+    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """As torchrun sets it."""
-        return environments.torchrun(place, peers)
+        return environments.torchrun(rank_info, rendezvous)
 
     def problems(self, resources: Resources) -> list[str]:
         """What does not fit the device."""
@@ -110,10 +110,10 @@ class TorchBackend:
 
     forks_safely = True
 
-    def __init__(self, place: RankInfo, device: Any, parallel: Parallel) -> None:
+    def __init__(self, rank_info: RankInfo, device: Any, parallel: Parallel) -> None:
         import torch.distributed as dist
 
-        self._place = place
+        self._rank_info = rank_info
         self._device = device
         self._parallel = parallel
         # Checkpoints are written beside the training: their collectives must not mix with the training's.
@@ -149,7 +149,7 @@ class TorchBackend:
             raise UserError(f"{method} gave a scheduler, and there is {self._name}.schedule too: leave out one of them")
         named = list(self._state.named_parameters())
         _check_trained(optimizers, named, method)
-        passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._place.world_size
+        passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._rank_info.world_size
         self._optimizers = self._state.optimizers = {
             name: self._parallel.optimizer(optimizer, named, passes) for name, optimizer in optimizers.items()
         }
@@ -342,7 +342,7 @@ class TorchBackend:
         self._late.check()
         broadcast_buffers(self._buffers())
         parameters = {name for name, _ in self._state.named_parameters()}
-        return TorchSnapshot(copied(self._state.gathered()), parameters, self._place, self._saving)
+        return TorchSnapshot(copied(self._state.gathered()), parameters, self._rank_info, self._saving)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
@@ -366,10 +366,10 @@ class TorchBackend:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         if not self._parallel.shards:
-            return None if self._place.rank else self._view(self._state.models)
+            return None if self._rank_info.rank else self._view(self._state.models)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         states = {name: get_model_state_dict(model, options=options) for name, model in self._state.models.items()}
-        if self._place.rank:
+        if self._rank_info.rank:
             return None
         models = self._made(self._task, several=ONLY not in states)
         for name, model in models.items():

@@ -1,4 +1,4 @@
-"""What PyTorch's session does with batches and buffers: to the device, and the same on every rank.
+"""What PyTorch's backend does with batches and buffers: to the device, and the same on every rank.
 
 Importing this module imports no framework.
 """

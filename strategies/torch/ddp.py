@@ -44,10 +44,12 @@ class DDP(backend.OneADevice):
         self.options = options
 
     @contextmanager
-    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+    def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect over a store whose port was reserved for this attempt."""
-        with backend.connected(joining) as device:
-            yield backend.TorchBackend(joining.place, device, Replicated(self.options, joining.place.world_size))
+        with backend.connected(context) as device:
+            yield backend.TorchBackend(
+                context.rank_info, device, Replicated(self.options, context.rank_info.world_size)
+            )
 
 
 class Replicated(Parallel):
@@ -76,7 +78,7 @@ class Replicated(Parallel):
             static_graph=self.options.static_graph,
             find_unused_parameters=self.options.find_unused_parameters,
             gradient_as_bucket_view=True,
-            **{buffers: False},  # the session shares them once a step
+            **{buffers: False},  # the backend shares them once a step
         )
         if self.options.compression != "none":
             from torch.distributed.algorithms.ddp_comm_hooks import default_hooks

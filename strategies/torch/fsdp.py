@@ -52,18 +52,18 @@ class FSDP(backend.OneADevice):
         self.options = options
 
     @contextmanager
-    def join(self, joining: WorkerContext) -> Iterator[TrainingBackend]:
+    def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect, and lay the workers out in a mesh."""
         from torch.distributed.device_mesh import init_device_mesh
 
-        with backend.connected(joining) as device:
-            shape = self.shape(joining.place)
+        with backend.connected(context) as device:
+            shape = self.shape(context.rank_info)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-            yield backend.TorchBackend(joining.place, device, Sharded(self.options, mesh))
+            yield backend.TorchBackend(context.rank_info, device, Sharded(self.options, mesh))
 
-    def shape(self, place: RankInfo) -> tuple[int, ...]:
+    def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
         """Of the device mesh."""
-        return (place.world_size,)
+        return (rank_info.world_size,)
 
 
 class HSDP(FSDP):
@@ -83,10 +83,10 @@ class HSDP(FSDP):
             f"{resources.workers} workers cannot be split into {groups} equal groups: change strategy.replicas or the workers",
         ]
 
-    def shape(self, place: RankInfo) -> tuple[int, ...]:
+    def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
         """Groups by workers of a group."""
-        groups = self.options.replicas or place.nodes
-        return (groups, place.world_size // groups)
+        groups = self.options.replicas or rank_info.nodes
+        return (groups, rank_info.world_size // groups)
 
 
 class Sharded(Parallel):

@@ -283,10 +283,10 @@ def _put(container: Any, path: Sequence[Any], value: Any) -> None:
 class TorchSnapshot:
     """A copy of the state, written by `torch.distributed.checkpoint`."""
 
-    def __init__(self, state: dict[str, Any], parameters: set[str], place: RankInfo, group: Any) -> None:
+    def __init__(self, state: dict[str, Any], parameters: set[str], rank_info: RankInfo, group: Any) -> None:
         self._state = state
         self._parameters = parameters
-        self._place = place
+        self._rank_info = rank_info
         self._group = group
 
     def write(self, folder: Path) -> SnapshotFiles:
@@ -301,8 +301,8 @@ class TorchSnapshot:
             # It holds every rank's exception and traceback; what the disk said is enough.
             failures = [failure for failure, _ in error.failures.values()]
             raise next((failure for failure in failures if isinstance(failure, OSError)), failures[0]) from None
-        names = [path.name for path in folder.glob(f"__{self._place.rank}_*.distcp")]
-        if self._place.rank == 0:
+        names = [path.name for path in folder.glob(f"__{self._rank_info.rank}_*.distcp")]
+        if self._rank_info.rank == 0:
             names.append(".metadata")
         return SnapshotFiles(tuple(sorted(names)), self._digest())
 
@@ -337,7 +337,7 @@ class TorchSnapshot:
 
         tensors = self._tensors()
         sharded = any(isinstance(value, DTensor) for value in tensors.values())
-        if not sharded and self._place.rank:
+        if not sharded and self._rank_info.rank:
             return ""
         digest = hashlib.sha256()
         for name in sorted(tensors):

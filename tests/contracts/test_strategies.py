@@ -59,9 +59,9 @@ def test_places_cover_the_workers(name: str) -> None:
             folder="/",
         )
     )
-    places = [place for node in plan.ranks_by_node() for place in node]
-    assert [place.rank for place in places] == list(range(plan.processes))
-    assert sum(place.replicas for place in places) == 4
+    places = [rank_info for node in plan.ranks_by_node() for rank_info in node]
+    assert [rank_info.rank for rank_info in places] == list(range(plan.processes))
+    assert sum(rank_info.replicas for rank_info in places) == 4
 
 
 def recipe(name: str, workers: int = 1) -> tuple[str, ...]:

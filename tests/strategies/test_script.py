@@ -22,10 +22,10 @@ def resolved(folder: Path, text: str, **options: object) -> Job:
 
 def told(job: Job, workers: int = 4) -> dict[str, str]:
     """The environment of rank 1."""
-    peers = RendezvousInfo(
+    rendezvous = RendezvousInfo(
         tuple(f"10.0.{n // 250}.{n % 250}" for n in range(workers)), (1000,) * workers, "run", 3, 7, 5
     )
-    return registry.strategy_of(job).environment(RankInfo(1, workers, 1, workers, 0, 1, 1), peers)
+    return registry.strategy_of(job).environment(RankInfo(1, workers, 1, workers, 0, 1, 1), rendezvous)
 
 
 def asks_for_all(job: Job) -> bool:

@@ -260,7 +260,7 @@ def test_a_batch_larger_than_the_data_is_said(tmp_path: Path) -> None:
     assert "the global batch (16) is larger than the data set (10 samples)" in warning["text"]
 
 
-def test_the_optimizer_gets_the_plain_model_and_finish_too(tmp_path: Path) -> None:
+def test_the_optimizer_gets_the_plain_model_and_finish_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = user(
         tmp_path,
         """
@@ -273,6 +273,7 @@ def finish(self, model):
 """,
     )
     trained(tmp_path, file)
+    assert "finished torch.Size" in capfd.readouterr().out
 
 
 def test_a_sanity_check_finds_a_broken_metric_before_the_first_step(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ class Played:
         self.send(ReservePorts(attempt, workers + 1))
         ports = self.wait(PortsReserved).ports
         places = tuple(RankInfo(rank, workers, rank, workers, 0, 1, 1) for rank in range(workers))
-        peers = RendezvousInfo(("127.0.0.1",), ports[:1], "a-run", attempt, ports[-1])
-        self.send(StartWorkers(attempt, places, peers, None, 0))
+        rendezvous = RendezvousInfo(("127.0.0.1",), ports[:1], "a-run", attempt, ports[-1])
+        self.send(StartWorkers(attempt, places, rendezvous, None, 0))
 
     def started(self, attempt: int = 1, workers: int = 1) -> dict[int, int]:
         """Rank → process, as soon as they print something."""
@@ -140,6 +140,9 @@ def test_a_process_that_was_just_waited_for_can_be_signalled() -> None:
     done = subprocess.Popen(["true"])
     done.wait()
     signal_process(done.pid, signal.SIGQUIT)
+    there = subprocess.Popen(["sleep", "60"])
+    signal_process(there.pid, signal.SIGTERM)
+    assert there.wait(PATIENCE_SECONDS) == -signal.SIGTERM
 
 
 def test_a_killed_zygote_is_a_crash_of_its_workers_and_the_next_attempt_has_a_new_one(

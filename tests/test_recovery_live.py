@@ -123,7 +123,7 @@ def test_a_worker_that_spins_is_a_hang(runs: Path) -> None:
         RECIPE, *options, "--set", "recovery.restarts=0", "--set", "checkpoint.every_steps=60", runs=runs, code=3
     )
     (failure,) = live.events("failure")
-    assert failure["kind"] == "hang"
+    assert (failure["kind"], failure["rank"]) == ("hang", 0)
     assert "made no step and no output for 3 s" in failure["message"]
     assert "in fail\n" in live.run.rank_log(0).read_text()
 

@@ -83,7 +83,9 @@ class HangDetector:
         limit = self._step_limit(running)
         if limit is not None and all(sign.quiet_seconds >= limit for sign in signs.values()):
             slowest = f" (a step took {self._slowest:.2g} s at most before)" if self._slowest else ""
-            return self._hang(signs, behind, f"made no step and no output for {limit:g} s{slowest}")
+            # Of ranks at the same step, those that only wait for one that spins use less CPU time than it does.
+            spinning = min(signs, key=lambda rank: (signs[rank].step or 0, signs[rank].idle_seconds))
+            return self._hang(signs, spinning, f"made no step and no output for {limit:g} s{slowest}")
         return None
 
     def _step_limit(self, running: Set[int]) -> float | None:

@@ -39,6 +39,15 @@ def test_ranks_that_spin_are_found_after_much_longer_than_a_step() -> None:
     assert "made no step and no output for 200 s (a step took 4 s at most before)" in hang.message
 
 
+def test_the_rank_that_spins_is_named_and_not_one_that_waits_for_it() -> None:
+    detector = HangDetector(HANG_SECONDS)
+    now = trained(detector)
+    detector.update({0: sign(9, quiet=200.0), 1: sign(9, quiet=200.0, idle=200.0)}, now + 200.0)
+    hang = detector.find({0, 1})
+    assert hang is not None
+    assert hang.rank == 0
+
+
 def test_quick_steps_do_not_make_it_impatient() -> None:
     detector = HangDetector(HANG_SECONDS)
     now = trained(detector, step_seconds=0.01)

@@ -84,7 +84,9 @@ def measure(nodes: int, folder: Path) -> str:
     inbox: SupervisorInbox = queue.SimpleQueue()
     with run.lock() as lease:
         supervisor = Supervisor(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
-        threading.Timer(RUN_SECONDS + nodes / 250, inbox.put, [("", StopRequest(StopMode.IMMEDIATE, "measured"))]).start()
+        threading.Timer(
+            RUN_SECONDS + nodes / 250, inbox.put, [("", StopRequest(StopMode.IMMEDIATE, "measured"))]
+        ).start()
         began, cpu = time.monotonic(), time.process_time()
         supervisor.run()
         took, cpu = time.monotonic() - began, time.process_time() - cpu

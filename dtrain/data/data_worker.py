@@ -190,6 +190,13 @@ def _pickled(value: Any) -> tuple[bytes, list[memoryview]]:
     return file.getvalue(), [buffer.raw() for buffer in buffers]
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two batches are equal to the last bit."""
+    pickled, buffers = _pickled(one)
+    other_pickled, other_buffers = _pickled(other)
+    return pickled == other_pickled and buffers == other_buffers
+
+
 def _read(descriptor: int, pickled: int, table: int) -> tuple[Any, int]:
     """The value in a memory file, and the file's size. It is copied: a mapping would keep its descriptor open."""
     try:

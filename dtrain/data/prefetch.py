@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.common.errors import UserError
-from dtrain.data.data_worker import DataWorker, Fetched
+from dtrain.data.data_worker import DataWorker, Fetched, same
 
 NOTICED = 0.02
 """Share of the time that the training may wait for data before `auto` starts (more) data workers."""
@@ -29,6 +29,8 @@ WAITING_SHARE = 0.5
 """A data worker that uses less CPU time than this share of its time waits for something else."""
 MOST_WAITING = 8
 """Data workers that `auto` starts if they use no CPU."""
+COMPARED = 4
+"""Batches of data workers that `auto` started, which are compared with what the process that trains fetches."""
 MOST_DEATHS = 2
 """Of data workers at the same batch."""
 POLL_SECONDS = 0.5
@@ -52,6 +54,8 @@ class PrefetchSettings:
     """File descriptors that are not for data workers."""
     first: int = 0
     """Data workers to begin with if `workers` is None."""
+    warn: Callable[[str], None] = print
+    """Tells the user something."""
 
 
 @dataclass
@@ -78,6 +82,8 @@ class Prefetcher:
         self._deaths: dict[int, int] = {}
         self._load = _Load(time.perf_counter())
         self._automatic = settings.workers is None
+        self._unproven = COMPARED if self._automatic and not settings.first else 0
+        """Batches of data workers that are still to be compared with what this process fetches."""
         self._start(settings.first if settings.workers is None else settings.workers)
 
     def get(self, number: int) -> Any:
@@ -88,6 +94,8 @@ class Prefetcher:
             value, seconds, busy = fetched.value, fetched.seconds, fetched.cpu_seconds
             if fetched.failed:
                 value = self._again(number, fetched)
+            elif self._unproven:
+                value = self._proven(number, value)
         else:
             cpu_began = time.process_time()
             value = self._fetch(number)
@@ -196,13 +204,31 @@ class Prefetcher:
         """What failed in a data worker is tried here: an error of the user's code is raised with its own traceback."""
         value = self._fetch(number)
         print(
-            f"dtrain: this failed in a data worker and not in the process that trains, which fetches the data from now on:"
-            f"\n{failed.value}",
+            f"dtrain: this failed in a data worker, and not in the process that trains:\n{failed.value}",
             file=sys.stderr,
         )
+        self._give_up(
+            "fetching a batch failed in a data worker and not in the process that trains, which fetches the data from now on "
+            "(the traceback is in the rank's log)"
+        )
+        return value
+
+    def _proven(self, number: int, value: Any) -> Any:
+        """`auto` asks nobody: the first batches of data workers must be what this process fetches itself, to the last bit."""
+        self._unproven -= 1
+        own = self._fetch(number)
+        if not same(own, value):
+            self._give_up(
+                "data workers are not used, since a batch that one fetched differs from the same one fetched by the process that "
+                "trains: the samples depend on something else than their number (a random generator of the data set's own, a file "
+                "that is read on); data.workers: 0 says so, a number uses them all the same"
+            )
+        return own
+
+    def _give_up(self, why: str) -> None:
+        self._settings.warn(why)
         self._automatic = False
         self.close()
-        return value
 
 
 class _Load:

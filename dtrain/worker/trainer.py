@@ -138,6 +138,7 @@ class Trainer:
                 silent_seconds=min(MOST_SILENT_SECONDS, job.recovery.hang_seconds / 2),
                 close=(self.channel.fileno(),),
                 first=self.data_wait.workers,
+                warn=self.warn,
             ),
             wait,
         )

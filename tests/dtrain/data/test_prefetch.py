@@ -129,8 +129,8 @@ def test_what_fails_in_a_data_worker_alone_is_fetched_by_the_training(capfd: pyt
         return number
 
     assert list(prefetched(fetch, range(6), 2)) == list(range(6))
-    err = capfd.readouterr().err
-    assert err.count("which fetches the data from now on") == 1
+    out, err = capfd.readouterr()
+    assert out.count("which fetches the data from now on") == 1
     assert "only in the process that trains" in err
 
 
@@ -207,6 +207,19 @@ def test_auto_starts_data_workers_only_if_the_training_waits() -> None:
         assert wait.workers > 1
         assert time.perf_counter() - began < 60 * 0.02
     assert wait.workers == 0
+
+
+def test_auto_does_without_data_workers_if_samples_depend_on_more_than_their_number(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    counted = iter(range(10_000))
+
+    def fetch(number: int) -> int:
+        time.sleep(0.01)
+        return next(counted)
+
+    assert list(prefetched(fetch, range(20), None)) == list(range(20)), "as if there had been no data worker"
+    assert capfd.readouterr().out.count("data workers are not used") == 1
 
 
 def test_nothing_is_left_behind() -> None:

@@ -39,6 +39,8 @@ class RunCopy:
         self._run = run
         self._store = there
         self._copied: dict[str, int] | None = None
+        self._number = 0
+        """Of this supervisor's claim."""
         self._claim_at = 0.0
 
     def push(self) -> None:
@@ -71,7 +73,7 @@ class RunCopy:
                     file.write(data)
         supervisor = run_lease.claimed(self._store)
         if supervisor and supervisor.place != run_lease.place(self._run.path):
-            self._run.remote_heartbeat_file.write_text(str(supervisor.time))
+            self._run.remote_heartbeat_file.write_text(str(run_lease.renewed(self._store)))
         else:
             self._run.remote_heartbeat_file.unlink(missing_ok=True)
         if not self._run.job_file.exists():
@@ -88,14 +90,20 @@ class RunCopy:
         """Leave a stop request for the supervisor."""
         self._store.write(STOP, how.encode())
 
-    def claim(self, mark: str) -> None:
-        """Be the run's supervisor."""
-        run_lease.claim(self._store, mark, self._run.path)
+    def claim(self, mark: str) -> bool:
+        """Be the run's supervisor; False: another one lives on another machine, or was faster."""
+        newest = run_lease.newest(self._store)
+        holder = run_lease.claimed(self._store)
+        elsewhere = holder and holder.place != run_lease.place(self._run.path)
+        if elsewhere and run_lease.age_seconds(self._store) < SILENT_SECONDS:
+            return False
+        self._number = run_lease.claim(self._store, mark, self._run.path, above=newest) or 0
         self._claim_at = time.monotonic() + SILENT_SECONDS / 4
+        return bool(self._number)
 
     def release(self) -> None:
         """Nobody supervises the run any more."""
-        self._store.delete([run_lease.CLAIM])
+        run_lease.renew(self._store, "", self._run.path, self._number)
 
     def holder(self) -> str | None:
         """The mark of the supervisor that claims the run; None if nobody does."""
@@ -105,7 +113,8 @@ class RunCopy:
     def renew(self, mark: str) -> None:
         """Claim the run anew when the claim is about to be taken for a dead supervisor's."""
         if time.monotonic() >= self._claim_at:
-            self.claim(mark)
+            run_lease.renew(self._store, mark, self._run.path, self._number)
+            self._claim_at = time.monotonic() + SILENT_SECONDS / 4
 
     def take_stop_request(self) -> str | None:
         """How somebody elsewhere asked the run to stop, once."""
@@ -163,14 +172,13 @@ class RunSyncer:
             return
         deadline = time.monotonic() + patience_seconds
         self._copy.pull()
-        while self._run.supervised_elsewhere():
+        while not self._copy.claim(self._lease.mark):
             if time.monotonic() >= deadline:
                 raise UsageError(
                     f"the run {self._run.id} is supervised on another machine", f"See it: dtrain status {self._run.id}"
                 )
             time.sleep(EVERY_SECONDS)
             self._copy.pull()
-        self._copy.claim(self._lease.mark)
         self._copy.push()
         for thread in self._threads:
             thread.start()

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,8 @@ from dtrain.storage.object_store import ObjectStore, of_run
 
 PART_BYTES = 1 << 18
 EVERY_SECONDS = 3.0
+MOST_WRITES = 60
+"""Logs and ledgers written every EVERY_SECONDS at most, whatever the number of ranks: 20 a second. Those of many ranks take turns."""
 COPIED = re.compile(r"events\.jsonl|logs/[A-Za-z0-9_-][A-Za-z0-9._-]*\.log|ledger/attempt-\d+-rank-\d+\.bin")
 """Files of a run that are kept there: whoever can write to a bucket must not choose other files here."""
 JOB = "job.json"
@@ -39,23 +41,41 @@ class RunCopy:
         self._run = run
         self._store = there
         self._copied: dict[str, int] | None = None
+        self._last_pushed = ""
         self._number = 0
         """Of this supervisor's claim."""
         self._claim_at = 0.0
 
-    def push(self) -> None:
-        """Copy what has grown since the last time; raises `StorageError`, and then goes on where it was the next time."""
+    def push(self, most_writes: int | None = None) -> None:
+        """Copy what has grown since the last time: the event log, then the other files in turn, one part of each, until all
+        is there or this number of objects is written. Raises `StorageError`; the next call goes on where this one ended."""
         if self._copied is None:
             self._copied = self._lengths()
-        event_logs = [self._run.events] if self._run.events.exists() else []
-        for path in (*event_logs, *self._run.append_only_files()):
-            name = str(path.relative_to(self._run.path))
-            size = path.stat().st_size
-            while (done := self._copied.get(name, 0)) < size:
-                begin = done // PART_BYTES * PART_BYTES
-                data = read_at(path, begin, PART_BYTES)
-                self._store.write(_part(name, begin), data)
-                self._copied[name] = begin + len(data)
+        while self._run.events.exists() and self._push_part(self._run.events):
+            pass
+        files = self._run.append_only_files()
+        first = next((number for number, path in enumerate(files) if str(path) > self._last_pushed), 0)
+        waiting = deque(files[first:] + files[:first])
+        writes = 0
+        while waiting and (most_writes is None or writes < most_writes):
+            path = waiting.popleft()
+            if self._push_part(path):
+                writes += 1
+                self._last_pushed = str(path)
+                waiting.append(path)
+
+    def _push_part(self, path: Path) -> bool:
+        """Copy the next part of a file; False: all of it is there."""
+        assert self._copied is not None
+        name = str(path.relative_to(self._run.path))
+        done = self._copied.get(name, 0)
+        if done >= path.stat().st_size:
+            return False
+        begin = done // PART_BYTES * PART_BYTES
+        data = read_at(path, begin, PART_BYTES)
+        self._store.write(_part(name, begin), data)
+        self._copied[name] = begin + len(data)
+        return True
 
     def pull(self) -> None:
         """Bring the run folder up to what is there."""
@@ -210,7 +230,7 @@ class RunSyncer:
                 self._report(action.__name__, "")
 
     def _push(self, copy: RunCopy) -> None:
-        copy.push()
+        copy.push(MOST_WRITES)
 
     def _keep_lease(self, copy: RunCopy) -> None:
         holder = copy.holder()

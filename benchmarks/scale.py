@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import threading
@@ -25,14 +26,17 @@ from dtrain.api.pipes import PipedAgents
 from dtrain.api.protocol import Command
 from dtrain.launch import planner
 from dtrain.run import event_log
+from dtrain.run.events import CheckpointSaved
 from dtrain.run.folder import RunDir, create
-from dtrain.spec.job import Job, PluginChoice, Recovery, Resources
+from dtrain.spec.job import Job, PluginChoice, Recovery, Resources, Train
 from dtrain.supervisor.inbox import SupervisorInbox
 from dtrain.supervisor.stop_request import StopMode, StopRequest
 from dtrain.supervisor.supervisor import Supervisor
 
 RANKS = 8
 RUN_SECONDS = 20.0
+KINDS = ("torchrun", "all", "task")
+HEAD = "| kind | nodes | ranks | CPU s a minute | memory (MB) | start (s) | failure to decision (s) | last part to commit (s) |"
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,20 @@ class Behind:
 class Crowd:
     """A cluster whose agents are one script; everything else about it is the local one's."""
 
-    def __init__(self, nodes: int, errors: Path) -> None:
+    def __init__(self, nodes: int, said: Path) -> None:
         self.nodes = nodes
-        self.errors = errors
+        self.said = said
+        """What the script measured."""
         self.channels: dict[str, Behind] = {}
 
     @contextmanager
     def allocate(self, launch: plan.LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[Crowd]:
         """Start the script."""
-        program = f"exec {sys.executable} {PROGRAMS}/crowd.py {self.nodes} {RANKS} {RUN_SECONDS / 2} 2>{self.errors}"
+        folder = [] if launch.job.kind == "script" else [str(run.path)]
+        program = [sys.executable, f"{PROGRAMS}/crowd.py", str(self.nodes), str(RANKS), str(RUN_SECONDS / 2), *folder]
         names = [f"node{number}" for number in range(self.nodes)]
-        agents = PipedAgents(names, ["sh", "-c", program], dict(os.environ), inbox)
+        command = ["sh", "-c", f"exec {shlex.join(program)} 2>{shlex.quote(str(self.said))}"]
+        agents = PipedAgents(names, command, dict(os.environ), inbox)
         self.channels = {name: Behind(agents, name) for name in names}
         try:
             yield self
@@ -71,16 +78,31 @@ class Crowd:
         """Nothing is lost here."""
         return False
 
+    def measured(self, what: str) -> float:
+        """A number of the script's."""
+        found = re.search(rf"{what} ([0-9.]+)", self.said.read_text())
+        assert found, f"nothing was {what}:\n{self.said.read_text()}"
+        return float(found[1])
 
-def measure(nodes: int, folder: Path) -> str:
+
+def job_of(kind: str, nodes: int) -> Job:
+    """A script under torchrun or under every launcher, or a task with checkpoints and ledgers."""
+    workers = nodes * RANKS
+    recovery = Recovery(restarts=10, heartbeat_seconds=120)
+    resources = Resources(workers=workers, nodes=nodes)
+    if kind == "task":
+        train = Train(steps=1_000_000, global_batch=workers)
+        choice = PluginChoice("ddp")
+        return Job("scale", task="none.py:None", strategy=choice, folder="/", resources=resources, train=train, recovery=recovery)  # fmt: skip
+    choice = PluginChoice("script", {"launcher": kind})
+    return Job("scale", script="true", strategy=choice, folder="/", resources=resources, recovery=recovery)
+
+
+def measure(kind: str, nodes: int, folder: Path) -> str:
     """One row of the table; in a process of its own, so that its memory is its own."""
-    job = Job(
-        name="scale", script="true", strategy=PluginChoice("script", {"launcher": "torchrun"}), folder="/", resources=Resources(workers=nodes * RANKS, nodes=nodes),
-        recovery=Recovery(restarts=10, heartbeat_seconds=60),
-    )  # fmt: skip
-    run = create(folder, job)
-    crowd: Any = Crowd(nodes, folder / "decided")
-    launch = planner.make(job)
+    run = create(folder, job_of(kind, nodes))
+    crowd: Any = Crowd(nodes, folder / "said")
+    launch = planner.make(run.job())
     inbox: SupervisorInbox = queue.SimpleQueue()
     with run.lock() as lease:
         supervisor = Supervisor(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
@@ -91,28 +113,29 @@ def measure(nodes: int, folder: Path) -> str:
         supervisor.run()
         took, cpu = time.monotonic() - began, time.process_time() - cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    decided = re.search(r"decided ([0-9.]+)", crowd.errors.read_text())
-    assert decided, "the supervisor did not answer the failure"
-    return f"| {nodes} | {nodes * RANKS} | {cpu / took * 60:.2f} | {memory:.0f} | {float(decided[1]):.3f} |"
+    saved = [event.time for event in event_log.read(run.events) if isinstance(event, CheckpointSaved)]
+    commit = f"{saved[0] - crowd.measured('saved'):.3f}" if kind == "task" else ""
+    numbers = f"{crowd.measured('started'):.3f} | {crowd.measured('decided'):.3f} | {commit}"
+    return f"| {kind} | {nodes} | {launch.workers} | {cpu / took * 60:.2f} | {memory:.0f} | {numbers} |"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", type=int, help="only this many, as one row")
-    only = parser.parse_args().nodes
-    if only:
+    parser.add_argument("--nodes", type=int, nargs="*", default=[10, 100, 1000, 10_000])
+    parser.add_argument("--kinds", nargs="*", default=KINDS)
+    parser.add_argument("--row", action="store_true", help="only the first of both, in this process")
+    options = parser.parse_args()
+    if options.row:
         with scratch() as name:
-            print(measure(only, Path(name)))
+            print(measure(options.kinds[0], options.nodes[0], Path(name)))
         return
-    print(
-        "### The supervisor's own cost\n\n| nodes | ranks | CPU s a minute | memory (MB) | failure to decision (s) |\n|---|---|---|---|---|"
-    )
-    for nodes in (10, 100, 1000):
-        done = subprocess.run(
-            [sys.executable, __file__, "--nodes", str(nodes)], capture_output=True, text=True, check=False
-        )
-        print(done.stdout.strip() or done.stderr)
+    print(f"### The supervisor's own cost\n\n{HEAD}\n|---|---|---|---|---|---|---|---|")
+    for kind in options.kinds:
+        for nodes in options.nodes:
+            command = [sys.executable, __file__, "--row", "--nodes", str(nodes), "--kinds", kind]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            print(done.stdout.strip() or done.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ KERAS_3 = (
 MOST_TF_CONFIG = 100_000
 """Characters of TF_CONFIG that a script of an unknown kind is given: the kernel passes no longer variable to a program."""
 
+MOST_TF_WORKERS = 4096
+"""A script of an unknown kind on more workers gets no TF_CONFIG, which would be too long; then no worker is told of all others."""
+
 
 @dataclass(frozen=True)
 class ScriptOptions:
@@ -96,9 +99,9 @@ class Script:
         """One a worker."""
         return workers_per_node
 
-    def needs_all_addresses(self) -> bool:
+    def needs_all_addresses(self, processes: int) -> bool:
         """TF_CONFIG names all workers."""
-        return self.options.launcher in ("all", "auto", "tensorflow")
+        return self.options.launcher == "tensorflow" or (self._sets("tensorflow") and processes <= MOST_TF_WORKERS)
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """As the chosen launcher sets it."""
@@ -106,9 +109,7 @@ class Script:
         if self._sets("torchrun"):
             told |= environments.torchrun(rank_info, rendezvous)
         if self._sets("tensorflow"):
-            config = environments.tf_config(rank_info, rendezvous)
-            if self.options.launcher == "tensorflow" or len(config["TF_CONFIG"]) < MOST_TF_CONFIG:
-                told |= config
+            told |= self._tf_config(rank_info, rendezvous)
         if self._sets("horovod"):
             told |= launcher.environment(rank_info, rendezvous)
         return told
@@ -130,6 +131,13 @@ class Script:
             self._sets("horovod") and "horovod" in _frameworks(context.job) and launcher.installed()
         )
         return launcher.rendezvous_server(context) if wanted else nullcontext()
+
+    def _tf_config(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
+        if len(rendezvous.addresses) < rank_info.world_size:
+            return {}
+        config = environments.tf_config(rank_info, rendezvous)
+        fits = self.options.launcher == "tensorflow" or len(config["TF_CONFIG"]) < MOST_TF_CONFIG
+        return config if fits else {}
 
     def _sets(self, name: str) -> bool:
         return self.options.launcher in ("all", "auto", name)

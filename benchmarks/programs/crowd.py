@@ -1,15 +1,23 @@
-"""The agents of many nodes in one process, as srun would carry them: they answer, beat once a second, and lose a worker."""
+"""The agents of many nodes in one process, as srun would carry them: they answer, beat once a second, and lose a worker.
 
+With a run folder, their workers keep ledgers and write a checkpoint."""
+
+import hashlib
 import json
 import os
 import select
+import struct
 import sys
 import time
+from pathlib import Path
 
 nodes, ranks, fail_after = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+run = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+CHECKPOINT_STEP = 3
+DIGEST = hashlib.sha256(b"part").hexdigest()
 names = [f"node{number}" for number in range(nodes)]
 places, attempt, step = {}, 0, 0
-started_at = failed_at = None
+asked_at = started_at = failed_at = None
 buffer = b""
 
 
@@ -18,20 +26,38 @@ def say(node, kind, **fields):
 
 
 def obey(node, command):
-    global attempt, started_at, step
+    global attempt, asked_at, started_at
     if command["kind"] == "ReservePorts":
+        asked_at = asked_at or time.monotonic()
         attempt = command["attempt"]
         say(node, "PortsReserved", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
     elif command["kind"] == "StartWorkers":
         places[node] = [place["rank"] for place in command["places"]]
         say(node, "WorkersStarted", attempt=attempt, pids={str(rank): 1000 + rank for rank in places[node]})
-        if len(places) == nodes:
+        if len(places) == nodes and not started_at:
             started_at = time.monotonic()
+            print(f"started {started_at - asked_at:.6f}", file=sys.stderr, flush=True)
     elif command["kind"] == "StopWorkers":
         if failed_at and len(places) == nodes:
             print(f"decided {time.monotonic() - failed_at:.6f}", file=sys.stderr, flush=True)
         for rank in places.pop(node, []):
             say(node, "WorkerExited", attempt=attempt, rank=rank, code=-9, step=step, out_of_memory=False)
+
+
+def save():
+    """Every worker's part of a checkpoint, and its ledger so far."""
+    folder = run / "checkpoints" / f".staging-{attempt:04d}-{CHECKPOINT_STEP:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for own in places.values():
+        for rank in own:
+            (folder / f"rank{rank}").write_bytes(b"part")
+            records = b"".join(struct.pack("<qqIId", n, n, 1, 0, time.time()) for n in range(CHECKPOINT_STEP))
+            (run / "ledger" / f"attempt-{attempt:04d}-rank-{rank:05d}.bin").write_bytes(records)
+    print(f"saved {time.time():.6f}", file=sys.stderr, flush=True)
+    for node, own in places.items():
+        for rank in own:
+            body = {"say": "part", "step": CHECKPOINT_STEP, "files": {f"rank{rank}": [4, DIGEST]}, "weights": "w"}
+            say(node, "WorkerReport", attempt=attempt, rank=rank, body=body)
 
 
 for name in names:
@@ -57,6 +83,9 @@ while True:
         sign = {"step": step, "idle_seconds": 0.1, "stopped_seconds": 0.0}
         for node, own in places.items():
             say(node, "Heartbeat", attempt=attempt, signs={str(rank): sign for rank in own})
+        if run and started_at and step >= CHECKPOINT_STEP:
+            save()
+            run = None
         if started_at and failed_at is None and time.monotonic() - started_at > fail_after:
             failed_at = time.monotonic()
             victim = places[names[-1]].pop()

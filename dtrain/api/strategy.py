@@ -199,8 +199,8 @@ class NeedsService(Protocol):
 class NeedsAllAddresses(Protocol):
     """A strategy whose environment may name every worker (TF_CONFIG): that is told to all of them, which costs their square."""
 
-    def needs_all_addresses(self) -> bool:
-        """Pure. Whether it does with these options."""
+    def needs_all_addresses(self, processes: int) -> bool:
+        """Pure. Whether it does with these options on this number of worker processes."""
 
 
 @runtime_checkable

@@ -11,11 +11,27 @@ from typing import Any, TypeVar
 JsonObject = dict[str, Any]
 """An object of JSON, as it stands in a file or on the wire; the values of its keys are checked when it is read."""
 T = TypeVar("T")
+SCALARS = (str, int, float, bool, type(None))
+PLAIN = frozenset(SCALARS)
 
 
 def to_dict(value: Any) -> JsonObject:
     """A frozen dataclass as plain data for JSON."""
-    return dataclasses.asdict(value)
+    plain: dict[str, Any] = _encode(value)
+    return plain
+
+
+def _encode(value: Any) -> Any:
+    """As `dataclasses.asdict`, but long rows of plain values (the addresses of all ranks) are not copied one by one."""
+    if isinstance(value, SCALARS):
+        return value
+    if dataclasses.is_dataclass(value):
+        return {field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _encode(part) for key, part in value.items()}
+    if isinstance(value, tuple) and {type(part) for part in value} <= PLAIN:
+        return value
+    return type(value)(_encode(part) for part in value) if isinstance(value, list | tuple) else value
 
 
 def from_dict(cls: type[T], data: JsonObject) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from dtrain.spec.job import Storage
 CHUNK = 1 << 22
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints below a run's."""
+MODIFIED = ("LastModified", "mtime", "last_modified", "updated", "created")
+"""What file systems of fsspec call the time of the last write."""
 PATIENCE_SECONDS = 20.0
 """Upper bound for one operation, its retries included: libraries wait for many minutes, some for ever (an S3 endpoint that
 takes a connection and never answers)."""
@@ -78,6 +81,29 @@ class ObjectStore:
         """Make or replace a small file."""
         with self._trouble("write", name):
             self._files.pipe_file(self._at(name), data, **self._patience())
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a small file if it is not there; False: it is. Two callers at once both succeed on a store without
+        conditional writes (`If-None-Match`)."""
+        with self._trouble("write", name):
+            try:
+                self._files.pipe_file(self._at(name), data, mode="create", **self._patience())
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+                if self._files.exists(self._at(name)):
+                    return False
+                self._files.pipe_file(self._at(name), data, **self._patience())
+            return True
+
+    def modified(self, name: str) -> float:
+        """When a file was written last, in seconds since 1970 of the store's own clock."""
+        with self._trouble("read", name):
+            info = self._files.info(self._at(name), **self._patience())
+            time = next(info[key] for key in MODIFIED if key in info)
+            return float(time.timestamp() if hasattr(time, "timestamp") else time)
 
     def read(self, name: str) -> bytes | None:
         """A small file; None: it is not there."""

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,8 @@ from dtrain.storage.object_store import ObjectStore, of_run
 
 PART_BYTES = 1 << 18
 EVERY_SECONDS = 3.0
+MOST_WRITES = 60
+"""Logs and ledgers written every EVERY_SECONDS at most, whatever the number of ranks: 20 a second. Those of many ranks take turns."""
 COPIED = re.compile(r"events\.jsonl|logs/[A-Za-z0-9_-][A-Za-z0-9._-]*\.log|ledger/attempt-\d+-rank-\d+\.bin")
 """Files of a run that are kept there: whoever can write to a bucket must not choose other files here."""
 JOB = "job.json"
@@ -39,21 +41,41 @@ class RunCopy:
         self._run = run
         self._store = there
         self._copied: dict[str, int] | None = None
+        self._last_pushed = ""
+        self._number = 0
+        """Of this supervisor's claim."""
         self._claim_at = 0.0
 
-    def push(self) -> None:
-        """Copy what has grown since the last time; raises `StorageError`, and then goes on where it was the next time."""
+    def push(self, most_writes: int | None = None) -> None:
+        """Copy what has grown since the last time: the event log, then the other files in turn, one part of each, until all
+        is there or this number of objects is written. Raises `StorageError`; the next call goes on where this one ended."""
         if self._copied is None:
             self._copied = self._lengths()
-        event_logs = [self._run.events] if self._run.events.exists() else []
-        for path in (*event_logs, *self._run.append_only_files()):
-            name = str(path.relative_to(self._run.path))
-            size = path.stat().st_size
-            while (done := self._copied.get(name, 0)) < size:
-                begin = done // PART_BYTES * PART_BYTES
-                data = read_at(path, begin, PART_BYTES)
-                self._store.write(_part(name, begin), data)
-                self._copied[name] = begin + len(data)
+        while self._run.events.exists() and self._push_part(self._run.events):
+            pass
+        files = self._run.append_only_files()
+        first = next((number for number, path in enumerate(files) if str(path) > self._last_pushed), 0)
+        waiting = deque(files[first:] + files[:first])
+        writes = 0
+        while waiting and (most_writes is None or writes < most_writes):
+            path = waiting.popleft()
+            if self._push_part(path):
+                writes += 1
+                self._last_pushed = str(path)
+                waiting.append(path)
+
+    def _push_part(self, path: Path) -> bool:
+        """Copy the next part of a file; False: all of it is there."""
+        assert self._copied is not None
+        name = str(path.relative_to(self._run.path))
+        done = self._copied.get(name, 0)
+        if done >= path.stat().st_size:
+            return False
+        begin = done // PART_BYTES * PART_BYTES
+        data = read_at(path, begin, PART_BYTES)
+        self._store.write(_part(name, begin), data)
+        self._copied[name] = begin + len(data)
+        return True
 
     def pull(self) -> None:
         """Bring the run folder up to what is there."""
@@ -71,7 +93,7 @@ class RunCopy:
                     file.write(data)
         supervisor = run_lease.claimed(self._store)
         if supervisor and supervisor.place != run_lease.place(self._run.path):
-            self._run.remote_heartbeat_file.write_text(str(supervisor.time))
+            self._run.remote_heartbeat_file.write_text(str(run_lease.renewed(self._store)))
         else:
             self._run.remote_heartbeat_file.unlink(missing_ok=True)
         if not self._run.job_file.exists():
@@ -88,14 +110,20 @@ class RunCopy:
         """Leave a stop request for the supervisor."""
         self._store.write(STOP, how.encode())
 
-    def claim(self, mark: str) -> None:
-        """Be the run's supervisor."""
-        run_lease.claim(self._store, mark, self._run.path)
+    def claim(self, mark: str) -> bool:
+        """Be the run's supervisor; False: another one lives on another machine, or was faster."""
+        newest = run_lease.newest(self._store)
+        holder = run_lease.claimed(self._store)
+        elsewhere = holder and holder.place != run_lease.place(self._run.path)
+        if elsewhere and run_lease.age_seconds(self._store) < SILENT_SECONDS:
+            return False
+        self._number = run_lease.claim(self._store, mark, self._run.path, above=newest) or 0
         self._claim_at = time.monotonic() + SILENT_SECONDS / 4
+        return bool(self._number)
 
     def release(self) -> None:
         """Nobody supervises the run any more."""
-        self._store.delete([run_lease.CLAIM])
+        run_lease.renew(self._store, "", self._run.path, self._number)
 
     def holder(self) -> str | None:
         """The mark of the supervisor that claims the run; None if nobody does."""
@@ -105,7 +133,8 @@ class RunCopy:
     def renew(self, mark: str) -> None:
         """Claim the run anew when the claim is about to be taken for a dead supervisor's."""
         if time.monotonic() >= self._claim_at:
-            self.claim(mark)
+            run_lease.renew(self._store, mark, self._run.path, self._number)
+            self._claim_at = time.monotonic() + SILENT_SECONDS / 4
 
     def take_stop_request(self) -> str | None:
         """How somebody elsewhere asked the run to stop, once."""
@@ -163,14 +192,13 @@ class RunSyncer:
             return
         deadline = time.monotonic() + patience_seconds
         self._copy.pull()
-        while self._run.supervised_elsewhere():
+        while not self._copy.claim(self._lease.mark):
             if time.monotonic() >= deadline:
                 raise UsageError(
                     f"the run {self._run.id} is supervised on another machine", f"See it: dtrain status {self._run.id}"
                 )
             time.sleep(EVERY_SECONDS)
             self._copy.pull()
-        self._copy.claim(self._lease.mark)
         self._copy.push()
         for thread in self._threads:
             thread.start()
@@ -202,7 +230,7 @@ class RunSyncer:
                 self._report(action.__name__, "")
 
     def _push(self, copy: RunCopy) -> None:
-        copy.push()
+        copy.push(MOST_WRITES)
 
     def _keep_lease(self, copy: RunCopy) -> None:
         holder = copy.holder()

@@ -224,7 +224,7 @@ class Attempt:
         self._started = True
         info = self._rendezvous.info(self._context.run_id, self.number, self._settings.restarts)
         strategy = self._context.strategy
-        if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses()):
+        if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses(len(self._owner))):
             info = of_rank_zero(info)
         checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
         for node, ranks in self._ranks.items():

@@ -40,7 +40,7 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         """TF_CONFIG, the addresses of all workers and which of them this one is."""
         return environments.tf_config(rank_info, rendezvous)
 
-    def needs_all_addresses(self) -> bool:
+    def needs_all_addresses(self, processes: int) -> bool:
         """TF_CONFIG names all workers."""
         return True
 

@@ -28,9 +28,9 @@ def told(job: Job, workers: int = 4) -> dict[str, str]:
     return registry.strategy_of(job).environment(RankInfo(1, workers, 1, workers, 0, 1, 1), rendezvous)
 
 
-def asks_for_all(job: Job) -> bool:
+def asks_for_all(job: Job, workers: int = 8) -> bool:
     strategy = registry.strategy_of(job)
-    return isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses()
+    return isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses(workers)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,12 @@ def test_a_script_of_an_unknown_kind_can_be_started_on_ten_thousand_workers(tmp_
     assert TF_CONFIG in told(job, workers=1000)
     assert TF_CONFIG not in told(job, workers=10_000), "the kernel would refuse a variable of that size"
     assert TF_CONFIG in told(resolved(tmp_path, "import tensorflow"), workers=10_000)
+    assert asks_for_all(job, 1000)
+    assert not asks_for_all(job, 10_000), "a list of all for everyone is quadratic"
+    rank_zero = RendezvousInfo(("10.0.0.0",), (1000,), "run", 3, 7, 5)
+    given = registry.strategy_of(job).environment(RankInfo(1, 10_000, 1, 8, 0, 1250, 1), rank_zero)
+    assert TF_CONFIG not in given
+    assert TORCHRUN in given
 
 
 def test_torchruns_contract(tmp_path: Path) -> None:

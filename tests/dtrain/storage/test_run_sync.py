@@ -1,0 +1,45 @@
+"""How much a run's copy on remote storage costs a second, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dtrain.run.folder import RunDir
+from dtrain.storage.object_store import ObjectStore
+from dtrain.storage.run_sync import PART_BYTES, RunCopy
+
+RANKS = 30
+LIMIT = 10
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """One with the logs of many ranks; the first of them has written far more than the others."""
+    run = RunDir(tmp_path / "run")
+    run.create_folders()
+    run.events.write_text("{}\n")
+    for rank in range(RANKS):
+        run.rank_log(rank).write_bytes(b"x" * (100 * PART_BYTES if rank == 0 else 10))
+    return run
+
+
+def test_a_round_writes_a_bounded_number_of_objects_and_ranks_take_turns(run: RunDir, tmp_path: Path) -> None:
+    remote = ObjectStore(f"file://{tmp_path}/there", {})
+    copy = RunCopy(run, remote)
+    seen = 0
+    for turn in range(1, 5):
+        copy.push(LIMIT)
+        objects = remote.sizes()
+        assert "events.jsonl/000000000000" in objects
+        assert len(objects) - seen <= LIMIT + 1
+        seen = len(objects)
+        ranks = {name.split("/")[1] for name in objects if name.startswith("logs/")}
+        assert len(ranks) == min(RANKS, LIMIT * turn)
+
+
+def test_the_last_round_writes_everything(run: RunDir, tmp_path: Path) -> None:
+    remote = ObjectStore(f"file://{tmp_path}/there", {})
+    RunCopy(run, remote).push()
+    assert sum(remote.sizes("logs").values()) == 100 * PART_BYTES + 10 * (RANKS - 1)

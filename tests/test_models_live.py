@@ -132,6 +132,14 @@ def test_a_loop_with_data_of_its_own_is_counted_by_its_reports(tmp_path: Path) -
     assert live.events("checkpoint")[-1]["step"] == live.events("leaving")[-1]["step"]
 
 
+def test_a_rank_that_leaves_a_loop_of_its_own_alone_is_named(tmp_path: Path) -> None:
+    options = (*param(break_at=7, break_rank=1), "--set", "recovery.hang_seconds=4")
+    live = finished(recipe(tmp_path, "own_loop"), *options, runs=tmp_path / "runs", code=1)
+    (failure,) = live.events("failure")
+    assert (failure["kind"], failure["rank"]) == ("bug", 1)
+    assert failure["message"].startswith("rank 1 left its loop after 7 steps while other ranks went on")
+
+
 def test_a_function_sees_its_step_and_epoch_and_evaluates(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "import torch\n"

@@ -102,6 +102,14 @@ class LoopPhase:
 
 
 @dataclass(frozen=True)
+class LoopLeft:
+    """This rank's function left its loop with steps undone."""
+
+    step: int
+    """Steps done."""
+
+
+@dataclass(frozen=True)
 class StepsDone:
     """This rank's task or function came to its end, or left as agreed: exit code 0 without it is a failure."""
 
@@ -130,6 +138,7 @@ Report = (
     | StopProposal
     | LeftAtStep
     | LoopPhase
+    | LoopLeft
     | StepsDone
     | WorkerFailed
 )
@@ -144,6 +153,7 @@ NAMES: dict[str, type[Any]] = {
     "gate": StopProposal,
     "left": LeftAtStep,
     "phase": LoopPhase,
+    "loop_left": LoopLeft,
     "finished": StepsDone,
     "failed": WorkerFailed,
 }

@@ -134,8 +134,10 @@ class Prefetcher:
         deadline = time.monotonic() + self._settings.silent_seconds
         while number not in self._ready:
             by_socket = {worker.socket.fileno(): worker for worker in self._workers if worker.asked}
-            readable, _, _ = select.select(list(by_socket), [], [], POLL_SECONDS)
-            for descriptor in readable:
+            poll = select.poll()
+            for descriptor in by_socket:
+                poll.register(descriptor, select.POLLIN)
+            for descriptor, _ in poll.poll(POLL_SECONDS * 1000):
                 self._receive(by_socket[descriptor])
             if time.monotonic() > deadline:
                 deadline = math.inf
@@ -147,9 +149,9 @@ class Prefetcher:
 
     def _ask(self) -> None:
         """Keep every data worker busy, within the bound of memory."""
-        size = max((fetched.size for fetched in self._ready.values()), default=self._load.size)
-        self._load.size = size
-        most = max(1, min(self._settings.ahead * len(self._workers), self._settings.memory // max(1, size)))
+        size = self._load.size = max((fetched.size for fetched in self._ready.values()), default=self._load.size)
+        ahead = self._settings.ahead if size else 1
+        most = max(1, min(ahead * len(self._workers), self._settings.memory // max(1, size)))
         outstanding = sum(len(worker.asked) for worker in self._workers) + len(self._ready)
         while outstanding < most and self._next_asked < self._numbers.stop:
             worker = min(self._workers, key=lambda worker: len(worker.asked))
@@ -235,8 +237,8 @@ class _Load:
     """What fetching costs and what the training waits, over the last few batches."""
 
     def __init__(self, now: float) -> None:
-        self.size = 1
-        """Bytes of a batch."""
+        self.size = 0
+        """Bytes of a batch; 0: not known yet."""
         self._since = now
         self._count = 0
         self._waited = self._fetched = self._busy = 0.0

@@ -244,6 +244,8 @@ class Attempt:
             self._left_step = report.step
         elif isinstance(report, reports.LoopPhase):
             self._hangs.phase(rank, stepping=report.stepping)
+        elif isinstance(report, reports.LoopLeft):
+            self._failures.left_loop(rank, report.step)
         elif isinstance(report, reports.StepsDone):
             self._failures.steps_done(rank)
         elif isinstance(report, reports.WorkerFailed):

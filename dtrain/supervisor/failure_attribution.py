@@ -32,7 +32,7 @@ class FailureAttribution:
         self._owner = owner
         """Rank → node."""
         self._retry_exit_codes = retry_exit_codes
-        self._early = EarlyExits(script=script)
+        self._early = EarlyExits(script=script, ranks=len(owner))
         self._reports: dict[int, Failure] = {}
         self._candidates: list[Failure] = []
 
@@ -48,6 +48,10 @@ class FailureAttribution:
     def steps_done(self, rank: int) -> None:
         """A worker of a task or a function came to its end."""
         self._early.finished(rank)
+
+    def left_loop(self, rank: int, step: int) -> None:
+        """A worker's function left its loop with steps undone."""
+        self._early.left_loop(rank, step)
 
     def exited_with_zero(self, event: WorkerExited, saved_step: int) -> Failure | None:
         """A worker ended well, or too early."""

@@ -23,7 +23,6 @@ class Decision:
 
 EQUAL_BEFORE = {FailureKind.KILLED: 2}
 """How often an equal failure may have struck before; a kill comes from outside and may be chance twice. 1 if not named."""
-TIMES = {1: "twice", 2: "three times"}
 NOT_COUNTED = (FailureKind.NODE_LOST, FailureKind.PREEMPTED)
 LOSSES_PER_RESTART = 4
 
@@ -44,7 +43,7 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
         code = Exit(last.exit_code) if last.kind is FailureKind.TRANSIENT else Exit.GAVE_UP
         return Decision(
             retry=False,
-            reason=f"the same failure struck {TIMES[len(equal)]} with no new checkpoint in between",
+            reason=f"the same failure struck {_times(len(equal) + 1)} with no new checkpoint in between",
             exit_code=code,
         )
     if last.kind in NOT_COUNTED:
@@ -60,6 +59,10 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
     return Decision(
         retry=True, reason=f"restart {spent} of {settings.restarts} since the last progress", delay_seconds=delay
     )
+
+
+def _times(number: int) -> str:
+    return {2: "twice", 3: "three times"}.get(number, f"{number} times")
 
 
 def _after_loss(stretch: Sequence[Failure], settings: Recovery) -> Decision:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.reports import EvaluationMetrics
+from dtrain.api.reports import EvaluationMetrics, LoopLeft
 from dtrain.api.strategy import TrainingBackend
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches, Collate
@@ -285,6 +285,7 @@ class Context:
         trainer.writer.finish()
         if self._report is None or self._left or self._done >= self.total_steps or self._done == trainer.first_step:
             return
+        trainer.channel.report(LoopLeft(self._done))
         trainer.channel.ask_to_stop(self._reason or "the function left its loop")
         # Without `batches`, the step that would have been next counts as begun since the last report.
         if self._sampler is not None and trainer.channel.may_begin(self._done):

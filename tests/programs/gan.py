@@ -121,7 +121,9 @@ def own_loop(context):
         loss.backward()
         optimizer.step()
         context.report(loss=loss)
-        if step + 1 == context.params.get("break_at"):
+        if step + 1 == context.params.get("break_at") and context.rank == context.params.get(
+            "break_rank", context.rank
+        ):
             return
 
 

@@ -61,6 +61,11 @@ def test_lost_nodes_and_preemptions_do_not_spend_the_crash_budget() -> None:
     assert decide([*losses, *(at(KILLED, step) for step in range(3))], SETTINGS).retry
 
 
+def test_a_failure_that_struck_more_often_still_has_an_answer() -> None:
+    chance = Failure(FailureKind.TRANSIENT, "the file server hung up")
+    assert decide([chance] * 4, SETTINGS).reason == "the same failure struck 4 times with no new checkpoint in between"
+
+
 def test_nodes_lost_for_ever_end_the_run() -> None:
     assert not decide([Failure(FailureKind.NODE_LOST, "gone", node="n1")] * 100, SETTINGS).retry
 

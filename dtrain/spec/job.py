@@ -216,9 +216,9 @@ class Job:
     """Modules to import once a node, before workers are forked, so that a restart need not import them again; not your
     own files, whose changes are to be seen."""
     strategy: PluginChoice = PluginChoice("")
-    """How the workers train together; '' is the default one, for scripts."""
+    """How the workers train together; a script needs none."""
     cluster: PluginChoice = PluginChoice("")
-    """Where the workers run; '' is the default one."""
+    """Where the workers run; the default cluster when not given."""
     resources: Resources = Resources()
     """Workers, nodes and devices."""
     train: Train = Train()

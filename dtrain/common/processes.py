@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,19 @@ def alive(pid: int) -> bool:
 
 
 def command_line(pid: int) -> list[str]:
-    """The arguments that a process of this machine was started with; none if it is gone or may not be read."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1]
-    except OSError:
-        return []
+    """The arguments that a process of this machine was started with; none if it is gone or may not be read.
+
+    In the middle of execve(2) a process has none for a moment, so one that is alive is asked again for up to 0.5 s.
+    """
+    deadline = time.monotonic() + 0.5
+    while True:
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1]
+        except OSError:
+            return []
+        if arguments or not alive(pid) or time.monotonic() > deadline:
+            return arguments
+        time.sleep(0.005)
 
 
 def die_with_parent(parent: int) -> None:

@@ -221,8 +221,8 @@ def started_again(lab: SlurmLab, node: str, live: Live) -> Iterator[None]:
 
 
 def test_a_killed_slurmd_in_the_middle_of_a_run(lab: SlurmLab, runs: Path) -> None:
-    """Its tasks run on, and so does the run, until SLURM takes the node away: then the spare node takes its place."""
-    with on_slurm(lab, runs, "--set", "cluster.spare_nodes=1", "--set", "params.pause=0.1") as live:
+    """Its tasks run on, and so does the run, until SLURM takes the node away after 10 to 14 s: then the spare takes its place."""
+    with on_slurm(lab, runs, "--set", "cluster.spare_nodes=1", "--set", "params.pause=0.25") as live:
         live.wait_event("checkpoint", step=10)
         wait_for(lambda: len(live.events("node")) == 3, "the spare agent")
         victim = other_node(lab, live)

@@ -10,9 +10,9 @@ def train(context):
     task = Mlp()
     context.prepare(task.model, task.optimizer)
     for folder in context.params["folders"]:
-        context.session.load(Path(folder))
+        context.backend.load(Path(folder))
         digest = hashlib.sha256()
-        for part, arrays in sorted(context.session.arrays().items()):
+        for part, arrays in sorted(context.backend.arrays().items()):
             for name, array in sorted(arrays.items()):
                 digest.update(f"{part} {name}".encode() + array.tobytes())
         if context.rank == 0:

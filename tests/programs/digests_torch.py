@@ -22,7 +22,7 @@ def train(context):
     task = Mlp()
     model, optimizer = context.prepare(task.model, task.optimizer)
     for folder in context.params["folders"]:
-        context.session.load(Path(folder))
+        context.backend.load(Path(folder))
         whole = get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if context.rank == 0:  # which alone gets the whole state
             digest = hashlib.sha256()

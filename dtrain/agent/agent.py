@@ -84,6 +84,7 @@ class Agent:
         self._broken = False
         self._workers: dict[int, WorkerProcess] = {}
         self._attempt = 0
+        self._keep_log_bytes = 0
         self._ports: list[socket.socket] = []
         self._kill_at: float | None = None
         self._waiting: deque[StartWorkers] = deque()
@@ -125,6 +126,8 @@ class Agent:
                 signs = {str(rank): one.look(now) for rank, one in self._workers.items()}
                 self._pulse.renew(Heartbeat(self._attempt, signs))
                 self._send_what_grew()
+                for rank, one in self._workers.items():
+                    self._shorten_log(rank, one)
         self._pulse.stop()
         self._end()
 
@@ -133,6 +136,11 @@ class Agent:
             self.send(piece)
             if self._broken:
                 return
+
+    def _shorten_log(self, rank: int, one: WorkerProcess) -> None:
+        """After what was added to it was sent."""
+        if report := one.shorten_log(self._keep_log_bytes):
+            self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
 
     def _poll(self, timeout: float) -> None:
         pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
@@ -194,7 +202,7 @@ class Agent:
         elif isinstance(command, ReservePorts):
             self._listen(command)
         elif isinstance(command, StartWorkers):
-            self._attempt = command.attempt
+            self._attempt, self._keep_log_bytes = command.attempt, command.keep_log_bytes
             self._waiting.append(command)
         elif command.attempt != self._attempt:
             return
@@ -297,6 +305,7 @@ class Agent:
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()
+        self._shorten_log(rank, one)
         self.send(WorkerExited(self._attempt, rank, code, step, killed_for_memory))
         one.pipe.close()
         if not self._workers:

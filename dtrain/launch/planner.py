@@ -114,10 +114,11 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         )
     if (resources.min_workers or 0) > resources.workers:
         yield Problem(("resources", "min_workers"), f"min_workers is above workers ({resources.workers})")
+    if job.logs.keep is not None:
+        yield from _of_amount(("logs", "keep"), job.logs.keep)
     if job.kind == "script":
         return
-    if memory_bytes(job.data.memory) is None:
-        yield Problem(("data", "memory"), f"'{job.data.memory}' is no amount of memory: write it like 500MB or 2GB")
+    yield from _of_amount(("data", "memory"), job.data.memory)
     if (train.steps is None) == (train.epochs is None):
         yield Problem(("train",), "give train.steps or train.epochs, one of the two")
     workers = resources.workers
@@ -133,6 +134,11 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         yield _not_divided(train.global_batch, train.shards, "shards")
     elif train.global_batch < workers:
         yield _not_divided(train.global_batch, workers, "workers")
+
+
+def _of_amount(key: tuple[str, ...], text: str) -> Iterator[Problem]:
+    if memory_bytes(text) is None:
+        yield Problem(key, f"'{text}' is no amount of memory: write it like 500MB or 2GB")
 
 
 def _not_divided(batch: int, parts: int, what: str) -> Problem:

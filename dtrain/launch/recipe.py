@@ -22,7 +22,7 @@ from dtrain.spec.job import Job, PluginChoice
 Override = tuple[tuple[str, ...], Any, str]
 """Path, value, and the option that gave it."""
 PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
-TYPED = ("resources", "train", "data", "checkpoint", "recovery", "strategy", "cluster")
+TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster")
 """Sections whose numbers have a type; those of `params` are the user's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -110,13 +110,20 @@ class RunCopy:
                     file.write(data)
         supervisor = run_lease.claimed(self._store)
         if supervisor and supervisor.place != run_lease.place(self._run.path):
-            self._run.remote_heartbeat_file.write_text(str(run_lease.renewed(self._store)))
+            self._run.remote_heartbeat_file.write_text(str(time.time() - self._claim_age()))
         else:
             self._run.remote_heartbeat_file.unlink(missing_ok=True)
         if not self._run.job_file.exists():
             job = self._store.read(JOB)
             if job is not None:
                 write_whole(self._run.job_file, job.decode())
+
+    def _claim_age(self) -> float:
+        """Seconds, by the store's clock; by this machine's for somebody who may only read there."""
+        try:
+            return run_lease.age_seconds(self._store)
+        except StorageError:
+            return time.time() - run_lease.renewed(self._store)
 
     def announce(self) -> None:
         """A person has started the run: its job, and no request to stop from before."""

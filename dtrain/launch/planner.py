@@ -30,7 +30,7 @@ def resolve(job: Job) -> Job:
 
 
 def make(job: Job) -> LaunchPlan:
-    """The plan of a job whose `problems` are none."""
+    """The plan of a job that was `checked`."""
     job = resolve(job)
     strategy = registry.strategy_of(job)
     nodes, workers = job.resources.nodes, job.resources.workers
@@ -46,14 +46,15 @@ def make(job: Job) -> LaunchPlan:
     )
 
 
-def problems(job: Job) -> list[Problem]:
-    """Everything that keeps a job from running, each with what to do instead; empty: it can start."""
+def checked(job: Job) -> tuple[Job, list[Problem]]:
+    """The resolved job, and everything that keeps it from running, each with what to do instead; none: it can start."""
     found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
     if found:
-        return found
+        return job, found
     plan = make(job)
     found += [*_of_strategy(plan), *checks.preload(job)]
-    return found + [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
+    found += [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
+    return plan.job, found
 
 
 def _of_target(job: Job) -> Iterator[Problem]:

@@ -95,6 +95,11 @@ class Agent:
         self._sending = threading.Lock()
         self._pulse = Pulse(self.send, beat_seconds)
 
+    @property
+    def zygote(self) -> ForkServer:
+        """The one in use, which may be another than at first."""
+        return self._zygote
+
     def send(self, event: Event) -> None:
         """One line up; if nobody reads any more, the end of stdin is about to say so."""
         line = encode(event, self.node)
@@ -103,7 +108,7 @@ class Agent:
                 for data in fragments(line, self.node, self._line_bytes or len(line)):
                     while data:
                         data = data[os.write(self._events, data) :]
-            except BrokenPipeError:
+            except ConnectionError:
                 self._closed = self._broken = True
 
     def serve(self) -> None:
@@ -184,7 +189,10 @@ class Agent:
         self.send(WorkerReport(self._attempt, rank, body))
 
     def _read(self) -> None:
-        data = os.read(self._commands, 1 << 16)
+        try:
+            data = os.read(self._commands, 1 << 16)
+        except ConnectionError:
+            data = b""
         if not data:
             self._closed = True
         self._buffer += data

@@ -100,7 +100,7 @@ def test_two_runs_at_once_have_an_agent_each(home: Home) -> None:
         for name in ("a", "b")
     ]
     assert [process.wait(120) for process in both] == [0, 0]
-    assert len({one["pid"] for one in home.residents()}) == 2
+    wait_for(lambda: len({one["pid"] for one in home.residents()}) == 2, "two idle agents", 20)
 
 
 def test_what_is_imported_anew_or_for_another_environment_is_not_kept(home: Home, tmp_path: Path) -> None:

@@ -57,9 +57,12 @@ def _stay_warm(path: Path, seconds: float, listener: socket.socket) -> int:
         connection.close()
         kept = _serve(request["arguments"], commands, events, kept, fits=lambda modules, variables: True)
         _send_output_to(Path(os.devnull))
+        usable = kept.warm and not kept.broken
+        if usable:
+            idle.listen()  # before the launcher sees that the run is over: who comes next finds this agent
         os.close(commands)
         os.close(events)
-        if kept.broken or not kept.warm:
+        if not usable:
             break
     return 0
 

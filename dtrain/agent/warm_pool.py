@@ -192,6 +192,10 @@ class Idle:
         self._seconds = seconds
         self._listener: socket.socket | None = listener
 
+    def listen(self) -> None:
+        """Idempotent. Be found from now on."""
+        self._listener = self._listener or _listener(self._path)
+
     def wait(self, preload: Sequence[str], megabytes: float) -> tuple[socket.socket, JsonObject] | None:
         """The next connection and what it wants (`arguments` and `environment`); None when it is time to end."""
         until = time.monotonic() + self._seconds
@@ -216,7 +220,9 @@ class Idle:
 
     def _accepted(self, seconds: float) -> socket.socket | None:
         """The next connection of this user's, told that it was heard. All others find that nobody listens here any more."""
-        listener = self._listener = self._listener or _listener(self._path)
+        self.listen()
+        listener = self._listener
+        assert listener is not None
         listener.settimeout(seconds)
         try:
             connection, _ = listener.accept()

@@ -17,8 +17,8 @@ class BufferSync:
     every rank had."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[int, int]] = []
-        """Identity and version counter of each buffer after the last broadcast."""
+        self._known: list[tuple[Any, int]] = []
+        """Each buffer and its version counter after the last broadcast."""
         self._group: Any = None
 
     def share(self, buffers: Iterable[Any]) -> None:
@@ -30,7 +30,7 @@ class BufferSync:
             return
         large = sum(buffer.numel() * buffer.element_size() for buffer in every) > ASK_BYTES
         _broadcast(self._changed(every) if large else every)
-        self._known = [_state(buffer) for buffer in every]
+        self._known = [(buffer, buffer._version) for buffer in every]
 
     def _changed(self, buffers: Sequence[Any]) -> list[Any]:
         import torch
@@ -39,15 +39,10 @@ class BufferSync:
         if self._group is None:
             # The answer is needed on the host: a collective of the device's would have it wait for the step.
             self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        known = self._known or [(0, 0)] * len(buffers)
-        changed = torch.tensor([_state(buffer) != before for buffer, before in zip(buffers, known, strict=True)])
-        changed = changed.to(torch.uint8)
+        same = {id(buffer) for buffer, version in self._known if buffer._version == version}
+        changed = torch.tensor([id(buffer) not in same for buffer in buffers], dtype=torch.uint8)
         dist.all_reduce(changed, dist.ReduceOp.MAX, group=self._group)
         return [buffer for buffer, is_changed in zip(buffers, changed.tolist(), strict=True) if is_changed]
-
-
-def _state(buffer: Any) -> tuple[int, int]:
-    return id(buffer), buffer._version
 
 
 def _broadcast(buffers: Sequence[Any]) -> None:

@@ -157,3 +157,51 @@ def test_large_buffers_that_no_step_changes_are_not_sent(tmp_path: Path) -> None
     )
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
     assert "sent 9 0 1\n" in live.output(0)
+
+
+def test_large_buffers_may_come_later_and_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        textwrap.dedent("""
+        import torch
+        import torch.distributed as dist
+
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(4, 1)
+                self.register_buffer("mask", torch.ones(1_000_000))
+                self.register_buffer("mine", torch.zeros(3))
+
+            def forward(self, inputs):
+                if not hasattr(self, "late"):
+                    self.register_buffer("late", torch.full((5,), float(dist.get_rank())), persistent=False)
+                elif self.training:
+                    self.mine = torch.full((3,), float(dist.get_rank()))
+                return self.layer(inputs) * self.mask[0]
+
+        class Task:
+            def __init__(self):
+                self.steps = 0
+
+            def model(self):
+                return Model()
+
+            def optimizer(self, model):
+                return torch.optim.SGD(model.parameters(), lr=0.1)
+
+            def data(self, split):
+                return torch.ones(8, 4) if split == "train" else None
+
+            def loss(self, model, batch):
+                self.steps += 1
+                if self.steps > 2:
+                    assert not model.module.late.any(), model.module.late
+                assert not model.module.mine.any(), model.module.mine
+                return model(batch).mean()
+        """)
+    )
+    (tmp_path / "r.yaml").write_text(
+        "task: late.py:Task\nstrategy: ddp\nresources: {workers: 2}\ntrain: {steps: 10, global_batch: 4}\n"
+    )
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
+    assert live.events("end")[0]["exit_code"] == 0

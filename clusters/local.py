@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from dtrain.agent import devices, prewarm, warm_pool
 from dtrain.agent.warm_pool import WarmAgent
 from dtrain.api.cluster import Inbox, Submission, SubmissionState
-from dtrain.api.pipes import PipedAgents
+from dtrain.api.pipes import AgentProcess, PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
@@ -45,7 +45,11 @@ class LocalAllocation:
         share = max(1, devices.cpus() // self._plan.nodes)
         environment = os.environ | {variables.ADDRESS: LOOPBACK, variables.CPUS: str(share)} | self._gpus(node)
         command = self._plan.agent_command(self._run, node)
-        ready = self._warm(command, environment) or prewarm.take(command, environment)
+        ready: AgentProcess | None = self._warm(command, environment)
+        if ready:
+            prewarm.discard()
+        else:
+            ready = prewarm.take(command, environment)
         self.channels[node] = PipedAgents([node], command, environment, self._inbox, process=ready)
 
     def _warm(self, command: list[str], environment: Mapping[str, str]) -> WarmAgent | None:

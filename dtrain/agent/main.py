@@ -7,13 +7,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from dtrain.agent import devices, prewarm, warm_pool
 from dtrain.agent.fork_server import ForkServer
 from dtrain.common.processes import resident_megabytes, set_name
+from dtrain.common.serde import JsonObject
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 5.0
@@ -37,16 +37,16 @@ def main(arguments: list[str]) -> int:
         if given is None:
             return 0
         arguments = given
-
-    _serve(arguments, commands, events, spare, fits=lambda modules, variables: not modules and not variables)
+    _serve(arguments, commands, events, spare)
     os._exit(0)
 
 
-def _stay_warm(path: Path, seconds: float, listener: socket.socket) -> int:
+def _stay_warm(path: Path, seconds: float, first: socket.socket) -> int:
     """Serve one run after the other with one zygote, for as long as none of what it imported has changed."""
-    idle = warm_pool.Idle(path, seconds, listener)
+    idle = warm_pool.Idle(path, seconds)
     kept: ForkServer | None = None
-    while found := idle.wait(*((kept.modules, resident_megabytes(kept.pid)) if kept else ((), 0.0))):
+    found: tuple[socket.socket, JsonObject] | None = (first, warm_pool.request_on(first))
+    while found and found[1]:
         connection, request = found
         os.environ.clear()
         os.environ.update(request["environment"])
@@ -55,27 +55,20 @@ def _stay_warm(path: Path, seconds: float, listener: socket.socket) -> int:
             kept = None
         commands, events = os.dup(connection.fileno()), os.dup(connection.fileno())
         connection.close()
-        kept = _serve(request["arguments"], commands, events, kept, fits=lambda modules, variables: True)
+        kept = _serve(request["arguments"], commands, events, kept)
         _send_output_to(Path(os.devnull))
         usable = kept.warm and not kept.broken
         if usable:
             idle.listen()  # before the launcher sees that the run is over: who comes next finds this agent
         os.close(commands)
         os.close(events)
-        if not usable:
-            break
+        found = idle.wait(kept.modules, resident_megabytes(kept.pid)) if usable else None
     return 0
 
 
-def _serve(
-    arguments: list[str],
-    commands: int,
-    events: int,
-    zygote: ForkServer | None,
-    fits: Callable[[tuple[str, ...], Mapping[str, str]], bool],
-) -> ForkServer:
-    """Be the agent of one node until its run has ended, with the zygote that is there if it fits the modules to import and
-    the recipe's variables. Returns the zygote, which may be used again."""
+def _serve(arguments: list[str], commands: int, events: int, zygote: ForkServer | None) -> ForkServer:
+    """Be the agent of one node until its run has ended, with the zygote that is there if it has imported the same modules
+    with the recipe's variables. Returns the zygote, which may be used again."""
     options = _options(arguments)
     from dtrain.run.folder import RunDir
 
@@ -94,7 +87,7 @@ def _serve(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     modules = tuple(name for name in options.preload.split(",") if name)
     variables = run.job().env if run.job_file.exists() else {}
-    if zygote and not fits(modules, variables):
+    if zygote and not (zygote.modules == modules and variables.items() <= zygote.environment.items()):
         zygote.stop()
         zygote = None
     # The recipe's variables are there before a framework is imported, which may look at them.

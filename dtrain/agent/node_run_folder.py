@@ -23,7 +23,7 @@ from typing import IO
 from dtrain.api.protocol import FileAppended
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError
-from dtrain.common.files import private_folder, read_at
+from dtrain.common.files import read_at, users_folder
 from dtrain.common.serde import JsonObject, from_dict
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
@@ -88,11 +88,11 @@ def _private_root() -> Path:
     """A folder on this node that no other user can have prepared; raises `ClusterError` for one that somebody did.
 
     Not in XDG_RUNTIME_DIR, which is a small part of the memory: copies of checkpoints are kept here."""
-    root = Path(tempfile.gettempdir()) / f"dtrain-{os.getuid()}"
+    base = tempfile.gettempdir()
     try:
-        return private_folder(root)
+        return users_folder(base)
     except OSError as error:
         raise ClusterError(
-            f"cannot use {root} on {socket.gethostname()}: {error.strerror}",
+            f"cannot use {error.filename or base} on {socket.gethostname()}: {error.strerror}",
             "Remove it, or set TMPDIR to a folder of your own.",
         ) from error

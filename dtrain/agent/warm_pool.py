@@ -17,7 +17,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,13 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.common import environment as variables
-from dtrain.common.files import private_folder
+from dtrain.common.files import private_folder, users_folder
 from dtrain.common.serde import JsonObject
 
 OPTION = "--warm"
+FOLDER = "warm"
 SUFFIX = ".sock"
 ANSWER_SECONDS = 2.0
-START_SECONDS = 30.0
+MOST_PATH_BYTES = 107
+"""Of a Unix socket; see unix(7)."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 MOST_SECONDS = 30 * 86400
 READY = b"ready\n"
@@ -57,8 +58,11 @@ def seconds_of(text: str) -> float | None:
 
 def folder() -> Path:
     """Of the sockets; raises `PermissionError` for one that somebody else prepared."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return private_folder(private_folder(Path(base) / f"dtrain-{os.getuid()}") / "warm")
+    return private_folder(users_folder(_base()) / FOLDER)
+
+
+def _base() -> str:
+    return os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def key(command: Sequence[str], environment: Mapping[str, str], run_variables: Mapping[str, str]) -> str:
@@ -81,10 +85,10 @@ def key(command: Sequence[str], environment: Mapping[str, str], run_variables: M
 class WarmAgent:
     """The launcher's end of a connection to a warm agent, in the place of a child process."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, pid: int) -> None:
         connection.settimeout(None)
         self._connection = connection
-        self.pid = CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))[0]
+        self.pid = pid
         self._process = os.pidfd_open(self.pid)
         self.stdin = _Commands(connection)
         self.stdout = connection.makefile("rb")
@@ -131,23 +135,25 @@ def take(found_by: str, command: Sequence[str], environment: Mapping[str, str]) 
     """An idle agent with this key, told to be what `command` would have started; None if there is none."""
     for path in _sockets(f"{found_by}."):
         if connection := _ask(path, _serve_request(command, environment)):
-            return WarmAgent(connection)
+            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+            return WarmAgent(connection, CREDENTIALS.unpack(peer)[0])
     return None
 
 
 def start(seconds: float, found_by: str, command: Sequence[str], environment: Mapping[str, str]) -> WarmAgent:
-    """A new agent that stays this long after its run; raises `OSError` if none can be started."""
+    """A new agent that stays this long after its run, and that nobody finds before; raises `OSError` if none can be started."""
     path = folder() / f"{found_by}.{os.urandom(4).hex()}{SUFFIX}"
-    with _listener(path) as listener:
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", "dtrain", "agent", OPTION, str(path), str(seconds), str(listener.fileno())],
+    if len(os.fsencode(path)) > MOST_PATH_BYTES:
+        raise OSError(f"the path of its socket is too long: {path}")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dtrain", "agent", OPTION, str(path), str(seconds), str(theirs.fileno())],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/", env=environment,
-            pass_fds=[listener.fileno()],
+            pass_fds=[theirs.fileno()],
         )  # fmt: skip
-    connection = _ask(path, _serve_request(command, environment), START_SECONDS)
-    if connection is None:
-        raise TimeoutError(f"it did not answer within {START_SECONDS:g} s")
-    return WarmAgent(connection)
+    ours.sendall(_line(_serve_request(command, environment)))
+    return WarmAgent(ours, process.pid)
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,10 @@ def end_all() -> int:
 class Idle:
     """The agent's end: waits for the next run."""
 
-    def __init__(self, path: Path, seconds: float, listener: socket.socket) -> None:
+    def __init__(self, path: Path, seconds: float) -> None:
         self._path = path
         self._seconds = seconds
-        self._listener: socket.socket | None = listener
+        self._listener: socket.socket | None = None
 
     def listen(self) -> None:
         """Idempotent. Be found from now on."""
@@ -204,7 +210,7 @@ class Idle:
                 connection = self._accepted(left)
                 if connection is None:
                     return None
-                request = _request(connection)
+                request = request_on(connection)
                 if request.get("do") == "serve":
                     return connection, request
                 with connection:
@@ -212,7 +218,7 @@ class Idle:
                         return None
                     facts = Resident(os.getpid(), round(until - time.monotonic(), 1), tuple(preload), megabytes)
                     with suppress(OSError):
-                        connection.sendall(json.dumps(vars(facts)).encode() + b"\n")
+                        connection.sendall(_line(vars(facts)))
             return None
         finally:
             if self._listener:
@@ -249,6 +255,8 @@ def _listener(path: Path) -> socket.socket:
 
 
 def _sockets(prefix: str = "") -> Iterator[Path]:
+    if not (Path(_base()) / f"dtrain-{os.getuid()}" / FOLDER).is_dir():  # who keeps no agent warm has no folder made
+        return
     try:
         yield from sorted(folder().glob(f"{prefix}*{SUFFIX}"))
     except OSError:  # somebody else's folder: there are none that could be trusted
@@ -260,14 +268,14 @@ def _serve_request(command: Sequence[str], environment: Mapping[str, str]) -> Js
     return {"do": "serve", "arguments": arguments, "environment": dict(environment)}
 
 
-def _ask(path: Path, request: JsonObject, seconds: float = ANSWER_SECONDS) -> socket.socket | None:
+def _ask(path: Path, request: JsonObject) -> socket.socket | None:
     """A connection to the agent that listens here, which has heard the request; None if nobody does (any more)."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(seconds)
+    connection.settimeout(ANSWER_SECONDS)
     try:
         connection.connect(str(path))
         if connection.recv(len(READY), socket.MSG_WAITALL) == READY:
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            connection.sendall(_line(request))
             return connection
     except ConnectionRefusedError:  # its agent was killed
         path.unlink(missing_ok=True)
@@ -277,7 +285,11 @@ def _ask(path: Path, request: JsonObject, seconds: float = ANSWER_SECONDS) -> so
     return None
 
 
-def _request(connection: socket.socket) -> JsonObject:
+def _line(message: JsonObject) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def request_on(connection: socket.socket) -> JsonObject:
     """One line; byte by byte, since what follows it belongs to the agent. {} if it does not come."""
     line = bytearray()
     with suppress(OSError):

@@ -29,6 +29,11 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def users_folder(base: str) -> Path:
+    """This user's folder of dtrain's below a folder that all users share; raises as `private_folder` does."""
+    return private_folder(Path(base) / f"dtrain-{os.getuid()}")
+
+
 def read_at(path: Path, offset: int, count: int) -> bytes:
     """At most `count` bytes of a file from an offset on."""
     with open(path, "rb") as file:

@@ -60,7 +60,7 @@ class Channel(Protocol):
 
 
 class Allocation(Protocol):
-    """Nodes that the run holds for now; their agents' events arrive in the inbox that `allocate` was given."""
+    """Nodes that the run holds; their agents' events arrive in the inbox that `allocate` was given."""
 
     channels: Mapping[str, Channel]
     """Node → channel, of the agents that were started and are not known to be lost."""

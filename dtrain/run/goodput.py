@@ -81,7 +81,7 @@ class _Accountant:
             self.end(event.time)
 
     def end(self, now: float) -> None:
-        """A supervisor left, or the account is asked for now; time without a supervisor does not count."""
+        """Close the account at this time, when a supervisor left or somebody asks; time without a supervisor does not count."""
         if self._mark is not None:
             self.account.total += now - self._begun
             if not self._end_script(now):

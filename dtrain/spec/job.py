@@ -170,8 +170,8 @@ class Logs:
     """The workers' output."""
 
     keep: str | None = "1GB"
-    """Of each rank's log, in MB or GB: its beginning and its newest part. What lies between is removed, and that is said. null:
-    everything is kept."""
+    """Of each rank's log, in MB or GB: its beginning and its newest part. What lies between is removed, which the events and `dtrain logs`
+    show. null: everything is kept."""
 
     @property
     def keep_bytes(self) -> int:

@@ -227,8 +227,8 @@ class Attempt:
         if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses(len(self._owner))):
             info = of_rank_zero(info)
         checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
+        keep = self._plan.job.logs.keep_bytes
         for node, ranks in self._ranks.items():
-            keep = self._plan.job.logs.keep_bytes
             self._send(node, StartWorkers(self.number, tuple(ranks), info, checkpoint, step, keep))
 
     def _on_report(self, rank: int, report: reports.Report) -> None:

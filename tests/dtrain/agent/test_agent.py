@@ -219,8 +219,10 @@ def test_a_zygote_that_is_still_importing_ends_with_its_agent(agents: Callable[.
     (tmp_path / "endless.py").write_text(ENDLESS)
     agent = agents(SLEEP, "endless", env={"PYTHONPATH": str(tmp_path)})
     zygote = agent.zygote()
+    assert running({zygote})
     agent.process.kill()
     wait_for(lambda: not running({zygote}), "the end of the zygote")
+    assert not running({zygote})
 
 
 def test_what_fails_in_a_worker_before_the_users_code_is_a_crash_with_a_reason(agents: Callable[..., Played]) -> None:

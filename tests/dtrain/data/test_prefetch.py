@@ -243,6 +243,9 @@ def test_data_workers_end_with_the_process_that_trains() -> None:
         time.sleep(60)
         os._exit(0)
     pids = [int(word) for word in os.read(reading, 100).split()]
+    assert len(pids) == 2
+    assert all(alive(pid) for pid in pids)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     wait_for(lambda: not any(alive(pid) for pid in pids), "the end of the data workers")
+    assert not any(alive(pid) for pid in pids)

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
+import time
 from pathlib import Path
 
 from side_by_side import Row, dtrain, in_turn, scratch, seconds_of, table, torchrun
 
 CASES = (("nothing.py", 2, 0.15), ("all_reduce.py", 2, 0.5), ("all_reduce.py", 8, 0.25))
+
+
+def second_start(folder: Path, rounds: int) -> Row:
+    """From the command to the end of the first training step, with an agent that stayed warm after the run before."""
+    done = folder / "done"
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)  # its sockets are there
+
+    def seconds(command: list[str]) -> float:
+        began = time.time()
+        seconds_of(command, folder)
+        return float(done.read_text()) - began
+
+    ours = [*dtrain(folder, "first_step.py", 2, [str(done)]), "--warm", "5m"]
+    theirs = torchrun("first_step.py", 2, arguments=[str(done)])
+    try:
+        row = Row("first step, 2 workers", *in_turn(rounds, lambda: seconds(ours), lambda: seconds(theirs)), 0.1)
+    finally:
+        seconds_of([ours[0], "warm", "--end"], folder)
+    return row
 
 
 def main() -> None:
@@ -25,6 +46,7 @@ def main() -> None:
             ours, theirs = in_turn(rounds, *(functools.partial(seconds_of, command, folder) for command in commands))
             rows.append(Row(f"{script}, {workers} workers", ours, theirs, needed))
         print(table(f"Launching (median of {rounds})", "torchrun", rows))
+        print("\n" + table("The second run after an edit (`--warm`)", "torchrun", [second_start(folder, rounds)]))
         help_ours, help_theirs = in_turn(
             rounds,
             lambda: seconds_of([str(Path(sys.executable).parent / "dtrain"), "--help"], folder),

@@ -23,9 +23,10 @@ def main() -> int:
     # What is imported stays: looking for garbage among it, now or at the end, only costs time.
     gc.disable()
     if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:
-        from dtrain.agent import prewarm
+        from dtrain.agent import prewarm, warm_pool
 
-        prewarm.start()
+        if not warm_pool.has_idle():
+            prewarm.start()
     from dtrain.cli import app
 
     code = app.main()

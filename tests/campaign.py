@@ -68,12 +68,13 @@ class Round:
             ended = self._disturb(live, faults)
         while not ended:
             with started("resume", "last", folder=self._folder) as live:
-                live.run  # noqa: B018  the folder is looked up before the process ends
                 ended = self._disturb(live, [])
         return live
 
     def _disturb(self, live: Live, faults: list[tuple[float, str]]) -> bool:
-        """Whether the run came to its end; False: its supervisor was killed."""
+        """Whether the run came to its end; False: its supervisor was killed. Before there is a run folder nothing is killed,
+        as nothing could be resumed."""
+        live.run  # noqa: B018
         for pause, target in faults:
             time.sleep(pause)
             if live.process.poll() is not None:

@@ -11,6 +11,7 @@ import pytest
 from s3_endpoint import S3, endpoint
 
 from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job
 from dtrain.storage import run_lease
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_sync import RunCopy
@@ -62,6 +63,23 @@ def test_a_living_claim_is_not_taken_over_by_a_machine_whose_clock_is_fast(
     monkeypatch.setattr(time, "time", lambda: now() + 3600)
     assert not RunCopy(RunDir(tmp_path), remote).claim("me")
     assert mark(remote) == "living"
+
+
+@pytest.mark.parametrize("ahead", [-3600, 3600])
+def test_who_reads_a_run_with_a_clock_of_their_own_sees_that_its_supervisor_lives(
+    ahead: float, remote: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    run.write_job(Job("far", script="far.py", folder=str(tmp_path)))
+    number = run_lease.claim(remote, "living", ELSEWHERE)
+    assert number
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + ahead)
+    RunCopy(run, remote).pull()
+    assert run.supervised_elsewhere()
+    run_lease.renew(remote, "", ELSEWHERE, number)
+    RunCopy(run, remote).pull()
+    assert not run.supervised_elsewhere()
 
 
 def test_a_run_that_was_given_free_is_claimed_with_a_higher_number(remote: ObjectStore, tmp_path: Path) -> None:

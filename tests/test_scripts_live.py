@@ -93,3 +93,20 @@ def test_stop_gives_a_script_its_sigterm(tmp_path: Path) -> None:
         assert "stopped" in out
         live.finish(code=4)
     assert "saving my work" in live.output(0)
+
+
+def test_of_a_log_that_is_too_large_the_beginning_and_the_end_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(
+        "for number in range(250_000):\n    print(f'line {number:07d} of a program that talks')\n"
+    )
+    (tmp_path / "r.yaml").write_text("script: talks.py\nlogs: {keep: 2MB}\n")
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
+    assert live.events("log_shortened")[0]["removed"] > 6_000_000
+    assert live.run.rank_log(0).stat().st_blocks * 512 <= 2_000_000
+    shown = dtrain("logs", "last", "--runs", str(tmp_path / "runs")).stdout.splitlines()
+    assert [text for text in shown if "of this log were removed here" in text]
+    assert "rank 0 | line 0000000 of a program that talks" in shown
+    assert shown[-1] == "rank 0 | line 0249999 of a program that talks"
+    wrong = dtrain("plan", str(tmp_path / "r.yaml"), "--set", "logs.keep=2x", check=2).stderr
+    assert "logs.keep" in wrong
+    assert "500MB" in wrong

@@ -84,6 +84,7 @@ class Agent:
         self._broken = False
         self._workers: dict[int, WorkerProcess] = {}
         self._attempt = 0
+        self._keep_log_bytes = 0
         self._ports: list[socket.socket] = []
         self._kill_at: float | None = None
         self._waiting: deque[StartWorkers] = deque()
@@ -94,6 +95,11 @@ class Agent:
         self._sending = threading.Lock()
         self._pulse = Pulse(self.send, beat_seconds)
 
+    @property
+    def zygote(self) -> ForkServer:
+        """The one in use, which may be another than at first."""
+        return self._zygote
+
     def send(self, event: Event) -> None:
         """One line up; if nobody reads any more, the end of stdin is about to say so."""
         line = encode(event, self.node)
@@ -102,7 +108,7 @@ class Agent:
                 for data in fragments(line, self.node, self._line_bytes or len(line)):
                     while data:
                         data = data[os.write(self._events, data) :]
-            except BrokenPipeError:
+            except ConnectionError:
                 self._closed = self._broken = True
 
     def serve(self) -> None:
@@ -125,6 +131,8 @@ class Agent:
                 signs = {str(rank): one.look(now) for rank, one in self._workers.items()}
                 self._pulse.renew(Heartbeat(self._attempt, signs))
                 self._send_what_grew()
+                for rank, one in self._workers.items():
+                    self._shorten_log(rank, one)
         self._pulse.stop()
         self._end()
 
@@ -133,6 +141,11 @@ class Agent:
             self.send(piece)
             if self._broken:
                 return
+
+    def _shorten_log(self, rank: int, one: WorkerProcess) -> None:
+        """After what was added to it was sent."""
+        if report := one.shorten_log(self._keep_log_bytes):
+            self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
 
     def _poll(self, timeout: float) -> None:
         pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
@@ -176,7 +189,10 @@ class Agent:
         self.send(WorkerReport(self._attempt, rank, body))
 
     def _read(self) -> None:
-        data = os.read(self._commands, 1 << 16)
+        try:
+            data = os.read(self._commands, 1 << 16)
+        except ConnectionError:
+            data = b""
         if not data:
             self._closed = True
         self._buffer += data
@@ -194,7 +210,7 @@ class Agent:
         elif isinstance(command, ReservePorts):
             self._listen(command)
         elif isinstance(command, StartWorkers):
-            self._attempt = command.attempt
+            self._attempt, self._keep_log_bytes = command.attempt, command.keep_log_bytes
             self._waiting.append(command)
         elif command.attempt != self._attempt:
             return
@@ -297,6 +313,7 @@ class Agent:
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()
+        self._shorten_log(rank, one)
         self.send(WorkerExited(self._attempt, rank, code, step, killed_for_memory))
         one.pipe.close()
         if not self._workers:

@@ -93,6 +93,16 @@ class ForkServer:
         with suppress(ProcessLookupError):
             self._process.send_signal(STACKS_SIGNAL)
 
+    def stale(self) -> bool:
+        """Whether a file that it has imported was changed since, or the zygote is gone."""
+        with suppress(OSError):
+            self._channel.send(b"check")
+        while self.broken is None:
+            answer = self._receive()
+            if answer.get("kind") == "checked":
+                return bool(answer["changed"])
+        return True
+
     def stop(self) -> None:
         """End it and its workers, and wait for it."""
         self._channel.close()

@@ -5,34 +5,74 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import threading
-import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.agent import devices, prewarm
+from dtrain.agent import devices, prewarm, warm_pool
 from dtrain.agent.fork_server import ForkServer
-from dtrain.common.processes import set_name
+from dtrain.common.processes import resident_megabytes, set_name
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 5.0
+WATCH_SECONDS = 0.5
 
 
 def main(arguments: list[str]) -> int:
-    """`python -P -m dtrain agent RUN --node NAME …`, started by a cluster, or kept as a spare one."""
+    """`python -P -m dtrain agent RUN --node NAME …`, started by a cluster, or kept as a spare or a warm one."""
     # The supervisor decides when to stop; a cluster's or a terminal's signal to the whole group reaches it too.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     set_name("dtrain-agent")
     commands, events = os.dup(0), os.dup(1)
     _send_output_to(Path(os.devnull))
-    zygote = None
+    if arguments[:1] == [warm_pool.OPTION]:
+        return _stay_warm(Path(arguments[1]), float(arguments[2]), socket.socket(fileno=int(arguments[3])))
+    spare = None
     if arguments == [prewarm.OPTION]:
-        zygote = ForkServer((), os.environ)
+        spare = ForkServer((), os.environ)
         given = prewarm.wait(commands)
         if given is None:
             return 0
         arguments = given
+
+    _serve(arguments, commands, events, spare, fits=lambda modules, variables: not modules and not variables)
+    os._exit(0)
+
+
+def _stay_warm(path: Path, seconds: float, listener: socket.socket) -> int:
+    """Serve one run after the other with one zygote, for as long as none of what it imported has changed."""
+    idle = warm_pool.Idle(path, seconds, listener)
+    kept: ForkServer | None = None
+    while found := idle.wait(*((kept.modules, resident_megabytes(kept.pid)) if kept else ((), 0.0))):
+        connection, request = found
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        if kept and kept.stale():
+            kept.stop()
+            kept = None
+        commands, events = os.dup(connection.fileno()), os.dup(connection.fileno())
+        connection.close()
+        kept = _serve(request["arguments"], commands, events, kept, fits=lambda modules, variables: True)
+        _send_output_to(Path(os.devnull))
+        os.close(commands)
+        os.close(events)
+        if kept.broken or not kept.warm:
+            break
+    return 0
+
+
+def _serve(
+    arguments: list[str],
+    commands: int,
+    events: int,
+    zygote: ForkServer | None,
+    fits: Callable[[tuple[str, ...], Mapping[str, str]], bool],
+) -> ForkServer:
+    """Be the agent of one node until its run has ended, with the zygote that is there if it fits the modules to import and
+    the recipe's variables. Returns the zygote, which may be used again."""
     options = _options(arguments)
     from dtrain.run.folder import RunDir
 
@@ -50,29 +90,37 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     modules = tuple(name for name in options.preload.split(",") if name)
-    environment = run.job().env if run.job_file.exists() else {}
-    if zygote and (modules or environment):
+    variables = run.job().env if run.job_file.exists() else {}
+    if zygote and not fits(modules, variables):
         zygote.stop()
         zygote = None
     # The recipe's variables are there before a framework is imported, which may look at them.
-    zygote = zygote or ForkServer(modules, os.environ | environment)
+    zygote = zygote or ForkServer(modules, os.environ | variables)
     from dtrain.agent.agent import Agent
 
-    threading.Thread(target=_watch_lease, args=(run.lock_file, commands), daemon=True).start()
+    over = threading.Event()
+    watch = threading.Thread(target=_watch_lease, args=(run.lock_file, commands, over), daemon=True)
+    watch.start()
     beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
     streams = {"commands": commands, "events": events}
-    Agent(run, private, options.node, beat_seconds=beat_seconds, zygote=zygote, **streams).serve()
-    os._exit(0)
+    agent = Agent(run, private, options.node, beat_seconds=beat_seconds, zygote=zygote, **streams)
+    agent.serve()
+    over.set()
+    watch.join(WATCH_SECONDS)
+    if watch.is_alive():  # a file server holds it up; it must not close what has this descriptor's number next
+        os._exit(0)
+    return agent.zygote
 
 
-def _watch_lease(lock: Path, commands: int) -> None:
+def _watch_lease(lock: Path, commands: int, over: threading.Event) -> None:
     """End the agent as the end of its stdin does when its supervisor has left or another one has the run: if a cluster
     takes a living node for dead, it may never close the pipe."""
     with suppress(OSError):
         mark = lock.read_text()
-        while lock.read_text() == mark:
-            time.sleep(LEASE_SECONDS)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
+        while not over.wait(LEASE_SECONDS) and lock.read_text() == mark:
+            pass
+        if not over.is_set():
+            os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
 
 
 def _send_output_to(log: Path) -> None:

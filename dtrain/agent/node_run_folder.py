@@ -15,6 +15,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -22,7 +23,7 @@ from typing import IO
 from dtrain.api.protocol import FileAppended
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError
-from dtrain.common.files import private_folder, read_at, write_json
+from dtrain.common.files import private_folder, read_at
 from dtrain.common.serde import JsonObject, from_dict
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
@@ -38,7 +39,7 @@ class NodeRunFolder:
         self.run = run
         self._lock = lock
         self._sent: dict[str, int] = {}
-        if (run.path / SENT).exists():
+        with suppress(FileNotFoundError, ValueError):  # a power cut can leave it empty
             self._sent = json.loads((run.path / SENT).read_text())
 
     def adopt(self, job: JsonObject) -> None:
@@ -54,11 +55,18 @@ class NodeRunFolder:
                 offset = self._sent.get(name, 0)
                 yield FileAppended(name, offset, base64.b64encode(chunk).decode())
                 self._sent[name] = offset + len(chunk)
-                write_json(self.run.path / SENT, self._sent)
+                self._note()
+
+    def _note(self) -> None:
+        """Not flushed to disk: what a power cut takes of this folder is not sent by anybody any more."""
+        aside = self.run.path / f".{SENT}"
+        aside.write_text(json.dumps(self._sent))
+        os.replace(aside, self.run.path / SENT)
 
     def remove(self) -> None:
         """Everything was sent: leave nothing behind."""
         shutil.rmtree(self.run.path, ignore_errors=True)
+        self._lock.close()
 
 
 def take(run_id: str) -> NodeRunFolder:

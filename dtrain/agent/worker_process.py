@@ -7,9 +7,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from dtrain.api.protocol import WorkerLiveness
+from dtrain.api.reports import LogShortened
 from dtrain.api.strategy import RankInfo
 from dtrain.common.processes import usage
-from dtrain.run import sample_ledger
+from dtrain.run import log_retention, sample_ledger
 
 IDLE_CPU_SHARE = 0.02
 """Of one processor: less is no sign of life."""
@@ -35,6 +36,21 @@ class WorkerProcess:
     stopped_since: float | None = None
     reported: bool = False
     """Whether it said why it fails."""
+    keeps_growing: bool = False
+    """Whether its log cannot be shortened."""
+
+    def shorten_log(self, keep: int) -> LogShortened | None:
+        """Bound the log to this number of bytes (0: all are kept); what there is to report of it."""
+        if self.keeps_growing or not keep:
+            return None
+        try:
+            removed = log_retention.shorten(self.log, keep)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.keeps_growing = True
+            return LogShortened(0, error.strerror or str(error))
+        return LogShortened(removed) if removed else None
 
     def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""

@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +44,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     # An import may never end. When all have, this process is to outlive its agent, since it has its workers to end.
     die_with_parent(int(sys.argv[2]))
-    before = dict(os.environ)
+    before, began = dict(os.environ), time.time()
     # Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers
     # turn it on again.
     gc.disable()
@@ -55,7 +56,7 @@ def main() -> None:
     outlive_parent()
     imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
     _say(channel, kind="warm")
-    descriptors = _serve(channel)
+    descriptors = _serve(channel, began)
     if descriptors is None:
         _end_workers()
         os._exit(0)
@@ -92,7 +93,17 @@ def _say(channel: socket.socket, **message: Any) -> None:
         channel.send(json.dumps(message).encode())
 
 
-def _serve(channel: socket.socket) -> tuple[int, ...] | None:
+def _changed_since(began: float) -> str:
+    """A file of an imported module that was written since then; '' if there is none."""
+    for module in list(sys.modules.values()):
+        name = getattr(module, "__file__", None)
+        with suppress(OSError):  # of a module that was never a file of its own
+            if name and Path(name).stat().st_mtime > began:
+                return str(name)
+    return ""
+
+
+def _serve(channel: socket.socket, began: float) -> tuple[int, ...] | None:
     """Fork a worker for every request: its descriptors in the worker, None in the zygote when the agent is gone."""
     ended, wake = os.pipe()
     os.set_blocking(ended, False)
@@ -110,7 +121,9 @@ def _serve(channel: socket.socket) -> tuple[int, ...] | None:
             )
             if not request:
                 return None
-            if _fork(channel, descriptors):
+            if request == b"check":
+                _say(channel, kind="checked", changed=_changed_since(began))
+            elif _fork(channel, descriptors):
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.close(ended)

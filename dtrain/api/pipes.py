@@ -8,11 +8,29 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any, Protocol
 
 from dtrain.api.cluster import Inbox, NodeLost
 from dtrain.api.protocol import Command, Quit, decode, encode
 
 QUIT_SECONDS = 10.0
+
+
+class AgentProcess(Protocol):
+    """What is needed of `subprocess.Popen`, or of what takes its place."""
+
+    pid: int
+
+    @property
+    def stdin(self) -> Any:
+        """A binary file that reaches the agents."""
+
+    @property
+    def stdout(self) -> Any:
+        """A binary file with what they say."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, or minus the signal; raises `subprocess.TimeoutExpired`."""
 
 
 class PipedAgents:
@@ -25,11 +43,11 @@ class PipedAgents:
         environment: Mapping[str, str],
         inbox: Inbox,
         *,
-        process: subprocess.Popen[bytes] | None = None,
+        process: AgentProcess | None = None,
     ) -> None:
         """Start `command` (`ssh host …`, `kubectl exec -i …`); `process` is one that was started before."""
         # A session of its own keeps a Ctrl-C in the terminal from it: the supervisor decides what that means.
-        self._process = process or subprocess.Popen(
+        self._process: AgentProcess = process or subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
         )
         self._nodes = nodes

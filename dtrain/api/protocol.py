@@ -41,6 +41,8 @@ class StartWorkers:
     """Name of the one to resume from."""
     step: int
     """Steps that are done in it."""
+    keep_log_bytes: int = 0
+    """Of each worker's log; 0: everything."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,16 @@ class UserWarned:
 
 
 @dataclass(frozen=True)
+class LogShortened:
+    """The agent: this rank's log had more than `logs.keep`."""
+
+    removed: int
+    """Bytes, of the log's middle."""
+    problem: str = ""
+    """Why they could not be removed."""
+
+
+@dataclass(frozen=True)
 class StopAsked:
     """The user's function wants the run to end well before its last step."""
 
@@ -132,6 +142,7 @@ Report = (
     | StepMetrics
     | EvaluationMetrics
     | UserWarned
+    | LogShortened
     | StopAsked
     | ShardWritten
     | SaveFailed
@@ -147,6 +158,7 @@ NAMES: dict[str, type[Any]] = {
     "metrics": StepMetrics,
     "evaluation": EvaluationMetrics,
     "warning": UserWarned,
+    "log_shortened": LogShortened,
     "stop": StopAsked,
     "part": ShardWritten,
     "save_failed": SaveFailed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +44,25 @@ Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.")
 ]
+Warm = Annotated[
+    str | None,
+    typer.Option(
+        envvar=environment.WARM, metavar="TIME", callback=lambda value: _keep_warm(value),
+        help="Local runs: keep what was imported this long for the next run, as 10m or 2h; see 'dtrain warm'.",
+    ),
+]  # fmt: skip
 RUNS = Path("runs")
+
+
+def _keep_warm(text: str | None) -> str | None:
+    """What starts the agents, perhaps another process, finds it in the environment."""
+    if text:
+        from dtrain.agent import warm_pool
+
+        if warm_pool.seconds_of(text) is None:
+            raise UsageError(f"--warm {text}: not a time", "Write it like 30s, 10m or 2h.")
+        os.environ[environment.WARM] = text
+    return text
 
 
 def _print_version(*, wanted: bool) -> None:
@@ -77,7 +96,7 @@ def _find(runs: Path, name: str) -> RunDir:
 @app.command()
 def run(
     path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
-    cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS,
+    cluster: Cluster = None, name: Name = None, sets: Set = None, runs: Runs = RUNS, warm: Warm = None,
 ) -> None:  # fmt: skip
     """Train a recipe, and watch it. Ctrl-C saves and stops; twice stops at once.
 
@@ -95,6 +114,7 @@ def resume(
     name: RunName, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, sets: Set = None, runs: Runs = RUNS,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Take the settings of this recipe instead of the run's own.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not watch it.")] = False,
+    warm: Warm = None,
 ) -> None:  # fmt: skip
     """Go on with a run from its newest valid checkpoint, also with another number of workers.
 
@@ -247,6 +267,29 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
         print(f"{found.repeated_steps} steps were undone by failures and trained again")
         print("\n".join(found.problems[:20]))
     raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
+
+
+@app.command()
+def warm(
+    end: Annotated[bool, typer.Option("--end", help="End them.")] = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """List the agents that wait for the next local run (dtrain run --warm), or end them. One that a run uses is not among them.
+
+    Example: dtrain run recipe.yaml --warm 10m; dtrain warm; dtrain warm --end"""
+    from dtrain.agent import warm_pool
+    from dtrain.cli import render
+
+    if end:
+        print(f"ended: {render.counted(warm_pool.end_all(), 'warm agent')}")
+        return
+    found = warm_pool.residents()
+    if as_json:
+        print(json.dumps([asdict(one) for one in found]))
+    for one in [] if as_json else found:
+        imported = ", ".join(one.preload) or "nothing"
+        print(f"{one.pid}  {render.seconds(one.seconds_left)} left  {one.megabytes:.0f} MB  imported: {imported}")
+    if not found and not as_json:
+        print("no agent is kept warm (dtrain run recipe.yaml --warm 10m keeps one)")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import sys
 import time
 
 from dtrain.agent import prewarm
+from dtrain.api.plan import LaunchPlan
 from dtrain.cli.live_view import View
 from dtrain.cli.queries import state_of
 from dtrain.cli.stop import stop
@@ -16,21 +17,25 @@ from dtrain.common.processes import discard_stdout
 from dtrain.launch import planner, registry
 from dtrain.run.folder import RunDir, Submitted
 from dtrain.run.status import RunState
+from dtrain.spec.job import Job
 from dtrain.storage import run_sync
 from dtrain.supervisor.main import supervise
 
 
-def announce(run: RunDir) -> None:
+def announce(run: RunDir, job: Job) -> None:
     """Tell remote storage of a run; that it answers is better found now than at the first checkpoint."""
-    copy = run_sync.of(run, run.job())
+    copy = run_sync.of(run, job)
     if copy:
         copy.announce()
 
 
 def submit(run: RunDir) -> None:
     """Start a run inside its cluster, detached from this terminal."""
-    announce(run)
-    launch = planner.make(run.job())
+    _submit(run, planner.make(run.job()))
+
+
+def _submit(run: RunDir, launch: LaunchPlan) -> None:
+    announce(run, launch.job)
     reference = registry.cluster_of(launch.job).submit(launch, run)
     run.write_submitted(Submitted(launch.job.cluster.name, reference, time.time()))
     print(f"submitted {run.id} ({launch.job.cluster.name} {reference})")
@@ -39,13 +44,14 @@ def submit(run: RunDir) -> None:
 
 def run_here(run: RunDir, *, resumed: bool) -> int:
     """Supervise in this process, or submit and follow if the cluster wants its supervisor inside; show it until it ends."""
-    if not registry.cluster_of(run.job()).supervises_locally():
+    launch = planner.make(run.job())
+    if not registry.cluster_of(launch.job).supervises_locally():
         prewarm.discard()
-        return _submit_and_follow(run, resumed=resumed)
-    announce(run)
+        return _submit_and_follow(run, launch, resumed=resumed)
+    announce(run, launch.job)
     view = View(run, resumed=resumed)
     with view:
-        code = supervise(run, on_event=view.hear)
+        code = supervise(run, launch=launch, on_event=view.hear)
     try:
         print(summary(view.state, run), flush=True)
     except BrokenPipeError:  # the reader went away; the run did not
@@ -74,10 +80,10 @@ def attach(run: RunDir) -> int:
     return _finish(run, code)
 
 
-def _submit_and_follow(run: RunDir, *, resumed: bool) -> int:
+def _submit_and_follow(run: RunDir, launch: LaunchPlan, *, resumed: bool) -> int:
     """Submit, and show it as if it were here: Ctrl-C asks it to save and stop, a second one to stop at once."""
     watcher, view = Watcher(run), View(run, resumed=resumed)
-    submit(run)
+    _submit(run, launch)
     with view:
         while True:
             try:

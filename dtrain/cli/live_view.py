@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtrain.cli import render
+from dtrain.run import log_retention
 from dtrain.run.event_log import Reader
 from dtrain.run.events import Event
 from dtrain.run.folder import RunDir
@@ -42,21 +43,28 @@ class LineReader:
 
     def new(self, *, rest: bool = False) -> list[str]:
         """Lines not seen yet; with `rest`, a last one without an end too."""
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data if rest else data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        found: list[str] = []
+        while True:
+            try:
+                piece = log_retention.read(self._path, self._offset)
+            except FileNotFoundError:
+                return found
+            data = piece.data
+            whole = data[: data.rfind(b"\n") + 1] or (data if rest or not piece.last else b"")
+            if not whole:
+                return found + self._under_way(data)
+            self._offset += piece.removed + len(whole)
+            if piece.removed >= log_retention.BLOCK:
+                found.append(f"[{render.size(piece.removed)} of this log were removed here: it is beyond logs.keep]")
+            found += self._lines(whole)
+
+    def _lines(self, whole: bytes) -> list[str]:
         lines = whole.decode(errors="replace").split("\n")
         found = [_newest_state(line) for line in (lines if lines[-1] else lines[:-1])]
         if self._state and found[:1] == [self._state]:
             del found[0]  # it is the end of a line whose last state is known
-        if whole:
-            self._state = ""
-        return found + self._under_way(data[len(whole) :])
+        self._state = ""
+        return found
 
     def _under_way(self, data: bytes) -> list[str]:
         """What a progress bar shows now, if it has changed and it is time to look again."""

@@ -87,6 +87,12 @@ def _warning(event: events.UserWarned, state: RunState) -> str:
     return f"WARNING: {event.text}"
 
 
+def _log_shortened(event: events.LogShortened, state: RunState) -> str:
+    if event.problem:
+        return f"WARNING: the log of rank {event.rank} grows beyond logs.keep, since it cannot be shortened: {event.problem}"
+    return f"the log of rank {event.rank} is beyond logs.keep: {size(event.removed)} of its middle were removed"
+
+
 def _storage_failed(event: events.StorageFailed, state: RunState) -> str:
     return f"WARNING: {event.error}; events and logs are kept here meanwhile"
 
@@ -151,6 +157,7 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.CheckpointFailed: _checkpoint_failed,
     events.CheckpointQuarantined: _quarantined,
     events.UserWarned: _warning,
+    events.LogShortened: _log_shortened,
     events.StorageFailed: _storage_failed,
     events.StorageWorks: _storage_works,
     events.HangDetected: _hang,

@@ -12,7 +12,7 @@ from dtrain.cli import queries
 from dtrain.cli.overrides import Overrides
 from dtrain.common.errors import Exit, UsageError
 from dtrain.common.serde import to_dict
-from dtrain.launch import planner, recipe, sweep, yaml_source
+from dtrain.launch import recipe, sweep, yaml_source
 from dtrain.run import folder
 from dtrain.run.folder import PRIVATE_FILE, RunDir
 from dtrain.run.status import RunState
@@ -36,7 +36,7 @@ def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -
 
 
 def _made(job: Job, path: Path, runs: Path) -> RunDir:
-    run = folder.create(runs, planner.resolve(job))
+    run = folder.create(runs, job)
     shutil.copyfile(path, run.recipe_copy)
     run.recipe_copy.chmod(PRIVATE_FILE)
     run.recipe_source.write_text(str(path.absolute()))
@@ -48,7 +48,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
     queries.refuse_while_it_goes_on(run)
     before, state = run.job(), queries.state_of(run)
     job = recipe.load(path, given) if path else _overridden(run, before, given)
-    job = planner.resolve(replace(job, name=before.name))
+    job = replace(job, name=before.name)
     _refuse_if_finished(run, state, before, job)
     if state.saved_step:
         _refuse_another_history(run, state.saved_step, before, job)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from dtrain.common.errors import UsageError, nearest
-from dtrain.launch import planner, recipe
+from dtrain.launch import recipe
 from dtrain.spec import entrypoint
 
 TEMPLATES = {
@@ -97,7 +97,7 @@ def write_for_script(script: Path, folder: Path) -> str:
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in script.stem)
     target.write_text(SCRIPT_RECIPE.format(script=relative, recipe=target.name, name=name, args=args))
     try:
-        reason = planner.resolve(recipe.load(target)).strategy.reason
+        reason = recipe.load(target).strategy.reason
     except UsageError:
         target.unlink()
         raise

@@ -95,6 +95,15 @@ def usage(pid: int) -> Usage | None:
     return Usage(seconds, own.state in "Tt")
 
 
+def resident_megabytes(pid: int) -> float:
+    """Memory that a process takes (VmRSS); 0 if it is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1e3
+    return 0.0
+
+
 @dataclass(frozen=True)
 class _Stat:
     state: str

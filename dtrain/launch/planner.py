@@ -30,7 +30,7 @@ def resolve(job: Job) -> Job:
 
 
 def make(job: Job) -> LaunchPlan:
-    """The plan of a job whose `problems` are none."""
+    """The plan of a job that was `checked`."""
     job = resolve(job)
     strategy = registry.strategy_of(job)
     nodes, workers = job.resources.nodes, job.resources.workers
@@ -46,14 +46,15 @@ def make(job: Job) -> LaunchPlan:
     )
 
 
-def problems(job: Job) -> list[Problem]:
-    """Everything that keeps a job from running, each with what to do instead; empty: it can start."""
+def checked(job: Job) -> tuple[Job, list[Problem]]:
+    """The resolved job, and everything that keeps it from running, each with what to do instead; none: it can start."""
     found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
     if found:
-        return found
+        return job, found
     plan = make(job)
     found += [*_of_strategy(plan), *checks.preload(job)]
-    return found + [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
+    found += [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
+    return plan.job, found
 
 
 def _of_target(job: Job) -> Iterator[Problem]:
@@ -114,10 +115,11 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         )
     if (resources.min_workers or 0) > resources.workers:
         yield Problem(("resources", "min_workers"), f"min_workers is above workers ({resources.workers})")
+    if job.logs.keep is not None:
+        yield from _of_amount(("logs", "keep"), job.logs.keep)
     if job.kind == "script":
         return
-    if memory_bytes(job.data.memory) is None:
-        yield Problem(("data", "memory"), f"'{job.data.memory}' is no amount of memory: write it like 500MB or 2GB")
+    yield from _of_amount(("data", "memory"), job.data.memory)
     if (train.steps is None) == (train.epochs is None):
         yield Problem(("train",), "give train.steps or train.epochs, one of the two")
     workers = resources.workers
@@ -133,6 +135,11 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         yield _not_divided(train.global_batch, train.shards, "shards")
     elif train.global_batch < workers:
         yield _not_divided(train.global_batch, workers, "workers")
+
+
+def _of_amount(key: tuple[str, ...], text: str) -> Iterator[Problem]:
+    if memory_bytes(text) is None:
+        yield Problem(key, f"'{text}' is no amount of memory: write it like 500MB or 2GB")
 
 
 def _not_divided(batch: int, parts: int, what: str) -> Problem:

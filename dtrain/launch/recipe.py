@@ -22,13 +22,13 @@ from dtrain.spec.job import Job, PluginChoice
 Override = tuple[tuple[str, ...], Any, str]
 """Path, value, and the option that gave it."""
 PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
-TYPED = ("resources", "train", "data", "checkpoint", "recovery", "strategy", "cluster")
+TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster")
 """Sections whose numbers have a type; those of `params` are the user's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def load(path: Path, overrides: Sequence[Override] = ()) -> Job:
-    """The job of a recipe file; raises `UsageError` that lists every mistake."""
+    """The resolved job of a recipe file; raises `UsageError` that lists every mistake."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -51,9 +51,8 @@ def from_document(document: Document, folder: Path, overrides: Sequence[Override
             document.data["name"] = Path(document.source).stem
     job, problems = _typed(document, folder)
     if job and not problems:
-        problems = [
-            (document.mark(problem.path), ".".join(problem.path), problem.message) for problem in planner.problems(job)
-        ]
+        job, found = planner.checked(job)
+        problems = [(document.mark(problem.path), ".".join(problem.path), problem.message) for problem in found]
     problems = [(mark, "", text) for mark, text in document.problems] + problems
     if problems or job is None:
         ordered = sorted(problems, key=lambda problem: (problem[0].source, problem[0].line, problem[0].column))

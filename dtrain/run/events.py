@@ -184,6 +184,17 @@ class CheckpointQuarantined(Event, name="checkpoint_damaged"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogShortened(Event, name="log_shortened"):
+    """A rank's log had more than `logs.keep`."""
+
+    rank: int
+    removed: int
+    """Bytes, of its middle."""
+    problem: str = ""
+    """Why they could not be removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StorageFailed(Event, name="storage_failed"):
     """Remote storage, or the run's own folder, does not answer."""
 

@@ -150,7 +150,7 @@ class RunDir:
 
     @property
     def remote_heartbeat_file(self) -> Path:
-        """When a supervisor on another machine last said on remote storage that it lives, in seconds since 1970."""
+        """When a supervisor on another machine last said on remote storage that it lives, in seconds since 1970 of this machine's clock."""
         return self.path / "elsewhere"
 
     def supervised(self) -> bool:

@@ -166,6 +166,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Logs:
+    """The workers' output."""
+
+    keep: str | None = "1GB"
+    """Of each rank's log, in MB or GB: its beginning and its newest part. What lies between is removed, and that is said. null:
+    everything is kept."""
+
+    @property
+    def keep_bytes(self) -> int:
+        """0: everything."""
+        return memory_bytes(self.keep or "") or 0
+
+
+@dataclass(frozen=True)
 class Storage:
     """Where a run is kept besides its folder, for machines that share no file system."""
 
@@ -227,6 +241,8 @@ class Job:
     """Fetching of samples."""
     checkpoint: Checkpoint = Checkpoint()
     """Saving."""
+    logs: Logs = Logs()
+    """Output of the workers."""
     recovery: Recovery = Recovery()
     """Failures."""
     storage: Storage = field(default_factory=Storage)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dtrain.common.errors import StorageError, UsageError
 from dtrain.common.files import read_at, write_whole
+from dtrain.run import log_retention
 from dtrain.run.event_log import EventLog
 from dtrain.run.events import StorageFailed, StorageWorks
 from dtrain.run.folder import RunDir
@@ -42,6 +43,8 @@ class RunCopy:
         self._store = there
         self._copied: dict[str, int] | None = None
         self._last_pushed = ""
+        self._forgotten: dict[str, int] = {}
+        """Name of a log → how far its middle was deleted there."""
         self._number = 0
         """Of this supervisor's claim."""
         self._claim_at = 0.0
@@ -69,13 +72,27 @@ class RunCopy:
         assert self._copied is not None
         name = str(path.relative_to(self._run.path))
         done = self._copied.get(name, 0)
-        if done >= path.stat().st_size:
+        size = path.stat().st_size
+        if done >= size:
             return False
+        if path.parent == self._run.logs and size > log_retention.HEAD_BYTES:
+            done = max(done, self._forget(name, path))
         begin = done // PART_BYTES * PART_BYTES
         data = read_at(path, begin, PART_BYTES)
         self._store.write(_part(name, begin), data)
         self._copied[name] = begin + len(data)
         return True
+
+    def _forget(self, name: str, path: Path) -> int:
+        """Delete the parts of a log whose middle was removed here; where its newer part begins."""
+        removed = log_retention.hole(path)
+        known = self._forgotten.get(name, removed.start)
+        first = -(-known // PART_BYTES) * PART_BYTES
+        whole = range(first, removed.stop - PART_BYTES + 1, PART_BYTES)[:MOST_WRITES]
+        if whole:
+            self._store.delete([_part(name, begin) for begin in whole])
+            self._forgotten[name] = whole[-1] + PART_BYTES
+        return removed.stop
 
     def pull(self) -> None:
         """Bring the run folder up to what is there."""
@@ -93,13 +110,20 @@ class RunCopy:
                     file.write(data)
         supervisor = run_lease.claimed(self._store)
         if supervisor and supervisor.place != run_lease.place(self._run.path):
-            self._run.remote_heartbeat_file.write_text(str(run_lease.renewed(self._store)))
+            self._run.remote_heartbeat_file.write_text(str(time.time() - self._claim_age()))
         else:
             self._run.remote_heartbeat_file.unlink(missing_ok=True)
         if not self._run.job_file.exists():
             job = self._store.read(JOB)
             if job is not None:
                 write_whole(self._run.job_file, job.decode())
+
+    def _claim_age(self) -> float:
+        """Seconds, by the store's clock; by this machine's for somebody who may only read there."""
+        try:
+            return run_lease.age_seconds(self._store)
+        except StorageError:
+            return time.time() - run_lease.renewed(self._store)
 
     def announce(self) -> None:
         """A person has started the run: its job, and no request to stop from before."""

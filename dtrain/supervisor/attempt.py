@@ -228,7 +228,8 @@ class Attempt:
             info = of_rank_zero(info)
         checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
         for node, ranks in self._ranks.items():
-            self._send(node, StartWorkers(self.number, tuple(ranks), info, checkpoint, step))
+            keep = self._plan.job.logs.keep_bytes
+            self._send(node, StartWorkers(self.number, tuple(ranks), info, checkpoint, step, keep))
 
     def _on_report(self, rank: int, report: reports.Report) -> None:
         if isinstance(report, reports.ShardWritten):
@@ -250,6 +251,8 @@ class Attempt:
             self._failures.steps_done(rank)
         elif isinstance(report, reports.WorkerFailed):
             self._failures.report(rank, report)
+        elif isinstance(report, reports.LogShortened):
+            self._context.log.add(events.LogShortened(rank=rank, removed=report.removed, problem=report.problem))
         else:
             self._context.log.add(_event_of(report, self.number))
 

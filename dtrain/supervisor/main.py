@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from dtrain.api.plan import SHIPPED_ENVIRONMENT, SHIPPED_JOB
+from dtrain.api.plan import SHIPPED_ENVIRONMENT, SHIPPED_JOB, LaunchPlan
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError, DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
@@ -65,10 +65,15 @@ def _unpack(module: str) -> Job | None:
     return from_dict(Job, json.loads(job.read_text())) if job.exists() else None
 
 
-def supervise(run: RunDir, patience_seconds: float = 0.0, on_event: Callable[[Event], None] | None = None) -> Exit:
+def supervise(
+    run: RunDir,
+    patience_seconds: float = 0.0,
+    launch: LaunchPlan | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Exit:
     """Be the supervisor of a run until it ends; errors become the run's end and are raised again for the terminal.
 
-    `on_event` hears every event as it is logged, from several threads."""
+    `launch` is its plan, where that is known. `on_event` hears every event as it is logged, from several threads."""
     gc.freeze()
     gc.enable()  # which the command line does without
     began = time.time()
@@ -79,12 +84,12 @@ def supervise(run: RunDir, patience_seconds: float = 0.0, on_event: Callable[[Ev
         run.forget_old_stop_request()
         log = _open_log(run, on_event)
         try:
-            return _supervise(run, lease, log, patience_seconds)
+            return _supervise(run, lease, log, patience_seconds, launch)
         finally:
             log.close()
 
 
-def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float) -> Exit:
+def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float, launch: LaunchPlan | None) -> Exit:
     inbox: SupervisorInbox = queue.SimpleQueue()
 
     def put(notice: Notice) -> None:
@@ -93,15 +98,14 @@ def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float
     def on_stop(how: str) -> None:
         put(StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop"))
 
-    job = run.job()
+    job = launch.job if launch else run.job()
     sync = run_sync.RunSyncer(
         run, job, lease, log, on_stop=on_stop, on_lease_lost=lambda holder: put(LeaseLost(holder))
     )
     watcher = RunFolderWatcher(run, lease, put)
     try:
         with signal_handlers(put):
-            launch = planner.make(job)
-            job = launch.job
+            launch = launch or planner.make(job)
             log.add(
                 RunStarted(
                     run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,

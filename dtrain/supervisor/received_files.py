@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import os
+from contextlib import suppress
 
 from dtrain.api.protocol import Event, FileAppended, Fragment, Reassembler
+from dtrain.run import log_retention
 from dtrain.run.folder import RunDir
 
 
 class ReceivedFiles:
     """Puts fragments together and writes what nodes without the run folder send of their files."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, keep_log_bytes: int) -> None:
         self._run = run
+        self._keep_log_bytes = keep_log_bytes
+        """Of each log; 0: everything."""
         self._reassembler = Reassembler()
 
     def take(self, node: str, item: Fragment | FileAppended) -> Event | None:
@@ -34,6 +38,10 @@ class ReceivedFiles:
         if path.parent == self._run.logs:
             with open(path, "ab") as log:
                 log.write(data)
+                size = log.tell()
+            if self._keep_log_bytes and size > self._keep_log_bytes:
+                with suppress(OSError):  # the node says so of its own file
+                    log_retention.shorten(path, self._keep_log_bytes)
             return
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as ledger:
             ledger.seek(appended.offset)

@@ -19,7 +19,8 @@ from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job, Resources, Train
 
 from .. import environments, errors
-from .batches import broadcast_buffers, evaluating, moved
+from .batches import evaluating, moved
+from .buffers import BufferSync
 from .losses import LateLosses
 from .optimizers import sorted_out
 from .own_step import OwnStep
@@ -122,6 +123,7 @@ class TorchBackend:
         self._state = TorchState({})
         self._stored: Stored | None = None
         self._weights: Sequence[float] = (1.0,)
+        self._buffer_sync = BufferSync()
 
     def weigh(self, weights: Sequence[float]) -> None:
         """See `WeighsShards.weigh`."""
@@ -198,7 +200,7 @@ class TorchBackend:
         values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
         for scheduler in self._state.schedulers.values():
             scheduler.step()
-        broadcast_buffers(self._buffers())
+        self._buffer_sync.share(self._buffers())
         return values
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int]) -> Any:
@@ -340,7 +342,7 @@ class TorchBackend:
     def snapshot(self) -> TorchSnapshot:
         """See `TrainingBackend.snapshot`."""
         self._late.check()
-        broadcast_buffers(self._buffers())
+        self._buffer_sync.share(self._buffers())
         parameters = {name for name, _ in self._state.named_parameters()}
         return TorchSnapshot(copied(self._state.gathered()), parameters, self._rank_info, self._saving)
 

@@ -1,4 +1,4 @@
-"""What PyTorch's backend does with batches and buffers: to the device, and the same on every rank.
+"""What PyTorch's backend does with batches: to the device, in the structure they have; and models in evaluation mode.
 
 Importing this module imports no framework.
 """
@@ -71,19 +71,3 @@ def evaluating(models: Iterable[Any]) -> Iterator[None]:
             model.train()
         for module, mode in modes:
             module.training = mode
-
-
-def broadcast_buffers(buffers: Iterable[Any]) -> None:
-    """Collective. Rank 0's buffers (batch norm's running statistics) for all, so that a checkpoint of them is the same
-    whoever writes it, and a resumed run goes on from what every rank had."""
-    import torch
-    import torch.distributed as dist
-
-    by_dtype: dict[Any, list[Any]] = {}
-    for buffer in buffers:
-        by_dtype.setdefault(buffer.dtype, []).append(buffer)
-    for same in by_dtype.values():
-        flat = torch.cat([buffer.detach().reshape(-1) for buffer in same])
-        dist.broadcast(flat, src=0)
-        for buffer, part in zip(same, flat.split([buffer.numel() for buffer in same]), strict=True):
-            buffer.detach().copy_(part.view_as(buffer))

@@ -138,8 +138,10 @@ class Sharded(Parallel):
         return chosen
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """See `Parallel.gradient_sync`."""
-        model.set_requires_gradient_sync(last)
+        """See `Parallel.gradient_sync`. Every pass reduces its gradients to this worker's share, so that whole ones are never
+        kept; only the replicas of HSDP wait for the last pass."""
+        if self.mesh.ndim > 1:
+            model.set_requires_all_reduce(last)
         return nullcontext()
 
 

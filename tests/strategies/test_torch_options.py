@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
 from live import PROGRAMS, dtrain, finished
+from one_worker import trained, written
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 
@@ -71,3 +73,87 @@ def test_auto_chooses_and_says_why(options: list[str], chosen: str, reason: str)
     shown = json.loads(dtrain("plan", RECIPE, "--strategy", "auto", *options, "--json").stdout)
     assert shown["strategy"] == chosen
     assert reason in shown["reason"]
+
+
+def test_fsdp_keeps_no_whole_gradients_between_two_passes(tmp_path: Path) -> None:
+    """They are reduced to the worker's share after every pass, not after the last one alone."""
+    file = written(
+        tmp_path,
+        """
+        import torch
+
+        class Task:
+            def __init__(self):
+                self.passes = 0
+
+            def model(self):
+                return torch.nn.Linear(4, 1)
+
+            def optimizer(self, model):
+                return torch.optim.SGD(model.parameters(), lr=0.1)
+
+            def data(self, split):
+                return torch.ones(8, 4) if split == "train" else None
+
+            def loss(self, model, batch):
+                if self.passes % 2:
+                    for parameter in model.parameters():
+                        assert type(parameter.grad).__name__ == "DTensor", parameter.grad
+                self.passes += 1
+                return model(batch).mean()
+        """,
+    )
+    heard = trained(tmp_path, file, strategy="fsdp", shards=2, sanity_check=False)
+    assert len(heard.losses()) == 3
+
+
+def test_large_buffers_that_no_step_changes_are_not_sent(tmp_path: Path) -> None:
+    """And one that a single rank has changed is as rank 0 has it, on all."""
+    (tmp_path / "buffers.py").write_text(
+        textwrap.dedent("""
+        import torch
+        import torch.distributed as dist
+
+        SENT = []
+        broadcast = dist.broadcast
+
+        def counted(tensor, *arguments, **options):
+            SENT.append(tensor.numel())
+            return broadcast(tensor, *arguments, **options)
+
+        class Model(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(4, 1)
+                self.register_buffer("mask", torch.ones(1_000_000))
+                self.register_buffer("count", torch.zeros(3))
+
+            def forward(self, inputs):
+                if self.training and dist.get_rank() == 1:
+                    self.count += 1
+                return self.layer(inputs) * self.mask[0]
+
+        class Task:
+            def model(self):
+                return Model()
+
+            def optimizer(self, model):
+                dist.broadcast = counted
+                return torch.optim.SGD(model.parameters(), lr=0.1)
+
+            def data(self, split):
+                return torch.ones(8, 4)
+
+            def loss(self, model, batch):
+                assert not model.module.count.any(), model.module.count
+                return model(batch).mean()
+
+            def finish(self, model):
+                print("sent", SENT.count(3), SENT.count(1_000_000), SENT.count(1_000_003))
+        """)
+    )
+    (tmp_path / "r.yaml").write_text(
+        "task: buffers.py:Task\nstrategy: ddp\nresources: {workers: 2}\ntrain: {steps: 10, global_batch: 4}\n"
+    )
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
+    assert "sent 9 0 1\n" in live.output(0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dtrain.run import log_retention
 from dtrain.run.folder import RunDir
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_sync import PART_BYTES, RunCopy
@@ -43,3 +44,30 @@ def test_the_last_round_writes_everything(run: RunDir, tmp_path: Path) -> None:
     remote = ObjectStore(f"file://{tmp_path}/there", {})
     RunCopy(run, remote).push()
     assert sum(remote.sizes("logs").values()) == 100 * PART_BYTES + 10 * (RANKS - 1)
+
+
+def test_what_was_removed_of_a_log_is_deleted_there_too(tmp_path: Path) -> None:
+    run, remote = RunDir(tmp_path / "run"), ObjectStore(f"file://{tmp_path}/there", {})
+    run.create_folders()
+    run.events.write_text("{}\n")
+    line = b"x" * 99 + b"\n"
+    run.rank_log(0).write_bytes(line * 90_000)
+    copy = RunCopy(run, remote)
+    copy.push()
+    removed = log_retention.shorten(run.rank_log(0), 4 << 20)
+    with open(run.rank_log(0), "ab") as log:
+        log.write(b"the end\n")
+    copy.push()
+    there = remote.sizes("logs")
+    assert 9_000_000 - removed - 2 * PART_BYTES < sum(there.values()) < 9_000_000 - removed + 2 * PART_BYTES
+    pulled = RunDir(tmp_path / "pulled" / run.id)
+    pulled.path.mkdir(parents=True)
+    pulled.job_file.write_text("{}")
+    RunCopy(pulled, remote).pull()
+    assert pulled.rank_log(0).stat().st_size == run.rank_log(0).stat().st_size
+    head = log_retention.read(pulled.rank_log(0), 0)
+    assert set(head.data.splitlines(keepends=True)[:-1]) == {line}
+    newest = log_retention.read(pulled.rank_log(0), len(head.data))
+    assert newest.removed > 0
+    assert newest.data.endswith(line + b"the end\n")
+    assert newest.last

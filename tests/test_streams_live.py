@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, finished, start
+from live import PROGRAMS, RECIPES, Live, dtrain, finished, start
 
 STEPS = 24
 BATCH = 16
@@ -89,3 +89,28 @@ def test_epochs_of_a_stream_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(f"task: {PROGRAMS / 'streams.py'}:Task\nstrategy: ddp\ntrain: {{epochs: 2}}\n")
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
     assert "train.epochs needs data of a known length, and this is a stream" in live.events("failure")[0]["message"]
+
+
+def test_a_pipeline_of_tf_data_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """Shuffled and changed at random by TensorFlow itself, over more than one epoch."""
+    options = (str(RECIPES / "digits_tf_data.yaml"), "--set", "train.steps=60", "--set", "checkpoint.every_steps=5")
+    alone = finished(*options, runs=tmp_path / "alone")
+    with start(*options, runs=tmp_path / "killed") as live:
+        live.wait_step(31)
+        live.kill(0)
+        live.finish()
+    assert live.weights() == alone.weights()
+    live.assert_clean_audit(steps=60)
+
+
+def test_batches_of_tf_data_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "batched.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(RECIPES)!r})\n"
+        "from digits_tf_data import Digits\n"
+        "class Batched(Digits):\n"
+        "    def data(self, split): return super().data(split).batch(8).prefetch(2)\n"
+    )
+    (tmp_path / "r.yaml").write_text("task: batched.py:Batched\nstrategy: mirrored\ntrain: {steps: 20}\n")
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
+    assert "gave a tf.data.Dataset of batches: dtrain makes the batches" in live.events("failure")[0]["message"]

@@ -21,7 +21,7 @@ from dtrain.spec.contract import gave
 
 END = object()
 BATCHING = ("_BatchDataset", "_ParallelBatchDataset", "_PaddedBatchDataset", "_RaggedBatchDataset")
-IN_ORDER = ("_PrefetchDataset", "_OptionsDataset", "_MapDataset", "_ParallelMapDataset", "_CacheDataset", "_RepeatDataset",
+IN_ORDER = ("_PrefetchDataset", "_OptionsDataset", "_MapDataset", "_ParallelMapDataset", "CacheDataset", "_FilterDataset", "_RepeatDataset",
             "_TakeDataset", "_SkipDataset", "_ShuffleDataset")  # fmt: skip
 """Stages of a `tf.data` pipeline whose elements are batches if those before them are."""
 

@@ -94,7 +94,10 @@ def test_epochs_of_a_stream_are_refused(tmp_path: Path) -> None:
 def test_a_pipeline_of_tf_data_goes_on_after_a_kill(tmp_path: Path) -> None:
     """Shuffled and changed at random by TensorFlow itself, over more than one epoch."""
     options = (str(RECIPES / "digits_tf_data.yaml"), "--set", "train.steps=60", "--set", "checkpoint.every_steps=5")
-    alone = finished(*options, runs=tmp_path / "alone")
+    alone = finished(*options, "--set", "data.workers=2", runs=tmp_path / "alone")
+    warnings = [event["text"] for event in alone.events("warning")]
+    assert any("gave a tf.data.Dataset, a stream" in text for text in warnings)
+    assert any("no data workers are started: this stream cannot be begun anew" in text for text in warnings)
     with start(*options, runs=tmp_path / "killed") as live:
         live.wait_step(31)
         live.kill(0)

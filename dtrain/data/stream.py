@@ -55,7 +55,7 @@ class Stream:
         self._data = self._checked(data)
         self._iterator: Iterator[Any] | None = None
         self._process = os.getpid()
-        self._kind = gave(data)
+        self._kind = "a tf.data.Dataset" if hasattr(self._data, "as_numpy_iterator") else gave(data)
         self._position = self._epoch = 0
         self._kept: StreamState | None = None
         begins_anew = again is not None or not (self.has_state or isinstance(self._data, Iterator))

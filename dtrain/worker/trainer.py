@@ -164,6 +164,11 @@ class Trainer:
         forks = isinstance(self.backend, ForksSafely) and self.backend.forks_safely
         workers = None if job.data.workers == "auto" and forks else job.data.workers
         if isinstance(data, Stream) and (workers is None or not data.forks):
+            if workers and workers != "auto":
+                self.warn(
+                    "no data workers are started: this stream cannot be begun anew in another process (a tf.data.Dataset "
+                    "has threads of its own; context.batches cannot make a generator or a stream with a state once more)"
+                )
             workers = 0
         if workers == "auto" or data.in_memory:
             workers = 0

@@ -38,6 +38,48 @@ def test_scripts_run_as_they_are(name: str, tmp_path: Path) -> None:
     assert "learned [1.0, -2.0, 3.0, -4.0]" in live.output(0)
 
 
+def test_pictures_in_a_folder_are_learned_and_a_kill_leaves_no_trace(tmp_path: Path) -> None:
+    options = (
+        str(RECIPES / "pictures.yaml"), "--set", f"params.folder={tmp_path / 'pictures'}", "--set", "params.count=1000",
+        "--set", "train.steps=80", "--set", "checkpoint.every_steps=10",
+    )  # fmt: skip
+    alone = finished(*options, runs=tmp_path / "alone")
+    assert alone.events("evaluation")[-1]["values"]["accuracy"] > 0.5
+    with start(*options, runs=tmp_path / "killed") as live:
+        live.wait_step(20)
+        live.kill(1)
+        live.finish()
+    assert live.weights() == alone.weights()
+    live.assert_clean_audit(steps=80)
+
+
+def test_a_model_of_hugging_face_learns_as_a_task(tmp_path: Path) -> None:
+    live = finished(str(RECIPES / "docstrings_task.yaml"), "--set", "train.steps=60", runs=tmp_path)
+    losses = live.losses()
+    assert losses[max(losses)] < losses[min(losses)] - 0.2
+
+
+def test_the_same_model_learns_with_a_trainer(tmp_path: Path) -> None:
+    options = ("--set", f"args=[{tmp_path / 'state'}, 60]")
+    live = finished(str(RECIPES / "docstrings_trainer.yaml"), *options, runs=tmp_path / "runs")
+    assert "trained 60 steps" in live.output(0)
+    assert (tmp_path / "state" / "checkpoint-60").is_dir()
+
+
+def test_a_lightning_program_learns(tmp_path: Path) -> None:
+    options = ("--set", f"args=[{tmp_path / 'state'}, 5]")
+    live = finished(str(RECIPES / "lightning_script.yaml"), *options, runs=tmp_path / "runs")
+    accuracy = float(live.output(0).split("accuracy ")[1].split()[0])
+    assert accuracy > 0.85
+
+
+def test_a_compiled_gpt_learns(tmp_path: Path) -> None:
+    small = ("--set", "train.steps=40", "--set", "params.blocks=1", "--set", "params.width=48")
+    live = finished(str(RECIPES / "stdlib_gpt_compiled.yaml"), *small, runs=tmp_path)
+    losses = live.losses()
+    assert losses[max(losses)] < losses[min(losses)] - 0.3
+
+
 def test_a_killed_mirrored_process_leaves_no_trace_even_while_saving(tmp_path: Path) -> None:
     recipe = (str(RECIPES / "digits_mirrored.yaml"), "--set", "train.steps=60", "--set", "checkpoint.every_steps=1")
     alone = finished(*recipe, runs=tmp_path / "alone")

@@ -20,7 +20,7 @@ class TrainingBegan:
     step: int
     total_steps: int
     samples: int | None
-    """Size of the training data; None if a function has data of its own."""
+    """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
 
 
 @dataclass(frozen=True)

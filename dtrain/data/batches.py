@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +16,8 @@ from dtrain.data.sampler import Indices, sample_seed
 from dtrain.spec.contract import gave
 
 Collate = Callable[[list[Any]], Any]
-EXPECTED = "a tuple or dict of arrays of one length, or an object with __len__ and __getitem__"
-STREAM = (
-    "dtrain needs samples that it can ask for by number. Give list(data) if it fits into memory, or an object with "
-    "__len__ and __getitem__; a stream without end runs as a `script:` or in a `function:` with a loader of its own"
-)
+EXPECTED = "a tuple or dict of arrays of one length, an object with __len__ and __getitem__, or an iterable"
+NO_LENGTH = "give it a __len__, or an object with __iter__ and no __getitem__, whose samples are taken in its own order"
 OWN_ORDER = {"RandomSampler", "SequentialSampler"}
 """Samplers of a DataLoader that say no more than `train.shuffle` does."""
 
@@ -35,7 +34,7 @@ class Batches:
         self._name = name
         self.note = ""
         """What of the user's data is not used as it is, for a warning."""
-        if _is_loader(data):
+        if is_loader(data):
             self._check_loader(data)
             collate = collate or data.collate_fn
             data = data.dataset
@@ -62,15 +61,9 @@ class Batches:
             indices = self._indices[indices]
         if self._collate is not None:
             seed_all(sample_seed(self._seed, begin))
-            return self._collate(list(self._samples(indices, begin)))
-        if self._is_arrays:
+        elif self._is_arrays:
             return _rows(self._data, indices)
-        try:
-            return stacked(list(self._samples(indices, begin)))
-        except _NotStackable as error:
-            raise UserError(
-                f"{self._name}: {error}: give the task a method collate(samples) that makes a batch of them"
-            ) from None
+        return as_batch(list(self._samples(indices, begin)), self._collate, self._name)
 
     def _samples(self, indices: Indices, begin: int) -> Iterable[Any]:
         if self._is_arrays:
@@ -102,20 +95,15 @@ class Batches:
             return next(iter(sizes.values()), 0)
         if hasattr(data, "iloc"):
             raise UserError(f"{self._name} gave {gave(data)}; give its arrays: data[columns].to_numpy()")
-        if _is_stream(data):
-            raise UserError(f"{self._name} gave {gave(data)}, which can only be iterated: {STREAM}")
         if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
             raise UserError(f"{self._name} gave {gave(data)}; expected {EXPECTED}")
         try:
             return len(data)
         except TypeError as error:
-            raise UserError(f"{self._name} gave {gave(data)} without a length ({error}): {STREAM}") from None
+            raise UserError(f"{self._name} gave {gave(data)} without a length ({error}): {NO_LENGTH}") from None
 
     def _check_loader(self, loader: Any) -> None:
         """Raise `UserError` for what a DataLoader does that dtrain would not do."""
-        if _is_stream(loader.dataset):
-            kind = gave(loader.dataset)
-            raise UserError(f"{self._name} gave a DataLoader of {kind}, which can only be iterated: {STREAM}")
         sampler = type(loader.sampler).__name__
         if loader.batch_size is None or sampler not in OWN_ORDER:
             raise UserError(
@@ -128,14 +116,17 @@ class Batches:
         )
 
 
-def _is_loader(data: Any) -> bool:
+def is_loader(data: Any) -> bool:
+    """Whether this is PyTorch's DataLoader, or a class derived from it."""
     return any(
         cls.__name__ == "DataLoader" and cls.__module__.startswith("torch.utils.data") for cls in type(data).__mro__
     )
 
 
-def _is_stream(data: Any) -> bool:
+def is_stream(data: Any) -> bool:
     """Whether samples come only one after the other; PyTorch's streams inherit a `__getitem__` that does nothing."""
+    if is_loader(data):
+        return is_stream(data.dataset)
     named = any(cls.__name__ == "IterableDataset" for cls in type(data).__mro__)
     return named or (isinstance(data, Iterable) and not hasattr(data, "__getitem__"))
 
@@ -170,12 +161,24 @@ def _rows(data: Any, indices: Any) -> Any:
     return data[indices]
 
 
+def as_batch(samples: list[Any], collate: Collate | None, name: str) -> Any:
+    """One batch of these samples; raises `UserError` for samples that cannot be stacked."""
+    if collate is not None:
+        return collate(samples)
+    try:
+        return stacked(samples)
+    except _NotStackable as error:
+        raise UserError(
+            f"{name}: {error}: give the task a method collate(samples) that makes a batch of them"
+        ) from None
+
+
 class _NotStackable(ValueError):
     """Samples that no array can hold."""
 
 
 def stacked(samples: Sequence[Any]) -> Any:
-    """Samples of one structure (dict, tuple, array or number) as one batch of that structure; what is no number (strings,
+    """Samples of one structure (dict, tuple, dataclass, array or number) as one batch of that structure; what is no number (strings,
     objects) becomes a list. Raises `ValueError` if their structures or shapes differ."""
     first = samples[0]
     if isinstance(first, Mapping):
@@ -187,6 +190,11 @@ def stacked(samples: Sequence[Any]) -> Any:
             raise _NotStackable("samples have different lengths")
         parts = [stacked(part) for part in zip(*samples, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    if dataclasses.is_dataclass(first) and all(type(sample) is type(first) for sample in samples):
+        batch = copy.copy(first)
+        for field in dataclasses.fields(first):
+            object.__setattr__(batch, field.name, stacked([getattr(sample, field.name) for sample in samples]))
+        return batch
     if not _is_numeric(first):
         return list(samples)
     try:

@@ -71,7 +71,16 @@ class DataWait:
 class Prefetcher:
     """Gives the batches of a row of numbers in order. Close it."""
 
-    def __init__(self, fetch: Callable[[int], Any], numbers: range, settings: PrefetchSettings, wait: DataWait) -> None:
+    def __init__(
+        self,
+        fetch: Callable[[int], Any],
+        numbers: range,
+        settings: PrefetchSettings,
+        wait: DataWait,
+        received: Callable[[Any], Any] = lambda batch: batch,
+    ) -> None:
+        """`received` makes, in this process, what `get` gives of what `fetch` gave."""
+        self._received = received
         self._fetch = fetch
         self._numbers = numbers
         self._settings = settings
@@ -105,7 +114,7 @@ class Prefetcher:
         self._load.add(waited=now - began, fetched=seconds, busy=busy, now=now)
         if self._automatic:
             self._adapt(number + 1)
-        return value
+        return self._received(value)
 
     def close(self) -> None:
         """End the data workers."""

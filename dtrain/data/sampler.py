@@ -13,12 +13,15 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from dtrain.common.errors import UserError
 from dtrain.spec.job import Train
 
 Indices = npt.NDArray[np.int64]
 MASK = (1 << 64) - 1
 BLOCK = 1 << 16
 ROUNDS = 8
+UNKNOWN_SIZE = 0
+"""Size of a stream: its samples are numbered in the order in which they come."""
 
 
 def mix(*words: int) -> int:
@@ -104,6 +107,8 @@ class Sampler:
         """Steps of the whole run; a part of a batch at the end of the last epoch is filled from the next one."""
         if self.train.steps:
             return self.train.steps
+        if self.size == UNKNOWN_SIZE:
+            raise UserError("train.epochs needs data of a known length, and this is a stream: say train.steps instead")
         return max(1, math.ceil((self.train.epochs or 1) * self.size / self.train.global_batch))
 
     def begin(self, step: int, first_shard: int) -> int:
@@ -112,6 +117,8 @@ class Sampler:
 
     def indices(self, begin: int, count: int) -> Indices:
         """Samples at the positions [begin, begin + count), int64."""
+        if self.size == UNKNOWN_SIZE:
+            return np.arange(begin, begin + count, dtype=np.int64)
         parts = []
         position, end = begin, begin + count
         while position < end:

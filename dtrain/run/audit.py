@@ -47,7 +47,7 @@ class Audit:
 def audit(run: RunDir) -> Audit | None:
     """What the committed history was trained on; None if the run has no steps (a script, or not begun)."""
     history = event_log.read(run.events)
-    sizes = [event.samples for event in history if isinstance(event, TrainingStarted) and event.samples]
+    sizes = [event.samples for event in history if isinstance(event, TrainingStarted) and event.samples is not None]
     if not sizes:
         return None
     from dtrain.data.sampler import Sampler

@@ -104,7 +104,7 @@ class TrainingStarted(Event, name="training"):
     step: int
     total_steps: int
     samples: int | None = None
-    """Size of the training data; None if a function has data of its own."""
+    """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
     attempt: int = 0
 
 

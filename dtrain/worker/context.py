@@ -13,9 +13,10 @@ import numpy as np
 from dtrain.api.reports import EvaluationMetrics, LoopLeft
 from dtrain.api.strategy import TrainingBackend
 from dtrain.common.errors import UserError
-from dtrain.data.batches import Batches, Collate
+from dtrain.data.batches import Collate
 from dtrain.data.randomness import seed_host
-from dtrain.data.sampler import Sampler, step_seed
+from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
+from dtrain.data.stream import opened
 from dtrain.run.sample_ledger import Ledger
 from dtrain.spec import contract
 from dtrain.worker.trainer import Report, Trainer
@@ -93,9 +94,12 @@ class Context:
 
     @property
     def epoch(self) -> int:
-        """Passes over the data that are complete, by the first sample of the step under way; 0 before `batches`."""
+        """Passes over the data that are complete, by the first sample of the step under way; 0 before `batches`, and for a
+        stream, whose length is not known."""
         sampler = self._sampler
-        return sampler.begin(self._done, self._trainer.shards.start) // sampler.size if sampler else 0
+        if sampler is None or sampler.size == UNKNOWN_SIZE:
+            return 0
+        return sampler.begin(self._done, self._trainer.shards.start) // sampler.size
 
     def prepare(
         self, model: Recipe | None = None, optimizer: Callable[[Any], Any] | None = None, **named: Recipe
@@ -170,8 +174,9 @@ class Context:
     def batches(self, data: Any, collate: Collate | None = None) -> Iterator[Any]:
         """This worker's part of each remaining global batch, in the order that the run's seed gives."""
         trainer = self._trainer
-        source = Batches(data, seed=trainer.train.seed, name=f"{self._name}: context.batches", collate=collate)
+        source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.batches", collate=collate)
         sampler = Sampler(source.size, trainer.train)
+        trainer.register(source)
         self._begin(sampler.total_steps, source.size)
         self._sampler = sampler
         trainer.warn_about(source)
@@ -182,7 +187,7 @@ class Context:
             return source.fetch(sampler.indices(begin, count), begin)
 
         numbers = range(self._done, sampler.total_steps)
-        with closing(trainer.prefetcher(source, fetch, numbers, trainer.data_wait)) as fetched:
+        with closing(trainer.training_batches(source, fetch, numbers, sampler)) as fetched:
             for step, begin, indices in trainer.upcoming(sampler, self._done):
                 batch = fetched.get(step)
                 seed = step_seed(trainer.train.seed, step, first_shard)
@@ -239,7 +244,7 @@ class Context:
         """Collective. The mean of `metrics(model, batch)` over all samples of `data`, on all ranks and shown as held-out
         numbers; `train.evaluate_steps` limits it."""
         trainer = self._trainer
-        source = Batches(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
+        source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
         size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
         values = self.backend.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:

@@ -18,7 +18,8 @@ from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, Weig
 from dtrain.checkpoint.factory import store_of
 from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
-from dtrain.data.sampler import Sampler, step_seed
+from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
+from dtrain.data.stream import Stream
 from dtrain.run.folder import RunDir
 from dtrain.spec import entrypoint
 from dtrain.worker import task as tasks
@@ -71,6 +72,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     assert data is not None, "only held-out data may be missing"
     held_out = task.batches(EVAL)
     sampler = Sampler(data.size, train)
+    trainer.register(data)
     if trainer.checkpoint:
         backend.load(trainer.checkpoint)
     elif train.sanity_check:
@@ -96,7 +98,9 @@ def _train(trainer: Trainer, task: Task) -> None:
         _conclude(trainer, task, held_out, sampler, report)
 
 
-def _conclude(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler, report: Report) -> None:
+def _conclude(
+    trainer: Trainer, task: Task, held_out: Batches | Stream | None, sampler: Sampler, report: Report
+) -> None:
     """Evaluate and hand over the trained model. Every rank's part of the last checkpoint is written before: whatever goes
     wrong in the user's code now, the trained weights are on disk."""
     backend = trainer.backend
@@ -109,21 +113,21 @@ def _conclude(trainer: Trainer, task: Task, held_out: Batches | None, sampler: S
             task.finish(model)
 
 
-def _evaluate(trainer: Trainer, held_out: Batches, sampler: Sampler, report: Report, done: int) -> None:
+def _evaluate(trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int) -> None:
     report.evaluated(done, trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size)))
 
 
-def _try_out(trainer: Trainer, task: Task, held_out: Batches | None, sampler: Sampler) -> None:
+def _try_out(trainer: Trainer, task: Task, held_out: Batches | Stream | None, sampler: Sampler) -> None:
     """Call once, before the first step, what is otherwise called late: `schedule` at the end of the run, and `metrics` on
     one batch of held-out data. Nothing is kept of it. (`loss` is called in the first step anyway.)"""
     for text in task.doubts(sampler.total_steps):
         trainer.warn(text)
     if held_out:
-        size = min(sampler.shard_size, held_out.size)
+        size = sampler.shard_size if held_out.size == UNKNOWN_SIZE else min(sampler.shard_size, held_out.size)
         trainer.backend.evaluate([(held_out.fetch(np.arange(size)), size)])
 
 
-def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Iterator[tuple[int, Any]]:
+def _steps(trainer: Trainer, task: Task, data: Batches | Stream, sampler: Sampler) -> Iterator[tuple[int, Any]]:
     """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
     ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
     passes = shards[:1] if hasattr(task, "train_step") else shards
@@ -138,7 +142,7 @@ def _steps(trainer: Trainer, task: Task, data: Batches, sampler: Sampler) -> Ite
         return [data.fetch(sampler.indices(begin, size), begin) for begin, size in zip(begins, sizes, strict=True)]
 
     numbers = range(trainer.first_step, sampler.total_steps)
-    with closing(trainer.prefetcher(data, fetch, numbers, trainer.data_wait)) as fetched:
+    with closing(trainer.training_batches(data, fetch, numbers, sampler)) as fetched:
         for step, begin, indices in trainer.upcoming(sampler, trainer.first_step):
             batches = fetched.get(step)
             seeds = [step_seed(seed, step, shard) for shard in passes]

@@ -9,6 +9,7 @@ from typing import Any
 
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
+from dtrain.data.stream import Stream, opened
 from dtrain.spec import contract, entrypoint
 from dtrain.spec.job import Job
 from dtrain.spec.task_class import EXPECTED, METHODS
@@ -32,7 +33,7 @@ class Task:
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._user, attribute)
 
-    def batches(self, split: str) -> Batches | None:
+    def batches(self, split: str) -> Batches | Stream | None:
         """The data of a split; None if there is none to evaluate on."""
         name = f"{self.name}.data({split!r})"
         try:
@@ -50,7 +51,13 @@ class Task:
                     f"{name} gave None, and the method knows {others}: dtrain asks for {TRAIN!r} and {EVAL!r}"
                 )
             return None
-        return Batches(data, seed=self._seed, name=name, collate=getattr(self._user, "collate", None))
+        return opened(
+            data,
+            seed=self._seed,
+            name=name,
+            collate=getattr(self._user, "collate", None),
+            again=lambda: self._user.data(split),
+        )
 
     def _other_splits(self) -> str:
         """Names of held-out splits that stand in the source of `data`, if `eval` does not."""

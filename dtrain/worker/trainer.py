@@ -18,7 +18,8 @@ from dtrain.api.strategy import ForksSafely, NonFiniteLoss, TrainingBackend, Wor
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
-from dtrain.data.sampler import Indices, Sampler, own_shards
+from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
+from dtrain.data.stream import Stream, StreamState
 from dtrain.run.folder import RunDir
 from dtrain.run.sample_ledger import Ledger
 from dtrain.spec.job import Train, memory_bytes
@@ -27,6 +28,10 @@ from dtrain.worker.control_channel import ControlChannel
 
 MOST_SILENT_SECONDS = 60.0
 """A data worker that takes longer for a batch is worth a line in the log."""
+STREAM_NAME = "dtrain_stream"
+"""What a stream's state is registered under."""
+STREAM_STATE_STEPS = 100
+"""Steps between two states of a stream if the recipe has no `checkpoint.every_steps`."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,20 @@ class Trainer:
         if text and self.rank == 0:
             self.channel.report(UserWarned(text))
 
-    def warn_about(self, data: Batches) -> None:
+    @property
+    def state_every(self) -> int:
+        """Steps between two states of a stream that are kept for checkpoints."""
+        return self.context.job.checkpoint.every_steps or STREAM_STATE_STEPS
+
+    def register(self, data: Batches | Stream) -> None:
+        """Collective. Keep the state of a stream that has one in the checkpoints."""
+        if isinstance(data, Stream) and data.has_state:
+            self.backend.register(STREAM_NAME, data)
+
+    def warn_about(self, data: Batches | Stream) -> None:
         """What the user may not expect of this data under the run's numbers."""
         self.warn(data.note)
-        if data.size < self.train.global_batch:
+        if data.size != UNKNOWN_SIZE and data.size < self.train.global_batch:
             self.warn(
                 f"the global batch ({self.train.global_batch}) is larger than the data set ({data.size} samples): "
                 "every step trains on samples more than once"
@@ -119,11 +134,42 @@ class Trainer:
             begin = sampler.begin(step, self.shards.start)
             yield step, begin, sampler.indices(begin, count)
 
-    def prefetcher(self, data: Batches, fetch: Callable[[int], Any], numbers: range, wait: DataWait) -> Prefetcher:
+    def training_batches(
+        self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler
+    ) -> Prefetcher:
+        """What gives the batches of these steps; the state of a stream comes with them where it is wanted."""
+        if not isinstance(data, Stream) or not data.has_state:
+            return self.prefetcher(data, fetch, numbers, self.data_wait)
+
+        def fetch_with_state(step: int) -> tuple[Any, StreamState | None]:
+            batch, done = fetch(step), step + 1
+            return batch, None if done % self.state_every else data.state_at(sampler.begin(done, 0))
+
+        def received(fetched: tuple[Any, StreamState | None]) -> Any:
+            data.keep(fetched[1])
+            return fetched[0]
+
+        return self.prefetcher(data, fetch_with_state, numbers, self.data_wait, received)
+
+    def prefetcher(
+        self,
+        data: Batches | Stream,
+        fetch: Callable[[int], Any],
+        numbers: range,
+        wait: DataWait,
+        received: Callable[[Any], Any] = lambda batch: batch,
+    ) -> Prefetcher:
         """What gives the batches of these numbers, fetched ahead by data workers if the recipe wants it or it is worth it."""
         job = self.context.job
         forks = isinstance(self.backend, ForksSafely) and self.backend.forks_safely
         workers = None if job.data.workers == "auto" and forks else job.data.workers
+        if isinstance(data, Stream) and (workers is None or not data.forks):
+            if workers and workers != "auto":
+                self.warn(
+                    "no data workers are started: this stream cannot be begun anew in another process (a tf.data.Dataset "
+                    "has threads of its own; context.batches cannot make a generator or a stream with a state once more)"
+                )
+            workers = 0
         if workers == "auto" or data.in_memory:
             workers = 0
         cpus = job.resources.cpus_per_worker or len(os.sched_getaffinity(0)) // self.context.rank_info.local_world_size
@@ -141,6 +187,7 @@ class Trainer:
                 warn=self.warn,
             ),
             wait,
+            received,
         )
 
     def leave(self, step: int) -> None:
@@ -150,10 +197,14 @@ class Trainer:
         self.writer.finish()
         self.channel.report(LeftAtStep(step))
 
-    def held_out(self, data: Batches, size: int) -> Iterator[tuple[Any, int]]:
+    def held_out(self, data: Batches | Stream, size: int) -> Iterator[tuple[Any, int]]:
         """Batches of held-out data for this rank, each with the number of samples that count: every rank gets as many
         batches, some of them fillers that do not count."""
         limit = self.train.evaluate_steps
+        if isinstance(data, Stream):
+            most = limit * self.train.global_batch if limit else None
+            yield from data.one_epoch(size, self.rank, self.world_size, most)
+            return
         total = min(data.size, limit * self.train.global_batch) if limit else data.size
         size = min(size, total)
         batches = math.ceil(total / size)

@@ -315,11 +315,11 @@ def _give_weights(task: Any, model: Any) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from dtrain.data.batches import Batches
+    from dtrain.data.stream import opened
 
     if not hasattr(task, "data"):
         raise TypeError("the model has no weights yet: begin it with keras.Input(shape), or build it")
-    data = Batches(task.data("train"), seed=0, name="task.data('train')", collate=getattr(task, "collate", None))
+    data = opened(task.data("train"), seed=0, name="task.data('train')", collate=getattr(task, "collate", None))
     sample = data.fetch(np.zeros(1, np.int64))
     with keras.StatelessScope():
         task.loss(model, tf.nest.map_structure(tf.convert_to_tensor, sample))

@@ -5,20 +5,23 @@ Importing this module imports no framework.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 
 def moved(batch: Any, device: Any) -> Any:
     """The batch with every array as a tensor on the device, in the structure it has. What is no number (strings, objects)
-    stays; an object that knows how to move (`to`) moves itself."""
+    stays; an object that knows how to move (`to`) moves itself, and the fields of other dataclasses are moved."""
     import torch
 
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {name: moved(part, device) for name, part in batch.items()}
+        parts_by_name = {name: moved(part, device) for name, part in batch.items()}
+        return parts_by_name if type(batch) is dict else _like(batch, parts_by_name)
     if isinstance(batch, tuple | list):
         if isinstance(batch, list) and all(isinstance(part, int | float) for part in batch):
             return torch.as_tensor(batch, device=device)
@@ -33,7 +36,23 @@ def moved(batch: Any, device: Any) -> Any:
             if getattr(getattr(batch, "dtype", None), "kind", "f") in "OSUV"
             else torch.as_tensor(batch, device=device)
         )
-    return batch.to(device) if hasattr(batch, "to") else batch
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        copied = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(copied, field.name, moved(getattr(batch, field.name), device))
+        return copied
+    return batch
+
+
+def _like(batch: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
+    """These parts as a mapping of the batch's own kind (an `OrderedDict`, a `BatchEncoding`), if it can be changed."""
+    if not isinstance(batch, MutableMapping):
+        return parts
+    copied = copy.copy(batch)
+    copied.update(parts)
+    return copied
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from one_worker import trained, written
 from dtrain.common.errors import UserError
 
 HEAD = """
+import dataclasses
 import itertools
 import random
 import numpy as np
@@ -35,8 +36,13 @@ class Pairs(Dataset):
     def __len__(self): return 10
     def __getitem__(self, index): return X[index], Y[index]
 
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    x: torch.Tensor
+    y: torch.Tensor
+
 class Stream(IterableDataset):
-    def __iter__(self): return iter(Pairs())
+    def __iter__(self): return (Pairs()[n] for n in range(10))
 
 class Task(Base):
 """
@@ -49,14 +55,24 @@ def user(folder: Path, methods: str) -> str:
 
 WRONG = {
     "data gives None": ("def data(self, split): pass", ".data('train') gave None; expected a tuple or dict of arrays"),
-    "data is a generator": (
-        "def data(self, split): return (pair for pair in zip(X, Y))",
-        ".data('train') gave a generator, which can only be iterated: dtrain needs samples that it can ask for by number",
+    "data is an empty stream": (
+        "def data(self, split): return iter(()) if split == 'train' else None",
+        ".data('train') has no samples: it is empty",
     ),
-    "data is a stream": ("def data(self, split): return Stream()", "gave a Stream, which can only be iterated"),
-    "a loader of a stream": (
-        "def data(self, split): return DataLoader(Stream())",
-        "gave a DataLoader of a Stream, which can only be iterated",
+    "data is a set": (
+        "def data(self, split): return {1, 2}",
+        "gave a set, whose order differs between processes: give sorted",
+    ),
+    "a loader of batches": (
+        "def data(self, split): return DataLoader(Stream(), batch_size=None)",
+        ".data('train') gave a DataLoader without a batch size: dtrain makes the batches",
+    ),
+    "a stream that ends and cannot begin anew": (
+        """
+def __init__(self): self.stream = iter([(x, y) for x, y in zip(X[:3], Y)])
+def data(self, split): return self.stream if split == "train" else None
+""",
+        "that ended after 3 samples and gives none when it is iterated once more",
     ),
     "a loader with an order of its own": (
         "def data(self, split): return DataLoader(Pairs(), sampler=WeightedRandomSampler([1.0] * 10, 10))",
@@ -171,6 +187,13 @@ def loss(self, model, batch):
     "a part of them": "def data(self, split): return Subset(TensorDataset(X, Y), range(10)) if split == 'train' else None",
     "a part of a data set": "def data(self, split): return Subset(Pairs(), range(10)) if split == 'train' else None",
     "loader": "def data(self, split): return DataLoader(Pairs(), shuffle=True, batch_size=3) if split == 'train' else None",
+    "batches of a kind of mapping of its own": """
+def data(self, split): return list(zip(X, Y)) if split == 'train' else None
+def collate(self, samples):
+    from transformers import BatchEncoding
+    return BatchEncoding({"x": torch.stack([x for x, _ in samples]), "y": torch.stack([y for _, y in samples])})
+def loss(self, model, batch): return (model(batch.x) - batch.y).square().mean()
+""",
     "list": "def data(self, split): return list(Pairs()) if split == 'train' else None",
     "numpy": "def data(self, split): return (X.numpy(), Y.numpy()) if split == 'train' else None",
     "collate": """
@@ -197,6 +220,17 @@ def train_step(self, step):
 }
 
 
+STREAMS = {
+    "stream": "def data(self, split): return Stream() if split == 'train' else None",
+    "generator": "def data(self, split): return (Pairs()[n] for n in range(10)) if split == 'train' else None",
+    "loader of a stream": "def data(self, split): return DataLoader(Stream(), batch_size=3) if split == 'train' else None",
+    "stream of dataclasses": """
+def data(self, split): return (Pair(*Pairs()[n]) for n in range(10)) if split == 'train' else None
+def loss(self, model, batch): return (model(batch.x) - batch.y).square().mean()
+""",
+}
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of the plain task."""
@@ -209,6 +243,15 @@ def test_every_right_form_trains_alike(case: str, tmp_path: Path, reference: lis
     heard = trained(tmp_path, user(tmp_path, RIGHT[case]))
     assert heard.losses() == pytest.approx(reference, rel=1e-6)
     assert (case == "loader") == any("DataLoader" in body["text"] for body in heard.of("warning"))
+
+
+@pytest.mark.parametrize("case", STREAMS)
+def test_every_stream_trains_like_the_same_samples_in_its_order(case: str, tmp_path: Path) -> None:
+    in_order = trained(tmp_path, user(tmp_path, "pass"), shuffle=False)
+    heard = trained(tmp_path, user(tmp_path, STREAMS[case]))
+    assert heard.losses() == pytest.approx(in_order.losses(), rel=1e-6)
+    (warning,) = heard.of("warning")
+    assert "a stream: each worker reads all of it and trains on its own part of every batch" in warning["text"]
 
 
 def test_metrics_beside_the_loss_are_reported(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Runs on streams: killed, with data workers, and at another number of workers, they train on the same samples in the same order."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from live import PROGRAMS, RECIPES, Live, dtrain, finished, start
+
+STEPS = 24
+BATCH = 16
+OPTIONS = (
+    "--workers", "2", "--set", "checkpoint.every_steps=5", "--set", f"train.steps={STEPS}",
+    "--set", f"train.global_batch={BATCH}", "--set", "train.log_every=1",
+)  # fmt: skip
+
+
+def recipe(folder: Path, target: str = "task: streams.py:Task") -> str:
+    kind, _, name = target.partition(": ")
+    (folder / "r.yaml").write_text(f"{kind}: {PROGRAMS / name}\nstrategy: ddp\n")
+    return str(folder / "r.yaml")
+
+
+def kind(name: str) -> tuple[str, ...]:
+    return ("--set", f"params.kind={name}")
+
+
+def assert_same(live: Live, undisturbed: Live) -> None:
+    assert live.weights() == undisturbed.weights()
+    assert live.losses() == undisturbed.losses()
+    assert live.events("evaluation")[-1]["values"] == undisturbed.events("evaluation")[-1]["values"]
+    live.assert_clean_audit(steps=STEPS)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "state", "generator", "hugging_face"])
+def test_a_killed_worker_leaves_no_trace_whatever_the_stream(name: str, tmp_path: Path) -> None:
+    """The training goes through several epochs of the stream; data workers read it in the second run."""
+    if name == "hugging_face":
+        pytest.importorskip("datasets")
+    alone = finished(recipe(tmp_path), *OPTIONS, *kind(name), runs=tmp_path / "alone")
+    slow = ("--set", "params.pause=0.05", "--set", "data.workers=2")
+    with start(recipe(tmp_path), *OPTIONS, *kind(name), *slow, runs=tmp_path / "killed") as live:
+        live.wait_step(13)
+        live.kill(0)
+        live.finish()
+    assert len(live.events("failure")) == 1
+    assert_same(live, alone)
+
+
+def test_a_stream_with_a_state_is_not_read_from_its_beginning(tmp_path: Path) -> None:
+    reads = {name: tmp_path / name for name in ("state", "shuffled")}
+    for name, path in reads.items():
+        options = (*OPTIONS, *kind(name), "--set", f"params.reads={path}", "--set", "params.pause=0.05")
+        with start(recipe(tmp_path), *options, runs=tmp_path / f"runs-{name}") as live:
+            live.wait_step(17)
+            live.kill(1)
+            live.finish()
+        (warning,) = {event["text"] for event in live.events("warning") if "a stream" in event["text"]}
+        assert ("which takes time" in warning) == (name == "shuffled")
+    total = {name: path.stat().st_size for name, path in reads.items()}
+    assert total["shuffled"] - total["state"] >= 2 * 10 * BATCH, "two ranks skipped at least ten steps"
+
+
+def test_a_function_reads_streams_too(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "function: streams.py:train")
+    alone = finished(path, *OPTIONS, *kind("state"), runs=tmp_path / "alone")
+    with start(path, *OPTIONS, *kind("state"), "--set", "params.pause=0.05", runs=tmp_path / "killed") as live:
+        live.wait_step(13)
+        live.kill(1)
+        live.finish()
+    assert_same(live, alone)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "state"])
+def test_another_number_of_workers_trains_on_the_same_samples(name: str, tmp_path: Path) -> None:
+    options = (*OPTIONS, *kind(name), "--set", "train.shards=2")  # with it dropout does not depend on the workers
+    alone = finished(recipe(tmp_path), *options, runs=tmp_path / "alone")
+    with start(recipe(tmp_path), *options, "--set", "params.pause=0.05", runs=tmp_path / "runs") as live:
+        live.wait_step(8)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    dtrain("resume", str(live.run.path), "--workers", "1", "--set", "params.pause=0")
+    live.assert_clean_audit(steps=STEPS)
+    assert live.losses() == pytest.approx(alone.losses(), rel=1e-5)
+
+
+def test_epochs_of_a_stream_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(f"task: {PROGRAMS / 'streams.py'}:Task\nstrategy: ddp\ntrain: {{epochs: 2}}\n")
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
+    assert "train.epochs needs data of a known length, and this is a stream" in live.events("failure")[0]["message"]
+
+
+def test_a_pipeline_of_tf_data_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """Shuffled and changed at random by TensorFlow itself, over more than one epoch."""
+    options = (str(RECIPES / "digits_tf_data.yaml"), "--set", "train.steps=60", "--set", "checkpoint.every_steps=5")
+    alone = finished(*options, "--set", "data.workers=2", runs=tmp_path / "alone")
+    warnings = [event["text"] for event in alone.events("warning")]
+    assert any("gave a tf.data.Dataset, a stream" in text for text in warnings)
+    assert any("no data workers are started: this stream cannot be begun anew" in text for text in warnings)
+    with start(*options, runs=tmp_path / "killed") as live:
+        live.wait_step(31)
+        live.kill(0)
+        live.finish()
+    assert live.weights() == alone.weights()
+    live.assert_clean_audit(steps=60)
+
+
+def test_batches_of_tf_data_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "batched.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(RECIPES)!r})\n"
+        "from digits_tf_data import Digits\n"
+        "class Batched(Digits):\n"
+        "    def data(self, split): return super().data(split).batch(8).prefetch(2)\n"
+    )
+    (tmp_path / "r.yaml").write_text("task: batched.py:Batched\nstrategy: mirrored\ntrain: {steps: 20}\n")
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
+    assert "gave a tf.data.Dataset of batches: dtrain makes the batches" in live.events("failure")[0]["message"]

@@ -34,7 +34,6 @@ from dtrain.supervisor.stop_request import StopMode, StopRequest
 from dtrain.supervisor.supervisor import Supervisor
 
 RANKS = 8
-RUN_SECONDS = 20.0
 KINDS = ("torchrun", "all", "task")
 HEAD = "| kind | nodes | ranks | CPU s a minute | memory (MB) | start (s) | failure to decision (s) | last part to commit (s) |"
 
@@ -54,8 +53,10 @@ class Behind:
 class Crowd:
     """A cluster whose agents are one script; everything else about it is the local one's."""
 
-    def __init__(self, nodes: int, said: Path) -> None:
+    def __init__(self, nodes: int, said: Path, seconds: float) -> None:
         self.nodes = nodes
+        self.seconds = seconds
+        """Until the run is stopped; a worker is lost halfway."""
         self.said = said
         """What the script measured."""
         self.channels: dict[str, Behind] = {}
@@ -64,7 +65,7 @@ class Crowd:
     def allocate(self, launch: plan.LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[Crowd]:
         """Start the script."""
         folder = [] if launch.job.kind == "script" else [str(run.path)]
-        program = [sys.executable, f"{PROGRAMS}/crowd.py", str(self.nodes), str(RANKS), str(RUN_SECONDS / 2), *folder]
+        program = [sys.executable, f"{PROGRAMS}/crowd.py", str(self.nodes), str(RANKS), str(self.seconds / 2), *folder]
         names = [f"node{number}" for number in range(self.nodes)]
         command = ["sh", "-c", f"exec {shlex.join(program)} 2>{shlex.quote(str(self.said))}"]
         agents = PipedAgents(names, command, dict(os.environ), inbox)
@@ -98,17 +99,15 @@ def job_of(kind: str, nodes: int) -> Job:
     return Job("scale", script="true", strategy=choice, folder="/", resources=resources, recovery=recovery)
 
 
-def measure(kind: str, nodes: int, folder: Path) -> str:
+def measure(kind: str, nodes: int, folder: Path, seconds: float) -> str:
     """One row of the table; in a process of its own, so that its memory is its own."""
     run = create(folder, job_of(kind, nodes))
-    crowd: Any = Crowd(nodes, folder / "said")
+    crowd: Any = Crowd(nodes, folder / "said", seconds)
     launch = planner.make(run.job())
     inbox: SupervisorInbox = queue.SimpleQueue()
     with run.lock() as lease:
         supervisor = Supervisor(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
-        threading.Timer(
-            RUN_SECONDS + nodes / 250, inbox.put, [("", StopRequest(StopMode.IMMEDIATE, "measured"))]
-        ).start()
+        threading.Timer(seconds, inbox.put, [("", StopRequest(StopMode.IMMEDIATE, "measured"))]).start()
         began, cpu = time.monotonic(), time.process_time()
         supervisor.run()
         took, cpu = time.monotonic() - began, time.process_time() - cpu
@@ -125,10 +124,12 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="*", default=[10, 100, 1000, 10_000])
     parser.add_argument("--kinds", nargs="*", default=KINDS)
     parser.add_argument("--row", action="store_true", help="only the first of both, in this process")
+    parser.add_argument("--seconds", type=float, help="of a row; default: 20, and 4 more for each thousand nodes")
     options = parser.parse_args()
     if options.row:
         with scratch() as name:
-            print(measure(options.kinds[0], options.nodes[0], Path(name)))
+            nodes = options.nodes[0]
+            print(measure(options.kinds[0], nodes, Path(name), options.seconds or 20 + nodes / 250))
         return
     print(f"### The supervisor's own cost\n\n{HEAD}\n|---|---|---|---|---|---|---|---|")
     for kind in options.kinds:

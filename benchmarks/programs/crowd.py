@@ -16,7 +16,7 @@ run = Path(sys.argv[4]) if len(sys.argv) > 4 else None
 CHECKPOINT_STEP = 3
 DIGEST = hashlib.sha256(b"part").hexdigest()
 names = [f"node{number}" for number in range(nodes)]
-places, attempt, step = {}, 0, 0
+ranks_of, attempt, step = {}, 0, 0
 asked_at = started_at = failed_at = None
 buffer = b""
 
@@ -32,15 +32,15 @@ def obey(node, command):
         attempt = command["attempt"]
         say(node, "PortsReserved", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
     elif command["kind"] == "StartWorkers":
-        places[node] = [place["rank"] for place in command["places"]]
-        say(node, "WorkersStarted", attempt=attempt, pids={str(rank): 1000 + rank for rank in places[node]})
-        if len(places) == nodes and not started_at:
+        ranks_of[node] = [info["rank"] for info in command["ranks"]]
+        say(node, "WorkersStarted", attempt=attempt, pids={str(rank): 1000 + rank for rank in ranks_of[node]})
+        if len(ranks_of) == nodes and not started_at:
             started_at = time.monotonic()
             print(f"started {started_at - asked_at:.6f}", file=sys.stderr, flush=True)
     elif command["kind"] == "StopWorkers":
-        if failed_at and len(places) == nodes:
+        if failed_at and len(ranks_of) == nodes:
             print(f"decided {time.monotonic() - failed_at:.6f}", file=sys.stderr, flush=True)
-        for rank in places.pop(node, []):
+        for rank in ranks_of.pop(node, []):
             say(node, "WorkerExited", attempt=attempt, rank=rank, code=-9, step=step, out_of_memory=False)
 
 
@@ -48,13 +48,13 @@ def save():
     """Every worker's part of a checkpoint, and its ledger so far."""
     folder = run / "checkpoints" / f".staging-{attempt:04d}-{CHECKPOINT_STEP:08d}"
     folder.mkdir(parents=True, exist_ok=True)
-    for own in places.values():
+    for own in ranks_of.values():
         for rank in own:
             (folder / f"rank{rank}").write_bytes(b"part")
             records = b"".join(struct.pack("<qqIId", n, n, 1, 0, time.time()) for n in range(CHECKPOINT_STEP))
             (run / "ledger" / f"attempt-{attempt:04d}-rank-{rank:05d}.bin").write_bytes(records)
     print(f"saved {time.time():.6f}", file=sys.stderr, flush=True)
-    for node, own in places.items():
+    for node, own in ranks_of.items():
         for rank in own:
             body = {"say": "part", "step": CHECKPOINT_STEP, "files": {f"rank{rank}": [4, DIGEST]}, "weights": "w"}
             say(node, "WorkerReport", attempt=attempt, rank=rank, body=body)
@@ -81,12 +81,12 @@ while True:
         beat_at += 1
         step += 1
         sign = {"step": step, "idle_seconds": 0.1, "stopped_seconds": 0.0}
-        for node, own in places.items():
+        for node, own in ranks_of.items():
             say(node, "Heartbeat", attempt=attempt, signs={str(rank): sign for rank in own})
         if run and started_at and step >= CHECKPOINT_STEP:
             save()
             run = None
         if started_at and failed_at is None and time.monotonic() - started_at > fail_after:
             failed_at = time.monotonic()
-            victim = places[names[-1]].pop()
+            victim = ranks_of[names[-1]].pop()
             say(names[-1], "WorkerExited", attempt=attempt, rank=victim, code=-9, step=step, out_of_memory=False)

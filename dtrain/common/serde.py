@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
 JsonObject = dict[str, Any]
 """An object of JSON, as it stands in a file or on the wire; the values of its keys are checked when it is read."""
 T = TypeVar("T")
+Decoder = Callable[[Any], Any]
 SCALARS = (str, int, float, bool, type(None))
 PLAIN = frozenset(SCALARS)
 
@@ -35,26 +37,35 @@ def _encode(value: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: JsonObject) -> T:
-    """The frozen dataclass that `to_dict` wrote; unknown keys are an error of ours, not the user's."""
+    """The frozen dataclass that `to_dict` wrote; unknown keys are an error of ours, not the user's (`TypeError`)."""
     anything: Any = cls
-    hints: dict[str, Any] = _hints(anything)
-    return cls(**{name: _decode(hints[name], value) for name, value in data.items()})
-
-
-def _decode(hint: Any, value: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
-    if isinstance(value, dict) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        return tuple(_decode(item, element) for element in value)
-    if typing.get_origin(hint) is dict:
-        item = typing.get_args(hint)[1]
-        return {key: _decode(item, element) for key, element in value.items()}
-    return value
+    typed = {name: decode(data[name]) for name, decode in _field_decoders(anything) if name in data}
+    return cls(**(data | typed))
 
 
 @cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _field_decoders(cls: Any) -> tuple[tuple[str, Decoder], ...]:
+    """How to decode those fields of a dataclass that are not plain values."""
+    decoders = ((name, _decoder(hint)) for name, hint in typing.get_type_hints(cls).items())
+    return tuple((name, decode) for name, decode in decoders if decode)
+
+
+def _decoder(hint: Any) -> Decoder | None:
+    """From plain data to a value of this type; None if it is the same."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return lambda value: from_dict(hint, value) if isinstance(value, dict) else value
+    if typing.get_origin(hint) is tuple:
+        return _of_elements(_decoder(typing.get_args(hint)[0]))
+    if typing.get_origin(hint) is dict:
+        return _of_values(_decoder(typing.get_args(hint)[1]))
+    return None
+
+
+def _of_elements(decode: Decoder | None) -> Decoder:
+    return (lambda value: tuple(map(decode, value))) if decode else tuple
+
+
+def _of_values(decode: Decoder | None) -> Decoder | None:
+    return (lambda value: {key: decode(one) for key, one in value.items()}) if decode else None

@@ -47,6 +47,8 @@ from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
 from dtrain.supervisor.start_watch import StartWatch
 
 STACKS_SECONDS = 1.0
+LOOK_SECONDS = 0.5
+"""Between two looks for hanging ranks: each goes through all of them."""
 PROGRESS_SECONDS = 1.0
 SLOWEST_PROGRESS_SECONDS = 30.0
 PROGRESS_EVENTS = 600
@@ -128,6 +130,7 @@ class Attempt:
         self._deadline: float | None = None
         self._began: float | None = None
         self._progress_at = 0.0
+        self._looks_at = 0.0
         self._ending_since: float | None = None
 
     def begin(self) -> None:
@@ -164,7 +167,7 @@ class Attempt:
         """A node is gone, and its workers with it."""
         if node not in self._ranks:
             return
-        self._running -= {rank for rank, owner in self._owner.items() if owner == node}
+        self._running -= {info.rank for info in self._ranks[node]}
         self._fail(Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node), now)
         self._close()
 
@@ -174,7 +177,8 @@ class Attempt:
             self._deadline = None
             if self._phase in (Phase.SETTLING, Phase.RUNNING):
                 self.kill()
-        if self._phase is Phase.RUNNING and not self._leaving:
+        if self._phase is Phase.RUNNING and not self._leaving and now >= self._looks_at:
+            self._looks_at = now + LOOK_SECONDS
             self._look_for_slow_start(now)
             self._look_for_hang(now)
         if self._phase is Phase.ENDING and self._ending_since is None:

@@ -28,6 +28,8 @@ class NodePool:
     def __init__(self, heartbeat_seconds: float) -> None:
         self._heartbeat_seconds = heartbeat_seconds
         self._ready: dict[str, AgentInfo] = {}
+        self._on_loopback: dict[str, AgentInfo] = {}
+        """Those of them whose address is a loopback one."""
         self._heard: dict[str, float] = {}
         self.lost: set[str] = set()
         self.irreplaceable: set[str] = set()
@@ -41,6 +43,8 @@ class NodePool:
         """An agent reported ready."""
         self.failed_to_start.clear()
         self._ready[agent.name] = agent
+        if agent.address.startswith("127."):
+            self._on_loopback[agent.name] = agent
         self._heard[agent.name] = now
 
     def heard(self, node: str, now: float) -> None:
@@ -58,6 +62,7 @@ class NodePool:
     def lose(self, node: str, reason: str) -> bool:
         """A node is gone; returns whether it was ready."""
         self._heard.pop(node, None)
+        self._on_loopback.pop(node, None)
         self.draining.discard(node)
         self.lost.add(node)
         if self._ready.pop(node, None) is not None:
@@ -82,13 +87,15 @@ class NodePool:
         """Nodes that still work but are to be left."""
         return [name for name in self._ready if name in self.draining]
 
-    def hosts(self) -> dict[str, AgentInfo]:
-        """Host name → one of the ready agents on it."""
-        return {agent.host: agent for agent in self._ready.values()}
+    def unreachable(self) -> AgentInfo | None:
+        """An agent whose address only its own host can reach while there are agents on other hosts; None if there is none."""
+        own = next(iter(self._on_loopback.values()), None)
+        others = own and any(agent.host != own.host for agent in self._ready.values())
+        return own if others else None
 
 
-def node_problem(plan: LaunchPlan, run: RunDir, ready: AgentReady, hosts: dict[str, AgentInfo]) -> DtrainError | None:
-    """Why a node cannot do what the plan needs; None if it can."""
+def node_problem(plan: LaunchPlan, run: RunDir, ready: AgentReady, unreachable: AgentInfo | None) -> DtrainError | None:
+    """Why a node cannot do what the plan needs, or another one cannot now that it is there; None if they can."""
     resources = plan.job.resources
     if not ready.sees_run and not plan.job.storage.url:
         return ClusterError(
@@ -100,8 +107,7 @@ def node_problem(plan: LaunchPlan, run: RunDir, ready: AgentReady, hosts: dict[s
             f"{ready.host} has {ready.gpus} GPUs and the run needs {plan.workers_per_node} on each node",
             "Ask the cluster for nodes with as many GPUs, or lower resources.workers.",
         )
-    unreachable = next((one for one in hosts.values() if one.address.startswith("127.")), None)
-    if len(hosts) > 1 and unreachable:
+    if unreachable:
         return ClusterError(
             f"the host name of {unreachable.host} stands for {unreachable.address}, which other nodes cannot reach",
             f"Give {unreachable.host} its network address in /etc/hosts, or set DTRAIN_ADDRESS there.",

@@ -360,10 +360,10 @@ class Supervisor:
                 node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
             )
         )
-        problem = node_problem(self._plan, self._run, ready, {**self._pool.hosts(), ready.host: agent})
+        self._pool.add(agent, now)
+        problem = node_problem(self._plan, self._run, ready, self._pool.unreachable())
         if problem:
             raise problem
-        self._pool.add(agent, now)
 
     def _on_node_lost(self, node: str, reason: str) -> None:
         if node in self._pool.lost:

@@ -1,0 +1,22 @@
+"""The benchmarks that no other test would notice breaking: they run, at a small size, and find what they measure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize("kind", ["torchrun", "all", "task"])
+def test_the_cost_of_the_supervisor_is_measured(kind: str) -> None:
+    command = [sys.executable, BENCHMARKS / "scale.py", "--row", "--kinds", kind, "--nodes", "3", "--seconds", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd="/")
+    assert done.returncode == 0, done.stderr
+    cells = [cell.strip() for cell in done.stdout.strip().strip("|").split("|")]
+    assert cells[:3] == [kind, "3", "24"]
+    numbers = [float(cell) for cell in cells[3:] if cell]
+    assert len(numbers) == (5 if kind == "task" else 4) and all(number > 0 for number in numbers)

@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.mark.parametrize("kind", ["torchrun", "all", "task"])
 def test_the_cost_of_the_supervisor_is_measured(kind: str) -> None:
-    command = [sys.executable, BENCHMARKS / "scale.py", "--row", "--kinds", kind, "--nodes", "3", "--seconds", "6"]
+    command = [sys.executable, f"{BENCHMARKS}/scale.py", "--row", "--kinds", kind, "--nodes", "3", "--seconds", "6"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd="/")
     assert done.returncode == 0, done.stderr
     cells = [cell.strip() for cell in done.stdout.strip().strip("|").split("|")]

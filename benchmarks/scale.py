@@ -35,7 +35,7 @@ from dtrain.supervisor.supervisor import Supervisor
 
 RANKS = 8
 KINDS = ("torchrun", "all", "task")
-HEAD = "| kind | nodes | ranks | CPU s a minute | memory (MB) | start (s) | failure to decision (s) | last part to commit (s) |"
+HEAD = "| kind | nodes | ranks | CPU s a minute | memory (MB) | start (s) | failure to decision (s) | last shard to commit (s) |"
 
 
 @dataclass(frozen=True)

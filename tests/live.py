@@ -234,3 +234,21 @@ def finished(*arguments: str, runs: Path, code: int = 0) -> Live:
     with start(*arguments, runs=runs) as live:
         live.finish(code)
     return live
+
+
+def killed(*arguments: str, runs: Path, step: int, rank: int) -> Live:
+    """A run of which one rank is killed after a step, and which trains to its end all the same."""
+    with start(*arguments, runs=runs) as live:
+        live.wait_step(step)
+        live.kill(rank)
+        live.finish()
+    return live
+
+
+def stopped(*arguments: str, runs: Path, step: int) -> Live:
+    """A run that is stopped by a Ctrl-C after a step, and can be resumed."""
+    with start(*arguments, runs=runs) as live:
+        live.wait_step(step)
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+    return live

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
+from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, stopped, wait_for
 
 from dtrain.run.folder import RunDir, all_runs
 
@@ -147,10 +147,7 @@ def test_edits_of_the_recipe_are_shown_at_a_resume_and_taken_with_recipe(tmp_pat
     recipe = tmp_path / "tiny.yaml"
     text = Path(RECIPE).read_text().replace("tiny.py", str(PROGRAMS / "tiny.py"))
     recipe.write_text(text)
-    with start(str(recipe), *SLOW, runs=tmp_path / "runs") as live:
-        live.wait_step(12)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    stopped(str(recipe), *SLOW, runs=tmp_path / "runs", step=12)
     recipe.write_text(text.replace("steps: 60", "steps: 30"))
     runs = ("--runs", str(tmp_path / "runs"))
     shown = dtrain("resume", "last", *runs, "--detach").stdout

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, finished, start, wait_for
+from live import PROGRAMS, finished, start, stopped, wait_for
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 SIZES = (1, 2, 4)
@@ -89,10 +89,7 @@ def test_a_run_moves_from_strategy_to_strategy_with_the_losses_of_a_single_proce
         check=True,
     )
     reference = json.loads(by_hand.stdout.splitlines()[-1])
-    with start(RECIPE, "--workers", "2", "--set", "params.pause=0.02", runs=tmp_path) as live:
-        live.wait_step(4)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(RECIPE, "--workers", "2", "--set", "params.pause=0.02", runs=tmp_path, step=4)
     for attempt, (strategy, workers) in enumerate([("fsdp", 4), ("horovod", 2), ("ddp", 1)], start=2):
         last = strategy == "ddp"
         with start(

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, finished, process_tree, start, wait_for
+from live import PROGRAMS, Live, dtrain, finished, killed, process_tree, start, stopped, wait_for
 
 STEPS = 30
 OPTIONS = (
@@ -70,19 +70,13 @@ def test_killed_workers_and_data_workers_leave_no_trace(tmp_path: Path, undistur
 def test_a_function_fetches_ahead_too_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     path = recipe(tmp_path, "function: pictures.py:train")
     alone = finished(path, *OPTIONS, *workers(0), runs=tmp_path / "alone")
-    with start(path, *OPTIONS, *workers(2), "--set", "params.pause=0.02", runs=tmp_path / "killed") as live:
-        live.wait_step(12)
-        live.kill(1)
-        live.finish()
+    live = killed(path, *OPTIONS, *workers(2), "--set", "params.pause=0.02", runs=tmp_path / "killed", step=12, rank=1)
     assert_as_if_nothing_happened(live, alone)
 
 
 def test_another_number_of_workers_trains_on_the_same_samples(tmp_path: Path, undisturbed: Live) -> None:
     options = (*OPTIONS, *workers(2), "--set", "train.shards=2")  # with it dropout does not depend on the workers
-    with start(recipe(tmp_path), *options, "--set", "params.pause=0.05", runs=tmp_path / "runs") as live:
-        live.wait_step(8)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(recipe(tmp_path), *options, "--set", "params.pause=0.05", runs=tmp_path / "runs", step=8)
     out = dtrain("resume", str(live.run.path), "--workers", "1", "--set", "params.pause=0")
     assert "done" in out.stdout
     live.assert_clean_audit(steps=STEPS)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, finished, start
+from live import PROGRAMS, Live, finished, start, stopped
 
 TASK = str(PROGRAMS / "gan.yaml")
 
@@ -54,10 +53,7 @@ def test_two_models_and_their_scheduler_survive_a_kill(strategy: str, tmp_path: 
 
 def test_the_models_move_to_another_strategy(tmp_path: Path) -> None:
     alone = finished(TASK, runs=tmp_path / "alone")
-    with start(TASK, *param(pause=0.02), runs=tmp_path / "moved") as live:
-        live.wait_step(8)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(TASK, *param(pause=0.02), runs=tmp_path / "moved", step=8)
     with start("last", "--set", "strategy=fsdp", *param(pause=0), runs=tmp_path / "moved", command="resume") as again:
         again._run = live.run
         again.finish()
@@ -82,10 +78,7 @@ def test_named_models_and_a_registered_object_survive_a_kill(strategy: str, tmp_
 
 
 def test_an_object_that_was_registered_and_is_not_any_more_is_refused(tmp_path: Path) -> None:
-    with start(recipe(tmp_path, "train"), *param(pause=0.02), runs=tmp_path) as live:
-        live.wait_step(8)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(recipe(tmp_path, "train"), *param(pause=0.02), runs=tmp_path, step=8)
     with start("last", *param(name="other"), runs=tmp_path, command="resume") as again:
         again._run = live.run
         out = again.finish(code=3)
@@ -125,10 +118,7 @@ def test_a_loop_with_data_of_its_own_is_counted_by_its_reports(tmp_path: Path) -
     assert killed(*options, runs=tmp_path / "killed").weights() == alone.weights()
     left = finished(*options, *param(break_at=7), runs=tmp_path / "left")
     assert left.events("checkpoint")[-1]["step"] == 7
-    with start(*options, *param(pause=0.05), runs=tmp_path / "asked") as live:
-        live.wait_step(6)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(*options, *param(pause=0.05), runs=tmp_path / "asked", step=6)
     assert live.events("checkpoint")[-1]["step"] == live.events("leaving")[-1]["step"]
 
 
@@ -188,10 +178,7 @@ def test_parameters_that_take_no_part_are_found_if_asked_to(tmp_path: Path) -> N
 
 def test_a_model_that_does_not_fit_its_checkpoint_is_told_by_tensors(tmp_path: Path) -> None:
     tiny = str(PROGRAMS / "tiny.yaml")
-    with start(tiny, *param(pause=0.02), runs=tmp_path) as live:
-        live.wait_step(12)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(tiny, *param(pause=0.02), runs=tmp_path, step=12)
     with start("last", *param(width=24), runs=tmp_path, command="resume") as again:
         again._run = live.run
         again.finish(code=3)

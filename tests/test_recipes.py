@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from live import RECIPES, finished, start
+from live import RECIPES, finished, killed, start
 
 DIGITS = sorted(path.stem for path in RECIPES.glob("digits_*.yaml") if path.stem != "digits_function")
 
@@ -45,10 +45,7 @@ def test_pictures_in_a_folder_are_learned_and_a_kill_leaves_no_trace(tmp_path: P
     )  # fmt: skip
     alone = finished(*options, runs=tmp_path / "alone")
     assert alone.events("evaluation")[-1]["values"]["accuracy"] > 0.5
-    with start(*options, runs=tmp_path / "killed") as live:
-        live.wait_step(20)
-        live.kill(1)
-        live.finish()
+    live = killed(*options, runs=tmp_path / "killed", step=20, rank=1)
     assert live.weights() == alone.weights()
     live.assert_clean_audit(steps=80)
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, finished, start, wait_for
+from live import PROGRAMS, Live, dtrain, finished, killed, start, stopped, wait_for
 
 RECIPE = str(PROGRAMS / "tiny.yaml")
 SLOW = ("--set", "params.pause=0.01")
@@ -193,10 +193,7 @@ def test_a_run_resumes_on_another_number_of_workers_with_the_same_samples_and_lo
 ) -> None:
     options = ("--set", "params.norm=false")
     alone = finished(RECIPE, *options, runs=runs / "one")
-    with start(RECIPE, *options, *SLOW, runs=runs) as live:
-        live.wait_step(25)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(RECIPE, *options, *SLOW, runs=runs, step=25)
     for workers in ("4", "1"):
         with start("last", "--workers", workers, runs=runs, command="resume") as again:
             again._run = live.run
@@ -251,9 +248,6 @@ def test_a_function_gets_the_same_recovery(runs: Path) -> None:
     text = (PROGRAMS / "tiny.yaml").read_text().replace("task: tiny.py:Tiny", f"function: {PROGRAMS}/tiny.py:train")
     recipe.write_text(text)
     alone = finished(str(recipe), runs=runs / "alone")
-    with start(str(recipe), "--set", "params.pause=0.02", runs=runs) as live:
-        live.wait_step(33)
-        live.kill(0)
-        live.finish()
+    live = killed(str(recipe), "--set", "params.pause=0.02", runs=runs, step=33, rank=0)
     assert live.weights() == alone.weights()
     live.assert_clean_audit(steps=60)

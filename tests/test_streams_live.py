@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, RECIPES, Live, dtrain, finished, start
+from live import PROGRAMS, RECIPES, Live, dtrain, finished, killed, stopped
 
 STEPS = 24
 BATCH = 16
@@ -40,10 +39,7 @@ def test_a_killed_worker_leaves_no_trace_whatever_the_stream(name: str, tmp_path
         pytest.importorskip("datasets")
     alone = finished(recipe(tmp_path), *OPTIONS, *kind(name), runs=tmp_path / "alone")
     slow = ("--set", "params.pause=0.05", "--set", "data.workers=2")
-    with start(recipe(tmp_path), *OPTIONS, *kind(name), *slow, runs=tmp_path / "killed") as live:
-        live.wait_step(13)
-        live.kill(0)
-        live.finish()
+    live = killed(recipe(tmp_path), *OPTIONS, *kind(name), *slow, runs=tmp_path / "killed", step=13, rank=0)
     assert len(live.events("failure")) == 1
     assert_same(live, alone)
 
@@ -52,10 +48,7 @@ def test_a_stream_with_a_state_is_not_read_from_its_beginning(tmp_path: Path) ->
     reads = {name: tmp_path / name for name in ("state", "shuffled")}
     for name, path in reads.items():
         options = (*OPTIONS, *kind(name), "--set", f"params.reads={path}", "--set", "params.pause=0.05")
-        with start(recipe(tmp_path), *options, runs=tmp_path / f"runs-{name}") as live:
-            live.wait_step(17)
-            live.kill(1)
-            live.finish()
+        live = killed(recipe(tmp_path), *options, runs=tmp_path / f"runs-{name}", step=17, rank=1)
         (warning,) = {event["text"] for event in live.events("warning") if "a stream" in event["text"]}
         assert ("which takes time" in warning) == (name == "shuffled")
     total = {name: path.stat().st_size for name, path in reads.items()}
@@ -65,10 +58,9 @@ def test_a_stream_with_a_state_is_not_read_from_its_beginning(tmp_path: Path) ->
 def test_a_function_reads_streams_too(tmp_path: Path) -> None:
     path = recipe(tmp_path, "function: streams.py:train")
     alone = finished(path, *OPTIONS, *kind("state"), runs=tmp_path / "alone")
-    with start(path, *OPTIONS, *kind("state"), "--set", "params.pause=0.05", runs=tmp_path / "killed") as live:
-        live.wait_step(13)
-        live.kill(1)
-        live.finish()
+    live = killed(
+        path, *OPTIONS, *kind("state"), "--set", "params.pause=0.05", runs=tmp_path / "killed", step=13, rank=1
+    )
     assert_same(live, alone)
 
 
@@ -76,10 +68,7 @@ def test_a_function_reads_streams_too(tmp_path: Path) -> None:
 def test_another_number_of_workers_trains_on_the_same_samples(name: str, tmp_path: Path) -> None:
     options = (*OPTIONS, *kind(name), "--set", "train.shards=2")  # with it dropout does not depend on the workers
     alone = finished(recipe(tmp_path), *options, runs=tmp_path / "alone")
-    with start(recipe(tmp_path), *options, "--set", "params.pause=0.05", runs=tmp_path / "runs") as live:
-        live.wait_step(8)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(recipe(tmp_path), *options, "--set", "params.pause=0.05", runs=tmp_path / "runs", step=8)
     dtrain("resume", str(live.run.path), "--workers", "1", "--set", "params.pause=0")
     live.assert_clean_audit(steps=STEPS)
     assert live.losses() == pytest.approx(alone.losses(), rel=1e-5)
@@ -98,10 +87,7 @@ def test_a_pipeline_of_tf_data_goes_on_after_a_kill(tmp_path: Path) -> None:
     warnings = [event["text"] for event in alone.events("warning")]
     assert any("gave a tf.data.Dataset, a stream" in text for text in warnings)
     assert any("no data workers are started: this stream cannot be begun anew" in text for text in warnings)
-    with start(*options, runs=tmp_path / "killed") as live:
-        live.wait_step(31)
-        live.kill(0)
-        live.finish()
+    live = killed(*options, runs=tmp_path / "killed", step=31, rank=0)
     assert live.weights() == alone.weights()
     live.assert_clean_audit(steps=60)
 

@@ -45,7 +45,7 @@ def obey(node, command):
 
 
 def save():
-    """Every worker's part of a checkpoint, and its ledger so far."""
+    """Write every worker's shard of a checkpoint, and its ledger so far."""
     folder = run / "checkpoints" / f".staging-{attempt:04d}-{CHECKPOINT_STEP:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     for own in ranks_of.values():

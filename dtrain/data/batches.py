@@ -173,6 +173,14 @@ def as_batch(samples: list[Any], collate: Collate | None, name: str) -> Any:
         ) from None
 
 
+def with_fields(value: Any, field_of: Callable[[str], Any]) -> Any:
+    """A copy of a dataclass, a frozen one, too, each of whose fields has the value that `field_of` gives for its name."""
+    copied = copy.copy(value)
+    for field in dataclasses.fields(value):
+        object.__setattr__(copied, field.name, field_of(field.name))
+    return copied
+
+
 class _NotStackable(ValueError):
     """Samples that no array can hold."""
 
@@ -191,10 +199,7 @@ def stacked(samples: Sequence[Any]) -> Any:
         parts = [stacked(part) for part in zip(*samples, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
     if dataclasses.is_dataclass(first) and all(type(sample) is type(first) for sample in samples):
-        batch = copy.copy(first)
-        for field in dataclasses.fields(first):
-            object.__setattr__(batch, field.name, stacked([getattr(sample, field.name) for sample in samples]))
-        return batch
+        return with_fields(first, lambda name: stacked([getattr(sample, name) for sample in samples]))
     if not _is_numeric(first):
         return list(samples)
     try:

@@ -108,7 +108,7 @@ class Sampler:
         if self.train.steps:
             return self.train.steps
         if self.size == UNKNOWN_SIZE:
-            raise UserError("train.epochs needs data of a known length, and this is a stream: say train.steps instead")
+            raise UserError("train.epochs needs data of a known length, and this is a stream: set train.steps instead")
         return max(1, math.ceil((self.train.epochs or 1) * self.size / self.train.global_batch))
 
     def begin(self, step: int, first_shard: int) -> int:

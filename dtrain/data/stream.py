@@ -55,11 +55,11 @@ class Stream:
         self._data = self._checked(data)
         self._iterator: Iterator[Any] | None = None
         self._process = os.getpid()
-        self._kind = "a tf.data.Dataset" if hasattr(self._data, "as_numpy_iterator") else gave(data)
+        self._kind = "a tf.data.Dataset" if _is_tf_data(self._data) else gave(data)
         self._position = self._epoch = 0
         self._kept: StreamState | None = None
         begins_anew = again is not None or not (self.has_state or isinstance(self._data, Iterator))
-        self.forks = begins_anew and not hasattr(self._data, "as_numpy_iterator")
+        self.forks = begins_anew and not _is_tf_data(self._data)
         """Whether data workers can read it."""
 
     @property
@@ -146,8 +146,7 @@ class Stream:
         seed_all(sample_seed(self._seed, self._position))
         if callable(getattr(self._data, "set_epoch", None)):
             self._data.set_epoch(self._epoch)
-        numpy_iterator = getattr(self._data, "as_numpy_iterator", None)
-        iterator = numpy_iterator() if numpy_iterator else iter(self._data)
+        iterator = self._data.as_numpy_iterator() if _is_tf_data(self._data) else iter(self._data)
         if iterator is self._iterator and self._again is not None:  # a generator can be iterated only once
             self._data = self._checked(self._again())
             iterator = iter(self._data)
@@ -190,12 +189,17 @@ class Stream:
             data = data.dataset
         if isinstance(data, Set):
             raise UserError(f"{self._name} gave {gave(data)}, whose order differs between processes: give sorted(data)")
-        if hasattr(data, "as_numpy_iterator") and _is_batched(data):
+        if _is_tf_data(data) and _is_batched(data):
             raise UserError(
                 f"{self._name} gave a tf.data.Dataset of batches: dtrain makes the batches (train.global_batch): leave out "
                 ".batch(), or add .unbatch(); collate(samples) pads what differs in length"
             )
         return data
+
+
+def _is_tf_data(data: Any) -> bool:
+    """Whether this is a `tf.data.Dataset`."""
+    return hasattr(data, "as_numpy_iterator")
 
 
 def _is_batched(data: Any) -> bool:

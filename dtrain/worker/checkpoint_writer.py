@@ -1,4 +1,4 @@
-"""The worker's part of a checkpoint: copy the state, then write and hash it beside the training."""
+"""The worker's shard of a checkpoint: copy the state, then write and hash it while the training goes on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTLE_SECONDS = 10.0
 
 
 class CheckpointWriter:
-    """Saves one checkpoint at a time; the supervisor commits it when every worker's part is there."""
+    """Saves one checkpoint at a time; the supervisor commits it when every worker's shard is there."""
 
     def __init__(
         self,

@@ -162,15 +162,15 @@ class Trainer:
         """What gives the batches of these numbers, fetched ahead by data workers if the recipe wants it or it is worth it."""
         job = self.context.job
         forks = isinstance(self.backend, ForksSafely) and self.backend.forks_safely
-        workers = None if job.data.workers == "auto" and forks else job.data.workers
-        if isinstance(data, Stream) and (workers is None or not data.forks):
-            if workers and workers != "auto":
-                self.warn(
-                    "no data workers are started: this stream cannot be begun anew in another process (a tf.data.Dataset "
-                    "has threads of its own; context.batches cannot make a generator or a stream with a state once more)"
-                )
+        automatic = None if forks and not isinstance(data, Stream) else 0
+        workers = automatic if job.data.workers == "auto" else job.data.workers
+        if isinstance(data, Stream) and workers and not data.forks:
+            self.warn(
+                "no data workers are started: this stream cannot be begun anew in another process (a tf.data.Dataset "
+                "has threads of its own; context.batches cannot make a generator or a stream with a state once more)"
+            )
             workers = 0
-        if workers == "auto" or data.in_memory:
+        if data.in_memory:
             workers = 0
         cpus = job.resources.cpus_per_worker or len(os.sched_getaffinity(0)) // self.context.rank_info.local_world_size
         return Prefetcher(
@@ -201,17 +201,16 @@ class Trainer:
         """Batches of held-out data for this rank, each with the number of samples that count: every rank gets as many
         batches, some of them fillers that do not count."""
         limit = self.train.evaluate_steps
+        most = limit * self.train.global_batch if limit else None
         if isinstance(data, Stream):
-            most = limit * self.train.global_batch if limit else None
             yield from data.one_epoch(size, self.rank, self.world_size, most)
             return
-        total = min(data.size, limit * self.train.global_batch) if limit else data.size
+        total = min(data.size, most or data.size)
         size = min(size, total)
         batches = math.ceil(total / size)
-        rank_info = self.context.rank_info
 
         def indices_of(turn: int) -> tuple[Indices, int]:
-            number = turn * rank_info.world_size + rank_info.rank
+            number = turn * self.world_size + self.rank
             if number >= batches:
                 return np.arange(size), 0
             indices = np.arange(number * size, min(total, (number + 1) * size))
@@ -221,7 +220,7 @@ class Trainer:
             indices, _ = indices_of(turn)
             return data.fetch(indices, int(indices[0]))
 
-        turns = range(math.ceil(batches / rank_info.world_size))
+        turns = range(math.ceil(batches / self.world_size))
         with closing(self.prefetcher(data, fetch, turns, DataWait())) as fetched:
             for turn in turns:
                 yield fetched.get(turn), indices_of(turn)[1]

@@ -39,10 +39,9 @@ def moved(batch: Any, device: Any) -> Any:
     if hasattr(batch, "to"):
         return batch.to(device)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        copied = copy.copy(batch)
-        for field in dataclasses.fields(batch):
-            object.__setattr__(copied, field.name, moved(getattr(batch, field.name), device))
-        return copied
+        from dtrain.data.batches import with_fields
+
+        return with_fields(batch, lambda name: moved(getattr(batch, name), device))
     return batch
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import signal
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, finished, start
+from live import PROGRAMS, Live, finished, start, stopped
 
 from dtrain.api import testing
 from dtrain.api.strategy import TrainingStrategy
@@ -136,10 +135,7 @@ def test_a_killed_worker_leaves_no_trace(name: str, tmp_path: Path, two: dict[st
 @pytest.mark.parametrize(("before", "after"), [("2", "4"), ("4", "1")])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_checkpoint_loads_at_another_size(name: str, before: str, after: str, tmp_path: Path) -> None:
-    with start(*recipe(name), "--workers", before, "--set", "params.pause=0.02", runs=tmp_path) as live:
-        live.wait_step(8)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(*recipe(name), "--workers", before, "--set", "params.pause=0.02", runs=tmp_path, step=8)
     with start("last", "--workers", after, "--set", "params.pause=0", runs=tmp_path, command="resume") as again:
         again._run = live.run
         again.finish()

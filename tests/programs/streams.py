@@ -4,6 +4,7 @@ import random
 import time
 from pathlib import Path
 
+import own_loop
 import torch
 from torch.utils.data import IterableDataset
 
@@ -15,6 +16,13 @@ def sample(number):
     return {"x": picture + 0.1 * torch.randn(8), "y": float(number % 2)}
 
 
+def note_read(reads):
+    """One byte more in the file `reads`, if there is one."""
+    if reads:
+        with open(reads, "ab") as file:
+            file.write(b".")
+
+
 class Shuffled:
     """Another order in every epoch, from the global generator; `reads` is a file with a byte for each sample read."""
 
@@ -23,9 +31,7 @@ class Shuffled:
 
     def __iter__(self):
         for number in random.sample(range(SAMPLES), SAMPLES):
-            if self.reads:
-                with open(self.reads, "ab") as file:
-                    file.write(b".")
+            note_read(self.reads)
             yield sample(number)
 
 
@@ -33,14 +39,12 @@ class WithState(IterableDataset):
     """Torchdata's protocol."""
 
     def __init__(self, reads):
-        self.reads = Shuffled(reads).reads
+        self.reads = reads
         self.next = 0
 
     def __iter__(self):
         while self.next < SAMPLES:
-            if self.reads:
-                with open(self.reads, "ab") as file:
-                    file.write(b".")
+            note_read(self.reads)
             self.next += 1
             yield sample(self.next - 1)
         self.next = 0
@@ -97,12 +101,4 @@ class Task:
 
 def train(context):
     """The same in a loop of one's own."""
-    task = Task(**context.params)
-    model, optimizer = context.prepare(task.model, task.optimizer)
-    for batch in context.batches(task.data("train")):
-        loss = task.loss(model, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        context.report(loss=loss)
-    context.evaluate(task.metrics, task.data("eval"))
+    own_loop.train(context, Task(**context.params))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, finished, start
+from live import PROGRAMS, Live, dtrain, finished, stopped
 
 from dtrain.launch import planner
 from dtrain.spec.job import Job, PluginChoice, Resources, Train
@@ -48,10 +47,7 @@ def test_passes_of_at_most_five_samples(strategy: str, tmp_path: Path, one: Live
 
 def test_a_run_goes_on_with_three_of_four_workers(tmp_path: Path, one: Live) -> None:
     options = (recipe(tmp_path, "ddp"), "--workers", "4", "--set", "params.pause=0.1")
-    with start(*options, runs=tmp_path / "runs") as live:
-        live.wait_step(4)
-        live.process.send_signal(signal.SIGINT)
-        live.finish(code=4)
+    live = stopped(*options, runs=tmp_path / "runs", step=4)
     dtrain("resume", str(live.run.path), "--workers", "3", "--set", "params.pause=0")
     assert [event["workers"] for event in live.events("attempt")] == [4, 3]
     assert live.losses() == pytest.approx(one.losses(), rel=1e-5)

@@ -31,7 +31,7 @@ def stop(run: RunDir, *, now: bool, wait: bool) -> str:
     events = Reader(run.events)
     for _ in events.new():
         pass  # an end from before the request is none
-    _request(run, "now" if now else "leave")
+    ask(run, "now" if now else "leave")
     if not wait:
         return f"{run.id} was asked to stop"
     deadline = time.monotonic() + (0.0 if now else run.job().recovery.grace_seconds) + STOP_SECONDS
@@ -52,7 +52,8 @@ def stop(run: RunDir, *, now: bool, wait: bool) -> str:
     raise ClusterError(f"{run.id} does not answer", f"End it: dtrain stop --now {run.id}")
 
 
-def _request(run: RunDir, how: str) -> None:
+def ask(run: RunDir, how: str) -> None:
+    """Write the stop request of a run, "now" or "leave", so that its supervisor reads all of it or nothing."""
     write_whole(run.stop_request, how)
     copy = run_sync.of(run, run.job())
     if copy and not run.locked():

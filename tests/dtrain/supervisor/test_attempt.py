@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from dtrain.api.protocol import Command, PortsReserved, StopWorkers, WorkerExited, WorkersStarted
+from dtrain.api.protocol import (
+    Command,
+    Heartbeat,
+    PortsReserved,
+    StopWorkers,
+    WorkerExited,
+    WorkerLiveness,
+    WorkersStarted,
+)
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.launch import planner, registry
-from dtrain.run.event_log import EventLog
+from dtrain.run.event_log import EventLog, read
+from dtrain.run.events import Progress
 from dtrain.run.lock import Lease
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, PluginChoice, Resources
@@ -38,7 +48,7 @@ def agents() -> dict[str, Agent]:
 
 
 @pytest.fixture
-def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Attempt:
+def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
     """One that runs, with two workers on each of two nodes."""
     job = Job("a-run", script="true", folder=str(tmp_path), strategy=PluginChoice("script"), resources=Resources(4, 2))
     nodes = [AgentInfo(name, "127.0.0.1", name) for name in NODES]
@@ -58,8 +68,8 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Attempt:
         attempt.handle(name, PortsReserved(1, (1, 2, 3)), 0.0)
     for first, name in enumerate(NODES):
         attempt.handle(name, WorkersStarted(1, {str(rank): 100 + rank for rank in (2 * first, 2 * first + 1)}), 0.0)
+    yield attempt
     log.close()
-    return attempt
 
 
 def test_nodes_whose_killed_workers_do_not_end_are_named_after_a_heartbeat(
@@ -81,3 +91,15 @@ def test_nodes_whose_killed_workers_do_not_end_are_named_after_a_heartbeat(
 def test_nodes_that_work_are_never_stuck(attempt: Attempt) -> None:
     attempt.tick(1000.0)
     assert attempt.stuck(2000.0) == set()
+
+
+def test_a_day_of_progress_is_a_bounded_number_of_events(attempt: Attempt, tmp_path: Path) -> None:
+    day = 24 * 60 * 60
+    for second in range(day):
+        signs = {str(rank): WorkerLiveness(second, 0.0, 0.0) for rank in range(4)}
+        attempt.handle("node0", Heartbeat(1, signs), float(second))
+    steps = [event.step for event in read(tmp_path / "events.jsonl") if isinstance(event, Progress)]
+    assert sum(step < 60 for step in steps) > 30, "the beginning is seen second by second"
+    assert steps[-1] > day - 60
+    assert len(steps) < 6000
+    assert (tmp_path / "events.jsonl").stat().st_size < 2 << 20

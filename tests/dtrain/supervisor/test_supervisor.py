@@ -135,7 +135,7 @@ def test_a_node_that_drains_is_not_used_again_after_a_failure_during_the_drain(t
     supervised = started(tmp_path, cluster, workers=4, min_workers=2)
     supervised.inbox.put(("node1", NodeDraining("Ray drains its node")))
     supervised.wait_event(events.ResizeRequested)
-    supervised.wait_event(events.AttemptStarted, 2)
+    supervised.wait_event(events.WorkersStarted, 3)
     assert supervised.events(events.AttemptStarted)[1].nodes == ("node0",)
     exit_all(supervised)
     assert supervised.finish() is Exit.DONE

@@ -1,0 +1,39 @@
+"""What the supervisor makes of a stop file, whenever it looks."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+
+import pytest
+
+from dtrain.cli.stop import ask
+from dtrain.run.folder import create
+from dtrain.spec.job import Job, PluginChoice
+from dtrain.supervisor.stop_request import RunFolderWatcher, StopMode, StopRequest
+
+
+@pytest.mark.parametrize(("how", "mode"), [("now", StopMode.IMMEDIATE), ("leave", StopMode.GRACEFUL)])
+def test_a_stop_file_is_never_read_half_written(how: str, mode: StopMode, tmp_path: Path) -> None:
+    """Read as often as possible while it is written again and again: a half of "now" would be another request."""
+    run = create(tmp_path, Job("a-run", script="true", folder=str(tmp_path), strategy=PluginChoice("script")))
+    found: queue.SimpleQueue[object] = queue.SimpleQueue()
+    with run.lock() as lease:
+        watcher = RunFolderWatcher(run, lease, found.put)
+        over = threading.Event()
+
+        def write() -> None:
+            for _ in range(300):
+                ask(run, how)
+            over.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        while not over.is_set():
+            watcher._poll()
+        writer.join()
+        watcher._poll()
+    requests = [found.get() for _ in range(found.qsize())]
+    assert len(requests) > 10
+    assert set(requests) == {StopRequest(mode, "stopped by dtrain stop")}

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from dtrain.checkpoint.store import Files
 from dtrain.spec.failures import FailureKind, exception_kind
 from dtrain.spec.job import Device, Job, Resources, Train
 
@@ -71,10 +72,10 @@ class WorkerContext:
 class SnapshotFiles:
     """The files that one process wrote into a checkpoint folder."""
 
-    files: tuple[str, ...]
-    """Names relative to the folder."""
+    files: Files
+    """Names relative to the folder → sizes and sha256; they are on the disk."""
     weights: str
-    """Hex digest of the model state this process holds; equal weights give equal digests at the same layout."""
+    """Digest of the model state in these files, 64 hex digits, which are summed over processes modulo 2^256; "" for none."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class Snapshot(Protocol):
     """A copy of the training state, safe from later steps."""
 
     def write(self, folder: Path) -> SnapshotFiles:
-        """Write this process's part; runs beside the training, may be collective on a group of its own. Raises
-        `NonFiniteWeights` in at least one process, instead of writing weights that are not finite."""
+        """Write this process's part to the disk; runs beside the training. Raises `NonFiniteWeights` in at least one process if
+        there are weights that are not finite."""
 
 
 class TrainingBackend(Protocol):

@@ -1,27 +1,29 @@
-"""The worker's shard of a checkpoint: copy the state, then write and hash it while the training goes on."""
+"""The worker's shard of a checkpoint: copy the state, then have it written while the training goes on."""
 
 from __future__ import annotations
 
 import shutil
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from dtrain.api.reports import SaveFailed, ShardWritten
 from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, WorkerContext
 from dtrain.checkpoint.store import CheckpointStore
 from dtrain.common.errors import UserError
-from dtrain.common.files import flush_file, hashed
+from dtrain.common.files import flush_file
 from dtrain.run.folder import RunDir
 from dtrain.worker.control_channel import ControlChannel
 
 FULL_BYTES = 1 << 20
 SETTLE_SECONDS = 10.0
-"""A write that lasts longer may wait for a worker that is gone."""
+"""A write that lasts longer may wait for storage that does not answer."""
+MOST_PENDING = 2
+"""Snapshots that are in memory at a time: one that is written, and one that waits for it."""
 
 
 class CheckpointWriter:
-    """Saves one checkpoint at a time; the supervisor commits it when every worker's shard is there."""
+    """Writes checkpoints one after the other; the supervisor commits each when every worker's shard is there."""
 
     def __init__(
         self,
@@ -38,49 +40,44 @@ class CheckpointWriter:
         self._rank = context.rank_info.rank
         self._ledger = run.ledger(self._attempt, self._rank)
         self._terminate_on_nan = context.job.train.terminate_on_nan
-        self._writing: threading.Thread | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-save")
+        self._pending: list[Future[None]] = []
         self._problem: UserError | None = None
         self._saved: int | None = None
 
     def begin(self, step: int) -> None:
-        """Collective. Copy the state of this step and start to write it; waits for the write before it."""
+        """Collective. Copy the state of this step and start to write it; waits only if two others are not written yet."""
         if self._saved == step:
             return
-        self.finish()
         began = time.perf_counter()
+        self._pending = [write for write in self._pending if not write.done()]
+        wait(self._pending[: len(self._pending) + 1 - MOST_PENDING])
+        self.check()
         snapshot = self._backend.snapshot()
         stall_seconds = time.perf_counter() - began
         self._saved = step
         folder = self._store.staging(self._attempt, step)
-        self._writing = threading.Thread(
-            target=self._write, args=(snapshot, folder, step, stall_seconds), name="dtrain-save"
-        )
-        self._writing.start()
+        self._pending.append(self._thread.submit(self._write, snapshot, folder, step, began, stall_seconds))
 
     def finish(self) -> None:
-        """Wait for the write under way, if there is one, and raise `UserError` if its weights are not finite."""
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+        """Wait for what is still to be written, and raise `UserError` if its weights are not finite."""
+        wait(self._pending)
         self.check()
 
     def settle(self) -> None:
-        """Give the write under way some time to end, because this process is about to."""
-        if self._writing is not None:
-            self._writing.join(SETTLE_SECONDS)
+        """Give the writes under way some time to end, because this process is about to."""
+        wait(self._pending, SETTLE_SECONDS)
 
     def check(self) -> None:
         """Raise `UserError` if weights that were to be saved are not finite; costs nothing."""
         if self._problem is not None and self._terminate_on_nan:
             raise self._problem
 
-    def _write(self, snapshot: Snapshot, folder: Path, step: int, stall_seconds: float) -> None:
-        began = time.perf_counter()
+    def _write(self, snapshot: Snapshot, folder: Path, step: int, began: float, stall_seconds: float) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             written = snapshot.write(folder)
-            files = {name: hashed(folder / name) for name in written.files}
-            self._store.publish(self._attempt, step, files)
+            self._store.publish(self._attempt, step, written.files)
         except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
             if isinstance(error, NonFiniteWeights):
                 self._problem = UserError(
@@ -92,7 +89,7 @@ class CheckpointWriter:
         # A committed step whose record a power loss took would look like one that was skipped.
         flush_file(self._ledger)
         seconds = time.perf_counter() - began
-        self._channel.report(ShardWritten(step, files, written.weights, seconds, stall_seconds))
+        self._channel.report(ShardWritten(step, written.files, written.weights, seconds, stall_seconds))
 
 
 def _why(error: BaseException, folder: Path) -> str:

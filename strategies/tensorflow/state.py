@@ -15,6 +15,7 @@ from typing import Any
 
 from dtrain.api.strategy import NonFiniteWeights, SnapshotFiles
 from dtrain.common.errors import CheckpointError, UserError
+from dtrain.common.files import hashed
 
 from .. import unpickling
 
@@ -48,7 +49,7 @@ class TensorFlowSnapshot:
         import tensorflow as tf
 
         if self._parts is None:
-            return SnapshotFiles((), "")
+            return SnapshotFiles({}, "")
         self._check_finite(self._parts["model"])
         with tf.device("CPU:0"):
             shadows = {
@@ -60,7 +61,7 @@ class TensorFlowSnapshot:
         if self._registered:
             (folder / REGISTERED).write_bytes(pickle.dumps(self._registered))
             names.append(REGISTERED)
-        return SnapshotFiles(tuple(names), digest(self._parts["model"]))
+        return SnapshotFiles({name: hashed(folder / name) for name in names}, digest(self._parts["model"]))
 
     def _check_finite(self, model: Arrays) -> None:
         import numpy as np

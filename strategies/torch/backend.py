@@ -25,7 +25,8 @@ from .losses import LateLosses
 from .optimizers import sorted_out
 from .own_step import OwnStep
 from .parallel import Parallel
-from .state import ONLY, Stored, TorchSnapshot, TorchState, copied
+from .snapshot import Snapshots, TorchSnapshot
+from .state import ONLY, Stored, TorchState
 
 PRELOAD = (
     "torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint",
@@ -119,6 +120,7 @@ class TorchBackend:
         self._parallel = parallel
         # Checkpoints are written beside the training: their collectives must not mix with the training's.
         self._saving = dist.new_group(backend="gloo")
+        self._snapshots = Snapshots(rank_info, self._saving, device)
         self._warm = not parallel.rearranges
         self._state = TorchState({})
         self._stored: Stored | None = None
@@ -182,6 +184,7 @@ class TorchBackend:
 
     def feed(self, batch: Any, seed: int) -> Any:
         """See `TrainingBackend.feed`."""
+        self._snapshots.wait()  # the user's own loop steps whenever it likes
         self.seed(seed)
         return moved(batch, self._device)
 
@@ -222,6 +225,7 @@ class TorchBackend:
                 value = value.detach() if hasattr(value, "detach") else value
                 metrics[name] = metrics.get(name, 0.0) + value * weight
         parameters = (parameter for _, parameter in self._state.named_parameters())
+        self._snapshots.wait()
         self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm)
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
@@ -229,6 +233,7 @@ class TorchBackend:
         return {"loss": total} | metrics if metrics else total
 
     def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
+        self._snapshots.wait()
         self.seed(seed)
         self._to_training()
         own = OwnStep(
@@ -343,8 +348,10 @@ class TorchBackend:
         """See `TrainingBackend.snapshot`."""
         self._late.check()
         self._buffer_sync.share(self._buffers())
-        parameters = {name for name, _ in self._state.named_parameters()}
-        return TorchSnapshot(copied(self._state.gathered()), parameters, self._rank_info, self._saving)
+        state = self._state.gathered()
+        section = "model" if "model" in state else "models"
+        parameters = {f"{section}.{name}" for name, _ in self._state.named_parameters()}
+        return self._snapshots.take(state, parameters)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""

@@ -1,19 +1,17 @@
 """What a PyTorch checkpoint holds, found by name: models, optimizers, schedulers, and what the user registered.
 
-SnapshotFiles by `torch.distributed.checkpoint`, so that it loads under every strategy at every size. Importing this module
+It is read by `torch.distributed.checkpoint`, so that it loads under every strategy at every size. Importing this module
 imports no framework.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import NonFiniteWeights, RankInfo, SnapshotFiles
 from dtrain.common.errors import CheckpointError
 
 from .. import unpickling
@@ -278,87 +276,3 @@ def _put(container: Any, path: Sequence[Any], value: Any) -> None:
     if isinstance(container, list):
         container.extend([None] * (path[-1] + 1 - len(container)))
     container[path[-1]] = value
-
-
-class TorchSnapshot:
-    """A copy of the state, written by `torch.distributed.checkpoint`."""
-
-    def __init__(self, state: dict[str, Any], parameters: set[str], rank_info: RankInfo, group: Any) -> None:
-        self._state = state
-        self._parameters = parameters
-        self._rank_info = rank_info
-        self._group = group
-
-    def write(self, folder: Path) -> SnapshotFiles:
-        """See `Snapshot.write`; collective on a group of its own."""
-        import torch.distributed.checkpoint as dcp
-
-        self._check_finite()
-        writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=False)
-        try:
-            dcp.save(self._state, storage_writer=writer, process_group=self._group)
-        except dcp.api.CheckpointException as error:
-            # It holds every rank's exception and traceback; what the disk said is enough.
-            failures = [failure for failure, _ in error.failures.values()]
-            raise next((failure for failure in failures if isinstance(failure, OSError)), failures[0]) from None
-        names = [path.name for path in folder.glob(f"__{self._rank_info.rank}_*.distcp")]
-        if self._rank_info.rank == 0:
-            names.append(".metadata")
-        return SnapshotFiles(tuple(sorted(names)), self._digest())
-
-    def _tensors(self) -> dict[str, Any]:
-        """Of all models."""
-        import torch
-
-        models = self._state["model"] if "model" in self._state else self._state["models"]
-        return {name: value for name, value in _flat(models) if isinstance(value, torch.Tensor)}
-
-    def _check_finite(self) -> None:
-        """Collective. Raise `NonFiniteWeights` on every rank if a weight of any is not finite. Only parameters count: masks
-        of minus infinity are buffers."""
-        import torch
-        import torch.distributed as dist
-
-        bad = ""
-        for name, tensor in self._tensors().items():
-            local = _local(tensor)
-            if name in self._parameters and local.is_floating_point() and not bool(torch.isfinite(local).all()):
-                bad = f"{name} has {int((~torch.isfinite(local)).sum())} of {local.numel()} values that are nan or inf"
-                break
-        anywhere = torch.tensor([float(bool(bad))])
-        dist.all_reduce(anywhere, group=self._group)
-        if anywhere.item():
-            raise NonFiniteWeights(bad or "another rank's part is not finite")
-
-    def _digest(self) -> str:
-        """Of the tensors this rank holds alone; if all ranks hold the same, rank 0's is enough."""
-        import torch
-        from torch.distributed.tensor import DTensor
-
-        tensors = self._tensors()
-        sharded = any(isinstance(value, DTensor) for value in tensors.values())
-        if not sharded and self._rank_info.rank:
-            return ""
-        digest = hashlib.sha256()
-        for name in sorted(tensors):
-            local = _local(tensors[name])
-            digest.update(f"{name}|{local.dtype}|{tuple(local.shape)}|".encode())
-            digest.update(local.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
-
-
-def _local(tensor: Any) -> Any:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def copied(value: Any) -> Any:
-    """A deep copy of nested state with every tensor on the CPU."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {name: copied(part) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(copied(part) for part in value)
-    return value

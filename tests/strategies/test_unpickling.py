@@ -7,20 +7,22 @@ import datetime
 import io
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from one_worker import trained, written
 
+from dtrain.api.strategy import RankInfo
 from dtrain.common.errors import CheckpointError, UserError
 from dtrain.strategies import unpickling
 from dtrain.strategies.torch import safe_reader
-
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+from dtrain.strategies.torch.snapshot import Snapshots
 
 
 class Hostile:
@@ -34,15 +36,27 @@ class Hostile:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def group() -> Iterator[Any]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def saved(folder: Path, state: dict[str, Any], group: Any) -> Path:
+    folder.mkdir()
+    Snapshots(RankInfo(0, 1, 0, 1, 0, 1, 1), group, torch.device("cpu")).take(state, set()).write(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, group: Any) -> Path:
     state = {"model": {"w": torch.arange(6.0)}, "numbers": {"lr": 0.1, "betas": (0.9, 0.99), "kind": "adam"}}
-    dcp.save(state, checkpoint_id=tmp_path / "step", no_dist=True)
-    return tmp_path / "step"
+    return saved(tmp_path / "step", state, group)
 
 
 def read(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = {"model": {"w": torch.zeros(6)}, "numbers": {"lr": None, "betas": None, "kind": None}}
-    dcp.load(state, storage_reader=safe_reader.reader(folder), planner=safe_reader.planner(folder), no_dist=True)
+    dcp.load(state, storage_reader=safe_reader.reader(folder), planner=safe_reader.planner(folder))
     return state
 
 
@@ -59,10 +73,9 @@ def test_metadata_that_names_a_program_is_refused(checkpoint: Path, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_value_that_names_a_program_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "hostile"
+def test_a_value_that_names_a_program_is_refused(tmp_path: Path, group: Any) -> None:
     state = {"model": {"w": torch.arange(6.0)}, "numbers": {"lr": Hostile(tmp_path / "ran"), "betas": (), "kind": ""}}
-    dcp.save(state, checkpoint_id=folder, no_dist=True)
+    folder = saved(tmp_path / "hostile", state, group)
     with pytest.raises((CheckpointError, dcp.api.CheckpointException), match=r"posix\.system"):
         read(folder)
     assert not (tmp_path / "ran").exists()

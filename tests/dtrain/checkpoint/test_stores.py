@@ -55,7 +55,7 @@ def staged(store: CheckpointStore, attempt: int, step: int) -> list[CheckpointSh
         (folder / f"rank{rank}").write_bytes(bytes([rank, step]) * 500)
         files = {f"rank{rank}": hashed(folder / f"rank{rank}")}
         store.publish(attempt, step, files)
-        parts.append(CheckpointShard(files, f"weights{rank}"))
+        parts.append(CheckpointShard(files, f"{rank + 1:064x}"))
     return parts
 
 
@@ -177,7 +177,7 @@ def test_a_supervisor_that_lost_the_run_commits_nothing(tmp_path: Path) -> None:
 
 def test_a_manifest_that_names_a_file_outside_is_not_believed(make: Make, tmp_path: Path) -> None:
     store, there = make(tmp_path)
-    manifest = manifest_of(1, 10, [CheckpointShard({"../../outside": (1, "0")}, "w")], ORIGIN)
+    manifest = manifest_of(1, 10, [CheckpointShard({"../../outside": (1, "0")}, "")], ORIGIN)
     name = store.staging(1, 10).name.replace(".staging-0001-", "step-")
     (there / name).mkdir(parents=True)
     (there / name / MANIFEST).write_text(manifest.text)

@@ -1,0 +1,137 @@
+"""The process that writes a worker's snapshots: `python -m dtrain.checkpoint.write_process DESCRIPTOR`.
+
+It maps the worker's shared memory and, in one go, writes it to a file, hashes it, and looks for values that are not finite,
+so that none of this holds the training or its interpreter. It answers one request at a time over a Unix socket, and ends
+when the worker closes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+BLOCK = 4 << 20
+"""Bytes that are written, or looked at, in one go."""
+NICENESS = 5
+START_WRITING = 2
+"""SYNC_FILE_RANGE_WRITE of sync_file_range(2): begin to write back, and do not wait."""
+MODULUS = 1 << 256
+NOT_FINITE = {
+    "F64": ("<u8", 0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7FFF_FFFF, 0x7F80_0000),
+    "F16": ("<u2", 0x7FFF, 0x7C00),
+    "BF16": ("<u2", 0x7FFF, 0x7F80),
+    "F8_E5M2": ("<u1", 0x7F, 0x7C),
+    "F8_E4M3": ("<u1", 0x7F, 0x7F),
+}
+"""Type → the integers of its size, the mask that takes the sign away, and the smallest pattern of infinity or NaN."""
+LENGTH_BYTES = 8
+
+
+def main() -> None:
+    """Serve the worker at the other end of the inherited socket."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the worker decides how long it is needed
+    os.nice(NICENESS)
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    while received := receive(channel):
+        request, (descriptor,) = received
+        try:
+            answer = _written(descriptor, **request)
+        except OSError as error:
+            answer = {"errno": error.errno, "error": error.strerror or str(error)}
+        except Exception as error:  # noqa: BLE001  the worker says it in its words
+            answer = {"errno": None, "error": f"{type(error).__name__}: {error}"}
+        finally:
+            os.close(descriptor)
+        send(channel, answer)
+
+
+def send(channel: socket.socket, message: Any, descriptors: tuple[int, ...] = ()) -> None:
+    """A message in JSON behind its length, with file descriptors."""
+    body = json.dumps(message).encode()
+    socket.send_fds(channel, [len(body).to_bytes(LENGTH_BYTES, "little")], descriptors)
+    channel.sendall(body)
+
+
+def receive(channel: socket.socket) -> tuple[Any, list[int]] | None:
+    """The next message and its file descriptors; None if the other end is gone."""
+    length, descriptors, _, _ = socket.recv_fds(channel, LENGTH_BYTES, 1, socket.MSG_CMSG_CLOEXEC | socket.MSG_WAITALL)
+    if len(length) < LENGTH_BYTES:
+        return None
+    body, missing = bytearray(), int.from_bytes(length, "little")
+    while missing:
+        part = channel.recv(min(missing, BLOCK))
+        if not part:
+            return None
+        body += part
+        missing -= len(part)
+    return json.loads(body), list(descriptors)
+
+
+def _written(descriptor: int, path: str, size: int, weights: list[tuple[str, int, int, str]]) -> dict[str, Any]:
+    """Write the first `size` bytes of the memory. `weights`: for each, its name, begin, length, and its type if it must be
+    finite ('' if it need not)."""
+    view = memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+    with ThreadPoolExecutor(2) as pool:
+        written = pool.submit(_write, view, path)
+        whole = pool.submit(lambda: hashlib.sha256(view).hexdigest())
+        total, problem = 0, ""
+        for name, begin, length, dtype in weights:
+            part = view[begin : begin + length]
+            digest = hashlib.sha256(name.encode())
+            digest.update(part)
+            total += int.from_bytes(digest.digest(), "big")
+            problem = problem or _problem(name, part, dtype)
+    written.result()
+    return {"sha256": whole.result(), "weights": f"{total % MODULUS:064x}", "not_finite": problem}
+
+
+def _write(view: memoryview, path: str) -> None:
+    """To the disk, and not only to the kernel."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        begin = 0
+        while begin < len(view):
+            count = os.write(fd, view[begin : begin + BLOCK])
+            # The disk works while the rest is copied to the kernel; a file system that cannot is none the worse.
+            libc.sync_file_range(fd, ctypes.c_int64(begin), ctypes.c_int64(count), START_WRITING)
+            begin += count
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _problem(name: str, part: memoryview, dtype: str) -> str:
+    """What is wrong with a tensor that must be finite; '' if nothing is."""
+    if dtype not in NOT_FINITE:
+        return ""
+    bad = sum(_not_finite(part, dtype))
+    plain = name.partition("|")[0]
+    count = len(part) // int(NOT_FINITE[dtype][0][-1])
+    return f"{plain} has {bad} of {count} values that are nan or inf" if bad else ""
+
+
+def _not_finite(part: memoryview, dtype: str) -> Iterator[int]:
+    """How many values of each block are NaN or infinite, by their bits."""
+    import numpy as np
+
+    kind, mask, least = NOT_FINITE[dtype]
+    for begin in range(0, len(part), BLOCK):
+        bits = np.frombuffer(part[begin : begin + BLOCK], kind) & np.dtype(kind).type(mask)
+        if bits.max() >= least:
+            yield int(np.count_nonzero(bits >= least))
+
+
+if __name__ == "__main__":
+    main()

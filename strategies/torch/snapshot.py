@@ -1,0 +1,286 @@
+"""Snapshots of a PyTorch training: each rank copies what it will write into kept shared memory, laid out as a safetensors
+file, which a process of its own writes; `.metadata` in the format of `torch.distributed.checkpoint` says what is in which file.
+
+Importing this module imports no framework.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dtrain.api.strategy import NonFiniteWeights, RankInfo, SnapshotFiles
+from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
+from dtrain.checkpoint.kept_buffer import KeptBuffer
+from dtrain.checkpoint.tensor_file import SUFFIX, TensorEntry, TensorFile, laid_out
+from dtrain.common.files import hashed
+
+OBJECTS = "__0_0.objects"
+"""Rank 0's file of the values that are no tensors, each as `torch.save` writes it."""
+METADATA = ".metadata"
+DTYPES = {
+    "float64": "F64", "int64": "I64", "uint64": "U64", "complex64": "C64", "float32": "F32", "int32": "I32",
+    "uint32": "U32", "float16": "F16", "bfloat16": "BF16", "int16": "I16", "uint16": "U16", "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""torch's name of a type → safetensors'; the others are written as bytes."""
+BYTES_TYPE = "U8"
+WEIGHTS = ("model.", "models.")
+STEPPED = ("optimizer.", "optimizers.")
+"""What only `optimizer.step` changes, beside the parameters."""
+
+
+def file_of(rank: int) -> str:
+    """Name of the file that a rank writes its tensors to."""
+    return f"__{rank}_0{SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who writes what, as long as the state keeps its names, types and shapes."""
+
+    signature: tuple[Any, ...]
+    tensors: dict[str, Any]
+    """This rank's write items by their names in its file."""
+    objects: tuple[Any, ...]
+    """Write items of the values that are no tensors; of rank 0 alone."""
+    file: TensorFile
+    metadata: Any
+    """Of the whole checkpoint but for the places of objects; None on ranks but 0."""
+
+
+class Snapshots:
+    """Takes snapshots of one training. Their buffers are kept: one, and a second if a snapshot is taken while the one before is
+    being written. On a GPU what only `optimizer.step` changes is copied on a side stream, which `wait` waits for."""
+
+    def __init__(self, rank_info: RankInfo, group: Any, device: Any) -> None:
+        import torch
+
+        self._rank_info = rank_info
+        self._group = group
+        self._writer = FileWriter()
+        self._plan: Plan | None = None
+        self._buffers: list[_TensorBuffer] = []
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copied: Any = None
+
+    def take(self, state: dict[str, Any], parameters: set[str]) -> TorchSnapshot:
+        """Collective. Copy this rank's part of a state; `parameters` are the names in it that must be finite."""
+        import torch
+        from torch.distributed.checkpoint import DefaultSavePlanner
+
+        self._writer.start()
+        planner = DefaultSavePlanner()
+        planner.set_up_planner(state, is_coordinator=self._rank_info.rank == 0)
+        plan = self._planned(planner)
+        buffer = self._free_buffer(plan.file)
+        overlapped: list[tuple[Any, Any]] = []
+        with torch.no_grad():
+            for entry, room in zip(plan.file.entries, buffer.rooms, strict=True):
+                item = plan.tensors[entry.name]
+                tensor = planner.resolve_data(item)
+                if room.dtype != tensor.dtype:
+                    tensor = tensor.contiguous().reshape(-1).view(torch.uint8)
+                stepped = item.index.fqn in parameters or item.index.fqn.startswith(STEPPED)
+                if self._stream is not None and stepped and tensor.is_cuda:
+                    overlapped.append((room, tensor))
+                else:
+                    room.copy_(tensor, non_blocking=True)
+        objects = [(item, planner.resolve_data(item).getvalue()) for item in plan.objects]
+        self._copied = self._copy_beside(overlapped)
+        return TorchSnapshot(self._rank_info.rank, plan, buffer, objects, parameters, self._writer, self._copied)
+
+    def wait(self) -> None:
+        """Have the device wait for the copies under way before it changes what they read; the caller does not wait."""
+        if self._copied is not None:
+            import torch
+
+            torch.cuda.current_stream().wait_event(self._copied)
+            self._copied = None
+
+    def _copy_beside(self, pairs: Sequence[tuple[Any, Any]]) -> Any:
+        """Copy on the side stream, after all that was asked of the device so far: the event at the end of it."""
+        if self._stream is None:
+            return None
+        import torch
+
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream), torch.no_grad():
+            for room, tensor in pairs:
+                tensor.record_stream(self._stream)
+                room.copy_(tensor, non_blocking=True)
+        return self._stream.record_event()
+
+    def _free_buffer(self, file: TensorFile) -> _TensorBuffer:
+        """A buffer that no write needs, with the header of the file in it."""
+        fitting = [buffer for buffer in self._buffers if buffer.file is file]
+        for buffer in self._buffers:
+            if buffer not in fitting and not buffer.kept.busy:
+                buffer.close()
+        self._buffers = [buffer for buffer in self._buffers if buffer in fitting or buffer.kept.busy]
+        free = next((buffer for buffer in fitting if not buffer.kept.busy), None)
+        if free is None:
+            free = _TensorBuffer(file, pinned=self._stream is not None)
+            self._buffers.append(free)
+        free.kept.busy = True
+        return free
+
+    def _planned(self, planner: Any) -> Plan:
+        """Collective. The plan of before if the state has the same layout on every rank, otherwise a new one."""
+        import torch
+        import torch.distributed as dist
+
+        signature = tuple(_signature(name, value) for name, value in planner.state_dict.items())
+        changed = torch.tensor([float(self._plan is None or self._plan.signature != signature)])
+        dist.all_reduce(changed, group=self._group)
+        if changed.item() or self._plan is None:
+            self._plan = self._new_plan(planner, signature)
+        return self._plan
+
+    def _new_plan(self, planner: Any, signature: tuple[Any, ...]) -> Plan:
+        import torch.distributed as dist
+
+        rank, world_size = self._rank_info.rank, self._rank_info.world_size
+        local = planner.create_local_plan()
+        if rank:
+            # Values that are no tensors are the same everywhere: rank 0 writes them.
+            local = dataclasses.replace(local, items=[item for item in local.items if item.tensor_data is not None])
+        gathered = [None] * world_size if rank == 0 else None
+        dist.gather_object(local, gathered, group=self._group)
+        metadata, planned, mine = None, [None] * world_size, [None]
+        if rank == 0:
+            planned, metadata = planner.create_global_plan(gathered)
+            metadata.storage_data = _places(planned)
+        dist.scatter_object_list(mine, planned, group=self._group)
+        final: Any = mine[0]
+        tensors = {_entry(item).name: item for item in final.items if item.tensor_data is not None}
+        objects = tuple(item for item in final.items if item.tensor_data is None)
+        return Plan(signature, tensors, objects, laid_out(map(_entry, tensors.values())), metadata)
+
+
+class TorchSnapshot:
+    """This rank's part of a state, in memory of its own."""
+
+    def __init__(
+        self,
+        rank: int,
+        plan: Plan,
+        buffer: _TensorBuffer,
+        objects: list[tuple[Any, bytes]],
+        parameters: set[str],
+        writer: FileWriter,
+        copied: Any,
+    ) -> None:
+        self._rank = rank
+        self._plan = plan
+        self._buffer = buffer
+        self._objects = objects
+        self._parameters = parameters
+        self._writer = writer
+        self._copied = copied
+
+    def write(self, folder: Path) -> SnapshotFiles:
+        """See `Snapshot.write`."""
+        try:
+            if self._copied is not None:
+                self._copied.synchronize()
+            path = folder / file_of(self._rank)
+            written = self._writer.write(self._buffer.kept, self._plan.file.size, path, self._weights())
+        finally:
+            self._buffer.kept.busy = False
+        if written.not_finite:
+            raise NonFiniteWeights(written.not_finite)
+        files = {path.name: (written.size, written.sha256)}
+        if self._rank == 0:
+            files |= self._write_objects(folder)
+        return SnapshotFiles(files, written.weights)
+
+    def _weights(self) -> list[WeightsRange]:
+        """The model's tensors in this rank's file."""
+        found = []
+        for entry in self._plan.file.entries:
+            index = self._plan.tensors[entry.name].index
+            if index.fqn.startswith(WEIGHTS):
+                finite = entry.dtype if index.fqn in self._parameters else ""
+                name = f"{index.fqn.partition('.')[2]}|{entry.dtype}|{entry.shape}|{tuple(index.offset or ())}"
+                found.append(WeightsRange(name, entry.begin, entry.length, finite))
+        return found
+
+    def _write_objects(self, folder: Path) -> dict[str, tuple[int, str]]:
+        """What is no tensor, and what is in which file."""
+        from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+        places, end = {}, 0
+        for item, value in self._objects:
+            places[item.index] = _StorageInfo(OBJECTS, end, len(value))
+            end += len(value)
+        metadata = dataclasses.replace(self._plan.metadata, storage_data=self._plan.metadata.storage_data | places)
+        (folder / OBJECTS).write_bytes(b"".join(value for _, value in self._objects))
+        (folder / METADATA).write_bytes(pickle.dumps(metadata))
+        return {name: hashed(folder / name) for name in (OBJECTS, METADATA)}
+
+
+class _TensorBuffer:
+    """Kept memory with a tensor of torch's for every entry of a file."""
+
+    def __init__(self, file: TensorFile, *, pinned: bool) -> None:
+        import torch
+
+        self.file = file
+        self.kept = KeptBuffer(file.size)
+        self.kept.memory[: len(file.header)] = file.header
+        self._bytes = torch.frombuffer(self.kept.memory, dtype=torch.uint8)
+        self._pinned = pinned
+        if pinned:
+            # Copies from the device are asynchronous only to memory that cannot be moved.
+            runtime = torch.cuda.cudart()
+            torch.cuda.check_error(runtime.cudaHostRegister(self._bytes.data_ptr(), file.size, 0))
+        types = {short: getattr(torch, name) for name, short in DTYPES.items() if hasattr(torch, name)}
+        self.rooms = [
+            self._bytes[entry.begin : entry.begin + entry.length].view(types[entry.dtype]).view(entry.shape)
+            for entry in file.entries
+        ]
+        """In the order of the entries."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._pinned:
+            import torch
+
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr()))
+        self.kept.close()
+
+
+def _signature(name: str, value: Any) -> tuple[Any, ...]:
+    """What a plan follows from."""
+    if not hasattr(value, "dtype"):
+        return (name,)
+    placed = (value.placements, tuple(value.to_local().shape)) if hasattr(value, "to_local") else ()
+    return name, value.dtype, tuple(value.shape), placed
+
+
+def _entry(item: Any) -> TensorEntry:
+    """A write item's tensor, as a file names it: whole ones by their names, parts with their offsets."""
+    data = item.tensor_data
+    shape, name = tuple(data.chunk.sizes), str(data.properties.dtype).removeprefix("torch.")
+    whole = shape == tuple(data.size)
+    called = item.index.fqn if whole else f"{item.index.fqn}@{','.join(map(str, data.chunk.offsets))}"
+    if name in DTYPES:
+        return TensorEntry(called, DTYPES[name], shape)
+    return TensorEntry(called, BYTES_TYPE, (data.chunk.sizes.numel() * data.properties.dtype.itemsize,))
+
+
+def _places(plans: Sequence[Any]) -> dict[Any, Any]:
+    """Index of a tensor or a part of one → its place in the files."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    found = {}
+    for rank, plan in enumerate(plans):
+        tensors = {_entry(item).name: item for item in plan.items if item.tensor_data is not None}
+        for entry in laid_out(map(_entry, tensors.values())).entries:
+            found[tensors[entry.name].index] = _StorageInfo(file_of(rank), entry.begin, entry.length)
+    return found

@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(runs: P
         live.process.kill()
         live.process.communicate()
     newest = max(live.run.checkpoints.glob("step-*"))
-    victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    victim = max(newest.glob("*.safetensors"), key=lambda path: path.stat().st_size)
     with open(victim, "r+b") as file:
         file.seek(victim.stat().st_size // 2)
         byte = file.read(1)

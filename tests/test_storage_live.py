@@ -95,7 +95,7 @@ def test_a_damaged_object_is_set_aside_and_the_checkpoint_before_it_is_used(
         live.process.send_signal(signal.SIGINT)
         live.finish(code=4)
     remote = on_storage(s3, live.run, monkeypatch)
-    newest = max(name for name in remote.sizes("checkpoints") if name.endswith(".distcp"))
+    newest = max(name for name in remote.sizes("checkpoints") if name.endswith(".safetensors"))
     data = bytearray(remote.read(newest) or b"")
     data[len(data) // 2] ^= 1
     remote.write(newest, bytes(data))

@@ -56,7 +56,7 @@ def save():
     print(f"saved {time.time():.6f}", file=sys.stderr, flush=True)
     for node, own in ranks_of.items():
         for rank in own:
-            body = {"say": "part", "step": CHECKPOINT_STEP, "files": {f"rank{rank}": [4, DIGEST]}, "weights": "w"}
+            body = {"say": "part", "step": CHECKPOINT_STEP, "files": {f"rank{rank}": [4, DIGEST]}, "weights": DIGEST}
             say(node, "WorkerReport", attempt=attempt, rank=rank, body=body)
 
 

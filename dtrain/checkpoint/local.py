@@ -23,12 +23,17 @@ from dtrain.checkpoint.store import (
 from dtrain.common.errors import CheckpointError
 from dtrain.common.files import flush_folder, hashed, write_whole
 
+_State = tuple[int, int, int, int]
+"""Inode, size, and the times of the last change of a file and of its inode."""
+
 
 class LocalCheckpointStore:
     """The checkpoints of one run in a folder that all its nodes see."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known: dict[Path, _State] = {}
+        """Files that this store committed, and what told them from changed ones then."""
 
     def staging(self, attempt: int, step: int) -> Path:
         """See `CheckpointStore.staging`."""
@@ -57,6 +62,7 @@ class LocalCheckpointStore:
                 self._quarantine(final)
             os.rename(staged, final)
             flush_folder(self.folder)
+            self._known |= {final / name: _state(final / name) for name in manifest.files}
         except OSError as error:
             raise CheckpointError(f"the checkpoint of step {step} was not committed: {error}") from error
         return manifest.committed(final.name)
@@ -73,7 +79,7 @@ class LocalCheckpointStore:
         """See `CheckpointStore.latest_valid`."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             manifest = parsed(_text(path / MANIFEST))
-            problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(_file_damage, path))
+            problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._damage, path))
             if problem:
                 yield Quarantined(self._quarantine(path).name, problem)
                 continue
@@ -86,6 +92,7 @@ class LocalCheckpointStore:
         for path in self._committed()[keep:]:
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
+            self._known = {file: state for file, state in self._known.items() if file.parent != path}
         damaged = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_mtime)
         for path in damaged[:-QUARANTINED_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
@@ -93,6 +100,19 @@ class LocalCheckpointStore:
     def local_folder(self, name: str, attempt: int) -> Path:
         """See `CheckpointStore.local_folder`."""
         return self.folder / name
+
+    def _damage(self, folder: Path, name: str, entry: tuple[int, str]) -> str:
+        """What is wrong with a file, or ''. What this store committed and nobody wrote to since is not read again."""
+        path, (size, digest) = folder / name, entry
+        try:
+            state = _state(path)
+            if state == self._known.get(path):
+                return ""
+            if state[1] != size:
+                return f"has {state[1]} bytes instead of {size}"
+            return "" if hashed(path)[1] == digest else "is not what was written (sha256 differs)"
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
 
     def _committed(self) -> list[Path]:
         """Folders of committed checkpoints, newest first."""
@@ -117,11 +137,6 @@ def _text(path: Path) -> bytes | str | None:
         return None
 
 
-def _file_damage(folder: Path, name: str, entry: tuple[int, str]) -> str:
-    path, (size, digest) = folder / name, entry
-    try:
-        if path.stat().st_size != size:
-            return f"has {path.stat().st_size} bytes instead of {size}"
-        return "" if hashed(path)[1] == digest else "is not what was written (sha256 differs)"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+def _state(path: Path) -> _State:
+    facts = path.stat()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

@@ -42,6 +42,8 @@ class RemoteCheckpointStore:
         self._cache = cache
         self._remote = remote
         self._mark = mark
+        self._known: dict[str, str] = {}
+        """Objects of checkpoints that this store committed, and their versions then."""
 
     def staging(self, attempt: int, step: int) -> Path:
         """See `CheckpointStore.staging`."""
@@ -74,6 +76,8 @@ class RemoteCheckpointStore:
             self._remote.write(f"{CHECKPOINTS}/{name}/{MANIFEST}", manifest.text.encode())
         except StorageError as error:
             raise CheckpointError(f"the checkpoint of step {step} was not committed: {error.message}") from error
+        with suppress(StorageError):  # without it, they are read before they are used
+            self._known = self._remote.versions(f"{CHECKPOINTS}/{name}")
         return manifest.committed(name)
 
     def _check_mark(self) -> None:
@@ -96,7 +100,10 @@ class RemoteCheckpointStore:
         """See `CheckpointStore.latest_valid`."""
         for name in self._committed():
             manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
-            problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._wrong, name))
+            versions = self._remote.versions(f"{CHECKPOINTS}/{name}")
+            changed = {path for path, version in versions.items() if self._known.get(path) != version}
+            check = partial(self._wrong, name, versions.keys() - changed)
+            problem = manifest if isinstance(manifest, str) else verify(manifest.files, check)
             if problem:
                 self._quarantine(name)
                 yield Quarantined(name, problem)
@@ -124,13 +131,19 @@ class RemoteCheckpointStore:
             manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
             if isinstance(manifest, str):
                 raise CheckpointError(f"the checkpoint {name} cannot be used: {manifest}")
-            for file, entry in manifest.files.items():
-                if not ((folder / file).is_file() and hashed(folder / file) == entry):
-                    self._remote.get(f"{CHECKPOINTS}/{name}/{file}", folder / file, entry[0])
-                    if hashed(folder / file) != entry:
-                        raise CheckpointError(f"{file} of the checkpoint {name} was damaged on its way to this node")
+            damaged = verify(manifest.files, partial(self._fetched, folder))
+            if damaged:
+                raise CheckpointError(f"in the checkpoint {name}, {damaged}")
             done.touch()
         return folder
+
+    def _fetched(self, folder: Path, file: str, entry: tuple[int, str]) -> str:
+        """Have a file on this node; what is wrong with it then, or ''."""
+        if not ((folder / file).is_file() and hashed(folder / file) == entry):
+            self._remote.get(f"{CHECKPOINTS}/{folder.name}/{file}", folder / file, entry[0])
+            if hashed(folder / file) != entry:
+                return "was damaged on its way to this node"
+        return ""
 
     def _folders(self) -> dict[str, dict[str, int]]:
         """Name of every checkpoint folder there → its files and their sizes."""
@@ -144,13 +157,12 @@ class RemoteCheckpointStore:
         """Names of the committed ones, newest first."""
         return sorted((name for name, files in self._folders().items() if MANIFEST in files), reverse=True)
 
-    def _wrong(self, name: str, file: str, entry: tuple[int, str]) -> str:
+    def _wrong(self, name: str, known: set[str], file: str, entry: tuple[int, str]) -> str:
+        """What is wrong with an object, or ''. What this store committed and nobody wrote since is not read again."""
+        path = f"{CHECKPOINTS}/{name}/{file}"
         try:
-            return (
-                ""
-                if self._remote.hashed(f"{CHECKPOINTS}/{name}/{file}") == entry
-                else "is not what was written (sha256 differs)"
-            )
+            good = path in known or self._remote.hashed(path) == entry
+            return "" if good else "is not what was written (sha256 differs)"
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return "is gone"

@@ -19,6 +19,8 @@ CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints below a run's."""
 MODIFIED = ("LastModified", "mtime", "last_modified", "updated", "created")
 """What file systems of fsspec call the time of the last write."""
+VERSION = ("size", "ETag", "etag", "generation", "md5Hash", "ino", *MODIFIED)
+"""What they tell of a file that changes when it is written again."""
 PATIENCE_SECONDS = 20.0
 """Upper bound for one operation, its retries included: libraries wait for many minutes, some for ever (an S3 endpoint that
 takes a connection and never answers)."""
@@ -124,13 +126,20 @@ class ObjectStore:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Name → bytes of every file below a folder."""
+        return {name: int(info["size"]) for name, info in self._listed(folder).items()}
+
+    def versions(self, folder: str) -> dict[str, str]:
+        """Name → what tells a file from one that was written over it, of every file below a folder."""
+        return {name: str([info.get(key) for key in VERSION]) for name, info in self._listed(folder).items()}
+
+    def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
         with self._trouble("list", folder):
             try:
                 found = self._files.find(self._at(folder), detail=True, **self._patience())
             except FileNotFoundError:
                 return {}
         above = len(self._at("").rstrip("/")) + 1
-        return {path[above:]: int(info["size"]) for path, info in found.items() if info["type"] == "file"}
+        return {path[above:]: info for path, info in found.items() if info["type"] == "file"}
 
     def hashed(self, name: str) -> tuple[int, str]:
         """Size and sha256 of a file, read once through."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dtrain.checkpoint import local
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.remote import RemoteCheckpointStore
 from dtrain.checkpoint.store import (
@@ -132,6 +134,40 @@ def test_keep_bounds_the_disk_and_the_newest_stay(make: Make, tmp_path: Path) ->
         "step-00000040",
         "step-00000050",
     ]
+
+
+def test_what_this_store_committed_is_read_again_only_if_somebody_wrote_to_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, there = make(tmp_path)
+    before = store.commit(1, 10, staged(store, 1, 10), ORIGIN)
+    done = store.commit(1, 20, staged(store, 1, 20), ORIGIN)
+    read = []
+    for module, name in ((local, "hashed"), (ObjectStore, "hashed")):
+        whole = getattr(module, name)
+
+        def counted(*arguments: Any, whole: Any = whole) -> Any:
+            read.append(Path(str(arguments[-1])).name)
+            return whole(*arguments)
+
+        monkeypatch.setattr(module, name, counted)
+    assert list(store.latest_valid()) == [done]
+    assert read == []
+    data = (there / done.name / "rank1").read_bytes()
+    (there / done.name / "rank1").write_bytes(data[:-1] + b"x")
+    damaged, found = store.latest_valid()
+    assert isinstance(damaged, Quarantined)
+    assert found == before
+    assert "rank1" in read
+    assert "rank0" not in read[: read.index("rank1")], "of the newest, only the file that somebody wrote to"
+
+
+def test_weights_do_not_depend_on_which_rank_writes_what() -> None:
+    files = {"x": (1, "0")}
+    one = manifest_of(1, 10, [CheckpointShard(files, f"{5:064x}"), CheckpointShard(files, "")], ORIGIN)
+    two = manifest_of(1, 10, [CheckpointShard(files, f"{2:064x}"), CheckpointShard(files, f"{3:064x}")], ORIGIN)
+    other = manifest_of(1, 10, [CheckpointShard(files, f"{2:064x}"), CheckpointShard(files, f"{4:064x}")], ORIGIN)
+    assert one.weights == two.weights != other.weights
 
 
 def test_equal_weights_have_equal_digests(make: Make, tmp_path: Path) -> None:

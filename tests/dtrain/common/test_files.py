@@ -11,7 +11,7 @@ from dtrain.common.files import is_safe_name, private_folder, write_whole
 from dtrain.common.secrets import redacted
 
 
-@pytest.mark.parametrize("name", ["rank0", ".metadata", "__0_0.distcp", "a/b.bin"])
+@pytest.mark.parametrize("name", ["rank0", ".metadata", "__0_0.safetensors", "a/b.bin"])
 def test_names_of_files_in_a_folder_are_safe(name: str) -> None:
     assert is_safe_name(name)
 

@@ -184,7 +184,7 @@ def test_a_stop_and_a_lost_node_are_answered_while_storage_hangs(tmp_path: Path,
     supervised.wait_event(events.WorkersStarted, 2)
     gate.clear()
     for rank, node in enumerate(("node0", "node1")):
-        body = reports.encode(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, "w"))
+        body = reports.encode(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, ""))
         cluster.agents[node].say(WorkerReport(1, rank, body))
     cluster.agents["node1"].say(NodeLost("its agent ended"))
     supervised.wait_event(events.NodeLost)
@@ -210,7 +210,7 @@ def test_a_warning_during_a_save_is_answered_at_once_and_the_checkpoint_is_commi
         (there / f"rank{rank}").write_bytes(b"x")
     gate.clear()
     for rank in (0, 1):
-        agent.say(WorkerReport(1, rank, reports.encode(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, "w"))))
+        agent.say(WorkerReport(1, rank, reports.encode(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, ""))))
     supervised.inbox.put(("", PreemptionNotice("the time limit is near")))
     supervised.wait(lambda: any(isinstance(one, WorkerCommand) for one in agent.told), "the question for a step")
     assert not supervised.events(events.CheckpointSaved)

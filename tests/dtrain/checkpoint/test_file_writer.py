@@ -1,0 +1,132 @@
+"""The process that writes snapshots: bytes, digests, values that are not finite, a full disk, and its own death."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
+from dtrain.checkpoint.kept_buffer import KeptBuffer
+from dtrain.checkpoint.tensor_file import TensorEntry, laid_out
+
+torch = pytest.importorskip("torch")
+MODULUS = 1 << 256
+
+
+@pytest.fixture(scope="module")
+def writer() -> FileWriter:
+    return FileWriter()
+
+
+def filled(data: bytes) -> KeptBuffer:
+    buffer = KeptBuffer(len(data))
+    buffer.memory[:] = data
+    return buffer
+
+
+def weights_of(*parts: tuple[str, bytes]) -> str:
+    digests = (hashlib.sha256(name.encode() + data).digest() for name, data in parts)
+    return f"{sum(int.from_bytes(digest, 'big') for digest in digests) % MODULUS:064x}"
+
+
+def children() -> list[int]:
+    return [
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+        if b"write_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_a_file_is_written_with_its_digests(writer: FileWriter, tmp_path: Path) -> None:
+    data = os.urandom(9_000_001)
+    ranges = [WeightsRange("a|U8", 0, 5_000_000, ""), WeightsRange("b|U8", 5_000_000, 4_000_001, "")]
+    written = writer.write(filled(data), len(data), tmp_path / "file", ranges)
+    assert (tmp_path / "file").read_bytes() == data
+    assert (written.size, written.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert written.weights == weights_of(("a|U8", data[:5_000_000]), ("b|U8", data[5_000_000:]))
+    assert written.not_finite == ""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.float64, "F64"), (torch.float32, "F32"), (torch.float16, "F16"), (torch.bfloat16, "BF16"),
+     (torch.float8_e5m2, "F8_E5M2"), (torch.float8_e4m3fn, "F8_E4M3")],
+)  # fmt: skip
+def test_values_that_are_not_finite_are_found_in_every_type(
+    dtype: torch.dtype, name: str, writer: FileWriter, tmp_path: Path
+) -> None:
+    largest = torch.finfo(dtype).max
+    good = torch.tensor([0.0, -1.5, largest, -largest, torch.finfo(dtype).tiny]).to(dtype)
+    for bad in (None, float("nan"), float("inf"), -float("inf")):
+        values = good.clone()
+        if bad is not None:
+            values[3] = torch.tensor(bad).to(dtype)
+        if torch.isfinite(values.float()).all() and bad is not None:
+            continue  # a type without infinity
+        data = values.view(torch.uint8).numpy().tobytes()
+        range_ = WeightsRange(f"w|{name}", 0, len(data), name)
+        found = writer.write(filled(data), len(data), tmp_path / "file", [range_]).not_finite
+        assert found == ("" if bad is None else "w has 1 of 5 values that are nan or inf"), bad
+
+
+def test_only_what_must_be_finite_is_looked_at(writer: FileWriter, tmp_path: Path) -> None:
+    data = np.full(4, -np.inf, np.float32).tobytes()
+    assert writer.write(filled(data), len(data), tmp_path / "file", [WeightsRange("mask", 0, 16, "")]).not_finite == ""
+
+
+def test_a_disk_without_room_is_said_as_the_system_says_it(writer: FileWriter) -> None:
+    data = b"x" * 100_000
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.write(filled(data), len(data), Path("/dev/full"), [])
+
+
+def test_a_folder_that_is_gone_is_said(writer: FileWriter, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        writer.write(filled(b"x"), 1, tmp_path / "gone" / "file", [])
+
+
+def test_a_killed_process_is_started_again_and_writes_the_file(tmp_path: Path) -> None:
+    writer, data = FileWriter(), b"abc" * 1000
+    before = set(children())
+    writer.write(filled(data), len(data), tmp_path / "one", [])
+    (process,) = set(children()) - before
+    os.kill(process, signal.SIGKILL)
+    writer.write(filled(data), len(data), tmp_path / "two", [])
+    assert (tmp_path / "two").read_bytes() == data
+    (again,) = set(children()) - before
+    assert again != process
+    del writer
+    assert set(children()) == before, "no process is left"
+
+
+def test_memory_that_is_not_there_is_an_error_and_no_signal() -> None:
+    with pytest.raises(OSError, match=r"Cannot allocate|No space|too large"):
+        KeptBuffer(1 << 60)
+
+
+def test_the_layout_is_what_the_library_of_safetensors_reads(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    arrays = {"b": np.arange(3, dtype=np.int64), "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+              "c": np.array(1, np.bool_), "empty": np.zeros((0, 4), np.float16)}  # fmt: skip
+    kinds = {"b": "I64", "a": "F32", "c": "BOOL", "empty": "F16"}
+    file = laid_out(TensorEntry(name, kinds[name], array.shape) for name, array in arrays.items())
+    data = bytearray(file.size)
+    data[: len(file.header)] = file.header
+    for entry in file.entries:
+        data[entry.begin : entry.begin + entry.length] = arrays[entry.name].tobytes()
+    (tmp_path / "file").write_bytes(data)
+    found = safetensors.load_file(tmp_path / "file")
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in arrays.items()
+    }
+    assert len(file.header) % 64 == 0
+    assert json.loads(file.header[8:]).keys() == arrays.keys()
+    assert struct.unpack("<Q", file.header[:8])[0] == len(file.header) - 8

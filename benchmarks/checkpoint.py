@@ -74,7 +74,8 @@ def _run(command: list[str], folder: Path) -> None:
 
 def _slower(moments: list[float], windows: list[tuple[float, float]], stall: float) -> float:
     """The step right after a save holds its stall, which is counted apart."""
-    inside, outside = [], []
+    inside: list[float] = []
+    outside: list[float] = []
     for begin, end in itertools.pairwise(moments[WARM_STEPS:]):
         started = [saved for saved, _ in windows if begin <= saved < end]
         during = any(begin < done and end > saved for saved, done in windows)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import threading
+from pathlib import Path
+
+MEMORY = Path("/proc/meminfo")
 
 
 class KeptBuffer:
@@ -11,6 +16,9 @@ class KeptBuffer:
     that much memory."""
 
     def __init__(self, size: int) -> None:
+        if size > _available():
+            # The kernel would end some process instead.
+            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {size / 1e6:,.0f} MB")
         self.size = size
         self.fd = os.memfd_create("dtrain-snapshot", os.MFD_CLOEXEC)
         try:
@@ -20,9 +28,15 @@ class KeptBuffer:
         except OSError:
             os.close(self.fd)
             raise
-        self.busy = False
-        """Whether it holds a snapshot that is not written yet."""
+        self.free = threading.Event()
+        """Set while it holds no snapshot that is still to be written."""
 
     def close(self) -> None:
         """Give the memory back; the mapping goes with the last tensor that looks at it."""
         os.close(self.fd)
+
+
+def _available() -> int:
+    """Bytes that the machine can give without swapping."""
+    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

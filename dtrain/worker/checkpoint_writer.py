@@ -53,7 +53,11 @@ class CheckpointWriter:
         self._pending = [write for write in self._pending if not write.done()]
         wait(self._pending[: len(self._pending) + 1 - MOST_PENDING])
         self.check()
-        snapshot = self._backend.snapshot()
+        try:
+            snapshot = self._backend.snapshot()
+        except OSError as error:  # no memory for the copy
+            self._channel.report(SaveFailed(step, str(error)))
+            return
         stall_seconds = time.perf_counter() - began
         self._saved = step
         folder = self._store.staging(self._attempt, step)

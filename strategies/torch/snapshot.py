@@ -116,17 +116,23 @@ class Snapshots:
         return self._stream.record_event()
 
     def _free_buffer(self, file: TensorFile) -> _TensorBuffer:
-        """A buffer that no write needs, with the header of the file in it."""
+        """A buffer that no write needs, with the header of the file in it; raises `OSError` if there is no memory for one."""
         fitting = [buffer for buffer in self._buffers if buffer.file is file]
         for buffer in self._buffers:
-            if buffer not in fitting and not buffer.kept.busy:
+            if buffer not in fitting and buffer.kept.free.is_set():
                 buffer.close()
-        self._buffers = [buffer for buffer in self._buffers if buffer in fitting or buffer.kept.busy]
-        free = next((buffer for buffer in fitting if not buffer.kept.busy), None)
+        self._buffers = [buffer for buffer in self._buffers if buffer in fitting or not buffer.kept.free.is_set()]
+        free = next((buffer for buffer in fitting if buffer.kept.free.is_set()), None)
         if free is None:
-            free = _TensorBuffer(file, pinned=self._stream is not None)
-            self._buffers.append(free)
-        free.kept.busy = True
+            try:
+                free = _TensorBuffer(file, pinned=self._stream is not None)
+                self._buffers.append(free)
+            except OSError:
+                if not fitting:
+                    raise
+                free = fitting[0]  # memory for one: the training waits for the write
+                free.kept.free.wait()
+        free.kept.free.clear()
         return free
 
     def _planned(self, planner: Any) -> Plan:
@@ -191,7 +197,7 @@ class TorchSnapshot:
             path = folder / file_of(self._rank)
             written = self._writer.write(self._buffer.kept, self._plan.file.size, path, self._weights())
         finally:
-            self._buffer.kept.busy = False
+            self._buffer.kept.free.set()
         if written.not_finite:
             raise NonFiniteWeights(written.not_finite)
         files = {path.name: (written.size, written.sha256)}

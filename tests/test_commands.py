@@ -69,7 +69,7 @@ def test_ps_status_and_logs_of_a_finished_run(done: Live) -> None:
     state = json.loads(dtrain("status", "last", "--json", *runs).stdout)
     assert state["outcome"] == "done"
     assert 0 < state["report"]["training_share"] <= 1
-    assert "weights sha256" in dtrain("status", done.run.id[:8], *runs).stdout
+    assert "weights digest" in dtrain("status", done.run.id[:8], *runs).stdout
     assert dtrain("logs", "last", "--rank", "1", *runs).stdout.startswith("rank 1 | ")
     assert "it has ranks 0 to 1" in dtrain("logs", "last", "--rank", "7", *runs, check=2).stderr
     assert "0 twice, 0 skipped" in dtrain("audit", "last", *runs).stdout

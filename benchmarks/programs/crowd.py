@@ -2,7 +2,6 @@
 
 With a run folder, their workers keep ledgers and write a checkpoint."""
 
-import hashlib
 import json
 import os
 import select
@@ -11,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+from dtrain.common.files import digest
+
 nodes, ranks, fail_after = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 run = Path(sys.argv[4]) if len(sys.argv) > 4 else None
 CHECKPOINT_STEP = 3
-DIGEST = hashlib.sha256(b"part").hexdigest()
+DIGEST = digest(b"part").hexdigest()
 names = [f"node{number}" for number in range(nodes)]
 ranks_of, attempt, step = {}, 0, 0
 asked_at = started_at = failed_at = None

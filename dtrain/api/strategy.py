@@ -73,7 +73,7 @@ class SnapshotFiles:
     """The files that one process wrote into a checkpoint folder."""
 
     files: Files
-    """Names relative to the folder → sizes and sha256; they are on the disk."""
+    """Names relative to the folder → sizes and digests; they are on the disk."""
     weights: str
     """Digest of the model state in these files, 64 hex digits, which are summed over processes modulo 2^256; "" for none."""
 

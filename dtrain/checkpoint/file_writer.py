@@ -36,9 +36,9 @@ class WrittenFile:
     """What the process saw of a file while it wrote it."""
 
     size: int
-    sha256: str
+    digest: str
     weights: str
-    """Sum of the sha256 of each range (its name and bytes) modulo 2^256, in hex: it does not depend on which rank writes what."""
+    """Sum of the digests of each range (its name and bytes) modulo 2^256, in hex: it does not depend on which rank writes what."""
     not_finite: str
     """The first range with values that are not finite, and how many; '' if there is none."""
 
@@ -75,7 +75,7 @@ class FileWriter:
             answer = received[0]
             if "error" in answer:
                 raise OSError(answer["errno"], answer["error"])
-            return WrittenFile(size, answer["sha256"], answer["weights"], answer["not_finite"])
+            return WrittenFile(size, answer["digest"], answer["weights"], answer["not_finite"])
         raise OSError(None, "the process that writes checkpoints was killed twice")
 
     def _started(self) -> socket.socket:

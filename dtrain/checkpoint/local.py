@@ -110,7 +110,7 @@ class LocalCheckpointStore:
                 return ""
             if state[1] != size:
                 return f"has {state[1]} bytes instead of {size}"
-            return "" if hashed(path)[1] == digest else "is not what was written (sha256 differs)"
+            return "" if hashed(path)[1] == digest else "is not what was written (its digest differs)"
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 

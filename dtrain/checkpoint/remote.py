@@ -162,7 +162,7 @@ class RemoteCheckpointStore:
         path = f"{CHECKPOINTS}/{name}/{file}"
         try:
             good = path in known or self._remote.hashed(path) == entry
-            return "" if good else "is not what was written (sha256 differs)"
+            return "" if good else "is not what was written (its digest differs)"
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return "is gone"

@@ -5,14 +5,13 @@ Only the supervisor commits, and only parts of the attempt it runs now: a stale 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dtrain.common.files import is_safe_name
+from dtrain.common.files import digest, is_safe_name
 from dtrain.common.serde import JsonObject, to_dict
 
 MANIFEST = "manifest.json"
@@ -25,7 +24,7 @@ Micciancio 1997)."""
 
 
 Files = dict[str, tuple[int, str]]
-"""Name → size in bytes and sha256."""
+"""Name → size in bytes and digest (`files.digest`)."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], origin: C
     weights = f"{sum(int(part.weights or '0', 16) for part in parts) % DIGESTS:064x}"
     size = sum(size for size, _ in files.values())
     body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | to_dict(origin)
-    return Manifest(step, size, weights, files, json.dumps(body | {"sha256": _digest(body)}, indent=1))
+    return Manifest(step, size, weights, files, json.dumps(body | {"digest": _digest(body)}, indent=1))
 
 
 def parsed(text: bytes | str | None) -> Manifest | str:
@@ -135,8 +134,8 @@ def parsed(text: bytes | str | None) -> Manifest | str:
         unsafe = [name for name in files if not is_safe_name(name)]
         if unsafe:
             return f"its manifest names a file outside the checkpoint: {unsafe[0]!r}"
-        if body.pop("sha256") != _digest(body):
-            return "its manifest is not what was written (sha256 differs)"
+        if body.pop("digest") != _digest(body):
+            return "its manifest is not what was written (its digest differs)"
         return Manifest(int(body["step"]), int(body["bytes"]), str(body["weights"]), files, str(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
@@ -155,4 +154,4 @@ def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
 
 
 def _digest(manifest: JsonObject) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return str(digest(json.dumps(manifest, sort_keys=True).encode()).hexdigest())

@@ -28,7 +28,7 @@ def summary(state: RunState, run: RunDir) -> str:
     if state.evaluation:
         lines.append(_labelled("held-out", numbers(state.evaluation)))
     if state.saved_step is not None:
-        lines.append(_labelled("checkpoint", f"step {state.saved_step}, weights sha256 {state.weights[:16]}"))
+        lines.append(_labelled("checkpoint", f"step {state.saved_step}, weights digest {state.weights[:16]}"))
     for event in state.failures[-FAILURES_SHOWN:]:
         lines.append(_labelled("failure", f"{clock(event)} attempt {event.attempt}: {failure(event)}"))
     if len(state.failures) > FAILURES_SHOWN:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -97,15 +96,22 @@ class Appender:
 CHUNK = 1 << 20
 
 
+def digest(data: bytes = b"") -> Any:
+    """A BLAKE3 hash of 256 bits, as `hashlib` has others; several times as fast as its sha256."""
+    from blake3 import blake3
+
+    return blake3(data)
+
+
 def hashed(path: Path) -> tuple[int, str]:
-    """Size and sha256 of a file; the data is flushed to disk first, so that a rename that follows never precedes it."""
-    digest, size = hashlib.sha256(), 0
+    """Size and digest of a file; the data is flushed to disk first, so that a rename that follows never precedes it."""
+    result, size = digest(), 0
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         while chunk := file.read(CHUNK):
-            digest.update(chunk)
+            result.update(chunk)
             size += len(chunk)
-    return size, digest.hexdigest()
+    return size, str(result.hexdigest())
 
 
 def flush_file(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.common.errors import StorageError
+from dtrain.common.files import digest
 from dtrain.spec.job import Storage
 
 CHUNK = 1 << 22
@@ -142,14 +142,14 @@ class ObjectStore:
         return {path[above:]: info for path, info in found.items() if info["type"] == "file"}
 
     def hashed(self, name: str) -> tuple[int, str]:
-        """Size and sha256 of a file, read once through."""
-        digest = hashlib.sha256()
+        """Size and digest of a file, read once through."""
+        result = digest()
         with self._trouble("read", name):
             size = int(self._files.info(self._at(name), **self._patience())["size"])
             for begin in range(0, size, CHUNK):
                 end = min(size, begin + CHUNK)
-                digest.update(self._files.cat_file(self._at(name), start=begin, end=end, **self._patience(end - begin)))
-        return size, digest.hexdigest()
+                result.update(self._files.cat_file(self._at(name), start=begin, end=end, **self._patience(end - begin)))
+        return size, str(result.hexdigest())
 
     def delete(self, names: Iterable[str]) -> None:
         """Idempotent. Delete files."""

@@ -6,7 +6,6 @@ Importing this module imports no framework; every function that needs TensorFlow
 from __future__ import annotations
 
 import copy
-import hashlib
 import pickle
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from dtrain.api.strategy import NonFiniteWeights, SnapshotFiles
 from dtrain.common.errors import CheckpointError, UserError
+from dtrain.common.files import digest as hash_of
 from dtrain.common.files import hashed
 
 from .. import unpickling
@@ -115,15 +115,15 @@ class Registered:
 
 
 def digest(arrays: Arrays) -> str:
-    """Sha256 over names, types, shapes and bytes."""
+    """Over names, types, shapes and bytes."""
     import numpy as np
 
-    result = hashlib.sha256()
+    result = hash_of()
     for name in sorted(arrays):
         array = arrays[name]
         result.update(f"{name}|{array.dtype}|{array.shape}|".encode())
         result.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return result.hexdigest()
+    return str(result.hexdigest())
 
 
 def load(folder: Path, parts: dict[str, Sequence[Any]]) -> None:

@@ -200,7 +200,7 @@ class TorchSnapshot:
             self._buffer.kept.free.set()
         if written.not_finite:
             raise NonFiniteWeights(written.not_finite)
-        files = {path.name: (written.size, written.sha256)}
+        files = {path.name: (written.size, written.digest)}
         if self._rank == 0:
             files |= self._write_objects(folder)
         return SnapshotFiles(files, written.weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -13,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer
 from dtrain.checkpoint.tensor_file import TensorEntry, laid_out
+from dtrain.common.files import digest
 
 MODULUS = 1 << 256
 
@@ -33,8 +34,8 @@ def filled(data: bytes) -> KeptBuffer:
 
 
 def weights_of(*parts: tuple[str, bytes]) -> str:
-    digests = (hashlib.sha256(name.encode() + data).digest() for name, data in parts)
-    return f"{sum(int.from_bytes(digest, 'big') for digest in digests) % MODULUS:064x}"
+    digests = (digest(name.encode() + data).digest() for name, data in parts)
+    return f"{sum(int.from_bytes(one, 'big') for one in digests) % MODULUS:064x}"
 
 
 def children() -> list[int]:
@@ -51,7 +52,7 @@ def test_a_file_is_written_with_its_digests(writer: FileWriter, tmp_path: Path) 
     ranges = [WeightsRange("a|U8", 0, 5_000_000, ""), WeightsRange("b|U8", 5_000_000, 4_000_001, "")]
     written = writer.write(filled(data), len(data), tmp_path / "file", ranges)
     assert (tmp_path / "file").read_bytes() == data
-    assert (written.size, written.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (written.size, written.digest) == (len(data), digest(data).hexdigest())
     assert written.weights == weights_of(("a|U8", data[:5_000_000]), ("b|U8", data[5_000_000:]))
     assert written.not_finite == ""
 
@@ -114,7 +115,6 @@ def test_memory_that_is_not_there_is_an_error_and_no_signal() -> None:
 
 
 def test_the_layout_is_what_the_library_of_safetensors_reads(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.numpy")
     arrays: dict[str, Any] = {"b": np.arange(3, dtype=np.int64), "a": np.arange(6, dtype=np.float32).reshape(2, 3),
               "c": np.array(1, np.bool_), "empty": np.zeros((0, 4), np.float16)}  # fmt: skip
     kinds = {"b": "I64", "a": "F32", "c": "BOOL", "empty": "F16"}
@@ -124,7 +124,7 @@ def test_the_layout_is_what_the_library_of_safetensors_reads(tmp_path: Path) -> 
     for entry in file.entries:
         data[entry.begin : entry.begin + entry.length] = arrays[entry.name].tobytes()
     (tmp_path / "file").write_bytes(data)
-    found = safetensors.load_file(tmp_path / "file")
+    found = load_file(tmp_path / "file")
     assert {name: array.tolist() for name, array in found.items()} == {
         name: array.tolist() for name, array in arrays.items()
     }

@@ -15,15 +15,22 @@ WORTH_SAYING = 0.05
 
 
 def seconds(value: float) -> str:
-    """A duration in two units at most: `0.42 s`, `12 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
+    """A duration in two units at most: `3 ms`, `0.42 s`, `12 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
+    if value < 0.0995:
+        return f"{value * 1000:.2g} ms" if value >= 0.0005 else "0 s"
     if value < 9.95:
-        return f"{value:.2g} s" if value >= 0.01 else "0 s"
+        return f"{value:.2g} s"
     whole = round(value)
     for size, name, lower, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
             rest = whole % size // lower
             return f"{whole // size} {name}" + (f" {rest} {small}" if rest else "")
     return f"{whole} s"
+
+
+def saving(written: float, stall: float) -> str:
+    """What a checkpoint cost."""
+    return f"on disk after {seconds(written)}, training stood still for {seconds(stall)}"
 
 
 def size(count: float) -> str:
@@ -72,7 +79,7 @@ def _attempt(event: events.AttemptStarted, state: RunState) -> str:
 
 
 def _checkpoint(event: events.CheckpointSaved, state: RunState) -> str:
-    return f"step {event.step}  checkpoint saved ({size(event.bytes)}, {seconds(event.seconds)})"
+    return f"step {event.step}  checkpoint saved ({size(event.bytes)}, {saving(event.seconds, event.stall_seconds)})"
 
 
 def _checkpoint_failed(event: events.CheckpointFailed, state: RunState) -> str:

@@ -75,7 +75,7 @@ def status(state: RunState, run: RunDir) -> str:
     if state.pids and state.phase != "lost":
         lines.append(_labelled("workers", workers(state)))
     if state.saved_step is not None:
-        lines.append(_labelled("checkpoint", f"step {state.saved_step}"))
+        lines.append(_labelled("checkpoint", f"step {state.saved_step}", render.saving(*state.saving)))
     lines += [_labelled("failure", f"{clock(event)} {failure(event)}") for event in state.failures[-FAILURES_SHOWN:]]
     lines += [_labelled("warning", warning) for warning in state.warnings]
     lines.append(_labelled("folder", str(run.path), state.storage))

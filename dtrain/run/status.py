@@ -59,6 +59,8 @@ class RunState:
     saved_step: int | None = None
     weights: str = ""
     """Digest of the newest checkpoint's weights."""
+    saving: tuple[float, float] = 0.0, 0.0
+    """Seconds until the newest checkpoint was on disk, and that the training stood still for it."""
     failures: list[events.FailureOccurred] = field(default_factory=list)
     restarts: int = 0
     phase: str = "starting"
@@ -146,6 +148,7 @@ def _on_evaluation(state: RunState, event: events.Evaluation) -> None:
 
 def _on_checkpoint(state: RunState, event: events.CheckpointSaved) -> None:
     state.saved_step, state.weights = event.step, event.weights
+    state.saving = event.seconds, event.stall_seconds
 
 
 def _on_checkpoint_failed(state: RunState, event: events.CheckpointFailed) -> None:

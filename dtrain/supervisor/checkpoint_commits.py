@@ -39,7 +39,7 @@ class CheckpointCommits:
         self._keep = keep
         self._origin = origin
         self._changed = changed
-        self._shards: dict[int, dict[int, CheckpointShard]] = {}
+        self._shards: dict[int, dict[int, ShardWritten]] = {}
         self._failed: dict[int, str] = {}
         self.saved_step = saved_step
         """Step of the newest committed checkpoint."""
@@ -58,12 +58,12 @@ class CheckpointCommits:
         if step in self._failed:
             return
         shards = self._shards.setdefault(step, {})
-        shards[rank] = CheckpointShard(report.files, report.weights)
+        shards[rank] = report
         if len(shards) == self._ranks:
             ordered = [shards[rank] for rank in sorted(shards)]
             del self._shards[step]
             self.under_way += 1
-            self._lane.run(lambda: self._commit(step, ordered), lambda result: self._committed(report, result))
+            self._lane.run(lambda: self._commit(step, ordered), lambda result: self._committed(step, ordered, result))
 
     def fail(self, step: int, error: str) -> None:
         """A checkpoint cannot be finished: say so once, free its space, and train on."""
@@ -73,22 +73,24 @@ class CheckpointCommits:
             self._failed[step] = error
             self._log.add(CheckpointFailed(attempt=self._attempt, step=step, error=error))
 
-    def _commit(self, step: int, shards: list[CheckpointShard]) -> CheckpointInfo:
+    def _commit(self, step: int, reports: list[ShardWritten]) -> CheckpointInfo:
         self._lease.check()
+        shards = [CheckpointShard(report.files, report.weights) for report in reports]
         return self._store.commit(self._attempt, step, shards, self._origin)
 
-    def _committed(self, report: ShardWritten, result: CheckpointInfo | Exception) -> None:
+    def _committed(self, step: int, reports: list[ShardWritten], result: CheckpointInfo | Exception) -> None:
         self.under_way -= 1
         if isinstance(result, CheckpointError):
-            self.fail(report.step, result.message)
+            self.fail(step, result.message)
         elif isinstance(result, Exception):
             raise result
         else:
-            self.saved_step = max(self.saved_step, report.step)
+            self.saved_step = max(self.saved_step, step)
             self._log.add(
                 CheckpointSaved(
-                    attempt=self._attempt, step=report.step, folder=result.name, bytes=result.bytes, weights=result.weights,
-                    seconds=round(report.seconds, 4), stall_seconds=round(report.stall_seconds, 4),
+                    attempt=self._attempt, step=step, folder=result.name, bytes=result.bytes, weights=result.weights,
+                    seconds=round(max(report.seconds for report in reports), 4),
+                    stall_seconds=round(max(report.stall_seconds for report in reports), 4),
                 )
             )  # fmt: skip
             self._lane.run(lambda: self._store.prune(self._keep), _ignore)

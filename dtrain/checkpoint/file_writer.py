@@ -56,10 +56,10 @@ class FileWriter:
         with self._lock:
             self._started()
 
-    def write(self, buffer: KeptBuffer, size: int, path: Path, weights: Sequence[WeightsRange]) -> WrittenFile:
-        """Write the first bytes of a buffer to a new file and to the disk. Raises `OSError` as the process met it."""
+    def write(self, buffer: KeptBuffer, path: Path, weights: Sequence[WeightsRange]) -> WrittenFile:
+        """Write a buffer to a new file and to the disk. Raises `OSError` as the process met it."""
         ranges = [(one.name, one.begin, one.length, one.finite) for one in weights]
-        request = {"path": str(path), "size": size, "weights": ranges}
+        request = {"path": str(path), "size": buffer.file.size, "weights": ranges}
         for _ in range(TRIES):
             with self._lock:
                 channel = self._started()
@@ -75,7 +75,7 @@ class FileWriter:
             answer = received[0]
             if "error" in answer:
                 raise OSError(answer["errno"], answer["error"])
-            return WrittenFile(size, answer["digest"], answer["weights"], answer["not_finite"])
+            return WrittenFile(buffer.file.size, answer["digest"], answer["weights"], answer["not_finite"])
         raise OSError(None, "the process that writes checkpoints was killed twice")
 
     def _started(self) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Shared memory that a snapshot is copied into, kept from one snapshot to the next."""
+"""Shared memory that snapshots are copied into, kept from one to the next."""
 
 from __future__ import annotations
 
@@ -6,34 +6,71 @@ import errno
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
+
+from dtrain.checkpoint.tensor_file import TensorFile
 
 MEMORY = Path("/proc/meminfo")
+Buffer = TypeVar("Buffer", bound="KeptBuffer")
 
 
 class KeptBuffer:
-    """A memory file of a fixed size, mapped; whoever is given its descriptor can map it too. Raises `OSError` if there is not
-    that much memory."""
+    """A memory file of the size of a file of tensors, mapped, with that file's header in it; whoever is given its descriptor
+    can map it too. Raises `OSError` if there is not that much memory."""
 
-    def __init__(self, size: int) -> None:
-        if size > _available():
+    def __init__(self, file: TensorFile) -> None:
+        if file.size > _available():
             # The kernel would end some process instead.
-            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {size / 1e6:,.0f} MB")
-        self.size = size
+            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {file.size / 1e6:,.0f} MB")
+        self.file = file
         self.fd = os.memfd_create("dtrain-snapshot", os.MFD_CLOEXEC)
         try:
             # Takes the pages now: memory that is short is an error here, and no SIGBUS in the middle of a copy.
-            os.posix_fallocate(self.fd, 0, size)
-            self.memory = mmap.mmap(self.fd, size)
+            os.posix_fallocate(self.fd, 0, file.size)
+            self.memory = mmap.mmap(self.fd, file.size)
         except OSError:
             os.close(self.fd)
             raise
+        self.memory[: len(file.header)] = file.header
         self.free = threading.Event()
         """Set while it holds no snapshot that is still to be written."""
 
     def close(self) -> None:
         """Give the memory back; the mapping goes with the last tensor that looks at it."""
         os.close(self.fd)
+
+
+class KeptBuffers(Generic[Buffer]):
+    """The buffers of one training: one, and a second if a snapshot is taken while the one before is being written."""
+
+    def __init__(self, make: Callable[[TensorFile], Buffer]) -> None:
+        self._make = make
+        self._buffers: list[Buffer] = []
+
+    def taken(self, file: TensorFile) -> Buffer:
+        """A buffer for this file that no write needs; with memory for one only, it is waited for. Raises `OSError` if there
+        is no memory at all."""
+        for buffer in self._buffers:
+            if buffer.file != file and buffer.free.is_set():
+                buffer.close()
+        fitting = [buffer for buffer in self._buffers if buffer.file == file]
+        self._buffers = fitting + [
+            buffer for buffer in self._buffers if buffer.file != file and not buffer.free.is_set()
+        ]
+        found = next((buffer for buffer in fitting if buffer.free.is_set()), None)
+        if found is None:
+            try:
+                found = self._make(file)
+                self._buffers.append(found)
+            except OSError:
+                if not fitting:
+                    raise
+                found = fitting[0]
+                found.free.wait()
+        found.free.clear()
+        return found
 
 
 def _available() -> int:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 SUFFIX = ".safetensors"
 ALIGNMENT = 64
@@ -20,6 +21,13 @@ ITEM_BYTES: Mapping[str, int] = {
     "F8_E5M2": 1, "F8_E4M3": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 """Name of a type in the header → bytes of a value."""
+
+DTYPES: Mapping[str, str] = {
+    "float64": "F64", "int64": "I64", "uint64": "U64", "complex64": "C64", "float32": "F32", "int32": "I32",
+    "uint32": "U32", "float16": "F16", "bfloat16": "BF16", "int16": "I16", "uint16": "U16", "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""As torch and numpy call a type → as the header does."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +77,15 @@ def laid_out(tensors: Iterable[TensorEntry]) -> TensorFile:
         dataclasses.replace(tensor, begin=len(header) + begin) for tensor, begin in zip(ordered, ends, strict=False)
     ]
     return TensorFile(header, tuple(placed))
+
+
+def entries_of(path: Path) -> list[TensorEntry]:
+    """What is in a file of tensors; raises `ValueError` if it is none."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        described = json.loads(file.read(length))
+    return [
+        TensorEntry(name, one["dtype"], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
+        for name, one in described.items()
+        if name != "__metadata__"
+    ]

@@ -13,13 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
+from dtrain.api.strategy import FIRST_STEP, RankInfo, Snapshot, StepNumber, WorkerContext
 from dtrain.common.errors import DtrainError, UserError
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
 from .graph import refuse_own_randomness
-from .state import Registered, TensorFlowSnapshot, keyed, load
+from .state import NoSnapshot, Registered, Snapshots, keyed, load
 from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
@@ -88,6 +88,7 @@ class TensorFlowBackend:
         self._inspected: list[Any] = []
         self._measures: dict[Metrics | None, Any] = {}
         self._registered = Registered()
+        self._snapshots = Snapshots()
         self._total: Any = None
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
@@ -109,7 +110,7 @@ class TensorFlowBackend:
         self.model = model
         self._built = Built(task, model, optimizer, train.clip_norm, noise)
         rate = optimizer.learning_rate
-        self._rate = float(self._copied(rate)) if isinstance(rate, keras.Variable) else 1.0
+        self._rate = float(self._array(rate)) if isinstance(rate, keras.Variable) else 1.0
         self.seed(train.seed)
         return model, optimizer
 
@@ -233,25 +234,29 @@ class TensorFlowBackend:
         zeros = [np.zeros_like(numbers)] * (self._replicas - 1)
         return self._total(tensors([numbers, *zeros])).numpy()
 
-    def snapshot(self) -> TensorFlowSnapshot:
+    def snapshot(self) -> Snapshot:
         """See `TrainingBackend.snapshot`. Rank 0 has all of it."""
         if self._rank_info.rank:
-            return TensorFlowSnapshot(None)
+            return NoSnapshot()
         trained = {variable.name for variable in self._built.model.trainable_variables}
-        return TensorFlowSnapshot(self.arrays(), self._registered.states(), trained)
+        return self._snapshots.take(self._arrays(), self._registered.states(), trained)
 
     def arrays(self) -> dict[str, dict[str, Any]]:
         """Copies of model and optimizer state: part → name → numpy array."""
+        return {part: {name: array.copy() for name, array in arrays.items()} for part, arrays in self._arrays().items()}
+
+    def _arrays(self) -> dict[str, dict[str, Any]]:
+        """As `arrays`, but later steps may change them."""
         return {
-            part: {name: self._copied(variable) for name, variable in keyed(variables).items()}
+            part: {name: self._array(variable) for name, variable in keyed(variables).items()}
             for part, variables in self._parts().items()
         }
 
-    def _copied(self, variable: Any) -> Any:
+    def _array(self, variable: Any) -> Any:
         import numpy as np
 
         # The first replica's own copy: reading across the replicas could be a collective, and only one rank is here.
-        return np.array(self.strategy.experimental_local_results(variable.value)[0].numpy())
+        return np.asarray(self.strategy.experimental_local_results(variable.value)[0])
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""

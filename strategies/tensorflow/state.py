@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints: plain arrays in a `tf.train.Checkpoint`, whatever strategy and number of replicas made them.
+"""TensorFlow checkpoints: plain arrays in a safetensors file, whatever strategy and number of replicas made them.
 
 Importing this module imports no framework; every function that needs TensorFlow imports it.
 """
@@ -6,22 +6,24 @@ Importing this module imports no framework; every function that needs TensorFlow
 from __future__ import annotations
 
 import copy
+import mmap
 import pickle
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from dtrain.api.strategy import NonFiniteWeights, SnapshotFiles
+from dtrain.api.strategy import NonFiniteWeights, Snapshot, SnapshotFiles
+from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
+from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
+from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
 from dtrain.common.errors import CheckpointError, UserError
-from dtrain.common.files import digest as hash_of
 from dtrain.common.files import hashed
 
 from .. import unpickling
 
-PREFIX = "state"
+STATE = f"state{SUFFIX}"
 REGISTERED = "registered.pickle"
-SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+NAMES = {short: name for name, short in DTYPES.items()}
 Arrays = dict[str, Any]
 """Name → numpy array."""
 
@@ -31,44 +33,66 @@ def keyed(variables: Sequence[Any]) -> dict[str, Any]:
     return {f"{number:05d}.{variable.name}": variable for number, variable in enumerate(variables)}
 
 
-class TensorFlowSnapshot:
-    """A copy of the state, written by one process; `parts` is None in the others."""
+class Snapshots:
+    """Takes snapshots of one training, in one process for all."""
 
-    def __init__(
-        self,
-        parts: dict[str, Arrays] | None,
-        registered: Mapping[str, Any] = MappingProxyType({}),
-        trained: Container[str] = (),
-    ) -> None:
-        self._parts = parts
-        self._registered = registered
-        self._trained = trained
+    def __init__(self) -> None:
+        self._writer = FileWriter()
+        self._buffers = KeptBuffers(KeptBuffer)
+
+    def take(self, parts: Mapping[str, Arrays], registered: Mapping[str, Any], trained: Container[str]) -> Snapshot:
+        """Copy the arrays of these parts; those of the model whose names are in `trained` must be finite."""
+        self._writer.start()
+        arrays = {f"{part}/{name}": array for part, members in parts.items() for name, array in members.items()}
+        file = laid_out(TensorEntry(name, DTYPES[array.dtype.name], array.shape) for name, array in arrays.items())
+        buffer = self._buffers.taken(file)
+        for entry in file.entries:
+            array = arrays[entry.name]
+            _array(buffer.memory, entry, array.dtype)[...] = array
+        weights = [
+            WeightsRange(
+                f"{name}|{entry.dtype}|{entry.shape}", entry.begin, entry.length,
+                entry.dtype if name.partition(".")[2] in trained else "",
+            )
+            for entry in file.entries
+            for part, _, name in [entry.name.partition("/")]
+            if part == "model"
+        ]  # fmt: skip
+        return TensorFlowSnapshot(buffer, weights, pickle.dumps(registered) if registered else b"", self._writer)
+
+
+class NoSnapshot:
+    """Of a process that writes nothing: another one has all of the state."""
 
     def write(self, folder: Path) -> SnapshotFiles:
         """See `Snapshot.write`."""
-        import tensorflow as tf
+        return SnapshotFiles({}, "")
 
-        if self._parts is None:
-            return SnapshotFiles({}, "")
-        self._check_finite(self._parts["model"])
-        with tf.device("CPU:0"):
-            shadows = {
-                part: {name: tf.Variable(array, trainable=False) for name, array in arrays.items()}
-                for part, arrays in self._parts.items()
-            }
-            tf.train.Checkpoint(**shadows).write(str(folder / PREFIX))
-        names = sorted(path.name for path in folder.glob(f"{PREFIX}.*"))
+
+class TensorFlowSnapshot:
+    """A copy of the state in shared memory."""
+
+    def __init__(
+        self, buffer: KeptBuffer, weights: Sequence[WeightsRange], registered: bytes, writer: FileWriter
+    ) -> None:
+        self._buffer = buffer
+        self._weights = weights
+        self._registered = registered
+        self._writer = writer
+
+    def write(self, folder: Path) -> SnapshotFiles:
+        """See `Snapshot.write`."""
+        try:
+            written = self._writer.write(self._buffer, folder / STATE, self._weights)
+        finally:
+            self._buffer.free.set()
+        if written.not_finite:
+            raise NonFiniteWeights(written.not_finite)
+        files = {STATE: (written.size, written.digest)}
         if self._registered:
-            (folder / REGISTERED).write_bytes(pickle.dumps(self._registered))
-            names.append(REGISTERED)
-        return SnapshotFiles({name: hashed(folder / name) for name in names}, digest(self._parts["model"]))
-
-    def _check_finite(self, model: Arrays) -> None:
-        import numpy as np
-
-        for name, array in model.items():
-            if name.partition(".")[2] in self._trained and not np.isfinite(np.asarray(array, np.float32)).all():
-                raise NonFiniteWeights(f"{name} has values that are nan or inf")
+            (folder / REGISTERED).write_bytes(self._registered)
+            files[REGISTERED] = hashed(folder / REGISTERED)
+        return SnapshotFiles(files, written.weights)
 
 
 class Registered:
@@ -114,34 +138,28 @@ class Registered:
         thing.load_state_dict(self._stored[name])
 
 
-def digest(arrays: Arrays) -> str:
-    """Over names, types, shapes and bytes."""
-    import numpy as np
-
-    result = hash_of()
-    for name in sorted(arrays):
-        array = arrays[name]
-        result.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-        result.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return str(result.hexdigest())
-
-
 def load(folder: Path, parts: dict[str, Sequence[Any]]) -> None:
     """Assign what a snapshot wrote to these variables; raises `CheckpointError` if it is not theirs."""
-    import tensorflow as tf
-
-    reader = tf.train.load_checkpoint(str(folder / PREFIX))
+    entries = entries_of(folder / STATE)
+    with open(folder / STATE, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     for part, variables in parts.items():
-        stored = sorted(
-            key for key in reader.get_variable_to_shape_map() if key.startswith(f"{part}/") and key.endswith(SUFFIX)
-        )
+        stored = sorted((entry for entry in entries if entry.name.startswith(f"{part}/")), key=lambda entry: entry.name)
         if len(stored) != len(variables):
             raise CheckpointError(
                 f"the checkpoint {folder.name} has {len(stored)} variables of the {part}, and the {part} has {len(variables)}",
                 "Resume with the model and the optimizer that it was made with.",
             )
-        for key, variable in zip(stored, variables, strict=True):
-            _assign(reader.get_tensor(key), key.removesuffix(SUFFIX), variable, folder)
+        for entry, variable in zip(stored, variables, strict=True):
+            _assign(_array(memory, entry, NAMES[entry.dtype]), entry.name, variable, folder)
+
+
+def _array(memory: mmap.mmap, entry: TensorEntry, dtype: Any) -> Any:
+    """An entry's array in the memory."""
+    import numpy as np
+
+    kind = np.dtype(dtype)
+    return np.frombuffer(memory, kind, entry.length // kind.itemsize, entry.begin).reshape(entry.shape)
 
 
 def _assign(array: Any, key: str, variable: Any, folder: Path) -> None:

@@ -10,25 +10,21 @@ import dataclasses
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dtrain.api.strategy import NonFiniteWeights, RankInfo, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
-from dtrain.checkpoint.kept_buffer import KeptBuffer
-from dtrain.checkpoint.tensor_file import SUFFIX, TensorEntry, TensorFile, laid_out
+from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
+from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, TensorFile, laid_out
 from dtrain.common.files import hashed
 
 OBJECTS = "__0_0.objects"
 """Rank 0's file of the values that are no tensors, each as `torch.save` writes it."""
 METADATA = ".metadata"
-DTYPES = {
-    "float64": "F64", "int64": "I64", "uint64": "U64", "complex64": "C64", "float32": "F32", "int32": "I32",
-    "uint32": "U32", "float16": "F16", "bfloat16": "BF16", "int16": "I16", "uint16": "U16", "float8_e5m2": "F8_E5M2",
-    "float8_e4m3fn": "F8_E4M3", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-}  # fmt: skip
-"""torch's name of a type → safetensors'; the others are written as bytes."""
 BYTES_TYPE = "U8"
+"""For types that a file of tensors does not know."""
 WEIGHTS = ("model.", "models.")
 STEPPED = ("optimizer.", "optimizers.")
 """What only `optimizer.step` changes, beside the parameters."""
@@ -54,8 +50,8 @@ class Plan:
 
 
 class Snapshots:
-    """Takes snapshots of one training. Their buffers are kept: one, and a second if a snapshot is taken while the one before is
-    being written. On a GPU what only `optimizer.step` changes is copied on a side stream, which `wait` waits for."""
+    """Takes snapshots of one training. On a GPU what only `optimizer.step` changes is copied on a side stream, which `wait`
+    waits for."""
 
     def __init__(self, rank_info: RankInfo, group: Any, device: Any) -> None:
         import torch
@@ -64,8 +60,8 @@ class Snapshots:
         self._group = group
         self._writer = FileWriter()
         self._plan: Plan | None = None
-        self._buffers: list[_TensorBuffer] = []
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._buffers = KeptBuffers(partial(TensorBuffer, pinned=self._stream is not None))
         self._copied: Any = None
 
     def take(self, state: dict[str, Any], parameters: set[str]) -> TorchSnapshot:
@@ -77,7 +73,7 @@ class Snapshots:
         planner = DefaultSavePlanner()
         planner.set_up_planner(state, is_coordinator=self._rank_info.rank == 0)
         plan = self._planned(planner)
-        buffer = self._free_buffer(plan.file)
+        buffer = self._buffers.taken(plan.file)
         overlapped: list[tuple[Any, Any]] = []
         with torch.no_grad():
             for entry, room in zip(plan.file.entries, buffer.rooms, strict=True):
@@ -114,26 +110,6 @@ class Snapshots:
                 tensor.record_stream(self._stream)
                 room.copy_(tensor, non_blocking=True)
         return self._stream.record_event()
-
-    def _free_buffer(self, file: TensorFile) -> _TensorBuffer:
-        """A buffer that no write needs, with the header of the file in it; raises `OSError` if there is no memory for one."""
-        fitting = [buffer for buffer in self._buffers if buffer.file is file]
-        for buffer in self._buffers:
-            if buffer not in fitting and buffer.kept.free.is_set():
-                buffer.close()
-        self._buffers = [buffer for buffer in self._buffers if buffer in fitting or not buffer.kept.free.is_set()]
-        free = next((buffer for buffer in fitting if buffer.kept.free.is_set()), None)
-        if free is None:
-            try:
-                free = _TensorBuffer(file, pinned=self._stream is not None)
-                self._buffers.append(free)
-            except OSError:
-                if not fitting:
-                    raise
-                free = fitting[0]  # memory for one: the training waits for the write
-                free.kept.free.wait()
-        free.kept.free.clear()
-        return free
 
     def _planned(self, planner: Any) -> Plan:
         """Collective. The plan of before if the state has the same layout on every rank, otherwise a new one."""
@@ -175,7 +151,7 @@ class TorchSnapshot:
         self,
         rank: int,
         plan: Plan,
-        buffer: _TensorBuffer,
+        buffer: TensorBuffer,
         objects: list[tuple[Any, bytes]],
         parameters: set[str],
         writer: FileWriter,
@@ -195,9 +171,9 @@ class TorchSnapshot:
             if self._copied is not None:
                 self._copied.synchronize()
             path = folder / file_of(self._rank)
-            written = self._writer.write(self._buffer.kept, self._plan.file.size, path, self._weights())
+            written = self._writer.write(self._buffer, path, self._weights())
         finally:
-            self._buffer.kept.free.set()
+            self._buffer.free.set()
         if written.not_finite:
             raise NonFiniteWeights(written.not_finite)
         files = {path.name: (written.size, written.digest)}
@@ -230,16 +206,14 @@ class TorchSnapshot:
         return {name: hashed(folder / name) for name in (OBJECTS, METADATA)}
 
 
-class _TensorBuffer:
-    """Kept memory with a tensor of torch's for every entry of a file."""
+class TensorBuffer(KeptBuffer):
+    """Kept memory with a tensor of torch's for every entry of its file."""
 
     def __init__(self, file: TensorFile, *, pinned: bool) -> None:
         import torch
 
-        self.file = file
-        self.kept = KeptBuffer(file.size)
-        self.kept.memory[: len(file.header)] = file.header
-        self._bytes = torch.frombuffer(self.kept.memory, dtype=torch.uint8)
+        super().__init__(file)
+        self._bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
         self._pinned = pinned
         if pinned:
             # Copies from the device are asynchronous only to memory that cannot be moved.
@@ -253,12 +227,12 @@ class _TensorBuffer:
         """In the order of the entries."""
 
     def close(self) -> None:
-        """Give the memory back."""
+        """See `KeptBuffer.close`."""
         if self._pinned:
             import torch
 
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr()))
-        self.kept.close()
+        super().close()
 
 
 def _signature(name: str, value: Any) -> tuple[Any, ...]:

@@ -300,12 +300,11 @@ def test_a_registered_object_is_found_by_its_name(tmp_path: Path) -> None:
         again.register("other", Counter())
 
 
-def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_found_when_they_are_written(tmp_path: Path) -> None:
     made = session(1)
     made.model.trainable_variables[0].assign(np.full(made.model.trainable_variables[0].shape, np.nan))
-    with pytest.raises(NonFiniteWeights, match="kernel has values that are nan or inf"):
+    with pytest.raises(NonFiniteWeights, match="kernel has 96 of 96 values that are nan or inf"):
         digest(made, tmp_path / "saved")
-    assert not list((tmp_path / "saved").iterdir())
 
 
 def test_the_whole_model_is_a_plain_one_with_the_trained_weights() -> None:

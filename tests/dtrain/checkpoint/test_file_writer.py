@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer
-from dtrain.checkpoint.tensor_file import TensorEntry, laid_out
+from dtrain.checkpoint.tensor_file import TensorEntry, TensorFile, entries_of, laid_out
 from dtrain.common.files import digest
 
 MODULUS = 1 << 256
@@ -28,7 +28,7 @@ def writer() -> FileWriter:
 
 
 def filled(data: bytes) -> KeptBuffer:
-    buffer = KeptBuffer(len(data))
+    buffer = KeptBuffer(TensorFile(b"", (TensorEntry("x", "U8", (len(data),)),)))
     buffer.memory[:] = data
     return buffer
 
@@ -50,7 +50,7 @@ def children() -> list[int]:
 def test_a_file_is_written_with_its_digests(writer: FileWriter, tmp_path: Path) -> None:
     data = os.urandom(9_000_001)
     ranges = [WeightsRange("a|U8", 0, 5_000_000, ""), WeightsRange("b|U8", 5_000_000, 4_000_001, "")]
-    written = writer.write(filled(data), len(data), tmp_path / "file", ranges)
+    written = writer.write(filled(data), tmp_path / "file", ranges)
     assert (tmp_path / "file").read_bytes() == data
     assert (written.size, written.digest) == (len(data), digest(data).hexdigest())
     assert written.weights == weights_of(("a|U8", data[:5_000_000]), ("b|U8", data[5_000_000:]))
@@ -75,33 +75,33 @@ def test_values_that_are_not_finite_are_found_in_every_type(
             continue  # a type without infinity
         data = values.view(torch.uint8).numpy().tobytes()
         range_ = WeightsRange(f"w|{name}", 0, len(data), name)
-        found = writer.write(filled(data), len(data), tmp_path / "file", [range_]).not_finite
+        found = writer.write(filled(data), tmp_path / "file", [range_]).not_finite
         assert found == ("" if bad is None else "w has 1 of 5 values that are nan or inf"), bad
 
 
 def test_only_what_must_be_finite_is_looked_at(writer: FileWriter, tmp_path: Path) -> None:
     data = np.full(4, -np.inf, np.float32).tobytes()
-    assert writer.write(filled(data), len(data), tmp_path / "file", [WeightsRange("mask", 0, 16, "")]).not_finite == ""
+    assert writer.write(filled(data), tmp_path / "file", [WeightsRange("mask", 0, 16, "")]).not_finite == ""
 
 
 def test_a_disk_without_room_is_said_as_the_system_says_it(writer: FileWriter) -> None:
     data = b"x" * 100_000
     with pytest.raises(OSError, match="No space left on device"):
-        writer.write(filled(data), len(data), Path("/dev/full"), [])
+        writer.write(filled(data), Path("/dev/full"), [])
 
 
 def test_a_folder_that_is_gone_is_said(writer: FileWriter, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        writer.write(filled(b"x"), 1, tmp_path / "gone" / "file", [])
+        writer.write(filled(b"x"), tmp_path / "gone" / "file", [])
 
 
 def test_a_killed_process_is_started_again_and_writes_the_file(tmp_path: Path) -> None:
     writer, data = FileWriter(), b"abc" * 1000
     before = set(children())
-    writer.write(filled(data), len(data), tmp_path / "one", [])
+    writer.write(filled(data), tmp_path / "one", [])
     (process,) = set(children()) - before
     os.kill(process, signal.SIGKILL)
-    writer.write(filled(data), len(data), tmp_path / "two", [])
+    writer.write(filled(data), tmp_path / "two", [])
     assert (tmp_path / "two").read_bytes() == data
     (again,) = set(children()) - before
     assert again != process
@@ -111,7 +111,7 @@ def test_a_killed_process_is_started_again_and_writes_the_file(tmp_path: Path) -
 
 def test_memory_that_is_not_there_is_an_error_and_no_signal() -> None:
     with pytest.raises(OSError, match=r"Cannot allocate memory for a copy of 1,152,921,504,607 MB"):
-        KeptBuffer(1 << 60)
+        KeptBuffer(TensorFile(b"", (TensorEntry("x", "U8", (1 << 60,)),)))
 
 
 def test_the_layout_is_what_the_library_of_safetensors_reads(tmp_path: Path) -> None:
@@ -128,6 +128,9 @@ def test_the_layout_is_what_the_library_of_safetensors_reads(tmp_path: Path) -> 
     assert {name: array.tolist() for name, array in found.items()} == {
         name: array.tolist() for name, array in arrays.items()
     }
+    assert sorted(entries_of(tmp_path / "file"), key=lambda entry: entry.name) == sorted(
+        file.entries, key=lambda entry: entry.name
+    )
     assert len(file.header) % 64 == 0
     assert json.loads(file.header[8:]).keys() == arrays.keys()
     assert struct.unpack("<Q", file.header[:8])[0] == len(file.header) - 8

@@ -90,7 +90,7 @@ def test_a_part_that_did_not_arrive_is_not_committed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [in_a_folder, on_remote_storage])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(name=st.sampled_from(["rank0", "rank1", MANIFEST]), position=st.integers(0, 499), flip=st.integers(1, 255))
 def test_any_damaged_byte_is_found_and_the_one_before_is_used(
     name: str, position: int, flip: int, kind: Make, tmp_path_factory: pytest.TempPathFactory

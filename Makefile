@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py recipes/*)
 
-.PHONY: demo test check campaign bench clean
+.PHONY: demo test test-gpu check campaign bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
@@ -14,6 +14,10 @@ test: $(VENV)/.test check
 	$(VENV)/bin/python -P -m pytest tests || { \
 	  echo "--- the tests that failed, once more: they must pass now ---"; \
 	  $(VENV)/bin/python -P -m pytest tests --last-failed --last-failed-no-failures=none; }
+
+# On a machine with GPUs, where what is installed is enough: `python -m pytest tests -m gpu`.
+test-gpu: $(VENV)/.test
+	$(VENV)/bin/python -P -m pytest tests -m gpu
 
 # Random kills against real runs, compared with undisturbed ones; ROUNDS for each strategy.
 ROUNDS ?= 20
@@ -32,6 +36,9 @@ bench: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/launch.py
 	$(VENV)/bin/python benchmarks/recovery.py
 	$(VENV)/bin/python benchmarks/strategies.py
+	$(VENV)/bin/python benchmarks/pipeline.py
+	$(VENV)/bin/python benchmarks/checkpoint.py
+	$(VENV)/bin/python benchmarks/compile.py
 	$(VENV)/bin/python benchmarks/scale.py
 	$(VENV)/bin/python benchmarks/clusters.py
 

@@ -36,12 +36,12 @@ class Measured:
     """Median step while a checkpoint is written by the median of the others."""
 
 
-def ours(folder: Path, megabytes: int, workers: int) -> tuple[Measured, RunDir]:
+def ours(folder: Path, megabytes: int, workers: int, device: str) -> tuple[Measured, RunDir]:
     """A default recipe."""
     recipe = folder / "large.yaml"
     recipe.write_text(
         f"task: {PROGRAMS}/large_state.py:Large\nparams: {{megabytes: {megabytes}}}\nstrategy: ddp\n"
-        f"resources: {{workers: {workers}}}\ntrain: {{steps: {STEPS}, global_batch: {8 * workers}}}\n"
+        f"resources: {{workers: {workers}, device: {device}}}\ntrain: {{steps: {STEPS}, global_batch: {8 * workers}}}\n"
         f"checkpoint: {{every_steps: {EVERY}, keep: 1}}\n"
     )
     _run([str(BIN / "dtrain"), "run", str(recipe), "--runs", str(folder / "runs")], folder)
@@ -55,12 +55,12 @@ def ours(folder: Path, megabytes: int, workers: int) -> tuple[Measured, RunDir]:
     return Measured(stall, written, _slower(moments, windows, stall)), run
 
 
-def theirs(folder: Path, kind: str, megabytes: int, workers: int) -> Measured:
+def theirs(folder: Path, kind: str, megabytes: int, workers: int, device: str) -> Measured:
     """The loop by hand."""
     out = folder / kind
     out.mkdir()
     os.environ["OMP_NUM_THREADS"] = "1"
-    arguments = [str(out), kind, str(megabytes), str(STEPS), str(EVERY)]
+    arguments = [str(out), kind, str(megabytes), str(STEPS), str(EVERY), "cuda" if device == "gpu" else "cpu"]
     _run(torchrun("large_state.py", workers, arguments=arguments), folder)
     saves = [tuple(map(float, line.split())) for line in (out / "saves-0").read_text().splitlines()]
     stall = statistics.median(end - begin for begin, end in saves[1:])
@@ -111,15 +111,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, nargs="*", default=[300, 1000])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     options = parser.parse_args()
     stalls, others = [], []
     for megabytes, workers in itertools.product(options.megabytes, options.workers):
         what = f"{megabytes} MB, {workers} worker{'s' * (workers > 1)}"
         with scratch() as name:
             folder = Path(name)
-            mine, run = ours(folder, megabytes, workers)
-            plain = theirs(folder, "torch_save", megabytes, workers)
-            beside = theirs(folder, "async_save", megabytes, workers)
+            mine, run = ours(folder, megabytes, workers, options.device)
+            plain = theirs(folder, "torch_save", megabytes, workers, options.device)
+            beside = theirs(folder, "async_save", megabytes, workers, options.device)
             size = sum(path.stat().st_size for path in run.checkpoints.glob("step-*/*"))
             disk = statistics.median(plain_write(folder, size) for _ in range(3))
             load, reading = loaded(run, megabytes)

@@ -2,6 +2,7 @@
 saves with `torch.save` or DCP's `async_save`, and as a process that loads a checkpoint of dtrain's.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ class Large:
         return model(batch).square().mean()
 
 
-def by_hand(out, kind, megabytes, steps, every):
+def by_hand(out, kind, megabytes, steps, every, device):
     """What a person would write for torchrun: the times of steps, and of each save its begin, end on the training thread, and
     the moment at which it was written."""
     import torch.distributed as dist
@@ -42,15 +43,18 @@ def by_hand(out, kind, megabytes, steps, every):
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
     from torch.nn.parallel import DistributedDataParallel
 
-    dist.init_process_group("gloo")
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     rank, task = dist.get_rank(), Large(megabytes)
-    model = DistributedDataParallel(task.model(), gradient_as_bucket_view=True)
+    model = DistributedDataParallel(task.model().to(device), gradient_as_bucket_view=True)
     optimizer = task.optimizer(model)
-    batch = torch.as_tensor(task.data("train"))[rank * 8 : rank * 8 + 8]
-    in_place = StagingOptions(
-        use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
-    )  # all that a CPU can do
-    stager = DefaultStager(in_place)
+    batch = torch.as_tensor(task.data("train"))[rank * 8 : rank * 8 + 8].to(device)
+    on_gpu = device == "cuda"  # without one, a copy in place is all that there is
+    options = StagingOptions(
+        use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=on_gpu, use_non_blocking_copy=on_gpu
+    )
+    stager = DefaultStager(options)
     group, pending = dist.new_group(backend="gloo"), None
     saved = Path(out) / "saved.pt"
     first = 0
@@ -68,6 +72,8 @@ def by_hand(out, kind, megabytes, steps, every):
             print(step, time.time(), file=times, flush=True)
             if (step + 1) % every:
                 continue
+            if on_gpu:
+                torch.cuda.synchronize()  # the steps before are not the save's
             began = time.time()
             state = {"model": model.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             if kind == "async_save":
@@ -118,4 +124,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "load":
         load(sys.argv[2], float(sys.argv[3]))
     else:
-        by_hand(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+        by_hand(sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])

@@ -1,5 +1,6 @@
 """A model of about a million parameters: as a task for dtrain's loop, and as the same loop written by hand."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -35,9 +36,12 @@ if __name__ == "__main__":
     from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
     steps, batch, out, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    device = torch.device(sys.argv[5], int(os.environ["LOCAL_RANK"])) if sys.argv[5] == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     task = Million()
     torch.manual_seed(0)
-    model = task.model()
+    model = task.model().to(device)
     if kind == "horovod":
         import horovod.torch as hvd
 
@@ -46,7 +50,7 @@ if __name__ == "__main__":
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
         optimizer = hvd.DistributedOptimizer(task.optimizer(model), named_parameters=model.named_parameters())
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
         rank, world = dist.get_rank(), dist.get_world_size()
         if kind == "fsdp":
             from torch.distributed.fsdp import fully_shard
@@ -66,8 +70,10 @@ if __name__ == "__main__":
     while len(times) < steps:
         sampler.set_epoch(epoch)
         epoch += 1
-        for inputs, targets in DataLoader(data, batch // world, sampler=sampler, drop_last=True):
-            loss = task.loss(model, (inputs, targets))
+        loader = DataLoader(data, batch // world, sampler=sampler, drop_last=True, pin_memory=device.type == "cuda")
+        for inputs, targets in loader:
+            batch_here = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            loss = task.loss(model, batch_here)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -29,6 +29,8 @@ from dtrain.common.processes import STACKS_SIGNAL, die_with_parent, kill_group, 
 
 MESSAGE_BYTES = 1 << 16
 MOST_DESCRIPTORS = 2
+GPU_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
+"""What CUDA and ROCm open when they are initialised; a process that is forked afterwards cannot use them."""
 _exit_code: tuple[int, int] | None = None
 """A worker's process id and what it ends with: an exit code, or minus a signal."""
 
@@ -85,7 +87,24 @@ def _import(modules: list[str], channel: socket.socket) -> bool:
                 traceback=users_traceback(error, None),
             )
             return False
+        if device := _opened(GPU_DEVICES):
+            why = (
+                f"it starts using the GPU ({device}), and processes that are forked afterwards cannot: leave it out of "
+                "preload, or have it wait until it is called"
+            )
+            _say(channel, kind="broken", module=name, error=why, traceback="")
+            return False
     return True
+
+
+def _opened(devices: tuple[str, ...]) -> str:
+    """The first of these devices that this process has open; '' if it has none."""
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the folder's own
+            target = str(link.readlink())
+            if target in devices:
+                return target
+    return ""
 
 
 def _say(channel: socket.socket, **message: Any) -> None:

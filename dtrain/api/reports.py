@@ -98,6 +98,14 @@ class StopProposal:
 
 
 @dataclass(frozen=True)
+class EndedEarly:
+    """All ranks ended the run after so many steps, with its state saved, as the recipe has it (`train.stop_when`)."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class LeftAtStep:
     """This rank saved at the agreed step and leaves."""
 
@@ -147,6 +155,7 @@ Report = (
     | ShardWritten
     | SaveFailed
     | StopProposal
+    | EndedEarly
     | LeftAtStep
     | LoopPhase
     | LoopLeft
@@ -163,6 +172,7 @@ NAMES: dict[str, type[Any]] = {
     "part": ShardWritten,
     "save_failed": SaveFailed,
     "gate": StopProposal,
+    "ended_early": EndedEarly,
     "left": LeftAtStep,
     "phase": LoopPhase,
     "loop_left": LoopLeft,

@@ -16,6 +16,7 @@ from dtrain.checkpoint.store import (
     CheckpointShard,
     Files,
     Quarantined,
+    Stays,
     manifest_of,
     parsed,
     verify,
@@ -73,7 +74,7 @@ class LocalCheckpointStore:
 
     def steps(self) -> list[int]:
         """See `CheckpointStore.steps`."""
-        return [int(path.name.partition("-")[2]) for path in self._committed()]
+        return [_step(path) for path in self._committed()]
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
         """See `CheckpointStore.latest_valid`."""
@@ -87,9 +88,12 @@ class LocalCheckpointStore:
             yield manifest.committed(path.name)
             return
 
-    def prune(self, keep: int) -> None:
+    def prune(self, stays: Stays) -> None:
         """See `CheckpointStore.prune`."""
-        for path in self._committed()[keep:]:
+        kept = stays(self.steps())
+        for path in self._committed():
+            if _step(path) in kept:
+                continue
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
             self._known = {file: state for file, state in self._known.items() if file.parent != path}
@@ -127,6 +131,10 @@ class LocalCheckpointStore:
             aside = self.folder / f"damaged-{path.name}.{number}"
         os.rename(path, aside)
         return aside
+
+
+def _step(path: Path) -> int:
+    return int(path.name.partition("-")[2])
 
 
 def _text(path: Path) -> bytes | str | None:

@@ -21,6 +21,7 @@ from dtrain.checkpoint.store import (
     CheckpointShard,
     Files,
     Quarantined,
+    Stays,
     manifest_of,
     parsed,
     verify,
@@ -94,7 +95,7 @@ class RemoteCheckpointStore:
 
     def steps(self) -> list[int]:
         """See `CheckpointStore.steps`."""
-        return [int(name.split("-")[1]) for name in self._committed()]
+        return [_step(name) for name in self._committed()]
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
         """See `CheckpointStore.latest_valid`."""
@@ -112,13 +113,15 @@ class RemoteCheckpointStore:
             yield manifest.committed(name)
             return
 
-    def prune(self, keep: int) -> None:
-        """See `CheckpointStore.prune`."""
+    def prune(self, stays: Stays) -> None:
+        """See `CheckpointStore.prune`; of several attempts' checkpoints of one step, the last one's."""
         with suppress(StorageError):
             folders = self._folders()
             committed = sorted((name for name, files in folders.items() if MANIFEST in files), reverse=True)
             damaged = sorted(name for name, files in folders.items() if DAMAGED in files)
-            for name in [*committed[keep:], *damaged[:-QUARANTINED_KEPT]]:
+            newest = {_step(name): name for name in reversed(committed)}
+            kept = {newest[step] for step in stays(list(reversed(newest)))}
+            for name in [*(name for name in committed if name not in kept), *damaged[:-QUARANTINED_KEPT]]:
                 self._delete(name, folders[name])
 
     def local_folder(self, name: str, attempt: int) -> Path:
@@ -182,6 +185,10 @@ class RemoteCheckpointStore:
 
 def _name(attempt: int, step: int) -> str:
     return f"step-{step:08d}-attempt-{attempt:04d}"
+
+
+def _step(name: str) -> int:
+    return int(name.split("-")[1])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Only the supervisor commits, and only parts of the attempt it runs now: a stale 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,9 @@ Micciancio 1997)."""
 
 Files = dict[str, tuple[int, str]]
 """Name → size in bytes and digest (`files.digest`)."""
+
+Stays = Callable[[list[int]], Collection[int]]
+"""From the steps of the committed checkpoints, newest first, to those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,9 @@ class CheckpointStore(Protocol):
         """Walk from the newest checkpoint back: yields each damaged one as it is quarantined, and ends with the first valid one, if
         there is any."""
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep`, and all but the newest quarantined ones; a half-deleted one has no manifest and is no
-        checkpoint."""
+    def prune(self, stays: Stays) -> None:
+        """Delete committed checkpoints but those that stay, and all but the newest quarantined ones; a half-deleted one has no
+        manifest and is no checkpoint."""
 
     def local_folder(self, name: str, attempt: int) -> Path:
         """The folder of a committed checkpoint on this node."""

@@ -120,6 +120,17 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
     if job.kind == "script":
         return
     yield from _of_amount(("data", "memory"), job.data.memory)
+    if job.kind == "task" and not train.evaluate_every:
+        for key, wanted in (
+            (("train", "stop_when"), train.stop_when),
+            (("checkpoint", "keep_best"), job.checkpoint.keep_best),
+        ):
+            if wanted:
+                yield Problem(
+                    key, f"{key[1]} looks at evaluations, and there is one at the end only: set train.evaluate_every"
+                )
+    if job.kind == "function" and train.stop_when:
+        yield Problem(("train", "stop_when"), "a function decides itself when it stops: it calls context.stop(reason)")
     if (train.steps is None) == (train.epochs is None):
         yield Problem(("train",), "give train.steps or train.epochs, one of the two")
     workers = resources.workers

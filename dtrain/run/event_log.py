@@ -24,6 +24,7 @@ class EventLog:
     A small reserve of disk space is given back at the close, so that the end of a run fits on a disk that is full."""
 
     def __init__(self, path: Path, on_event: Callable[[Event], None] | None = None) -> None:
+        self.path = path
         self._file = Appender(path)
         self._adding = threading.Lock()
         self._on_event = on_event

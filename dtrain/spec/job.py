@@ -100,6 +100,20 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class StopWhen:
+    """When a run ends before its last step, because its evaluations get no better."""
+
+    metric: str
+    """Of the evaluation (`loss`)."""
+    mode: Literal["min", "max"]
+    """Whether less or more of it is better."""
+    patience: Annotated[int, COUNT] = 3
+    """Evaluations in a row that are no better than the best."""
+    min_delta: Annotated[float, NOT_NEGATIVE] = 0.0
+    """What an evaluation must be better by to count as better."""
+
+
+@dataclass(frozen=True)
 class Train:
     """The numbers of the training loop, which are the same on every number of workers."""
 
@@ -129,6 +143,8 @@ class Train:
     """Before the first step: try `metrics` on one batch of held-out data, and `schedule`, whose errors would show late."""
     terminate_on_nan: bool = True
     """End the run when the loss or the weights are not finite. A checkpoint whose weights are not is never kept."""
+    stop_when: StopWhen | None = None
+    """End the run early when a metric of its evaluations gets no better (`{metric: loss, mode: min, patience: 3}`)."""
     log_every: Annotated[int, STEPS] = 10
     """Steps between two reports of loss and metrics."""
 
@@ -155,14 +171,41 @@ class Data:
     """Most memory of the batches that wait for one worker's training, in MB or GB."""
 
 
+DEFAULT_STEPS = 100
+"""Between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class KeepBest:
+    """Checkpoints that stay because their evaluation was good."""
+
+    metric: str
+    """Of the evaluation (`accuracy`)."""
+    mode: Literal["min", "max"]
+    """Whether less or more of it is better."""
+    count: Annotated[int, COUNT] = 1
+    """How many."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """When state is saved and how much of it is kept."""
 
-    every_steps: Annotated[int, STEPS] = 100
-    """Steps between two checkpoints; one more is made at the end."""
+    every_steps: Annotated[int, STEPS] | None = None
+    """Steps between two checkpoints; one more is made at the end. 100 when neither this nor `every_minutes` is given."""
+    every_minutes: Annotated[float, POSITIVE] | None = None
+    """Minutes between two checkpoints, looked at every `train.log_every` steps."""
     keep: Annotated[int, COUNT] = 3
-    """Committed checkpoints that stay on disk."""
+    """The newest checkpoints, which stay on disk."""
+    keep_every: Annotated[int, STEPS] | None = None
+    """Checkpoints of steps that this divides stay, too."""
+    keep_best: KeepBest | None = None
+    """The best by their evaluations stay, too; a checkpoint is made at every evaluation then."""
+
+    @property
+    def steps(self) -> int | None:
+        """Between two checkpoints; None if the time decides alone."""
+        return self.every_steps or (None if self.every_minutes else DEFAULT_STEPS)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from dtrain.run.lock import Lease
 from dtrain.spec.failures import Failure, FailureKind
 from dtrain.supervisor.background import Lane
 from dtrain.supervisor.checkpoint_commits import CheckpointCommits
+from dtrain.supervisor.checkpoint_retention import CheckpointRetention
 from dtrain.supervisor.drain import DrainAgreement
 from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
 from dtrain.supervisor.hang_detector import HangDetector
@@ -116,9 +117,10 @@ class Attempt:
             retry_exit_codes=self._settings.retry_exit_codes,
         )  # fmt: skip
         self._drain = DrainAgreement()
+        self._retention = CheckpointRetention(plan.job.checkpoint, context.log.path)
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log, context.lease,
-            ranks=len(self._owner), keep=plan.job.checkpoint.keep,
+            ranks=len(self._owner), retention=self._retention,
             origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
             saved_step=resume.step if resume else 0, changed=self._close,
         )  # fmt: skip
@@ -127,6 +129,8 @@ class Attempt:
         self._ended_well = 0
         """Workers that exited with code 0."""
         self._stopped = ""
+        """Why the user's function asked for the end."""
+        self._ended_early = ""
         self._deadline: float | None = None
         self._began: float | None = None
         self._progress_at = 0.0
@@ -247,6 +251,8 @@ class Attempt:
             self._stop_by_function(report.reason)
         elif isinstance(report, reports.LeftAtStep):
             self._left_step = report.step
+        elif isinstance(report, reports.EndedEarly):
+            self._ended_early = f"ended early at step {report.step}: {report.reason}"
         elif isinstance(report, reports.LoopPhase):
             self._hangs.phase(rank, stepping=report.stepping)
         elif isinstance(report, reports.LoopLeft):
@@ -258,7 +264,9 @@ class Attempt:
         elif isinstance(report, reports.LogShortened):
             self._context.log.add(events.LogShortened(rank=rank, removed=report.removed, problem=report.problem))
         else:
-            self._context.log.add(_event_of(report, self.number))
+            event = _event_of(report, self.number)
+            self._retention.see(event)
+            self._context.log.add(event)
 
     def _stop_by_function(self, reason: str) -> None:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
@@ -315,7 +323,7 @@ class Attempt:
 
     def _stopped_early(self) -> str:
         step = "" if self._left_step is None else f" at step {self._left_step}"
-        return f"stopped by the function{step}: {self._stopped}" if self._stopped else ""
+        return f"stopped by the function{step}: {self._stopped}" if self._stopped else self._ended_early
 
     def _finished_first(self) -> bool:
         """Whether all workers ended well by themselves before they were told a step to leave at."""

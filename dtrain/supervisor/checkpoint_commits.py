@@ -11,6 +11,7 @@ from dtrain.run.event_log import EventLog
 from dtrain.run.events import CheckpointFailed, CheckpointSaved
 from dtrain.run.lock import Lease
 from dtrain.supervisor.background import Lane
+from dtrain.supervisor.checkpoint_retention import CheckpointRetention
 
 
 class CheckpointCommits:
@@ -25,7 +26,7 @@ class CheckpointCommits:
         lease: Lease,
         *,
         ranks: int,
-        keep: int,
+        retention: CheckpointRetention,
         origin: CheckpointOrigin,
         saved_step: int,
         changed: Callable[[], None],
@@ -36,7 +37,7 @@ class CheckpointCommits:
         self._log = log
         self._lease = lease
         self._ranks = ranks
-        self._keep = keep
+        self._retention = retention
         self._origin = origin
         self._changed = changed
         self._shards: dict[int, dict[int, ShardWritten]] = {}
@@ -93,7 +94,7 @@ class CheckpointCommits:
                     stall_seconds=round(max(report.stall_seconds for report in reports), 4),
                 )
             )  # fmt: skip
-            self._lane.run(lambda: self._store.prune(self._keep), _ignore)
+            self._lane.run(lambda: self._store.prune(self._retention.kept), _ignore)
         self._changed()
 
 

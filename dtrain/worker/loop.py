@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.reports import LoopPhase
+from dtrain.api.reports import EndedEarly, LoopPhase
 from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, WeighsShards, WorkerContext
 from dtrain.checkpoint.factory import store_of
 from dtrain.data.batches import Batches
@@ -26,8 +26,12 @@ from dtrain.worker import task as tasks
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.context import Context, Leaving
 from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.early_stopping import EarlyStopping
 from dtrain.worker.task import EVAL, TRAIN, Task
 from dtrain.worker.trainer import Report, Trainer
+
+STOP_WHEN = "dtrain_stop_when"
+"""What the state of `train.stop_when` is registered under."""
 
 
 def run(
@@ -73,6 +77,9 @@ def _train(trainer: Trainer, task: Task) -> None:
     held_out = task.batches(EVAL)
     sampler = Sampler(data.size, train)
     trainer.register(data)
+    stopping = EarlyStopping(train.stop_when) if train.stop_when else None
+    if stopping:
+        backend.register(STOP_WHEN, stopping)
     if trainer.checkpoint:
         backend.load(trainer.checkpoint)
     elif train.sanity_check:
@@ -81,28 +88,33 @@ def _train(trainer: Trainer, task: Task) -> None:
     trainer.warn_about(data)
     trainer.channel.listen()
     trainer.channel.report(LoopPhase(stepping=True))
-    report, done = Report(trainer, sampler.total_steps), trainer.first_step
+    report, done, ended = Report(trainer, sampler.total_steps), trainer.first_step, ""
     for step, values in _steps(trainer, task, data, sampler):
         done = step + 1
         try:
             report.count(done, values)
+            if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
+                with trainer.no_steps():
+                    found = _evaluate(trainer, held_out, sampler, report, done)
+                ended = stopping.reason(done, found) if stopping else ""
             trainer.after_step(done, sampler.total_steps)
         except NonFiniteLoss as error:
             raise trainer.non_finite(error, step) from None
-        if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
-            with trainer.no_steps():
-                _evaluate(trainer, held_out, sampler, report, done)
+        if ended:
+            trainer.save(done)
+            trainer.channel.report(EndedEarly(done, ended))
+            break
     trainer.channel.report(LoopPhase(stepping=False))
     trainer.writer.finish()
-    if done == sampler.total_steps:
-        _conclude(trainer, task, held_out, sampler, report)
+    if done == sampler.total_steps or ended:
+        _conclude(trainer, task, None if ended else held_out, sampler, report)
 
 
 def _conclude(
     trainer: Trainer, task: Task, held_out: Batches | Stream | None, sampler: Sampler, report: Report
 ) -> None:
-    """Evaluate and hand over the trained model. Every rank's part of the last checkpoint is written before: whatever goes
-    wrong in the user's code now, the trained weights are on disk."""
+    """Evaluate, if that is still to be done, and hand over the trained model. Every rank's part of the last checkpoint is
+    written before: whatever goes wrong in the user's code now, the trained weights are on disk."""
     backend = trainer.backend
     backend.mean({})
     if held_out:
@@ -113,8 +125,13 @@ def _conclude(
             task.finish(model)
 
 
-def _evaluate(trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int) -> None:
-    report.evaluated(done, trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size)))
+def _evaluate(
+    trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int
+) -> dict[str, float]:
+    values = trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size))
+    report.evaluated(done, values)
+    trainer.require_metrics(values)
+    return values
 
 
 def _try_out(trainer: Trainer, task: Task, held_out: Batches | Stream | None, sampler: Sampler) -> None:
@@ -124,7 +141,7 @@ def _try_out(trainer: Trainer, task: Task, held_out: Batches | Stream | None, sa
         trainer.warn(text)
     if held_out:
         size = sampler.shard_size if held_out.size == UNKNOWN_SIZE else min(sampler.shard_size, held_out.size)
-        trainer.backend.evaluate([(held_out.fetch(np.arange(size)), size)])
+        trainer.require_metrics(trainer.backend.evaluate([(held_out.fetch(np.arange(size)), size)]))
 
 
 def _steps(trainer: Trainer, task: Task, data: Batches | Stream, sampler: Sampler) -> Iterator[tuple[int, Any]]:

@@ -86,7 +86,7 @@ class Trainer:
     @property
     def state_every(self) -> int:
         """Steps between two states of a stream that are kept for checkpoints."""
-        return self.context.job.checkpoint.every_steps or STREAM_STATE_STEPS
+        return self.context.job.checkpoint.steps or STREAM_STATE_STEPS
 
     def register(self, data: Batches | Stream) -> None:
         """Collective. Keep the state of a stream that has one in the checkpoints."""
@@ -119,9 +119,32 @@ class Trainer:
     def after_step(self, done: int, total: int) -> None:
         """Collective. Save if a checkpoint is due; raise what went wrong in the one before."""
         self.writer.check()
-        if self.due(done, total, self.context.job.checkpoint.every_steps):
-            with self.no_steps():
-                self.writer.begin(done)
+        wanted = self.context.job.checkpoint
+        evaluated = wanted.keep_best is not None and self.due(done, total, self.train.evaluate_every)
+        if self.due(done, total, wanted.steps) or evaluated or self._time_is_up(done):
+            self.save(done)
+
+    def save(self, done: int) -> None:
+        """Collective. Begin to save the state after so many steps."""
+        with self.no_steps():
+            self.writer.begin(done)
+
+    def _time_is_up(self, done: int) -> bool:
+        """Collective at every `log_every`-th step. Whether rank 0's clock says that the time of `every_minutes` is over."""
+        minutes = self.context.job.checkpoint.every_minutes
+        if not minutes or done % self.train.log_every:
+            return False
+        over = self.rank == 0 and self.writer.seconds_since >= minutes * 60
+        return self.backend.mean({"over": float(over)})["over"] > 0
+
+    def require_metrics(self, values: Mapping[str, float]) -> None:
+        """Raise `UserError` if an evaluation lacks a metric that the recipe decides by."""
+        best, stop = self.context.job.checkpoint.keep_best, self.train.stop_when
+        for key, wanted in (("checkpoint.keep_best", best), ("train.stop_when", stop)):
+            if wanted and wanted.metric not in values:
+                raise UserError(
+                    f"{key}: there is no metric {wanted.metric!r} in an evaluation, which has {', '.join(values)}"
+                )
 
     def upcoming(self, sampler: Sampler, first_step: int) -> Iterator[tuple[int, int, Indices]]:
         """The steps from `first_step` on: (step, position of this worker's first sample, its samples). Ends early, with

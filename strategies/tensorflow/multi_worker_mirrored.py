@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,8 @@ from dtrain.spec.job import Device, Resources
 from .. import environments
 from . import backend
 from .launcher import TensorFlowStrategy
+
+END_MILLISECONDS = 30_000
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,13 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         yield training
         # A worker that leaves while others still compute looks like one that failed.
         training.mean({})
+        _wait_for_all()
+
+
+def _wait_for_all() -> None:
+    """A worker is done with a collective when its last message is on its way: nobody ends before all others have theirs, too."""
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    with suppress(tf.errors.OpError):  # rank 0 serves the barrier, and may have left when its answer arrives
+        context.context().wait_at_barrier("dtrain-end", END_MILLISECONDS)

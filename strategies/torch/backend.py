@@ -19,7 +19,7 @@ from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job, Resources, Train
 
 from .. import environments, errors
-from .batches import evaluating, moved
+from .batches import Mover, evaluating
 from .buffers import BufferSync
 from .losses import LateLosses
 from .optimizers import sorted_out
@@ -117,6 +117,7 @@ class TorchBackend:
 
         self._rank_info = rank_info
         self._device = device
+        self._moved = Mover(device)
         self._parallel = parallel
         # Checkpoints are written beside the training: their collectives must not mix with the training's.
         self._saving = dist.new_group(backend="gloo")
@@ -186,7 +187,7 @@ class TorchBackend:
         """See `TrainingBackend.feed`."""
         self._snapshots.wait()  # the user's own loop steps whenever it likes
         self.seed(seed)
-        return moved(batch, self._device)
+        return self._moved(batch)
 
     def seed(self, seed: int) -> None:
         """Seed the generators that layers draw from."""
@@ -237,7 +238,7 @@ class TorchBackend:
         self.seed(seed)
         self._to_training()
         own = OwnStep(
-            number.step, number.total_steps, moved(batch, self._device), self._models, self._optimizers,
+            number.step, number.total_steps, self._moved(batch), self._models, self._optimizers,
             self._parallel, self._train.clip_norm, self._weights[0],
         )  # fmt: skip
         with self._parallel.autocast(self._device):
@@ -256,9 +257,7 @@ class TorchBackend:
     def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         name = f"{self._name}.loss"
         with self._parallel.autocast(self._device):
-            loss, metrics = loss_and_metrics(
-                self._task.loss(self._view(self._models), moved(batch, self._device)), name
-            )
+            loss, metrics = loss_and_metrics(self._task.loss(self._view(self._models), self._moved(batch)), name)
         if not loss.requires_grad:
             raise UserError(
                 f"{name} gave {gave(loss)} without a gradient; expected a loss that follows from the model's parameters: "
@@ -316,7 +315,7 @@ class TorchBackend:
         weight = 0
         with evaluating(self._models.values()), torch.no_grad(), self._parallel.autocast(self._device):
             for batch, count in batches:
-                for name, value in self._measured(moved(batch, self._device), metrics).items():
+                for name, value in self._measured(self._moved(batch), metrics).items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
                 weight += count
         return self.mean({name: float(total) / max(1, weight) for name, total in sums.items()}, weight)

@@ -12,37 +12,55 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def moved(batch: Any, device: Any) -> Any:
-    """The batch with every array as a tensor on the device, in the structure it has. What is no number (strings, objects)
-    stays; an object that knows how to move (`to`) moves itself, and the fields of other dataclasses are moved."""
-    import torch
+class Mover:
+    """Moves batches to a device; to a GPU from pinned memory, on a stream of its own, beside the step under way."""
 
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        parts_by_name = {name: moved(part, device) for name, part in batch.items()}
-        return parts_by_name if type(batch) is dict else _like(batch, parts_by_name)
-    if isinstance(batch, tuple | list):
-        if isinstance(batch, list) and all(isinstance(part, int | float) for part in batch):
-            return torch.as_tensor(batch, device=device)
-        parts = [moved(part, device) for part in batch]
-        if hasattr(batch, "_fields"):
-            return type(batch)(*parts)
-        return parts if isinstance(batch, list) else tuple(parts)
-    if hasattr(batch, "dtype") or isinstance(batch, bool | int | float | complex):
-        # Strings and objects in an array stay on the host.
-        return (
-            batch
-            if getattr(getattr(batch, "dtype", None), "kind", "f") in "OSUV"
-            else torch.as_tensor(batch, device=device)
-        )
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        from dtrain.data.batches import with_fields
+    def __init__(self, device: Any) -> None:
+        import torch
 
-        return with_fields(batch, lambda name: moved(getattr(batch, name), device))
-    return batch
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch with every array as a tensor on the device, in the structure it has. What is no number (strings, objects)
+        stays; an object that knows how to move (`to`) moves itself, and the fields of other dataclasses are moved."""
+        import torch
+
+        if isinstance(batch, torch.Tensor):
+            return self._moved(batch)
+        if isinstance(batch, Mapping):
+            parts_by_name = {name: self(part) for name, part in batch.items()}
+            return parts_by_name if type(batch) is dict else _like(batch, parts_by_name)
+        if isinstance(batch, tuple | list):
+            if isinstance(batch, list) and all(isinstance(part, int | float) for part in batch):
+                return torch.as_tensor(batch, device=self._device)
+            parts = [self(part) for part in batch]
+            if hasattr(batch, "_fields"):
+                return type(batch)(*parts)
+            return parts if isinstance(batch, list) else tuple(parts)
+        if hasattr(batch, "dtype") or isinstance(batch, bool | int | float | complex):
+            # Strings and objects in an array stay on the host.
+            is_text = getattr(getattr(batch, "dtype", None), "kind", "f") in "OSUV"
+            return batch if is_text else self._moved(torch.as_tensor(batch))
+        if hasattr(batch, "to"):
+            return batch.to(self._device)
+        if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+            from dtrain.data.batches import with_fields
+
+            return with_fields(batch, lambda name: self(getattr(batch, name)))
+        return batch
+
+    def _moved(self, tensor: Any) -> Any:
+        import torch
+
+        if self._stream is None or tensor.device.type != "cpu":
+            return tensor.to(self._device)
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._stream):
+            found = tensor.pin_memory().to(self._device, non_blocking=True)
+        current.wait_stream(self._stream)
+        found.record_stream(current)  # its memory is not given to the next copy before the step has read it
+        return found
 
 
 def _like(batch: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:

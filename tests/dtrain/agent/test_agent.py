@@ -179,6 +179,23 @@ def test_a_module_that_does_not_import_is_a_failure_of_set_up_with_its_traceback
     assert agent.wait(WorkerExited).code == 1
 
 
+def test_a_module_that_starts_using_the_gpu_is_named(agents: Callable[..., Played], tmp_path: Path) -> None:
+    """The device is a file here, as CUDA would have it open."""
+    (tmp_path / "device").touch()
+    lines = (
+        f"import dtrain.agent.zygote as z\nz.GPU_DEVICES = ('{tmp_path}/device',)\nkept = open('{tmp_path}/device')\n"
+    )
+    (tmp_path / "early.py").write_text(lines)
+    agent = agents(SLEEP, "early", env={"PYTHONPATH": str(tmp_path)})
+    agent.start()
+    report = agent.wait(WorkerReport).body
+    assert report["failure"] == "set-up"
+    assert report["message"] == (
+        f"importing early before the workers were forked: it starts using the GPU ({tmp_path}/device), and processes that are "
+        "forked afterwards cannot: leave it out of preload, or have it wait until it is called"
+    )
+
+
 @pytest.mark.parametrize(
     ("line", "how"),
     [("import os; os._exit(5)", "ended with exit code 5"), ("import os; os.abort()", "was killed by SIGABRT")],

@@ -24,16 +24,16 @@ def explain(key: str) -> str:
         path.append(part)
     lines = [key or "a recipe", *(f"  {line}" for line in _text(node).splitlines())]
     inner = _properties(node, whole)
+    for name, child in inner.items():
+        child = _resolved(child, whole)
+        first = (_text(child).splitlines() or [""])[0]
+        lines.append(f"    {name:18} {first}")
     if not inner or ("default" in node and not isinstance(node["default"], dict)):
         lines += [
             f"  type     {_type(node, whole)}",
             f"  default  {_default(node)}",
             f"  example  {_example(path, node, whole)}",
         ]
-    for name, child in inner.items():
-        child = _resolved(child, whole)
-        first = (_text(child).splitlines() or [""])[0]
-        lines.append(f"    {name:18} {first}")
     return "\n".join(lines)
 
 
@@ -52,14 +52,15 @@ def _forms(node: JsonObject, whole: JsonObject) -> list[JsonObject]:
 def _properties(node: JsonObject, whole: JsonObject) -> dict[str, JsonObject]:
     """Keys below a node; of a plugin, those of all plugins of its kind."""
     found: dict[str, JsonObject] = {}
-    for form in _forms(node, whole):
+    forms = [form for form in _forms(node, whole) if form.get("type") != "null"]
+    for form in forms:
         title = form.get("title", "")
         for name, child in form.get("properties", {}).items():
             child = _resolved(child, whole)
             if "const" in child:
                 continue
             text = child.get("description", "")
-            found.setdefault(name, child | ({"description": f"({title}) {text}"} if "anyOf" in node else {}))
+            found.setdefault(name, child | ({"description": f"({title}) {text}"} if len(forms) > 1 else {}))
     return found
 
 
@@ -85,11 +86,19 @@ def _default(node: JsonObject) -> str:
 
 def _example(path: list[str], node: JsonObject, whole: JsonObject) -> str:
     """One line of YAML that sets the key."""
-    value = node.get("default")
-    if value in (None, [], {}, ""):
-        form = next((form for form in _forms(node, whole) if form.get("type") != "null"), {})
-        value = form["enum"][0] if "enum" in form else EXAMPLES.get(str(form.get("type")), "…")
-    text = f"{path[-1]}: {json.dumps(value, ensure_ascii=False)}"
+    text = f"{path[-1]}: {_example_value(node, whole)}"
     for part in reversed(path[:-1]):
         text = f"{part}: {{{text}}}"
     return text
+
+
+def _example_value(node: JsonObject, whole: JsonObject) -> str:
+    """A value that the key can have, in YAML; of an object, what must be given."""
+    value = node.get("default")
+    if value in (None, [], {}, ""):
+        form = next((form for form in _forms(node, whole) if form.get("type") != "null"), {})
+        if required := form.get("required", []):
+            children = {name: _resolved(form["properties"][name], whole) for name in required}
+            return "{" + ", ".join(f"{name}: {_example_value(child, whole)}" for name, child in children.items()) + "}"
+        value = form["enum"][0] if "enum" in form else EXAMPLES.get(str(form.get("type")), "…")
+    return json.dumps(value, ensure_ascii=False)

@@ -6,14 +6,12 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from dtrain.agent import devices, prewarm, warm_pool
-from dtrain.agent.warm_pool import WarmAgent
 from dtrain.api.cluster import Inbox, Submission, SubmissionState
 from dtrain.api.pipes import AgentProcess, PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
@@ -45,24 +43,12 @@ class LocalAllocation:
         share = max(1, devices.cpus() // self._plan.nodes)
         environment = os.environ | {variables.ADDRESS: LOOPBACK, variables.CPUS: str(share)} | self._gpus(node)
         command = self._plan.agent_command(self._run, node)
-        ready: AgentProcess | None = self._warm(command, environment)
+        ready: AgentProcess | None = warm_pool.found_or_started(command, environment, self._plan.job.env)
         if ready:
             prewarm.discard()
         else:
             ready = prewarm.take(command, environment)
         self.channels[node] = PipedAgents([node], command, environment, self._inbox, process=ready)
-
-    def _warm(self, command: list[str], environment: Mapping[str, str]) -> WarmAgent | None:
-        """An agent that stayed after an earlier run, or one that will stay after this, where that is wanted."""
-        key = warm_pool.key(command, environment, self._plan.job.env)
-        if found := warm_pool.take(key, command, environment):
-            return found
-        seconds = warm_pool.seconds_of(os.environ.get(variables.WARM, ""))
-        try:
-            return warm_pool.start(seconds, key, command, environment) if seconds else None
-        except OSError as error:
-            print(f"dtrain: no agent can stay warm: {error}", file=sys.stderr)
-            return None
 
     def _gpus(self, node: str) -> dict[str, str]:
         """The GPUs of one of several nodes on this machine: each has its own."""

@@ -334,7 +334,10 @@ class RayAllocation:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
         environment = self._cluster.env_vars() | {variables.CPUS: str(max(1, int(self._bundle["CPU"])))}
-        actor = ray.remote(AgentHost).options(**options).remote(self._plan.agent_command(self._run, node), environment)
+        if variables.WARM in os.environ:
+            environment[variables.WARM] = os.environ[variables.WARM]
+        command = self._plan.agent_command(self._run, node)
+        actor = ray.remote(AgentHost).options(**options).remote(command, environment, dict(self._plan.job.env))
         channel = RayChannel(actor, number, group, bundle)
         if expected:
             self.channels[node] = channel

@@ -1,4 +1,4 @@
-"""Agents of this machine that stay after a run, for a while, with everything imported, so that the next run need not import it again.
+"""Agents of a machine that stay after a run, for a while, with everything imported, so that the next run need not import it again.
 
 Each idle agent listens on a Unix socket in a folder of this user alone. The socket's name begins with a key of everything that
 must be the same: interpreter, environment, agent options and preloaded modules. The connection then takes the place of
@@ -36,6 +36,8 @@ MOST_PATH_BYTES = 107
 UNITS = {"s": 1, "m": 60, "h": 3600}
 MOST_SECONDS = 30 * 86400
 READY = b"ready\n"
+ORPHAN = '"$@" >/dev/null & echo $!'
+"""Nobody's child: Ray kills the children of an actor with it."""
 CREDENTIALS = struct.Struct("3i")
 """Process, user and group of a peer; see unix(7), SO_PEERCRED."""
 OF_A_TERMINAL = frozenset(
@@ -45,6 +47,8 @@ OF_A_TERMINAL = frozenset(
     }
 )  # fmt: skip
 """Variables that differ between two terminals and that no framework looks at when it is imported."""
+OF_A_LAUNCHER = ("DTRAIN_", "RAY_")
+"""How the variables begin that tell a process its place, and that every run sets anew."""
 
 
 def seconds_of(text: str) -> float | None:
@@ -73,7 +77,7 @@ def key(command: Sequence[str], environment: Mapping[str, str], run_variables: M
     told = {
         name: value
         for name, value in environment.items()
-        if name not in OF_A_TERMINAL and not name.startswith("DTRAIN_")
+        if name not in OF_A_TERMINAL and not name.startswith(OF_A_LAUNCHER)
     }
     facts = [
         sys.version, __file__, Path(__file__).stat().st_mtime_ns, command[:place], command[place + 3 :], sorted(told.items()),
@@ -131,6 +135,22 @@ def has_idle() -> bool:
     return next(_sockets(), None) is not None
 
 
+def found_or_started(
+    command: Sequence[str], environment: Mapping[str, str], run_variables: Mapping[str, str]
+) -> WarmAgent | None:
+    """An agent that stayed after an earlier run, or one that will stay after this one if the environment's DTRAIN_WARM wants
+    it; None otherwise. See `key` for the arguments."""
+    found_by = key(command, environment, run_variables)
+    if found := take(found_by, command, environment):
+        return found
+    seconds = seconds_of(environment.get(variables.WARM, ""))
+    try:
+        return start(seconds, found_by, command, environment) if seconds else None
+    except OSError as error:
+        print(f"dtrain: no agent can stay warm: {error}", file=sys.stderr)
+        return None
+
+
 def take(found_by: str, command: Sequence[str], environment: Mapping[str, str]) -> WarmAgent | None:
     """An idle agent with this key, told to be what `command` would have started; None if there is none."""
     for path in _sockets(f"{found_by}."):
@@ -147,13 +167,13 @@ def start(seconds: float, found_by: str, command: Sequence[str], environment: Ma
         raise OSError(f"the path of its socket is too long: {path}")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "dtrain", "agent", OPTION, str(path), str(seconds), str(theirs.fileno())],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/", env=environment,
-            pass_fds=[theirs.fileno()],
+        agent = [sys.executable, "-P", "-m", "dtrain", "agent", OPTION, str(path), str(seconds), str(theirs.fileno())]
+        started = subprocess.run(
+            ["sh", "-c", ORPHAN, "sh", *agent], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+            cwd="/", env=environment, pass_fds=[theirs.fileno()], check=True,
         )  # fmt: skip
     ours.sendall(_line(_serve_request(command, environment)))
-    return WarmAgent(ours, process.pid)
+    return WarmAgent(ours, int(started.stdout))
 
 
 @dataclass(frozen=True)

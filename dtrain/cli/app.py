@@ -48,7 +48,7 @@ Warm = Annotated[
     str | None,
     typer.Option(
         envvar=environment.WARM, metavar="TIME", callback=lambda value: _keep_warm(value),
-        help="Local runs: keep what was imported this long for the next run, as 10m or 2h; see 'dtrain warm'.",
+        help="On this machine and on Ray: keep what was imported this long for the next run, as 10m or 2h; see 'dtrain warm'.",
     ),
 ]  # fmt: skip
 RUNS = Path("runs")
@@ -273,7 +273,7 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
 def warm(
     end: Annotated[bool, typer.Option("--end", help="End them.")] = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """List the agents that wait for the next local run (dtrain run --warm), or end them. One that a run uses is not among them.
+    """List this machine's agents that wait for the next run (dtrain run --warm), or end them. One that a run uses is not among them.
 
     Example: dtrain run recipe.yaml --warm 10m; dtrain warm; dtrain warm --end"""
     from dtrain.agent import warm_pool

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from integration.ray_lab import RayLab, ray_missing
-from live import PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, start, wait_for
+from live import PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, running, start, wait_for
 
 from dtrain.run.folder import all_runs
 
@@ -158,3 +158,24 @@ def victim(lab: RayLab, live: Live) -> int:
     """A node of the run that is not the head."""
     used = {event["address"] for event in live.events("node")}
     return next(index for index in lab.nodes if index and lab.node_address(index) in used)
+
+
+def test_agents_of_a_warm_run_serve_the_next_one(lab: RayLab, local: Live, tmp_path: Path) -> None:
+    def run(name: str, *options: str) -> Live:
+        with start(RECIPE, *FOUR, "--cluster", "ray", *options, runs=tmp_path / name, **on(lab)) as live:
+            live.process.communicate(timeout=120)  # its agents stay
+        return live
+
+    nodes = {"TMPDIR": str(lab.folder)}  # their sockets are below it
+
+    def residents() -> set[int]:
+        return {one["pid"] for one in json.loads(dtrain("warm", "--json", **nodes).stdout)}
+
+    first, second = run("first", "--warm", "60s"), run("second")
+    agents = [{event["pid"] for event in live.events("node")} for live in (first, second)]
+    assert agents[0] == agents[1] == residents() & agents[0]
+    assert len(agents[0]) == 2
+    for live in (first, second):
+        assert_as_local(live, local)
+    dtrain("warm", "--end", **nodes)
+    wait_for(lambda: not running(agents[0]), "their end", 20)

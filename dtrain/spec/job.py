@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 Device = Literal["cpu", "gpu", "tpu"]
+Moment = Literal["started", "stalled", "recovered", "requeued", "finished", "stopped", "failed"]
+"""Of a run, that somebody may want to be told of."""
+MOMENTS: tuple[Moment, ...] = get_args(Moment)
 
 
 class Limit:
@@ -223,6 +226,24 @@ class Logs:
 
 
 @dataclass(frozen=True)
+class Notify:
+    """Who is told of a run, once of each moment; nobody who is slow or gone holds it up (`logs/notify.log` says so)."""
+
+    command: str | None = None
+    """A shell command in the recipe's folder: the text on its stdin, DTRAIN_NOTICE_EVENT, _RUN, _STEP … in its environment."""
+    webhook: str | None = None
+    """A URL that JSON is posted to, of which chat services show `text`; $NAME is taken from the environment."""
+    mail: str | None = None
+    """An address."""
+    smtp: str = "localhost:25"
+    """The server that takes the mail, without a password."""
+    sender: str | None = None
+    """Address that the mail is from; the one it goes to when not given."""
+    when: tuple[Moment, ...] = MOMENTS
+    """The moments: `failed` and `stopped` are ends; after `recovered` the run trains again; `stalled`: nothing moves."""
+
+
+@dataclass(frozen=True)
 class Storage:
     """Where a run is kept besides its folder, for machines that share no file system."""
 
@@ -290,6 +311,8 @@ class Job:
     """Failures."""
     storage: Storage = field(default_factory=Storage)
     """Remote storage."""
+    notify: Notify = field(default_factory=Notify)
+    """Who is told of the run."""
     env: dict[str, str] = field(default_factory=dict)
     """Further environment variables of every worker."""
     folder: str = ""

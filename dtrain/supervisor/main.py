@@ -31,6 +31,7 @@ from dtrain.spec.job import Job
 from dtrain.storage import run_sync
 from dtrain.storage.object_store import of_run
 from dtrain.supervisor.inbox import SupervisorInbox
+from dtrain.supervisor.notifications import Notifications
 from dtrain.supervisor.stop_request import LeaseLost, Notice, RunFolderWatcher, StopMode, StopRequest, signal_handlers
 from dtrain.supervisor.supervisor import Supervisor
 
@@ -82,11 +83,14 @@ def supervise(
         if ended is not None:  # by the supervisor that held the lock
             return ended
         run.forget_old_stop_request()
-        log = _open_log(run, on_event)
+        notifications = Notifications(run)
+        log = _open_log(run, notifications.listening(on_event))
         try:
+            notifications.start(launch.job if launch else run.job())
             return _supervise(run, lease, log, patience_seconds, launch)
         finally:
             log.close()
+            notifications.finish()
 
 
 def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float, launch: LaunchPlan | None) -> Exit:

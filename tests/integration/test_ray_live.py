@@ -166,7 +166,7 @@ def test_agents_of_a_warm_run_serve_the_next_one(lab: RayLab, local: Live, tmp_p
             live.process.communicate(timeout=120)  # its agents stay
         return live
 
-    nodes = {"TMPDIR": str(lab.folder)}  # their sockets are below it
+    nodes: dict[str, Any] = {"TMPDIR": str(lab.folder)}  # their sockets are below it
 
     def residents() -> set[int]:
         return {one["pid"] for one in json.loads(dtrain("warm", "--json", **nodes).stdout)}

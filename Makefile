@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py recipes/*)
+SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py trackers/*.py recipes/*)
 
 .PHONY: demo test check campaign bench clean
 
@@ -24,7 +24,7 @@ check: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy dtrain
-	$(VENV)/bin/mypy strategies clusters
+	$(VENV)/bin/mypy strategies clusters trackers
 	$(VENV)/bin/mypy tests benchmarks --exclude programs/
 
 bench: $(VENV)/.test
@@ -45,7 +45,7 @@ $(VENV)/.demo: $(VENV)/.python $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.python $(SOURCES)
-	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,test]'
+	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,trackers,test]'
 	$(PIP) --no-deps tf-keras   # it asks for the large build of TensorFlow by name
 	$(VENV)/bin/python -P -m dtrain.strategies.horovod.build
 	touch $@

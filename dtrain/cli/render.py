@@ -101,6 +101,21 @@ def _storage_works(event: events.StorageWorks, state: RunState) -> str:
     return "the remote storage works again"
 
 
+def _tracker_failed(event: events.TrackerFailed, state: RunState) -> str:
+    return f"WARNING: {tracker_failed(event)}"
+
+
+def tracker_failed(event: events.TrackerFailed) -> str:
+    """What a tracker lacks, and what becomes of it."""
+    if event.ended:
+        return f"tracker {event.tracker}: the newest values are not logged ({event.error}); dtrain resume logs them"
+    return f"tracker {event.tracker}: {event.error}; the run goes on, and what is missing is logged later"
+
+
+def _tracker_works(event: events.TrackerWorks, state: RunState) -> str:
+    return f"tracker {event.tracker} works again and has caught up"
+
+
 def _hang(event: events.HangDetected, state: RunState) -> str:
     return f"hang: nothing moves (rank {event.rank}); writing the stacks of all ranks to their logs"
 
@@ -160,6 +175,8 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.LogShortened: _log_shortened,
     events.StorageFailed: _storage_failed,
     events.StorageWorks: _storage_works,
+    events.TrackerFailed: _tracker_failed,
+    events.TrackerWorks: _tracker_works,
     events.HangDetected: _hang,
     events.NodeLost: _node_lost,
     events.StopRequested: _stopping,

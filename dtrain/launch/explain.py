@@ -52,7 +52,9 @@ def _forms(node: JsonObject, whole: JsonObject) -> list[JsonObject]:
 def _properties(node: JsonObject, whole: JsonObject) -> dict[str, JsonObject]:
     """Keys below a node; of a plugin, those of all plugins of its kind."""
     found: dict[str, JsonObject] = {}
-    for form in _forms(node, whole):
+    forms = _forms(node, whole)
+    listed = [inner for form in forms if "items" in form for inner in _forms(form["items"], whole)]
+    for form in [*forms, *listed]:
         title = form.get("title", "")
         for name, child in form.get("properties", {}).items():
             child = _resolved(child, whole)

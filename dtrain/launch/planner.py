@@ -52,7 +52,7 @@ def checked(job: Job) -> tuple[Job, list[Problem]]:
     if found:
         return job, found
     plan = make(job)
-    found += [*_of_strategy(plan), *checks.preload(job)]
+    found += [*_of_strategy(plan), *checks.preload(job), *checks.trackers(job)]
     found += [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
     return plan.job, found
 

@@ -165,6 +165,13 @@ def _on_storage_failed(state: RunState, event: events.StorageFailed) -> None:
     state.warnings.append(event.error)
 
 
+def _on_tracker_failed(state: RunState, event: events.TrackerFailed) -> None:
+    if event.ended:
+        state.warnings.append(
+            f"tracker {event.tracker}: the newest values are not logged ({event.error}); dtrain resume logs them"
+        )
+
+
 def _on_failure(state: RunState, event: events.FailureOccurred) -> None:
     state.failures.append(event)
     state.phase = "failed"
@@ -198,6 +205,7 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.CheckpointQuarantined: _on_quarantined,
     events.UserWarned: _on_warning,
     events.StorageFailed: _on_storage_failed,
+    events.TrackerFailed: _on_tracker_failed,
     events.FailureOccurred: _on_failure,
     events.DecisionMade: _on_decision,
     events.StopRequested: _on_stopping,

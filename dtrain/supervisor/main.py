@@ -33,6 +33,7 @@ from dtrain.storage.object_store import of_run
 from dtrain.supervisor.inbox import SupervisorInbox
 from dtrain.supervisor.stop_request import LeaseLost, Notice, RunFolderWatcher, StopMode, StopRequest, signal_handlers
 from dtrain.supervisor.supervisor import Supervisor
+from dtrain.supervisor.tracking import Tracking
 
 LOCK_SECONDS = 120.0
 """The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
@@ -82,14 +83,17 @@ def supervise(
         if ended is not None:  # by the supervisor that held the lock
             return ended
         run.forget_old_stop_request()
-        log = _open_log(run, on_event)
+        tracking = Tracking(run)
+        log = _open_log(run, tracking.listening(on_event))
         try:
-            return _supervise(run, lease, log, patience_seconds, launch)
+            return _supervise(run, lease, log, tracking, patience_seconds, launch)
         finally:
             log.close()
 
 
-def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float, launch: LaunchPlan | None) -> Exit:
+def _supervise(
+    run: RunDir, lease: Lease, log: EventLog, tracking: Tracking, patience_seconds: float, launch: LaunchPlan | None
+) -> Exit:
     inbox: SupervisorInbox = queue.SimpleQueue()
 
     def put(notice: Notice) -> None:
@@ -114,6 +118,7 @@ def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float
                 )
             )  # fmt: skip
             sync.start(patience_seconds)
+            tracking.start(job, log)
             watcher.start()
             return Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
     except LeaseTaken:
@@ -127,6 +132,7 @@ def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float
         raise failure from error
     finally:
         watcher.stop()
+        tracking.finish()
         sync.finish()
 
 

@@ -1,0 +1,188 @@
+"""Starts a process for each tracker of a run and watches it from a thread: one that fails or hangs is started anew.
+
+Nothing here holds up the supervisor's loop, and at the run's end the trackers get a short time for what is not logged yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from dtrain.common.errors import DtrainError
+from dtrain.common.processes import kill_group
+from dtrain.common.serde import from_dict
+from dtrain.launch import registry
+from dtrain.run.event_log import EventLog
+from dtrain.run.events import Evaluation, Event, Metrics, NodesUsed, TrackerFailed, TrackerWorks
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job, PluginChoice
+from dtrain.supervisor.tracker_process import END_SECONDS, State
+
+WORTH_DRAWING = (Metrics, Evaluation, NodesUsed)
+"""The first of these in a run starts its trackers: a run that never trains is drawn nowhere."""
+HANG_SECONDS = 60.0
+"""A tracker that says nothing for so long is killed."""
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+"""Between two tries, doubled after each."""
+
+
+class Tracking:
+    """The trackers of one run while it has a supervisor."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._wanted = threading.Event()
+        if run.events.exists() and run.events.stat().st_size:  # there may be something that an earlier supervisor left
+            self._wanted.set()
+        self._over = threading.Event()
+        self._feeds: list[TrackerFeed] = []
+
+    def listening(self, on_event: Callable[[Event], None] | None) -> Callable[[Event], None]:
+        """To be called with every event that is logged, and passes it on."""
+
+        def hear(event: Event) -> None:
+            if isinstance(event, WORTH_DRAWING):
+                self._wanted.set()
+            if on_event:
+                on_event(event)
+
+        return hear
+
+    def start(self, job: Job, log: EventLog) -> None:
+        """Begin to watch; processes are started when there is something to draw."""
+        try:
+            choices = registry.trackers_of(job)
+        except DtrainError as error:  # a broken plugin must not keep the run from training
+            log.add(TrackerFailed(tracker=registry.default("tracker"), error=error.message))
+            return
+        self._feeds = [TrackerFeed(self._run, job, choice, log, self._wanted, self._over) for choice in choices]
+
+    def finish(self) -> None:
+        """The event log is complete: wait a short time for the trackers, and say which of them lacks something."""
+        self._over.set()
+        if not self._wanted.is_set():
+            return
+        deadline = time.monotonic() + END_SECONDS
+        for feed in self._feeds:
+            feed.end()
+        for feed in self._feeds:
+            feed.finish(deadline)
+
+
+class TrackerFeed:
+    """One tracker: its process, and the thread that watches it."""
+
+    def __init__(
+        self, run: RunDir, job: Job, choice: PluginChoice, log: EventLog, wanted: threading.Event, over: threading.Event
+    ) -> None:
+        self._run = run
+        self._choice = choice
+        self._log = log
+        self._wanted = wanted
+        self._over = over
+        folder = Path(job.folder)
+        self._folder = folder if job.folder and folder.is_dir() else run.path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._changing = threading.Lock()
+        """Of `_process` and its stdin."""
+        self._problem = ""
+        self._pause = FIRST_PAUSE_SECONDS
+        self._done = False
+        self._thread = threading.Thread(target=self._work, name=f"dtrain-tracker-{choice.name}", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Tell the process that no more is coming."""
+        with self._changing:
+            if self._process and self._process.stdin:
+                self._process.stdin.close()
+
+    def finish(self, deadline: float) -> None:
+        """Wait until everything is logged, until the deadline at most (monotonic seconds)."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changing:
+            if self._process:
+                kill_group(self._process.pid)
+        if not self._done:
+            error = self._problem or f"it did not answer within {END_SECONDS:g} s"
+            self._log.add(TrackerFailed(tracker=self._choice.name, error=error, ended=True))
+
+    def _work(self) -> None:
+        self._wanted.wait()
+        while not self._done:
+            last = self._over.is_set()
+            try:
+                self._follow()
+            except OSError as error:  # no more processes, or no such program
+                self._report(str(error))
+            if last:
+                return
+            if not self._done:
+                self._over.wait(self._pause)
+                self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
+
+    def _follow(self) -> None:
+        """One process, until it ends."""
+        choice = json.dumps({"name": self._choice.name, "options": self._choice.options})
+        command = [sys.executable, "-P", "-m", "dtrain", "track", str(self._run.path), choice]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            cwd=self._folder,
+        )  # fmt: skip
+        with self._changing:
+            self._process = process
+            if self._over.is_set() and process.stdin:
+                process.stdin.close()
+        problem = self._listen(process)
+        kill_group(process.pid)
+        code = process.wait()
+        with self._changing:
+            self._process = None
+            for pipe in (process.stdin, process.stdout):
+                if pipe:
+                    pipe.close()
+        self._done = code == 0
+        if not self._done:
+            self._report(problem or f"its process ended with code {code}: see {self._log_file()}")
+
+    def _listen(self, process: subprocess.Popen[bytes]) -> str:
+        """What the process says, until it says no more; why it ends, if it says so."""
+        assert process.stdout
+        said, rest = process.stdout.fileno(), b""
+        problem = ""
+        while True:
+            if not wait([said], HANG_SECONDS):
+                return f"it has not answered for {HANG_SECONDS:g} s"
+            data = os.read(said, 1 << 16)
+            if not data:
+                return problem
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                state = from_dict(State, json.loads(line))
+                problem = state.problem or problem
+                if state.caught_up:
+                    self._works()
+
+    def _works(self) -> None:
+        if self._problem:
+            self._problem, self._pause = "", FIRST_PAUSE_SECONDS
+            self._log.add(TrackerWorks(tracker=self._choice.name))
+
+    def _report(self, problem: str) -> None:
+        """Log the first of several failures in a row."""
+        if not self._problem and not self._over.is_set():
+            self._log.add(TrackerFailed(tracker=self._choice.name, error=problem))
+        self._problem = problem
+
+    def _log_file(self) -> Path:
+        return self._run.logs / f"tracker-{self._choice.name}.log"
+
+

@@ -19,6 +19,8 @@ MOST_METRICS = 900
 MOST_TAGS = 90
 """Of one request; MLflow takes 1000 and 100."""
 LONGEST_PARAMETER = 500
+STATUS = {0: "FINISHED", 4: "KILLED", 130: "KILLED"}
+"""Exit code → MLflow's word."""
 NOT_ALLOWED = re.compile(r"[^\w\-. /:]")
 """In a metric's name."""
 
@@ -44,13 +46,15 @@ class Mlflow:
     @staticmethod
     def missing_here() -> str:
         """See `ChecksInstallation.missing_here`."""
-        return missing("mlflow", "mlflow")
+        return missing("mlflow")
 
     def open(self, run: TrackedRun) -> int:
         """See `Tracker.open`. The number of entries is a tag that is written with them."""
         # A request that does not get through is tried again by whoever started this process.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        # A folder, which MLflow would refuse by now, was named by whoever wrote the recipe.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=self._options.uri)
@@ -83,17 +87,18 @@ class Mlflow:
                 for entry in group
                 for name, value in entry.values.items()
             ]
-            tags = [RunTag(f"{MARK_TAG}.{entry.number:06d}", entry.text[:LONGEST_PARAMETER]) for entry in group if entry.kind]
+            tags = [
+                RunTag(f"{MARK_TAG}.{entry.number:06d}", entry.text[:LONGEST_PARAMETER])
+                for entry in group
+                if entry.kind
+            ]
             tags.append(RunTag(COUNT_TAG, str(group[-1].number + 1)))
             self._client.log_batch(self._id, metrics=metrics, tags=tags)
 
     def close(self, ending: Ending | None) -> None:
         """See `Tracker.close`."""
-        if ending is None or ending.requeued:
-            status = "SCHEDULED"
-        else:
-            status = {0: "FINISHED", 4: "KILLED", 130: "KILLED"}.get(ending.exit_code, "FAILED")
-        self._client.update_run(self._id, status=status)
+        status = STATUS.get(ending.exit_code, "FAILED") if ending else "KILLED"
+        self._client.update_run(self._id, status="SCHEDULED" if ending and ending.requeued else status)
 
 
 def _requests(entries: Sequence[Entry]) -> Iterator[list[Entry]]:

@@ -38,7 +38,7 @@ class TensorBoard:
     @staticmethod
     def missing_here() -> str:
         """See `ChecksInstallation.missing_here`."""
-        return missing("tensorboard.summary.writer.record_writer", "tensorboard")
+        return missing("tensorboard")
 
     def open(self, run: TrackedRun) -> int:
         """See `Tracker.open`. Each opening begins a new file, since TensorBoard may be reading the one before."""

@@ -38,7 +38,7 @@ class Wandb:
     @staticmethod
     def missing_here() -> str:
         """See `ChecksInstallation.missing_here`."""
-        return missing("wandb", "wandb")
+        return missing("wandb")
 
     def open(self, run: TrackedRun) -> None:
         """See `Tracker.open`. W&B keeps the first value of a step: entries that come again change nothing."""

@@ -16,7 +16,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dtrain.common.errors import UsageError, nearest
 from dtrain.launch import planner, registry
-from dtrain.launch.yaml_source import Document, Path as Place, parse, scalar, unknown_key
+from dtrain.launch.yaml_source import Document, parse, scalar, unknown_key
+from dtrain.launch.yaml_source import Path as Place
 from dtrain.spec.job import Job, PluginChoice
 
 Override = tuple[tuple[str, ...], Any, str]
@@ -52,7 +53,9 @@ def from_document(document: Document, folder: Path, overrides: Sequence[Override
     job, problems = _typed(document, folder)
     if job and not problems:
         job, found = planner.checked(job)
-        problems = [(document.mark(problem.path), ".".join(map(str, problem.path)), problem.message) for problem in found]
+        problems = [
+            (document.mark(problem.path), ".".join(map(str, problem.path)), problem.message) for problem in found
+        ]
     problems = [(mark, "", text) for mark, text in document.problems] + problems
     if problems or job is None:
         ordered = sorted(problems, key=lambda problem: (problem[0].source, problem[0].line, problem[0].column))

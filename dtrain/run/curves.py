@@ -95,7 +95,12 @@ class Curves:
     def _on_checkpoint(self, event: events.CheckpointSaved) -> Iterator[_Drawn]:
         if event.step > self._saved:
             self._saved = event.step
-            values = {"step": event.step, "stall_seconds": event.stall_seconds, "seconds": event.seconds, "bytes": event.bytes}
+            values = {
+                "step": event.step,
+                "stall_seconds": event.stall_seconds,
+                "seconds": event.seconds,
+                "bytes": event.bytes,
+            }
             yield 0, _named("checkpoint", values), "", ""
 
     def _on_usage(self, event: events.NodesUsed) -> Iterator[_Drawn]:

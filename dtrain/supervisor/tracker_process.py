@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -35,6 +36,8 @@ END_SECONDS = 10.0
 """For what is not logged yet when the supervisor leaves."""
 NICENESS = 10
 """The training goes first."""
+MOST_LETTERS = 200
+"""Of a problem; the whole of it is in the tracker's log."""
 PRIVATE = ("env", "storage", "track")
 """Parts of a job that may hold secrets, or say nothing about the training."""
 
@@ -167,8 +170,8 @@ def main(path: str, choice: str) -> int:
                 _say(said, to_dict(state))
         except BaseException as error:  # noqa: BLE001  a tracker may raise anything
             traceback.print_exc()
-            text = " ".join(str(error).split())
-            _say(said, to_dict(State(problem=f"{type(error).__name__}: {text}"[:500])))
+            text = textwrap.shorten(f"{type(error).__name__}: {error}", MOST_LETTERS, placeholder=" …")
+            _say(said, to_dict(State(problem=text)))
             return _leave(1)
         return _leave(0)
 

@@ -117,17 +117,15 @@ class TrackerFeed:
 
     def _work(self) -> None:
         self._wanted.wait()
-        while not self._done:
-            last = self._over.is_set()
+        while True:
             try:
                 self._follow()
             except OSError as error:  # no more processes, or no such program
                 self._report(str(error))
-            if last:
+            if self._done or self._over.is_set():
                 return
-            if not self._done:
-                self._over.wait(self._pause)
-                self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
+            self._over.wait(self._pause)  # the end of the run is a last chance
+            self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
 
     def _follow(self) -> None:
         """One process, until it ends."""
@@ -184,5 +182,3 @@ class TrackerFeed:
 
     def _log_file(self) -> Path:
         return self._run.logs / f"tracker-{self._choice.name}.log"
-
-

@@ -22,6 +22,7 @@ from .. import environments, errors
 from .batches import evaluating, moved
 from .buffers import BufferSync
 from .losses import LateLosses
+from .measures import StepMeasures
 from .optimizers import sorted_out
 from .own_step import OwnStep
 from .parallel import Parallel
@@ -157,6 +158,7 @@ class TorchBackend:
         }
         self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         self._late = LateLosses(active=train.terminate_on_nan)
+        self._measures = StepMeasures(train.log_every)
         return self._view(self._models), self._view(self._optimizers)
 
     def _made(self, task: Any, *, several: bool) -> dict[str, Any]:
@@ -196,6 +198,7 @@ class TorchBackend:
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
         self._set_rates(rate)
+        self._measures.begin(number, self._optimizers)
         by_task = self._own_step
         values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
         for scheduler in self._state.schedulers.values():
@@ -222,7 +225,7 @@ class TorchBackend:
                 value = value.detach() if hasattr(value, "detach") else value
                 metrics[name] = metrics.get(name, 0.0) + value * weight
         parameters = (parameter for _, parameter in self._state.named_parameters())
-        self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm)
+        self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm, self._measures)
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
         self._late.next_step()
@@ -233,7 +236,7 @@ class TorchBackend:
         self._to_training()
         own = OwnStep(
             number.step, number.total_steps, moved(batch, self._device), self._models, self._optimizers,
-            self._parallel, self._train.clip_norm, self._weights[0],
+            self._parallel, self._train.clip_norm, self._measures, self._weights[0],
         )  # fmt: skip
         with self._parallel.autocast(self._device):
             given = self._task.train_step(own)
@@ -338,6 +341,10 @@ class TorchBackend:
         dist.all_reduce(summed)
         *totals, weights = summed.tolist()
         return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+
+    def measured(self) -> dict[str, float]:
+        """See `MeasuresSteps.measured`."""
+        return self._measures.values(self._optimizers)
 
     def snapshot(self) -> TorchSnapshot:
         """See `TrainingBackend.snapshot`."""

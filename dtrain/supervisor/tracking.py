@@ -37,8 +37,10 @@ LONGEST_PAUSE_SECONDS = 60.0
 class Tracking:
     """The trackers of one run while it has a supervisor."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, *, hang_seconds: float = HANG_SECONDS, end_seconds: float = END_SECONDS) -> None:
         self._run = run
+        self._hang_seconds = hang_seconds
+        self._end_seconds = end_seconds
         self._wanted = threading.Event()
         if run.events.exists() and run.events.stat().st_size:  # there may be something that an earlier supervisor left
             self._wanted.set()
@@ -63,14 +65,16 @@ class Tracking:
         except DtrainError as error:  # a broken plugin must not keep the run from training
             log.add(TrackerFailed(tracker=registry.default("tracker"), error=error.message))
             return
-        self._feeds = [TrackerFeed(self._run, job, choice, log, self._wanted, self._over) for choice in choices]
+        self._feeds = [TrackerFeed(self._run, job, choice, log, self._hang_seconds) for choice in choices]
+        for feed in self._feeds:
+            feed.start(self._wanted, self._over)
 
     def finish(self) -> None:
         """The event log is complete: wait a short time for the trackers, and say which of them lacks something."""
         self._over.set()
         if not self._wanted.is_set():
             return
-        deadline = time.monotonic() + END_SECONDS
+        deadline = time.monotonic() + self._end_seconds
         for feed in self._feeds:
             feed.end()
         for feed in self._feeds:
@@ -80,14 +84,11 @@ class Tracking:
 class TrackerFeed:
     """One tracker: its process, and the thread that watches it."""
 
-    def __init__(
-        self, run: RunDir, job: Job, choice: PluginChoice, log: EventLog, wanted: threading.Event, over: threading.Event
-    ) -> None:
+    def __init__(self, run: RunDir, job: Job, choice: PluginChoice, log: EventLog, hang_seconds: float) -> None:
         self._run = run
         self._choice = choice
         self._log = log
-        self._wanted = wanted
-        self._over = over
+        self._hang_seconds = hang_seconds
         folder = Path(job.folder)
         self._folder = folder if job.folder and folder.is_dir() else run.path
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,7 +97,12 @@ class TrackerFeed:
         self._problem = ""
         self._pause = FIRST_PAUSE_SECONDS
         self._done = False
-        self._thread = threading.Thread(target=self._work, name=f"dtrain-tracker-{choice.name}", daemon=True)
+
+    def start(self, wanted: threading.Event, over: threading.Event) -> None:
+        """Begin when there is something to draw; `over`: the run ends, this is the last chance."""
+        self._over = over
+        name = f"dtrain-tracker-{self._choice.name}"
+        self._thread = threading.Thread(target=self._work, args=(wanted,), name=name, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
@@ -112,11 +118,11 @@ class TrackerFeed:
             if self._process:
                 kill_group(self._process.pid)
         if not self._done:
-            error = self._problem or f"it did not answer within {END_SECONDS:g} s"
+            error = self._problem or "it did not answer in time"
             self._log.add(TrackerFailed(tracker=self._choice.name, error=error, ended=True))
 
-    def _work(self) -> None:
-        self._wanted.wait()
+    def _work(self, wanted: threading.Event) -> None:
+        wanted.wait()
         while True:
             try:
                 self._follow()
@@ -157,8 +163,8 @@ class TrackerFeed:
         said, rest = process.stdout.fileno(), b""
         problem = ""
         while True:
-            if not wait([said], HANG_SECONDS):
-                return f"it has not answered for {HANG_SECONDS:g} s"
+            if not wait([said], self._hang_seconds):
+                return f"it has not answered for {self._hang_seconds:g} s"
             data = os.read(said, 1 << 16)
             if not data:
                 return problem

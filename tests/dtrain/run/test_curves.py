@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ KILLED = timed(
 )  # fmt: skip
 
 
-def of(name: str, entries: list[Entry]) -> list[tuple[int, float]]:
+def of(name: str, entries: list[Entry]) -> list[tuple[int, Any]]:
     return [(entry.step, entry.values[name]) for entry in entries if name in entry.values]
 
 

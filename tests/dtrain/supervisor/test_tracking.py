@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from live import PROGRAMS, wait_for
 
-from dtrain.common.processes import alive, command_line
+from dtrain.common.processes import alive
 from dtrain.launch import registry
 from dtrain.run import event_log, events, folder
 from dtrain.run.event_log import EventLog
@@ -81,10 +82,11 @@ def assert_all_once(tracked: Tracked) -> None:
 
 def tracker_processes(run: RunDir) -> list[int]:
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        arguments = command_line(int(path.name))
-        if "track" in arguments and str(run.path) in arguments:
-            found.append(int(path.name))
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            arguments = path.read_bytes().split(b"\0")
+            if b"track" in arguments and str(run.path).encode() in arguments:
+                found.append(int(path.parent.name))
     return found
 
 

@@ -20,7 +20,7 @@ def main() -> int:
         from dtrain.supervisor import main as supervisor
 
         return supervisor.main(sys.argv[2])
-    if sys.argv[1:2] == ["track"] and len(sys.argv) == 4:
+    if sys.argv[1:2] == ["tracker"] and len(sys.argv) == 5:
         from dtrain.supervisor import tracker_process
 
         return tracker_process.main(*sys.argv[2:])

@@ -12,7 +12,7 @@ import tracker_files
 from live import PROGRAMS, Live, dtrain, start, wait_for
 
 THIRD_PARTY = PROGRAMS / "third_party"
-ENVIRONMENT = {"WANDB_MODE": "offline", "PYTHONPATH": str(THIRD_PARTY), "MLFLOW_ALLOW_FILE_STORE": "true"}
+ENVIRONMENT = {"WANDB_MODE": "offline", "PYTHONPATH": str(THIRD_PARTY)}
 STEPS = list(range(1, 61))
 
 
@@ -87,7 +87,7 @@ def test_wandb_has_one_run_whose_steps_rise(killed_thrice: Live) -> None:
     steps = [row["_step"] for row in file.rows]
     assert steps == sorted(set(steps))
     assert {row["_step"]: row["train/loss"] for row in file.rows if "train/loss" in row} == killed_thrice.losses()
-    assert sum("failure" in row.get("run/mark", "") for row in file.rows) >= 1
+    assert 1 <= sum("mark/failure" in row for row in file.rows) <= 3
 
 
 def test_mlflow_has_one_run_that_is_finished(killed_thrice: Live, folder: Path) -> None:
@@ -122,7 +122,8 @@ def test_a_resumed_run_goes_on_in_the_same_runs_of_its_trackers(tmp_path: Path) 
         live.finish(code=4)
     values = tracker_files.prometheus(tmp_path / f"prometheus/{live.run.id}.prom")
     assert (values["dtrain_running", ""], values["dtrain_exit_code", ""]) == (0, 4)
-    with start("last", "--workers", "1", runs=tmp_path / "runs", command="resume", **ENVIRONMENT) as again:
+    slower = ("--workers", "1", "--set", "params.pause=0.03")
+    with start("last", *slower, runs=tmp_path / "runs", command="resume", **ENVIRONMENT) as again:
         again._run = live.run
         again.wait_step(30, attempt=2)
         path = tmp_path / f"prometheus/{live.run.id}.prom"
@@ -143,7 +144,7 @@ def test_a_resumed_run_goes_on_in_the_same_runs_of_its_trackers(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("mood", ["raise", "hang"])
-def test_a_tracker_that_is_down_ends_no_run_and_a_resume_logs_what_is_missing(mood: str, tmp_path: Path) -> None:
+def test_a_tracker_that_is_down_ends_no_run_and_what_is_missing_is_logged_later(mood: str, tmp_path: Path) -> None:
     (tmp_path / "lines.mood").write_text(mood)
     recipe, setting = str(PROGRAMS / "tiny.yaml"), f"track=[{{name: elsewhere, file: {tmp_path}/lines}}]"
     with start(recipe, "--set", setting, runs=tmp_path / "runs", PYTHONPATH=str(THIRD_PARTY)) as live:
@@ -151,7 +152,9 @@ def test_a_tracker_that_is_down_ends_no_run_and_a_resume_logs_what_is_missing(mo
     assert out.count("tracker elsewhere: the newest values are not logged") == 2  # as it happens, and in the summary
     assert lines(tmp_path) == []
     (tmp_path / "lines.mood").unlink()
-    dtrain("resume", live.run.id, "--runs", str(tmp_path / "runs"), PYTHONPATH=str(THIRD_PARTY))
+    done = dtrain("track", live.run.id, "--runs", str(tmp_path / "runs"), PYTHONPATH=str(THIRD_PARTY))
+    assert done.stdout == "elsewhere: everything is logged\n"
+    assert "not logged" not in dtrain("status", live.run.id, "--runs", str(tmp_path / "runs")).stdout
     assert [line["step"] for line in lines(tmp_path) if "train/loss" in line.get("values", {})] == STEPS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 def mlflow(folder: Path, experiment: str) -> list[Any]:
     """The runs of an experiment in MLflow's file store, and a client to ask about them."""
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=str(folder))

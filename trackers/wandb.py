@@ -55,7 +55,7 @@ class Wandb:
     def log(self, entries: Sequence[Entry]) -> None:
         """See `Tracker.log`. W&B sends from a process of its own, which keeps what cannot be sent."""
         for entry in entries:
-            mark = {"run/mark": entry.text} if entry.kind else {}
+            mark = {f"mark/{entry.kind}": entry.text} if entry.kind else {}
             self._run.log(dict(entry.values) | mark, step=entry.step)
             if entry.kind == "requeue":
                 self._run.mark_preempting()

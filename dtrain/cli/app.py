@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dtrain.cli import tracker_commands
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.processes import discard_stdout
@@ -294,7 +295,7 @@ def warm(
 
 @app.command()
 def plugins(as_json: Json = False) -> None:
-    """List the strategies and clusters that are installed, and what each needs.
+    """List the strategies, clusters and trackers that are installed, and what each needs.
 
     Example: dtrain plugins"""
     from dtrain.cli.plugin_table import plugin_rows, plugin_text
@@ -341,6 +342,9 @@ def explain(
     from dtrain.launch.explain import explain as explained
 
     print(explained(key or ""))
+
+
+tracker_commands.add_to(app, _find)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dtrain.run import events
 from dtrain.run.events import Event
-from dtrain.run.status import RunState
+from dtrain.run.status import RunState, unlogged
 
 WORTH_SAYING = 0.05
 """Share of the time that the training waits for data."""
@@ -102,14 +102,9 @@ def _storage_works(event: events.StorageWorks, state: RunState) -> str:
 
 
 def _tracker_failed(event: events.TrackerFailed, state: RunState) -> str:
-    return f"WARNING: {tracker_failed(event)}"
-
-
-def tracker_failed(event: events.TrackerFailed) -> str:
-    """What a tracker lacks, and what becomes of it."""
     if event.ended:
-        return f"tracker {event.tracker}: the newest values are not logged ({event.error}); dtrain resume logs them"
-    return f"tracker {event.tracker}: {event.error}; the run goes on, and what is missing is logged later"
+        return f"WARNING: {unlogged(event)}"
+    return f"WARNING: tracker {event.tracker}: {event.error}; the run goes on, and what is missing is logged later"
 
 
 def _tracker_works(event: events.TrackerWorks, state: RunState) -> str:

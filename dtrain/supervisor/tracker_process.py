@@ -152,15 +152,17 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def main(path: str, choice: str) -> int:
-    """`python -P -m dtrain track RUN CHOICE`, started by the supervisor; CHOICE is the tracker with its options, as JSON."""
+def main(path: str, choice: str, end_seconds: str) -> int:
+    """`python -P -m dtrain tracker RUN CHOICE SECONDS`, started by the supervisor: the tracker with its options as JSON, and
+    how long it may take when the supervisor has left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     set_name("dtrain-tracker")
     with suppress(OSError):
         os.nice(NICENESS)
     said, over = os.dup(1), threading.Event()
-    threading.Thread(target=_watch_supervisor, args=(os.dup(0), over), daemon=True).start()
+    watching = (os.dup(0), over, float(end_seconds))
+    threading.Thread(target=_watch_supervisor, args=watching, daemon=True).start()
     run, chosen = RunDir(Path(path)), from_dict(PluginChoice, json.loads(choice))
     folder = tracker_folder(run, chosen.name)
     with alone(folder):
@@ -184,13 +186,13 @@ def _leave(code: int) -> int:
     os._exit(code)
 
 
-def _watch_supervisor(stdin: int, over: threading.Event) -> None:
+def _watch_supervisor(stdin: int, over: threading.Event, end_seconds: float) -> None:
     """The end of stdin: what is left must be logged soon."""
     with suppress(OSError):
         while os.read(stdin, 1024):
             pass
     over.set()
-    time.sleep(END_SECONDS)
+    time.sleep(end_seconds)
     os._exit(1)
 
 

@@ -29,6 +29,8 @@ WORTH_DRAWING = (Metrics, Evaluation, NodesUsed)
 """The first of these in a run starts its trackers: a run that never trains is drawn nowhere."""
 HANG_SECONDS = 60.0
 """A tracker that says nothing for so long is killed."""
+CATCH_UP_SECONDS = 3600.0
+"""For a person who waits for it."""
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 """Between two tries, doubled after each."""
@@ -65,30 +67,50 @@ class Tracking:
         except DtrainError as error:  # a broken plugin must not keep the run from training
             log.add(TrackerFailed(tracker=registry.default("tracker"), error=error.message))
             return
-        self._feeds = [TrackerFeed(self._run, job, choice, log, self._hang_seconds) for choice in choices]
+        seconds = (self._hang_seconds, self._end_seconds)
+        self._feeds = [TrackerFeed(self._run, job, choice, log, *seconds) for choice in choices]
         for feed in self._feeds:
             feed.start(self._wanted, self._over)
 
-    def finish(self) -> None:
-        """The event log is complete: wait a short time for the trackers, and say which of them lacks something."""
+    def finish(self) -> dict[str, str]:
+        """The event log is complete: wait a short time for the trackers, and say which of them lacks something and why
+        (tracker → '' or the reason)."""
         self._over.set()
         if not self._wanted.is_set():
-            return
+            return {}
         deadline = time.monotonic() + self._end_seconds
         for feed in self._feeds:
             feed.end()
-        for feed in self._feeds:
-            feed.finish(deadline)
+        return {feed.name: feed.finish(deadline) for feed in self._feeds}
+
+
+def catch_up(run: RunDir) -> dict[str, str]:
+    """Give the trackers of a run that nobody supervises what they lack; tracker → '' or why it still lacks something."""
+    with run.lock():
+        log = EventLog(run.events)
+        try:
+            tracking = Tracking(run, end_seconds=CATCH_UP_SECONDS)
+            tracking.start(run.job(), log)
+            found = tracking.finish()
+            for name in [name for name, problem in found.items() if not problem]:
+                log.add(TrackerWorks(tracker=name))
+            return found
+        finally:
+            log.close()
 
 
 class TrackerFeed:
     """One tracker: its process, and the thread that watches it."""
 
-    def __init__(self, run: RunDir, job: Job, choice: PluginChoice, log: EventLog, hang_seconds: float) -> None:
+    def __init__(
+        self, run: RunDir, job: Job, choice: PluginChoice, log: EventLog, hang_seconds: float, end_seconds: float
+    ) -> None:
+        self.name = choice.name
         self._run = run
         self._choice = choice
         self._log = log
         self._hang_seconds = hang_seconds
+        self._end_seconds = end_seconds
         folder = Path(job.folder)
         self._folder = folder if job.folder and folder.is_dir() else run.path
         self._process: subprocess.Popen[bytes] | None = None
@@ -101,7 +123,7 @@ class TrackerFeed:
     def start(self, wanted: threading.Event, over: threading.Event) -> None:
         """Begin when there is something to draw; `over`: the run ends, this is the last chance."""
         self._over = over
-        name = f"dtrain-tracker-{self._choice.name}"
+        name = f"dtrain-tracker-{self.name}"
         self._thread = threading.Thread(target=self._work, args=(wanted,), name=name, daemon=True)
         self._thread.start()
 
@@ -111,15 +133,17 @@ class TrackerFeed:
             if self._process and self._process.stdin:
                 self._process.stdin.close()
 
-    def finish(self, deadline: float) -> None:
-        """Wait until everything is logged, until the deadline at most (monotonic seconds)."""
+    def finish(self, deadline: float) -> str:
+        """Wait until everything is logged, until the deadline at most (monotonic seconds); why it is not, or ''."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._changing:
             if self._process:
                 kill_group(self._process.pid)
-        if not self._done:
-            error = self._problem or "it did not answer in time"
-            self._log.add(TrackerFailed(tracker=self._choice.name, error=error, ended=True))
+        if self._done:
+            return ""
+        problem = self._problem or "it did not answer in time"
+        self._log.add(TrackerFailed(tracker=self.name, error=problem, ended=True))
+        return problem
 
     def _work(self, wanted: threading.Event) -> None:
         wanted.wait()
@@ -135,8 +159,8 @@ class TrackerFeed:
 
     def _follow(self) -> None:
         """One process, until it ends."""
-        choice = json.dumps({"name": self._choice.name, "options": self._choice.options})
-        command = [sys.executable, "-P", "-m", "dtrain", "track", str(self._run.path), choice]
+        choice = json.dumps({"name": self.name, "options": self._choice.options})
+        command = [sys.executable, "-P", "-m", "dtrain", "tracker", str(self._run.path), choice, str(self._end_seconds)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             cwd=self._folder,
@@ -178,13 +202,13 @@ class TrackerFeed:
     def _works(self) -> None:
         if self._problem:
             self._problem, self._pause = "", FIRST_PAUSE_SECONDS
-            self._log.add(TrackerWorks(tracker=self._choice.name))
+            self._log.add(TrackerWorks(tracker=self.name))
 
     def _report(self, problem: str) -> None:
         """Log the first of several failures in a row."""
         if not self._problem and not self._over.is_set():
-            self._log.add(TrackerFailed(tracker=self._choice.name, error=problem))
+            self._log.add(TrackerFailed(tracker=self.name, error=problem))
         self._problem = problem
 
     def _log_file(self) -> Path:
-        return self._run.logs / f"tracker-{self._choice.name}.log"
+        return self._run.logs / f"tracker-{self.name}.log"

@@ -85,7 +85,7 @@ def tracker_processes(run: RunDir) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             arguments = path.read_bytes().split(b"\0")
-            if b"track" in arguments and str(run.path).encode() in arguments:
+            if b"tracker" in arguments and str(run.path).encode() in arguments:
                 found.append(int(path.parent.name))
     return found
 

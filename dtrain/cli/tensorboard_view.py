@@ -6,6 +6,7 @@ A run whose event files are not here (it is kept on remote storage, or has anoth
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ LOOK_SECONDS = 5.0
 """Between two looks for new runs and new events."""
 
 
-def show(runs: Sequence[RunDir], root: Path, port: int) -> int:
+def show(runs: Sequence[RunDir], root: Path, port: int | None) -> int:
     """Serve these runs, or all below `root` and those that come, until Ctrl-C; the exit code of TensorBoard."""
     if importlib.util.find_spec(NAME) is None:
         raise UsageError(f"{NAME} is not installed", f"Install it: pip install 'dtrain[{NAME}]'")
@@ -35,8 +36,9 @@ def show(runs: Sequence[RunDir], root: Path, port: int) -> int:
     with tempfile.TemporaryDirectory(prefix="dtrain-tensorboard-") as name:
         shown = Shown(Path(name))
         shown.refresh(runs or folder.all_runs(root))
-        command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", name, "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-        process = subprocess.Popen(command)
+        command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", name, "--host", "127.0.0.1"]
+        command += ["--port", str(port)] if port is not None else []
+        process = subprocess.Popen(command, env={"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ)
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):

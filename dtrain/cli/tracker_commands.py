@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dtrain.common import environment
 from dtrain.common.errors import Exit, UsageError
-from dtrain.run.folder import RunDir
 
-Find = Callable[[Path, str], RunDir]
+if TYPE_CHECKING:
+    from dtrain.run.folder import RunDir
+
+Find = Callable[[Path, str], "RunDir"]
 Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
 RUNS = Path("runs")
 
@@ -41,7 +43,7 @@ def add_to(app: typer.Typer, find: Find) -> None:
     def tensorboard(
         names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids, prefixes, paths, URLs or 'last'; all runs if none is given.")] = None,
         runs: Runs = RUNS,
-        port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the page; 0: any that is free.")] = 6006,
+        port: Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="Of the page; 6006 or one near it if not given.")] = None,
     ) -> None:  # fmt: skip
         """Start TensorBoard on this machine for some runs, also for those on remote storage. Ctrl-C ends it.
 

@@ -251,6 +251,8 @@ def _located(error: ValidationError, document: Document, prefix: Place, cls: typ
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             owner = _class_at(cls, inner[:-1])
             text = _unknown(str(inner[-1]), owner, top=owner is Job and len(inner) == 1)
+        elif item["type"] in ("missing", "missing_argument"):
+            text = f"the key '{inner[-1]}' is missing"
         else:
             text = _words(item["msg"], item.get("input"))
         found[path] = (document.mark(path), ".".join(map(str, path)), text)

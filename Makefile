@@ -33,6 +33,7 @@ bench: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/recovery.py
 	$(VENV)/bin/python benchmarks/strategies.py
 	$(VENV)/bin/python benchmarks/scale.py
+	$(VENV)/bin/python benchmarks/trackers.py
 	$(VENV)/bin/python benchmarks/clusters.py
 
 $(VENV)/.python:

@@ -1,4 +1,4 @@
-"""The one door of every dtrain process: the command line, and the hidden agent and supervisor that it starts.
+"""The one door of every dtrain process: the command line, and the hidden agent, supervisor and trackers that it starts.
 
 The agent is taken before the command line is imported: it is started on every node and must be light.
 """
@@ -20,6 +20,10 @@ def main() -> int:
         from dtrain.supervisor import main as supervisor
 
         return supervisor.main(sys.argv[2])
+    if sys.argv[1:2] == ["tracker"] and len(sys.argv) == 5:
+        from dtrain.supervisor import tracker_process
+
+        return tracker_process.main(*sys.argv[2:])
     # What is imported stays: looking for garbage among it, now or at the end, only costs time.
     gc.disable()
     if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:

@@ -15,7 +15,9 @@ from live import PROGRAMS, RECIPES
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "dtrain").rglob("*.py"))
-PLUGINS = sorted((ROOT / "strategies").rglob("*.py")) + sorted((ROOT / "clusters").rglob("*.py"))
+FOLDERS = ("strategies", "clusters", "trackers")
+"""Of plugins."""
+PLUGINS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 ORDER = (
     "common",
     "spec",
@@ -31,7 +33,18 @@ ORDER = (
     "cli",
 )
 """A package imports only packages that stand before it (and itself); the docstrings of the packages say on which machine each runs."""
-FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod", "ray", "numpy"}
+FRAMEWORKS = {
+    "torch",
+    "tensorflow",
+    "keras",
+    "horovod",
+    "ray",
+    "numpy",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "prometheus_client",
+}
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
 
@@ -58,9 +71,7 @@ def top_level_imports(tree: ast.Module) -> Iterator[str]:
 def test_the_core_never_imports_a_plugin() -> None:
     for path, tree in trees(CORE):
         for name in imports_of(tree):
-            assert not name.startswith(("dtrain.strategies", "dtrain.clusters", "strategies", "clusters")), (
-                f"{path.name}: {name}"
-            )
+            assert not name.removeprefix("dtrain.").startswith(FOLDERS), f"{path.name}: {name}"
 
 
 def test_no_plugin_imports_a_framework_at_its_top() -> None:
@@ -69,10 +80,10 @@ def test_no_plugin_imports_a_framework_at_its_top() -> None:
             assert name.split(".")[0] not in FRAMEWORKS, f"{path.name}: {name}"
 
 
-def test_strategies_and_clusters_do_not_know_each_other() -> None:
+def test_plugins_of_one_kind_do_not_know_those_of_another() -> None:
     for path, tree in trees(PLUGINS):
-        other = "dtrain.clusters" if (ROOT / "strategies") in path.parents else "dtrain.strategies"
-        assert not any(other in name for name in imports_of(tree)), path
+        others = [f"dtrain.{folder}" for folder in FOLDERS if (ROOT / folder) not in path.parents]
+        assert not any(other in name for name in imports_of(tree) for other in others), path
 
 
 def module_name(path: Path) -> str:
@@ -184,10 +195,12 @@ def test_the_launcher_never_imports_a_framework(arguments: list[str], tmp_path: 
 
 
 PLUGIN_NAMES = re.compile(
-    r"\b(local|slurm|sbatch|srun|squeue|ray|horovod|ddp|fsdp|hsdp|mirrored|multi_worker_mirrored|tensorflow|keras)\b"
+    r"\b(local|slurm|sbatch|srun|squeue|ray|horovod|ddp|fsdp|hsdp|mirrored|multi_worker_mirrored|tensorflow|keras"
+    r"|tensorboard|wandb|mlflow|prometheus|csv)\b"
 )
 USER_TEXT = {
     "dtrain/cli/app.py": "help texts name what there is",
+    "dtrain/cli/tensorboard_view.py": "the command's own name",
     "dtrain/cli/starter.py": "templates are recipes of the built-in plugins",
 }
 

@@ -20,3 +20,12 @@ def test_the_cost_of_the_supervisor_is_measured(kind: str) -> None:
     assert cells[:3] == [kind, "3", "24"]
     numbers = [float(cell) for cell in cells[3:] if cell]
     assert len(numbers) == (5 if kind == "task" else 4) and all(number > 0 for number in numbers)
+
+
+def test_the_cost_of_trackers_is_measured() -> None:
+    command = [sys.executable, f"{BENCHMARKS}/trackers.py", "--pairs", "2", "--seconds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180, cwd="/")
+    assert done.returncode == 0, done.stderr
+    _, _, row = done.stdout.split("\n\n")[0].splitlines()
+    without, with_them, ratio, minute, _, start = (cell.strip(" *%") for cell in row.strip("|").split("|"))
+    assert all(float(number) > 0 for number in (without, with_them, ratio, minute, start))

@@ -68,7 +68,11 @@ class Ray:
         return True
 
     def problems(self, plan: LaunchPlan) -> list[str]:
-        """Ray is installed."""
+        """None: what Ray cannot give, it may have later."""
+        return []
+
+    def out_of_reach(self, plan: LaunchPlan) -> list[str]:
+        """See `ChecksReach.out_of_reach`: Ray is installed."""
         missing = self.missing_here()
         return [missing] if missing else []
 

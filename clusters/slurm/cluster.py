@@ -109,10 +109,11 @@ class Slurm:
             return False
 
     def problems(self, plan: LaunchPlan) -> list[str]:
-        """Mistakes in the options, no SLURM here, and what no node or partition could ever give."""
-        found = list(script.mistakes(self.options))
-        if found:
-            return found
+        """Mistakes in the options."""
+        return list(script.mistakes(self.options))
+
+    def out_of_reach(self, plan: LaunchPlan) -> list[str]:
+        """See `ChecksReach.out_of_reach`: no SLURM here, and what no node or partition could ever give."""
         if missing := self.missing_here():
             return [missing]
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
+from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
 from dtrain.api.protocol import (  # fmt: skip
@@ -94,6 +95,7 @@ class Agent:
         self._line_bytes = int(os.environ.get(variables.LINE_BYTES, 0))
         self._sending = threading.Lock()
         self._pulse = Pulse(self.send, beat_seconds)
+        self._meter = UsageMeter()
 
     @property
     def zygote(self) -> ForkServer:
@@ -118,6 +120,7 @@ class Agent:
             AgentReady(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private)
         )
         self._pulse.start()
+        self._meter.start()
         look_at = time.monotonic() + self.beat_seconds
         while not self._closed:
             deadline = min(look_at, self._kill_at or look_at)
@@ -129,11 +132,12 @@ class Agent:
             if now >= look_at:
                 look_at = now + self.beat_seconds
                 signs = {str(rank): one.look(now) for rank, one in self._workers.items()}
-                self._pulse.renew(Heartbeat(self._attempt, signs))
+                self._pulse.renew(Heartbeat(self._attempt, signs, self._meter.take()))
                 self._send_what_grew()
                 for rank, one in self._workers.items():
                     self._shorten_log(rank, one)
         self._pulse.stop()
+        self._meter.stop()
         self._end()
 
     def _send_what_grew(self) -> None:

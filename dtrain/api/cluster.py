@@ -114,6 +114,14 @@ class SupportsRequeue(Protocol):
         nodes; returns what was done, in words. Raises `ClusterError` if the cluster refuses."""
 
 
+@runtime_checkable
+class ChecksReach(Protocol):
+    """A cluster that a machine may be unable to start runs on, though it can plan them."""
+
+    def out_of_reach(self, plan: LaunchPlan) -> list[str]:
+        """May ask the cluster. What keeps this machine from starting the run there now, each with what to do instead."""
+
+
 class Cluster(Protocol):
     """A place where runs run."""
 

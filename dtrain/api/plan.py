@@ -20,7 +20,7 @@ SHIPPED_ENVIRONMENT = "environment.json"
 class Problem:
     """Why a job cannot run, and the part of the recipe that says so."""
 
-    path: tuple[str, ...]
+    path: tuple[str | int, ...]
     message: str
 
 

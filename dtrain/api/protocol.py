@@ -123,6 +123,8 @@ class Heartbeat:
 
     attempt: int
     signs: dict[str, WorkerLiveness] = field(default_factory=dict)
+    usage: dict[str, float] = field(default_factory=dict)
+    """How busy the node is, if that was measured anew: `cpu` and `gpuN` as shares of 1, `memory_bytes` and `gpuN_memory_bytes`."""
 
 
 @dataclass(frozen=True)

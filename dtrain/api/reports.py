@@ -34,6 +34,8 @@ class StepMetrics:
     """Share of the time since the last report that the training of rank 0 waited for data, 0 to 1."""
     data_workers: int = 0
     """Of rank 0."""
+    optimizer: dict[str, float] = field(default_factory=dict)
+    """`learning_rate` and `gradient_norm` of this step; with `/NAME` if there are several."""
 
 
 @dataclass(frozen=True)

@@ -254,6 +254,15 @@ class WeighsShards(Protocol):
 
 
 @runtime_checkable
+class MeasuresSteps(Protocol):
+    """A training backend that knows more of a step than its loss."""
+
+    def measured(self) -> dict[str, float]:
+        """`learning_rate` and `gradient_norm` of the newest step that is reported (every `train.log_every`), with `/NAME` if there
+        are several; what is not known is left out. Called after such a step; may wait for the device."""
+
+
+@runtime_checkable
 class ForksSafely(Protocol):
     """A training backend whose process may fork data workers while it trains: its framework's threads hold no lock that
     these would wait for. They fetch samples, and use no device."""

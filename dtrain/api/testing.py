@@ -1,16 +1,18 @@
-"""Contract tests for plugins: call these functions from a test of your own strategy or cluster.
+"""Contract tests for plugins: call these functions from a test of your own strategy, cluster or tracker.
 
-Each raises `AssertionError` if the plugin does not do what the supervisor relies on. They start real agents.
+Each raises `AssertionError` if the plugin does not do what the supervisor relies on. Those of clusters start real agents.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import queue
 import signal
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from dtrain.api.cluster import Allocation, Cluster, ClusterEvent, NodeLost
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import AgentReady, Event, PortsReserved, ReservePorts
 from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
+from dtrain.api.tracker import Ending, Entry, TrackedRun, Tracker
 from dtrain.common.processes import alive
 from dtrain.run import folder
 from dtrain.run.folder import RunDir
@@ -96,6 +99,41 @@ def check_strategy(strategy: Strategy, job: Job) -> None:
     assert all(isinstance(text, str) for environment in environments for pair in environment.items() for text in pair)
     if strategy.processes(2) == 2:
         assert len({tuple(sorted(environment.items())) for environment in environments}) == 4
+
+
+def check_tracker(make: Callable[[], Tracker], folder: Path, name: str = "contract") -> None:
+    """A tracker goes on where an earlier one of the same run stopped, whether that was closed or killed; `make` gives a new one."""
+    assert dataclasses.is_dataclass(make().Options)
+    assert "name" not in {field.name for field in dataclasses.fields(make().Options)}, (
+        "the recipe has its own name there"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    run = TrackedRun("contract-run", name, folder, {"train": {"steps": 10}, "params": {}})
+    entries = [Entry(0, 0, 1.0, kind="start", text="start")]
+    entries += [Entry(step, step, 1.0 + step, {"train/loss": 1 / step, "node/a b/cpu": 0.5}) for step in range(1, 8)]
+    entries[5] = Entry(5, 5, 6.0, {"run/failures": 1.0}, "failure", 'failure: rank 0, "quoted", and\na second line')
+    killed = make()
+    assert killed.open(run) in (None, 0), "it holds nothing yet"
+    killed.log(entries[:3])
+    with warnings.catch_warnings():  # files that it left open
+        warnings.simplefilter("ignore", ResourceWarning)
+        del killed
+        gc.collect()
+    held = _reopened(make, run, 3, entries[3:6], Ending(4, "stopped", requeued=True))
+    held = _reopened(make, run, 6, entries[6:], None, held)
+    _reopened(make, run, len(entries), [], Ending(0, "finished"), held)
+
+
+def _reopened(
+    make: Callable[[], Tracker], run: TrackedRun, logged: int, more: list[Entry], ending: Ending | None, before: int = 0
+) -> int:
+    tracker = make()
+    held = tracker.open(run)
+    assert held is None or before <= held <= logged, f"it says {held} entries, and {logged} were logged"
+    if more:
+        tracker.log(more)
+    tracker.close(ending)
+    return held or 0
 
 
 @dataclass

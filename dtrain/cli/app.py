@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dtrain.cli import doctor, tracker_commands
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.processes import discard_stdout
@@ -242,7 +243,7 @@ def plan(
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    shown = plan_view.plan_view(planner.make(recipe.load(path, given)), runs)
+    shown = plan_view.plan_view(planner.make(recipe.load(path, given, here=False)), runs)
     print(json.dumps(asdict(shown), indent=1) if as_json else plan_view.plan_text(shown))
 
 
@@ -294,7 +295,7 @@ def warm(
 
 @app.command()
 def plugins(as_json: Json = False) -> None:
-    """List the strategies and clusters that are installed, and what each needs.
+    """List the strategies, clusters and trackers that are installed, and what each needs.
 
     Example: dtrain plugins"""
     from dtrain.cli.plugin_table import plugin_rows, plugin_text
@@ -341,6 +342,10 @@ def explain(
     from dtrain.launch.explain import explain as explained
 
     print(explained(key or ""))
+
+
+tracker_commands.add_to(app, _find)
+doctor.add_to(app)
 
 
 def main() -> int:

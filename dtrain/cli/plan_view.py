@@ -10,7 +10,7 @@ from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.cli.render import counted
 from dtrain.common.secrets import redacted
-from dtrain.launch import registry
+from dtrain.launch import planner, registry
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import shards_on
 
@@ -55,6 +55,8 @@ class PlanView:
     """None for a script, which has its own loop."""
     ranks: tuple[RankView, ...]
     commands: str
+    out_of_reach: tuple[str, ...]
+    """What keeps this machine from starting it."""
 
 
 def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
@@ -65,7 +67,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
         cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload, threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
-        ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run),
+        ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), out_of_reach=tuple(planner.out_of_reach(launch)),
     )  # fmt: skip
 
 
@@ -114,4 +116,5 @@ def plan_text(shown: PlanView) -> str:
     for rank in shown.ranks:
         lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")
         lines += [f"    {name}={value}" for name, value in rank.environment.items()]
-    return "\n".join([*lines, "  would run:", *(f"    {line}" for line in shown.commands.splitlines())])
+    lines += ["  would run:", *(f"    {line}" for line in shown.commands.splitlines())]
+    return "\n".join([*lines, *(f"  not from this machine: {text}" for text in shown.out_of_reach)])

@@ -14,7 +14,7 @@ from dtrain.launch import registry
 
 @dataclass(frozen=True)
 class PluginRow:
-    """A strategy or cluster in the list."""
+    """A plugin in the list."""
 
     kind: str
     name: str
@@ -27,8 +27,7 @@ class PluginRow:
 
 def plugin_rows() -> list[PluginRow]:
     """Installed plugins, with what is missing for them."""
-    kinds: tuple[registry.Kind, ...] = ("strategy", "cluster")
-    return [_row(kind, name) for kind in kinds for name in registry.installed(kind)]
+    return [_row(kind, name) for kind in registry.GROUPS for name in registry.installed(kind)]
 
 
 def _row(kind: registry.Kind, name: str) -> PluginRow:

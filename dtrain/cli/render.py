@@ -8,7 +8,7 @@ from typing import Any
 
 from dtrain.run import events
 from dtrain.run.events import Event
-from dtrain.run.status import RunState
+from dtrain.run.status import RunState, unlogged
 
 WORTH_SAYING = 0.05
 """Share of the time that the training waits for data."""
@@ -108,6 +108,16 @@ def _storage_works(event: events.StorageWorks, state: RunState) -> str:
     return "the remote storage works again"
 
 
+def _tracker_failed(event: events.TrackerFailed, state: RunState) -> str:
+    if event.ended:
+        return f"WARNING: {unlogged(event)}"
+    return f"WARNING: tracker {event.tracker}: {event.error}; the run goes on, and what is missing is logged later"
+
+
+def _tracker_works(event: events.TrackerWorks, state: RunState) -> str:
+    return f"tracker {event.tracker} works again and has caught up"
+
+
 def _hang(event: events.HangDetected, state: RunState) -> str:
     return f"hang: nothing moves (rank {event.rank}); writing the stacks of all ranks to their logs"
 
@@ -167,6 +177,8 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.LogShortened: _log_shortened,
     events.StorageFailed: _storage_failed,
     events.StorageWorks: _storage_works,
+    events.TrackerFailed: _tracker_failed,
+    events.TrackerWorks: _tracker_works,
     events.HangDetected: _hang,
     events.NodeLost: _node_lost,
     events.StopRequested: _stopping,

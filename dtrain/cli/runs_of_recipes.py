@@ -64,6 +64,8 @@ def _overridden(run: RunDir, before: Job, given: Overrides) -> Job:
     where = Path(data.pop("folder"))
     for kind in ("strategy", "cluster"):
         data[kind] = {"name": data[kind]["name"]} | data[kind]["options"]
+    if data["track"] is not None:
+        data["track"] = [{"name": tracker["name"]} | tracker["options"] for tracker in data["track"]]
     data["args"] = list(data["args"])
     return recipe.from_document(yaml_source.Document(str(run.job_file), data), where, given)
 

@@ -53,7 +53,8 @@ def _field_decoders(cls: Any) -> tuple[tuple[str, Decoder], ...]:
 def _decoder(hint: Any) -> Decoder | None:
     """From plain data to a value of this type; None if it is the same."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next((part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)), None)
+        decoders = [decode for part in typing.get_args(hint) if part is not type(None) and (decode := _decoder(part))]
+        return _unless_plain(decoders[0]) if decoders else None
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return lambda value: from_dict(hint, value) if isinstance(value, dict) else value
     if typing.get_origin(hint) is tuple:
@@ -61,6 +62,10 @@ def _decoder(hint: Any) -> Decoder | None:
     if typing.get_origin(hint) is dict:
         return _of_values(_decoder(typing.get_args(hint)[1]))
     return None
+
+
+def _unless_plain(decode: Decoder) -> Decoder:
+    return lambda value: decode(value) if isinstance(value, dict | list) else value
 
 
 def _of_elements(decode: Decoder | None) -> Decoder:

@@ -1,4 +1,4 @@
-"""Checks of a job's environment variables, arguments and preloads, before anything is started."""
+"""Checks of a job's environment variables, arguments, preloads and trackers, before anything is started."""
 
 from __future__ import annotations
 
@@ -45,6 +45,15 @@ def preload(job: Job) -> Iterator[Problem]:
             yield Problem(("preload",), f"{module!r} cannot name a module: for example package.module")
         elif here and not _is_there(module.partition(".")[0], job.env.get("PYTHONPATH", "")):
             yield Problem(("preload",), f"there is no module {module.partition('.')[0]}: install it, or leave it out")
+
+
+def trackers(job: Job) -> Iterator[Problem]:
+    """Trackers that lack something, if the supervisor runs in this environment."""
+    if not registry.cluster_of(job).same_machine:
+        return
+    for index, choice in enumerate(job.track or ()):
+        if missing := registry.missing_for("tracker", choice.name):
+            yield Problem(("track", index), f"{choice.name}: {missing}")
 
 
 def _is_there(package: str, path: str) -> bool:

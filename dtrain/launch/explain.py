@@ -53,6 +53,8 @@ def _properties(node: JsonObject, whole: JsonObject) -> dict[str, JsonObject]:
     """Keys below a node; of a plugin, those of all plugins of its kind."""
     found: dict[str, JsonObject] = {}
     forms = [form for form in _forms(node, whole) if form.get("type") != "null"]
+    listed = [inner for form in forms if "items" in form for inner in _forms(form["items"], whole)]
+    forms = [*(form for form in forms if "items" not in form), *listed]
     for form in forms:
         title = form.get("title", "")
         for name, child in form.get("properties", {}).items():

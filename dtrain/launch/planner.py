@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from dtrain.api.cluster import ChecksReach
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
@@ -46,15 +47,24 @@ def make(job: Job) -> LaunchPlan:
     )
 
 
-def checked(job: Job) -> tuple[Job, list[Problem]]:
-    """The resolved job, and everything that keeps it from running, each with what to do instead; none: it can start."""
+def checked(job: Job, *, here: bool = True) -> tuple[Job, list[Problem]]:
+    """The resolved job, and everything that keeps it from running, each with what to do instead; none: it can start.
+    Without `here`, what keeps this machine from starting it is left out."""
     found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
     if found:
         return job, found
     plan = make(job)
-    found += [*_of_strategy(plan), *checks.preload(job)]
-    found += [Problem(("resources",), problem) for problem in registry.cluster_of(plan.job).problems(plan)]
-    return plan.job, found
+    found += [*_of_strategy(plan), *checks.preload(job), *checks.trackers(job)]
+    texts = registry.cluster_of(plan.job).problems(plan)
+    if here and not texts:
+        texts = out_of_reach(plan)
+    return plan.job, [*found, *(Problem(("resources",), text) for text in texts)]
+
+
+def out_of_reach(plan: LaunchPlan) -> list[str]:
+    """What keeps this machine from starting a run on its cluster."""
+    cluster = registry.cluster_of(plan.job)
+    return cluster.out_of_reach(plan) if isinstance(cluster, ChecksReach) else []
 
 
 def _of_target(job: Job) -> Iterator[Problem]:

@@ -10,25 +10,27 @@ import typing
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dtrain.common.errors import UsageError, nearest
 from dtrain.launch import planner, registry
 from dtrain.launch.yaml_source import Document, parse, scalar, unknown_key
+from dtrain.launch.yaml_source import Path as Place
 from dtrain.spec.job import Job, PluginChoice
 
 Override = tuple[tuple[str, ...], Any, str]
 """Path, value, and the option that gave it."""
 PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
-TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster")
+TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster", "track")
 """Sections whose numbers have a type; those of `params` are the user's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def load(path: Path, overrides: Sequence[Override] = ()) -> Job:
-    """The resolved job of a recipe file; raises `UsageError` that lists every mistake."""
+def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True) -> Job:
+    """The resolved job of a recipe file; raises `UsageError` that lists every mistake. Without `here`, this machine need not be
+    able to start it."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -39,10 +41,10 @@ def load(path: Path, overrides: Sequence[Override] = ()) -> Job:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}:1:1: not UTF-8 or UTF-16 text ({error.reason} at byte {error.start})") from None
     document = parse(text, str(path))
-    return from_document(document, path.absolute().parent, overrides)
+    return from_document(document, path.absolute().parent, overrides, here=here)
 
 
-def from_document(document: Document, folder: Path, overrides: Sequence[Override] = ()) -> Job:
+def from_document(document: Document, folder: Path, overrides: Sequence[Override] = (), *, here: bool = True) -> Job:
     """The job of a parsed recipe; see `load`."""
     if not document.problems:
         for where, value, source in overrides:
@@ -51,8 +53,10 @@ def from_document(document: Document, folder: Path, overrides: Sequence[Override
             document.data["name"] = Path(document.source).stem
     job, problems = _typed(document, folder)
     if job and not problems:
-        job, found = planner.checked(job)
-        problems = [(document.mark(problem.path), ".".join(problem.path), problem.message) for problem in found]
+        job, found = planner.checked(job, here=here)
+        problems = [
+            (document.mark(problem.path), ".".join(map(str, problem.path)), problem.message) for problem in found
+        ]
     problems = [(mark, "", text) for mark, text in document.problems] + problems
     if problems or job is None:
         ordered = sorted(problems, key=lambda problem: (problem[0].source, problem[0].line, problem[0].column))
@@ -74,30 +78,39 @@ def override(text: str) -> Override:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of recipes, with the options of every installed strategy and cluster."""
+    """The JSON schema of recipes, with the options of every installed plugin."""
     result = _adapter(Job, docstrings=True).json_schema()
     definitions = result.setdefault("$defs", {})
     result["properties"].pop("folder")
     result["required"] = []
+    properties = result["properties"]
     for kind in PLUGIN_KINDS:
-        forms: list[dict[str, Any]] = [{"type": "string", "enum": list(registry.installed(kind))}]
-        for name in registry.installed(kind):
-            options = _adapter(registry.plugin_class(kind, name).Options, docstrings=True).json_schema()
-            definitions.update(options.pop("$defs", {}))
-            properties = {"name": {"const": name}} | options.get("properties", {})
-            required = ["name", *options.get("required", [])]
-            forms.append(
-                {
-                    "type": "object",
-                    "title": name,
-                    "properties": properties,
-                    "required": required,
-                    "additionalProperties": False,
-                }
-            )
-        result["properties"][kind] = {"anyOf": forms, "description": result["properties"][kind].get("description", "")}
+        properties[kind] = {
+            "anyOf": _forms(kind, definitions),
+            "description": properties[kind].get("description", ""),
+        }
+    listed = {"type": "array", "items": {"anyOf": _forms("tracker", definitions)}}
+    properties["track"] |= {"anyOf": [listed, {"type": "null"}]}
     definitions.pop("PluginChoice", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dtrain recipe"} | result
+
+
+def _forms(kind: registry.Kind, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """What may stand for a plugin of this kind: its name, or its name with its options."""
+    forms: list[dict[str, Any]] = [{"type": "string", "enum": list(registry.installed(kind))}]
+    for name in registry.installed(kind):
+        options = _adapter(registry.plugin_class(kind, name).Options, docstrings=True).json_schema()
+        definitions.update(options.pop("$defs", {}))
+        forms.append(
+            {
+                "type": "object",
+                "title": name,
+                "properties": {"name": {"const": name}} | options.get("properties", {}),
+                "required": ["name", *options.get("required", [])],
+                "additionalProperties": False,
+            }
+        )
+    return forms
 
 
 @cache
@@ -128,9 +141,12 @@ def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
     data = {key: _whole_numbers(value) if key in TYPED else value for key, value in document.data.items()}
     found: Found = []
     for kind in PLUGIN_KINDS:
-        choice, problems = _choice(kind, data.get(kind, _default(kind, data)), document)
+        choice, problems = _choice(kind, data.get(kind, _default(kind, data)), document, (kind,))
         found += problems
         data[kind] = {"name": choice.name, "options": choice.options}
+    if data.get("track") is not None:
+        data["track"], problems = _track(data["track"], document)
+        found += problems
     if (
         isinstance(data.get("script"), str)
         and len(words := data["script"].split()) > 1
@@ -160,32 +176,50 @@ def _whole_numbers(value: Any) -> Any:
     """`20.0` and `2e1` as the whole numbers that they are, for keys whose type is known."""
     if isinstance(value, dict):
         return {key: _whole_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(part) for part in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _default(kind: Literal["strategy", "cluster"], data: dict[str, Any]) -> str | None:
+def _default(kind: registry.Kind, data: dict[str, Any]) -> str | None:
     """A script needs no strategy, and a run no cluster; a task must say how it trains."""
     return registry.default(kind) if kind == "cluster" or "script" in data else None
 
 
-def _choice(kind: Literal["strategy", "cluster"], value: Any, document: Document) -> tuple[PluginChoice, Found]:
+def _track(value: Any, document: Document) -> tuple[list[dict[str, Any]] | None, Found]:
+    """The trackers of a recipe, each named once."""
+    if not isinstance(value, list):
+        return None, [(document.mark(("track",)), "track", f"expected a list of trackers: track: [{value}]")]
+    chosen: list[dict[str, Any]] = []
+    found: Found = []
+    for index, part in enumerate(value):
+        choice, problems = _choice("tracker", part, document, ("track", index))
+        found += problems
+        if not problems and any(other["name"] == choice.name for other in chosen):
+            found.append((document.mark(("track", index)), "track", f"the tracker '{choice.name}' stands here twice"))
+        chosen.append({"name": choice.name, "options": choice.options})
+    return chosen, found
+
+
+def _choice(kind: registry.Kind, value: Any, document: Document, place: Place) -> tuple[PluginChoice, Found]:
     """A plugin and its options, from `ddp` or `{name: ddp, option: value}`."""
     name = value.get("name") if isinstance(value, dict) else value
     known = list(registry.installed(kind))
-    path = (kind, "name") if isinstance(value, dict) and "name" in value else (kind,)
+    path = (*place, "name") if isinstance(value, dict) and "name" in value else place
+    key = ".".join(map(str, place))
     fallback = PluginChoice(known[0] if known else "")
     if name is None:
-        return fallback, [(document.mark(path), kind, f"is missing: one of {', '.join(known)}")]
+        return fallback, [(document.mark(path), key, f"is missing: one of {', '.join(known)}")]
     if not isinstance(name, str) or name not in known:
-        return fallback, [(document.mark(path), kind, f"unknown {kind} '{name}'. {nearest(str(name), known)}")]
-    options = {key: part for key, part in value.items() if key != "name"} if isinstance(value, dict) else {}
+        return fallback, [(document.mark(path), key, f"unknown {kind} '{name}'. {nearest(str(name), known)}")]
+    options = {option: part for option, part in value.items() if option != "name"} if isinstance(value, dict) else {}
     try:
         options_class = registry.plugin_class(kind, name).Options
         typed = _adapter(options_class).validate_json(json.dumps(options))
     except ValidationError as error:
-        return fallback, _located(error, document, (kind,), options_class)
+        return fallback, _located(error, document, place, options_class)
     except UsageError as error:
-        return fallback, [(document.mark(path), kind, str(error))]
+        return fallback, [(document.mark(path), key, str(error))]
     return PluginChoice(name, dataclasses.asdict(typed)), []
 
 
@@ -207,7 +241,7 @@ def _class_at(cls: type, path: Sequence[str | int]) -> type | None:
     return cls
 
 
-def _located(error: ValidationError, document: Document, prefix: tuple[str, ...], cls: type) -> Found:
+def _located(error: ValidationError, document: Document, prefix: Place, cls: type) -> Found:
     """pydantic's errors, each once, in our words and with their place in the file."""
     found: dict[tuple[Any, ...], tuple[Any, str, str]] = {}
     for item in error.errors(include_url=False):
@@ -218,6 +252,8 @@ def _located(error: ValidationError, document: Document, prefix: tuple[str, ...]
         if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             owner = _class_at(cls, inner[:-1])
             text = _unknown(str(inner[-1]), owner, top=owner is Job and len(inner) == 1)
+        elif item["type"] in ("missing", "missing_argument"):
+            text = f"the key '{inner[-1]}' is missing"
         else:
             text = _words(item["msg"], item.get("input"))
         found[path] = (document.mark(path), ".".join(map(str, path)), text)

@@ -1,4 +1,4 @@
-"""Finding strategies and clusters, our own and other people's, through entry points."""
+"""Finding strategies, clusters and trackers, our own and other people's, through entry points."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from dtrain.api.cluster import Cluster
-from dtrain.api.strategy import Strategy
+from dtrain.api.strategy import ChecksInstallation, Strategy
+from dtrain.api.tracker import Tracker
 from dtrain.common.errors import UsageError, nearest
 from dtrain.common.serde import from_dict
-from dtrain.spec.job import Job
+from dtrain.spec.job import Job, PluginChoice
 
-Kind = Literal["strategy", "cluster"]
-GROUPS: dict[Kind, str] = {"strategy": "dtrain.strategies", "cluster": "dtrain.clusters"}
+Kind = Literal["strategy", "cluster", "tracker"]
+GROUPS: dict[Kind, str] = {
+    "strategy": "dtrain.strategies",
+    "cluster": "dtrain.clusters",
+    "tracker": "dtrain.trackers",
+}
 DEFAULTS = "dtrain.defaults"
 """A group of entry points whose values are names of plugins."""
 
@@ -34,7 +39,7 @@ def _entry_points() -> Any:
 
 @cache
 def default(kind: Kind) -> str:
-    """The plugin that a recipe need not name: a cluster, and a strategy for scripts."""
+    """The plugin that a recipe need not name: a cluster, a tracker, and a strategy for scripts."""
     return str(next(point.value for point in _entry_points().select(group=DEFAULTS, name=kind)))
 
 
@@ -74,6 +79,26 @@ def cluster(name: str, options: dict[str, Any]) -> Cluster:
     """The cluster of this name with its typed options."""
     chosen: Cluster = _with_options(plugin_class("cluster", name), options)
     return chosen
+
+
+def tracker(name: str, options: dict[str, Any]) -> Tracker:
+    """The tracker of this name with its typed options."""
+    chosen: Tracker = _with_options(plugin_class("tracker", name), options)
+    return chosen
+
+
+def trackers_of(job: Job) -> tuple[PluginChoice, ...]:
+    """The trackers that a job names; if it leaves them open, the default one if what it needs is installed here."""
+    if job.track is not None:
+        return job.track
+    name = default("tracker")
+    return () if missing_for("tracker", name) else (PluginChoice(name),)
+
+
+def missing_for(kind: Kind, name: str) -> str:
+    """Why a plugin cannot work on this machine and what to do, by its own word; '' if it can."""
+    plugin = plugin_class(kind, name)
+    return plugin.missing_here() if isinstance(plugin, ChecksInstallation) else ""
 
 
 def _with_options(plugin: Any, options: dict[str, Any]) -> Any:

@@ -138,7 +138,34 @@ class Metrics(Event, name="metrics"):
     """Share of the time since the last one that the training of rank 0 waited for data, 0 to 1."""
     data_workers: int = 0
     """Of rank 0."""
+    optimizer: dict[str, float] = field(default_factory=dict)
+    """`learning_rate` and `gradient_norm` of the step; with `/NAME` if there are several."""
     attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodesUsed(Event, name="usage"):
+    """How busy the nodes are."""
+
+    nodes: dict[str, dict[str, float]]
+    """Node → numbers, see `dtrain.api.protocol.Heartbeat`; if there are many nodes, the means and the highest of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerFailed(Event, name="tracker_failed"):
+    """A tracker does not log; the run goes on."""
+
+    tracker: str
+    error: str
+    ended: bool = False
+    """The run ends with something that this tracker has not logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerWorks(Event, name="tracker_works"):
+    """It logs again, and has caught up."""
+
+    tracker: str
 
 
 @dataclass(frozen=True, kw_only=True)

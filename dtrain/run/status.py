@@ -168,6 +168,20 @@ def _on_storage_failed(state: RunState, event: events.StorageFailed) -> None:
     state.warnings.append(event.error)
 
 
+def unlogged(event: events.TrackerFailed) -> str:
+    """What a tracker lacks at the end of a run, in one line."""
+    return f"tracker {event.tracker}: the newest values are not logged ({event.error}); dtrain track logs them"
+
+
+def _on_tracker_failed(state: RunState, event: events.TrackerFailed) -> None:
+    if event.ended:
+        state.warnings.append(unlogged(event))
+
+
+def _on_tracker_works(state: RunState, event: events.TrackerWorks) -> None:
+    state.warnings = [text for text in state.warnings if not text.startswith(f"tracker {event.tracker}: ")]
+
+
 def _on_failure(state: RunState, event: events.FailureOccurred) -> None:
     state.failures.append(event)
     state.phase = "failed"
@@ -201,6 +215,8 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.CheckpointQuarantined: _on_quarantined,
     events.UserWarned: _on_warning,
     events.StorageFailed: _on_storage_failed,
+    events.TrackerFailed: _on_tracker_failed,
+    events.TrackerWorks: _on_tracker_works,
     events.FailureOccurred: _on_failure,
     events.DecisionMade: _on_decision,
     events.StopRequested: _on_stopping,

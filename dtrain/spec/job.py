@@ -70,7 +70,7 @@ def memory_bytes(text: str) -> int | None:
 
 @dataclass(frozen=True)
 class PluginChoice:
-    """A strategy or a cluster by name, with the options that its own `Options` class types."""
+    """A strategy, a cluster or a tracker by name, with the options that its own `Options` class types."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -313,6 +313,9 @@ class Job:
     """Remote storage."""
     notify: Notify = field(default_factory=Notify)
     """Who is told of the run."""
+    track: tuple[PluginChoice, ...] | None = None
+    """Where curves are drawn, as `[tensorboard, {name: wandb, project: p}]`. When not given: in the default tracker, if what it needs
+    is installed. []: nowhere."""
     env: dict[str, str] = field(default_factory=dict)
     """Further environment variables of every worker."""
     folder: str = ""

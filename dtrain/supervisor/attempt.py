@@ -46,6 +46,7 @@ from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
 from dtrain.supervisor.start_watch import StartWatch
+from dtrain.supervisor.usage_log import UsageLog
 
 STACKS_SECONDS = 1.0
 LOOK_SECONDS = 0.5
@@ -118,6 +119,7 @@ class Attempt:
         )  # fmt: skip
         self._drain = DrainAgreement()
         self._retention = CheckpointRetention(plan.job.checkpoint, context.log.path)
+        self._usage = UsageLog(context.log)
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log, context.lease,
             ranks=len(self._owner), retention=self._retention,
@@ -162,6 +164,7 @@ class Attempt:
         elif isinstance(event, Heartbeat):
             self._hangs.update({int(rank): sign for rank, sign in event.signs.items()}, now)
             self._log_progress(now)
+            self._usage.heard(node, event.usage, now)
         elif isinstance(event, WorkerReport):
             self._on_report(event.rank, reports.decode(event.body))
         elif isinstance(event, WorkerExited):
@@ -387,6 +390,6 @@ def _event_of(
     if isinstance(report, reports.StepMetrics):
         return events.Metrics(
             attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second,
-            data_wait=report.data_wait, data_workers=report.data_workers,
+            data_wait=report.data_wait, data_workers=report.data_workers, optimizer=report.optimizer,
         )  # fmt: skip
     return events.Evaluation(attempt=attempt, step=report.step, values=report.values)

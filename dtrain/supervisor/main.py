@@ -34,6 +34,7 @@ from dtrain.supervisor.inbox import SupervisorInbox
 from dtrain.supervisor.notifications import Notifications
 from dtrain.supervisor.stop_request import LeaseLost, Notice, RunFolderWatcher, StopMode, StopRequest, signal_handlers
 from dtrain.supervisor.supervisor import Supervisor
+from dtrain.supervisor.tracking import Tracking
 
 LOCK_SECONDS = 120.0
 """The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
@@ -83,17 +84,19 @@ def supervise(
         if ended is not None:  # by the supervisor that held the lock
             return ended
         run.forget_old_stop_request()
-        notifications = Notifications(run)
-        log = _open_log(run, notifications.listening(on_event))
+        tracking, notifications = Tracking(run), Notifications(run)
+        log = _open_log(run, notifications.listening(tracking.listening(on_event)))
         try:
             notifications.start(launch.job if launch else run.job())
-            return _supervise(run, lease, log, patience_seconds, launch)
+            return _supervise(run, lease, log, tracking, patience_seconds, launch)
         finally:
             log.close()
             notifications.finish()
 
 
-def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float, launch: LaunchPlan | None) -> Exit:
+def _supervise(
+    run: RunDir, lease: Lease, log: EventLog, tracking: Tracking, patience_seconds: float, launch: LaunchPlan | None
+) -> Exit:
     inbox: SupervisorInbox = queue.SimpleQueue()
 
     def put(notice: Notice) -> None:
@@ -118,6 +121,7 @@ def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float
                 )
             )  # fmt: skip
             sync.start(patience_seconds)
+            tracking.start(job, log)
             watcher.start()
             return Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
     except LeaseTaken:
@@ -131,6 +135,7 @@ def _supervise(run: RunDir, lease: Lease, log: EventLog, patience_seconds: float
         raise failure from error
     finally:
         watcher.stop()
+        tracking.finish()
         sync.finish()
 
 

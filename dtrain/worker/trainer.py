@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.reports import EvaluationMetrics, LeftAtStep, LoopPhase, StepMetrics, TrainingBegan, UserWarned
-from dtrain.api.strategy import ForksSafely, NonFiniteLoss, TrainingBackend, WorkerContext
+from dtrain.api.strategy import ForksSafely, MeasuresSteps, NonFiniteLoss, TrainingBackend, WorkerContext
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
@@ -283,7 +283,9 @@ class Report:
         wait = trainer.data_wait
         share = min(1.0, (wait.seconds - self._waited) / max(1e-9, now - self._since))
         self._since, self._counted, self._waited = now, 0, wait.seconds
-        self._send(StepMetrics(done, means, round(speed, 1), round(share, 4), wait.workers))
+        backend = trainer.backend
+        optimizer = backend.measured() if trainer.rank == 0 and isinstance(backend, MeasuresSteps) else {}
+        self._send(StepMetrics(done, means, round(speed, 1), round(share, 4), wait.workers, optimizer))
 
     def _check(self, means: Mapping[str, float], done: int) -> None:
         loss = means.get("loss", 0.0)

@@ -14,6 +14,7 @@ from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 from .. import environments, errors, task_framework
 from ..tensorflow import backend as tensorflow_backend
 from ..torch import backend as torch_backend
+from ..torch.measures import StepMeasures
 from ..torch.parallel import Parallel
 from . import launcher
 
@@ -145,10 +146,17 @@ class Averaged(Parallel):
         distributed.zero_grad = zero_grad
         return distributed
 
-    def apply(self, optimizers: Sequence[Any], parameters: Iterable[Any], clip_norm: float | None) -> None:
+    def apply(
+        self,
+        optimizers: Sequence[Any],
+        parameters: Iterable[Any],
+        clip_norm: float | None,
+        measures: StepMeasures,
+        name: str = "",
+    ) -> None:
         """See `Parallel.apply`; the gradients must be there before they are clipped."""
         with ExitStack() as stack:
             for optimizer in optimizers:
                 optimizer.synchronize()
                 stack.enter_context(optimizer.skip_synchronize())
-            super().apply(optimizers, parameters, clip_norm)
+            super().apply(optimizers, parameters, clip_norm, measures, name)

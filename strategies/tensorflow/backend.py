@@ -19,6 +19,7 @@ from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
 from .graph import refuse_own_randomness
+from .numbers import Measures, StepNumbers
 from .state import NoSnapshot, Registered, Snapshots, keyed, load
 from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
 
@@ -111,6 +112,7 @@ class TensorFlowBackend:
         self._built = Built(task, model, optimizer, train.clip_norm, noise)
         rate = optimizer.learning_rate
         self._rate = float(self._array(rate)) if isinstance(rate, keras.Variable) else 1.0
+        self._reported = Measures(train.log_every)
         self.seed(train.seed)
         return model, optimizer
 
@@ -139,9 +141,29 @@ class TensorFlowBackend:
         """See `TrainingBackend.step`. Each replica takes a contiguous block of the shards."""
         import numpy as np
 
-        if self._step is None:
-            self._step = self.compiled(len(batches))
-        return self.called(self._step.one, *tensors((self.blocks(batches, seeds), np.float32(self._rate * rate))))
+        self._step = self._step or self.compiled(len(batches))
+        numbers, due = self.begun(self._step, rate, number)
+        arguments = (self.blocks(batches, seeds), np.float32(self._rate * rate), np.bool_(due))
+        numbers.vector = self.called(self._step.one, *tensors(arguments))
+        return numbers
+
+    def begun(
+        self, step: TrainStep, rate: float, number: StepNumber, flush: Callable[[], None] | None = None
+    ) -> tuple[StepNumbers, bool]:
+        """Where the numbers of a step will be, and whether they are reported."""
+        import keras
+
+        numbers = StepNumbers(step.names, flush)
+        due = self._reported.due(number.step + 1, number.total_steps)
+        if due:
+            schedule = self._built.optimizer._learning_rate
+            plain = isinstance(schedule, keras.Variable)
+            self._reported.keep(numbers, self._rate * rate if plain else float(schedule(number.step)))
+        return numbers, due
+
+    def measured(self) -> dict[str, float]:
+        """See `MeasuresSteps.measured`."""
+        return self._reported.values()
 
     def called(self, function: Any, *arguments: Any) -> Any:
         """What a step function gives; it is looked at before its first call."""

@@ -12,20 +12,8 @@ from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
 
 from .backend import Metrics, TensorFlowBackend, prepare
 from .graph import not_compiled, refuse_dynamic_shapes
+from .numbers import StepNumbers
 from .step import tensors
-
-
-class LazyLoss:
-    """The loss of a step that may still be waiting for its call."""
-
-    def __init__(self, training: CompiledBackend) -> None:
-        self._backend = training
-        self.value: Any = None
-
-    def __float__(self) -> float:
-        if self.value is None:
-            self._backend.flush()
-        return float(self.value)
 
 
 class CompiledBackend(TensorFlowBackend):
@@ -34,13 +22,13 @@ class CompiledBackend(TensorFlowBackend):
     def __init__(self, rank_info: RankInfo, strategy: Any, *, steps_per_call: int, jit: bool = False) -> None:
         super().__init__(rank_info, strategy, jit=jit)
         self._steps_per_call = steps_per_call
-        self._waiting: list[tuple[list[Any], float, LazyLoss]] = []
+        self._waiting: list[tuple[list[Any], float, bool, StepNumbers]] = []
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`."""
-        later = LazyLoss(self)
         self._step = self._step or self.compiled(len(batches))
-        self._waiting.append((self.blocks(batches, seeds), self._rate * rate, later))
+        later, due = self.begun(self._step, rate, number, self.flush)
+        self._waiting.append((self.blocks(batches, seeds), self._rate * rate, due, later))
         if len(self._waiting) == self._steps_per_call:
             self.flush()
         return later
@@ -54,17 +42,18 @@ class CompiledBackend(TensorFlowBackend):
         if self._step is None or not waiting:
             return
         if len(waiting) < self._steps_per_call or len(waiting) == 1:
-            for blocks, rate, later in waiting:
-                later.value = self.called(self._step.one, *tensors((blocks, np.float32(rate))))
+            for blocks, rate, due, later in waiting:
+                later.vector = self.called(self._step.one, *tensors((blocks, np.float32(rate), np.bool_(due))))
             return
         stacked = [
             tf.nest.map_structure(lambda *parts: np.stack(parts), *parts)
-            for parts in zip(*(blocks for blocks, _, _ in waiting), strict=True)
+            for parts in zip(*(blocks for blocks, _, _, _ in waiting), strict=True)
         ]
-        rates = np.array([rate for _, rate, _ in waiting], np.float32)
-        losses = self.called(self._step.many, *tensors((stacked, rates))).numpy()
-        for (_, _, later), loss in zip(waiting, losses, strict=True):
-            later.value = loss
+        rates = np.array([rate for _, rate, _, _ in waiting], np.float32)
+        measured = np.array([due for _, _, due, _ in waiting])
+        numbers = self.called(self._step.many, *tensors((stacked, rates, measured))).numpy()
+        for (*_, later), vector in zip(waiting, numbers, strict=True):
+            later.vector = vector
 
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
         """See `TrainingBackend.evaluate`."""

@@ -5,13 +5,13 @@ Importing this module imports no framework; every function that needs TensorFlow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dtrain.common.errors import UserError
 from dtrain.spec.contract import loss_and_metrics
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -99,61 +99,75 @@ class TrainStep:
         self._summed = summed
         self._trained = list(built.model.trainable_variables)
         self._moving = list(built.model.non_trainable_weights)
+        self.names: list[str] = []
+        """Of what `loss` gives beside the loss; known when a step is traced."""
         _leave_summing_to_us(built.optimizer)
         self.one = tf.function(self._one, autograph=False, jit_compile=jit or None)
-        """(For each replica (batches, states) with a leading dimension of shards, rate) → mean loss of this process's shards."""
+        """(For each replica (batches, states) with a leading dimension of shards, rate, whether to measure the gradient) → means
+        over this process's shards: loss, norm of the gradient (NaN if it is not measured), then what is in `names`."""
         self.many = tf.function(self._many, autograph=False, jit_compile=jit or None)
-        """The same with a further leading dimension of steps → losses [steps]."""
+        """The same with a further leading dimension of steps → numbers [steps, …]."""
 
-    def _one(self, inputs: Any, rate: Any) -> Any:
-        return self._local_mean(self._strategy.run(self._replica, args=(spread(self._strategy, inputs), rate)))
+    def _one(self, inputs: Any, rate: Any, measured: Any) -> Any:
+        return self._local_mean(
+            self._strategy.run(self._replica, args=(spread(self._strategy, inputs), rate, measured))
+        )
 
-    def _many(self, inputs: Any, rates: Any) -> Any:
-        return self._local_mean(self._strategy.run(self._replica_steps, args=(spread(self._strategy, inputs), rates)))
+    def _many(self, inputs: Any, rates: Any, measured: Any) -> Any:
+        arguments = (spread(self._strategy, inputs), rates, measured)
+        return self._local_mean(self._strategy.run(self._replica_steps, args=arguments))
 
-    def _local_mean(self, losses: Any) -> Any:
+    def _local_mean(self, numbers: Any) -> Any:
         import tensorflow as tf
 
-        local = self._strategy.experimental_local_results(losses)
+        local = self._strategy.experimental_local_results(numbers)
         return tf.add_n(local) / len(local)
 
-    def _replica_steps(self, inputs: Any, rates: Any) -> Any:
+    def _replica_steps(self, inputs: Any, rates: Any, measured: Any) -> Any:
         import tensorflow as tf
 
         steps = rates.shape[0]
+        self._find_names(tf.nest.map_structure(lambda tensor: tensor[0][0], inputs))
 
-        def body(step: Any, losses: Any) -> tuple[Any, Any]:
+        def body(step: Any, numbers: Any) -> tuple[Any, Any]:
             part = tf.nest.map_structure(lambda tensor: tensor[step], inputs)
-            return step + 1, losses.write(step, self._replica(part, rates[step]))
+            return step + 1, numbers.write(step, self._replica(part, rates[step], measured[step]))
 
-        begin = (tf.constant(0), tf.TensorArray(tf.float32, steps, element_shape=()))
-        _, losses = tf.while_loop(
+        begin = (tf.constant(0), tf.TensorArray(tf.float32, steps, element_shape=(2 + len(self.names),)))
+        _, numbers = tf.while_loop(
             lambda step, _: step < steps, body, begin, parallel_iterations=1, maximum_iterations=steps
         )
-        return losses.stack()
+        return numbers.stack()
 
-    def _replica(self, inputs: Any, rate: Any) -> Any:
-        """One optimizer step of one replica; returns the mean loss of its shards."""
+    def _replica(self, inputs: Any, rate: Any, measured: Any) -> Any:
+        """One optimizer step of one replica; returns the numbers of its shards."""
         import keras
         import tensorflow as tf
 
         optimizer, clip_norm = self._built.optimizer, self._built.clip_norm
         loss, *totals = self._accumulated(*inputs)
+        totals, metrics = (
+            totals[: len(self._trained) + len(self._moving)],
+            totals[len(self._trained) + len(self._moving) :],
+        )
         sums = self._all_summed(totals)
         gradients, moved = sums[: len(self._trained)], sums[len(self._trained) :]
         if clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
+            gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
+        else:
+            norm = tf.cond(measured, lambda: _norm(gradients), lambda: tf.constant(math.nan))
         if isinstance(optimizer.learning_rate, keras.Variable):
             self._assign([(optimizer.learning_rate, rate)])
         optimizer.apply(gradients, self._trained)
         self._assign(
             [(v, self._averaged(total)) for v, total in zip(self._moving, moved, strict=True) if total is not None]
         )
-        return loss / inputs[1].shape[0]
+        count = inputs[1].shape[0]
+        return tf.stack([loss / count, tf.cast(norm, tf.float32), *(metric / count for metric in metrics)])
 
     def _accumulated(self, batches: Any, states: Any) -> list[Any]:
         """Sums over this replica's shards, one after the other, so that memory holds one shard's activations: of the
-        loss, the gradients and the moved state; None for what no shard has."""
+        loss, the gradients, the moved state and the metrics; None for what no shard has."""
         import tensorflow as tf
 
         def shard(number: Any) -> list[Any]:
@@ -162,6 +176,7 @@ class TrainStep:
         count = states.shape[0]
         if count == 1:
             return shard(0)
+        self._find_names((tf.nest.map_structure(lambda tensor: tensor[0], batches), states[0]))
         there: list[bool] = []
 
         def body(number: Any, *totals: Any) -> tuple[Any, ...]:
@@ -174,35 +189,48 @@ class TrainStep:
             return (number + 1, *added)
 
         zeros = [tf.zeros(variable.shape, variable.dtype) for variable in (*self._trained, *self._moving)]
-        begin = (tf.constant(0), tf.constant(0.0), *zeros)
+        begin = (tf.constant(0), tf.constant(0.0), *zeros, *(tf.constant(0.0) for _ in self.names))
         _, *totals = tf.while_loop(
             lambda number, *_: number < count, body, begin, parallel_iterations=1, maximum_iterations=count
         )
         return [total if part else None for total, part in zip(totals, there, strict=True)]
 
     def _shard(self, batch: Any, states: Any) -> list[Any]:
-        """Loss, gradients and moved state (batch normalization's averages) of one shard, from the state before the step."""
+        """Loss, gradients, moved state (batch normalization's averages) and metrics of one shard, from the state before the step."""
         import tensorflow as tf
 
         with tf.GradientTape() as tape, self._built.pure(states) as scope:
-            loss = tf.cast(self._loss(batch), tf.float32)
+            loss, metrics = self._loss(batch)
+            loss = tf.cast(loss, tf.float32)
             # The sum over all shards is then the mean gradient.
             part = loss / self._shards
         gradients = tape.gradient(part, [variable.value for variable in self._trained])
         dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
-        return [loss, *dense, *(scope.get_current_value(variable) for variable in self._moving)]
+        self.names[:] = sorted(metrics)
+        moved = (scope.get_current_value(variable) for variable in self._moving)
+        return [loss, *dense, *moved, *(metrics[name] for name in self.names)]
 
-    def _loss(self, batch: Any) -> Any:
+    def _find_names(self, shard: Any) -> None:
+        """The names of what `loss` gives beside the loss, which a loop in a graph must know before it is traced: asked in a graph
+        that is thrown away."""
+        import tensorflow as tf
+
+        def ask(batch: Any, states: Any) -> dict[str, Any]:
+            with self._built.pure(states):
+                return self._loss(batch)[1]
+
+        specs = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), shard)
+        found = tf.function(ask, autograph=False).get_concrete_function(*specs)
+        self.names[:] = sorted(found.structured_outputs)
+
+    def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
         import tensorflow as tf
 
         task = self._built.task
         name = f"{getattr(task, 'name', type(task).__name__)}.loss"
         loss, metrics = loss_and_metrics(traced(task.loss, self._built.model, batch), name)
-        if metrics:
-            raise UserError(
-                f"{name} gave metrics beside the loss, which the TensorFlow strategies do not report: give them in metrics"
-            )
-        return tf.reshape(loss, ())
+        numbers = {key: tf.reshape(tf.cast(value, tf.float32), ()) for key, value in metrics.items()}
+        return tf.reshape(loss, ()), numbers
 
     def _all_summed(self, totals: list[Any]) -> list[Any]:
         """Sums over all replicas; collectives take tensors of one type."""
@@ -227,6 +255,12 @@ class TrainStep:
         if pairs:
             values = [value for _, value in pairs]
             tf.__internal__.distribute.interim.maybe_merge_call(assign, self._strategy, values)
+
+
+def _norm(gradients: Sequence[Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.cast(tf.linalg.global_norm(gradients), tf.float32)
 
 
 def _assigned(variable: Any, value: Any) -> None:

@@ -22,7 +22,8 @@ from .. import environments, errors
 from .batches import Mover, evaluating
 from .buffers import BufferSync
 from .losses import LateLosses
-from .optimizers import sorted_out
+from .measures import StepMeasures
+from .optimizers import check_trained, sorted_out
 from .own_step import OwnStep
 from .parallel import Parallel
 from .snapshot import Snapshots, TorchSnapshot
@@ -153,13 +154,14 @@ class TorchBackend:
         if self._state.schedulers and hasattr(task, "schedule"):
             raise UserError(f"{method} gave a scheduler, and there is {self._name}.schedule too: leave out one of them")
         named = list(self._state.named_parameters())
-        _check_trained(optimizers, named, method)
+        check_trained(optimizers, named, method)
         passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._rank_info.world_size
         self._optimizers = self._state.optimizers = {
             name: self._parallel.optimizer(optimizer, named, passes) for name, optimizer in optimizers.items()
         }
         self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         self._late = LateLosses(active=train.terminate_on_nan)
+        self._measures = StepMeasures(train.log_every)
         return self._view(self._models), self._view(self._optimizers)
 
     def _made(self, task: Any, *, several: bool) -> dict[str, Any]:
@@ -200,6 +202,7 @@ class TorchBackend:
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
         self._set_rates(rate)
+        self._measures.begin(number, self._optimizers)
         by_task = self._own_step
         values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
         for scheduler in self._state.schedulers.values():
@@ -227,7 +230,7 @@ class TorchBackend:
                 metrics[name] = metrics.get(name, 0.0) + value * weight
         parameters = (parameter for _, parameter in self._state.named_parameters())
         self._snapshots.wait()
-        self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm)
+        self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm, self._measures)
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
         self._late.next_step()
@@ -239,7 +242,7 @@ class TorchBackend:
         self._to_training()
         own = OwnStep(
             number.step, number.total_steps, self._moved(batch), self._models, self._optimizers,
-            self._parallel, self._train.clip_norm, self._weights[0],
+            self._parallel, self._train.clip_norm, self._measures, self._weights[0],
         )  # fmt: skip
         with self._parallel.autocast(self._device):
             given = self._task.train_step(own)
@@ -343,6 +346,10 @@ class TorchBackend:
         *totals, weights = summed.tolist()
         return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
 
+    def measured(self) -> dict[str, float]:
+        """See `MeasuresSteps.measured`."""
+        return self._measures.values(self._optimizers)
+
     def snapshot(self) -> TorchSnapshot:
         """See `TrainingBackend.snapshot`."""
         self._late.check()
@@ -383,16 +390,3 @@ class TorchBackend:
         for name, model in models.items():
             model.load_state_dict(states[name])
         return self._view(models)
-
-
-def _check_trained(optimizers: Mapping[str, Any], named: list[tuple[str, Any]], method: str) -> None:
-    """Raise `UserError` for an optimizer with parameters that no model has: a checkpoint could not name them."""
-    known = {id(parameter) for _, parameter in named}
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) not in known:
-                    raise UserError(
-                        f"{method} gave an optimizer of a parameter of shape {tuple(parameter.shape)} that is in no model: "
-                        "make it from the model that the method is given, whose parameters may be other objects than before"
-                    )

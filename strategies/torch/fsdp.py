@@ -104,6 +104,8 @@ class Sharded(Parallel):
         import torch
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+        # The reduction of a norm on the host would need a process group of the host's own.
+        self.measures_gradient = not self.options.cpu_offload or device.type == "cpu"
         half = torch.bfloat16 if self.options.precision == "bf16" else None
         settings = {
             "mesh": self.mesh,

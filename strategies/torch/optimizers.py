@@ -69,3 +69,16 @@ def _pair(given: Any, key: str, name: str) -> Sorted:
     if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
         raise UserError(f"{name} gave {gave(scheduler)} beside the optimizer; expected a torch.optim.lr_scheduler")
     return {key: optimizer}, {key: scheduler}
+
+
+def check_trained(optimizers: Mapping[str, Any], named: list[tuple[str, Any]], method: str) -> None:
+    """Raise `UserError` for an optimizer with parameters that no model has: a checkpoint could not name them."""
+    known = {id(parameter) for _, parameter in named}
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in known:
+                    raise UserError(
+                        f"{method} gave an optimizer of a parameter of shape {tuple(parameter.shape)} that is in no model: "
+                        "make it from the model that the method is given, whose parameters may be other objects than before"
+                    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from dtrain.common.errors import UserError
 
+from .measures import StepMeasures
 from .parallel import Parallel
 from .state import ONLY
 
@@ -40,6 +41,7 @@ class OwnStep:
     """By the names that `optimizers` gave them."""
     parallel: Parallel
     clip_norm: float | None
+    measures: StepMeasures
     weight: float = 1.0
     """Of this worker's loss in the mean over the ranks: not 1 if their parts of the batch differ in size."""
 
@@ -67,5 +69,5 @@ class OwnStep:
         optimizer.zero_grad()
         (loss * self.weight).backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.parallel.apply([optimizer], parameters, self.clip_norm)
+        self.parallel.apply([optimizer], parameters, self.clip_norm, self.measures, name)
         optimizer.zero_grad()

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+from .measures import StepMeasures
+from .state import ONLY
+
 Precision = Literal["fp32", "bf16"]
 
 
@@ -16,6 +19,8 @@ class Parallel:
     """Whether the first backward pass changes the order of summation in the later ones."""
     shards = False
     """Whether a worker holds only a part of the model."""
+    measures_gradient = True
+    """Whether the norm of the gradient can be had on the device where the gradient is."""
 
     def __init__(self, *, precision: Precision = "fp32") -> None:
         self.precision = precision
@@ -45,14 +50,26 @@ class Parallel:
             context = torch.autocast(device.type, dtype=torch.bfloat16)
         return context
 
-    def apply(self, optimizers: Sequence[Any], parameters: Iterable[Any], clip_norm: float | None) -> None:
-        """Clip the averaged gradients of these parameters and take the step of all optimizers."""
+    def apply(
+        self,
+        optimizers: Sequence[Any],
+        parameters: Iterable[Any],
+        clip_norm: float | None,
+        measures: StepMeasures,
+        name: str = ONLY,
+    ) -> None:
+        """Clip the averaged gradients of these parameters and take the step of all optimizers; `name` is theirs in `measures`."""
         import torch
 
+        norm = None
         if clip_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+        elif measures.due and self.measures_gradient:
+            norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
         for optimizer in optimizers:
             optimizer.step()
+        if norm is not None and measures.due and self.measures_gradient:
+            measures.gradient(norm.full_tensor() if hasattr(norm, "full_tensor") else norm, name)
 
 
 def modules_named(model: Any, names: tuple[str, ...]) -> list[Any]:

@@ -120,6 +120,20 @@ def test_losses_equal_those_of_a_single_process_by_hand(
     )
 
 
+def optimizer_numbers(live: Live, what: str) -> dict[int, float]:
+    return {event["step"]: event["optimizer"][what] for event in live.events("metrics")}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_rates_and_gradient_norms_are_those_of_the_other_strategies(name: str, two: dict[str, Live]) -> None:
+    other = two[{"torch": "ddp", "tensorflow": "mirrored"}[framework(name)]]
+    rates, norms = (optimizer_numbers(two[name], what) for what in ("learning_rate", "gradient_norm"))
+    assert sorted(rates) == list(range(1, 21))
+    assert rates == pytest.approx(optimizer_numbers(other, "learning_rate"))
+    assert norms == pytest.approx(optimizer_numbers(other, "gradient_norm"), rel=1e-3)
+    assert all(norm > 0 for norm in norms.values())
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_killed_worker_leaves_no_trace(name: str, tmp_path: Path, two: dict[str, Live]) -> None:
     with start(*recipe(name), "--workers", "2", "--set", "params.pause=0.02", runs=tmp_path) as live:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from live import PROGRAMS, dtrain
 
 from dtrain.api import plan
 from dtrain.clusters.slurm import commands, script
@@ -133,3 +134,12 @@ def test_gpus_of_a_node(gres: str, count: int) -> None:
 )
 def test_what_srun_says_of_lost_agents(line: str, nodes: list[str]) -> None:
     assert [node for node, _ in ended_agents(line)] == nodes
+
+
+def test_a_machine_without_slurm_plans_the_batch_script(tmp_path: Path) -> None:
+    recipe = str(PROGRAMS / "tiny.yaml")
+    options = ("--cluster", "slurm", "--nodes", "2", "--workers", "4")
+    shown = dtrain("plan", recipe, *options, PATH=str(tmp_path)).stdout
+    assert "#SBATCH --nodes=2" in shown
+    assert "not from this machine: sbatch was not found: run dtrain where SLURM's commands are" in shown
+    assert "sbatch was not found" in dtrain("run", recipe, *options, check=2, PATH=str(tmp_path)).stderr

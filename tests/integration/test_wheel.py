@@ -23,8 +23,10 @@ version = "1"
 hosts = "elsewhere_cluster:Hosts"
 [project.entry-points."dtrain.strategies"]
 ompi = "elsewhere_strategy:Ompi"
+[project.entry-points."dtrain.trackers"]
+lines = "elsewhere_tracker:Lines"
 [tool.setuptools]
-py-modules = ["elsewhere_cluster", "elsewhere_strategy"]
+py-modules = ["elsewhere_cluster", "elsewhere_strategy", "elsewhere_tracker"]
 """
 CONTRACT = """
 from pathlib import Path
@@ -32,6 +34,7 @@ from dtrain.api import testing
 from dtrain.spec.job import Job, PluginChoice
 from elsewhere_cluster import Hosts, HostsOptions
 from elsewhere_strategy import Ompi, OmpiOptions
+from elsewhere_tracker import Lines, LinesOptions
 
 options = {"hosts": ("one", "two"), "shell": "env HOST={host} sh -c"}
 plan = testing.plan_for("hosts", options)
@@ -39,6 +42,7 @@ testing.check_rendering(Hosts(HostsOptions(**options)), plan, Path("a"))
 testing.check_agents(Hosts(HostsOptions(**options)), plan, Path("b"))
 testing.check_lost_agent(Hosts(HostsOptions(**options)), plan, Path("c"), replaced=False)
 testing.check_strategy(Ompi(OmpiOptions()), Job("x", script="true", strategy=PluginChoice("ompi"), folder="/"))
+testing.check_tracker(lambda: Lines(LinesOptions()), Path("d").absolute())
 print("kept the contract")
 """
 
@@ -96,6 +100,7 @@ def test_the_plugins_of_the_pages_are_found_checked_and_run(fresh: Path, tmp_pat
     package.mkdir()
     (package / "pyproject.toml").write_text(PLUGIN)
     (package / "elsewhere_cluster.py").write_text(example(ROOT / "clusters/README.md"))
+    (package / "elsewhere_tracker.py").write_text(example(ROOT / "trackers/README.md"))
     (package / "elsewhere_strategy.py").write_text(example(ROOT / "strategies/README.md"))
     run(fresh / "pip", "install", "--quiet", "--no-deps", package, cwd=tmp_path)
     listed = run(fresh / "dtrain", "plugins", cwd=tmp_path)

@@ -15,7 +15,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from dtrain.api.strategy import NonFiniteWeights, RankInfo  # noqa: E402
+from dtrain.api.strategy import NonFiniteWeights, RankInfo, StepNumber  # noqa: E402
 from dtrain.common.errors import CheckpointError, UserError  # noqa: E402
 from dtrain.data.sampler import step_seed  # noqa: E402
 from dtrain.spec.job import Train  # noqa: E402
@@ -260,15 +260,76 @@ def test_what_a_compiled_step_of_one_model_cannot_do_is_refused() -> None:
         def train_step(self, step: Any) -> Any:
             return 0.0
 
-    class WithMetrics(Task):
-        def loss(self, model: Any, batch: Any) -> Any:
-            return super().loss(model, batch), {"one": 1.0}
-
     for task in (Several(), OwnStep()):
         with pytest.raises(UserError, match=r"the TensorFlow strategies train one keras\.Model with one optimizer"):
             session(1, task)
-    with pytest.raises(UserError, match="metrics beside the loss, which the TensorFlow strategies do not report"):
-        trained(session(1, WithMetrics()), range(1))
+
+
+class WithMetrics(Task):
+    """Metrics beside the loss: a tensor that depends on the samples, and a plain number."""
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        return super().loss(model, batch), {"targets": tf.reduce_mean(batch[1]), "one": 1}
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_what_loss_gives_beside_the_loss_is_averaged_over_the_shards(replicas: int) -> None:
+    made, plain = session(replicas, WithMetrics()), session(replicas)
+    batches, seeds = shards(0)
+    values = dict(made.step(batches, seeds, 1.0))
+    assert values == {
+        "loss": pytest.approx(float(plain.step(batches, seeds, 1.0)), rel=1e-6),
+        "targets": pytest.approx(float(np.mean([targets.mean() for _, targets in batches])), rel=1e-5),
+        "one": 1.0,
+    }
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 3])
+def test_what_loss_gives_beside_the_loss_is_known_of_steps_that_wait_for_a_call(steps_per_call: int) -> None:
+    class PlainWithMetrics(Plain):
+        def loss(self, model: Any, batch: Any) -> Any:
+            return super().loss(model, batch), {"targets": tf.reduce_mean(batch[1])}
+
+    made = rehearsal(PlainWithMetrics(), steps_per_call)
+    given = [made.step(*shards(step), 0.5) for step in range(4)]
+    for step, values in enumerate(given):
+        expected = np.mean([targets.mean() for _, targets in shards(step)[0]])
+        assert dict(values)["targets"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+def test_rate_and_gradient_norm_are_those_of_the_step_before_clipping(clip_norm: float | None) -> None:
+    class Descent(Plain):
+        def optimizer(self, model: Any) -> Any:
+            return keras.optimizers.SGD(0.5)
+
+    made = session(2, Descent(), clip_norm=clip_norm)
+    before = [np.array(made._array(variable)) for variable in made.model.trainable_variables]
+    batches, seeds = shards(0)
+    made.step(batches, seeds, 0.5, StepNumber(9, 100))
+    measured = made.measured()
+    assert measured["learning_rate"] == 0.25
+    after = [np.array(made._array(variable)) for variable in made.model.trainable_variables]
+    moved = [one - other for one, other in zip(before, after, strict=True)]
+    norm = float(np.sqrt(sum(np.sum(part.astype(np.float64) ** 2) for part in moved))) / 0.25
+    if clip_norm is None:
+        assert measured["gradient_norm"] == pytest.approx(norm, rel=1e-3)
+    else:
+        assert measured["gradient_norm"] > 10 * clip_norm
+        assert norm == pytest.approx(clip_norm, rel=1e-2)
+    made.step(batches, seeds, 1.0, StepNumber(10, 100))  # which is not reported
+    assert made.measured() == measured
+
+
+def test_the_rate_of_a_schedule_of_the_optimizers_own_is_that_of_the_step() -> None:
+    class Scheduled(Plain):
+        def optimizer(self, model: Any) -> Any:
+            return keras.optimizers.SGD(keras.optimizers.schedules.PolynomialDecay(1.0, 10, 0.0))
+
+    made = session(1, Scheduled())
+    for step in range(4):
+        made.step(*shards(step), 1.0, StepNumber(step, 4))
+    assert made.measured()["learning_rate"] == pytest.approx(0.7)
 
 
 class Counter:

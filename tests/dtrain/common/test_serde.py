@@ -24,6 +24,8 @@ class Outer:
     number: float | None = None
     named: dict[str, Inner] = dataclasses.field(default_factory=dict)
     perhaps: Inner | None = None
+    several: tuple[Inner, ...] | None = None
+    words: str | tuple[str, ...] = ""
 
 
 def test_plain_data_is_that_of_asdict_and_no_part_of_the_value() -> None:
@@ -36,7 +38,8 @@ def test_plain_data_is_that_of_asdict_and_no_part_of_the_value() -> None:
 
 def test_values_come_back_from_json_and_a_key_that_is_unknown_is_an_error() -> None:
     one = Inner(("a", "b"), {"n": 1})
-    for value in Outer(one, (one, one), 1.5, {"x": one}, one), Outer(one, ()):
+    whole = Outer(one, (one, one), 1.5, {"x": one}, one, (one,), ("a",))
+    for value in whole, Outer(one, (), words="ab"):
         assert from_dict(Outer, json.loads(json.dumps(to_dict(value)))) == value
     with pytest.raises(TypeError):
         from_dict(Inner, {"names": [], "options": {}, "colour": 1})

@@ -58,6 +58,13 @@ def test_a_good_recipe_is_a_job() -> None:
         ("strategy: ddp", "cluster: lokal\nstrategy: ddp", "r.yaml:3:1: cluster: unknown cluster 'lokal'. Did you mean 'local'?"),
         ("strategy: ddp", "strategy: {name: ddp, bucket_bm: 3}", "r.yaml:3:23: strategy.bucket_bm: unknown key 'bucket_bm'. Did you mean 'bucket_mb'?"),
         ("steps: 60", "stpes: 60\n  steps: 1", "r.yaml:7:3: train.stpes: unknown key 'stpes'. Did you mean 'steps'?"),
+        ("strategy: ddp", "strategy: ddp\ntrack: [tensorbord]", "r.yaml:4:9: track.0: unknown tracker 'tensorbord'. Did you mean 'tensorboard'?"),
+        ("strategy: ddp", "strategy: ddp\ntrack:\n  - csv\n  - {name: wandb, projekt: a}", "r.yaml:6:19: track.1.projekt: unknown key 'projekt'. Did you mean 'project'?"),
+        ("strategy: ddp", "strategy: ddp\ntrack: [{name: wandb, project: 3}]", "r.yaml:4:23: track.0.project: input should be text (in quotes if it looks like a number), not 3"),
+        ("strategy: ddp", "strategy: ddp\ntrack: [prometheus]", "r.yaml:4:9: track.0: the key 'folder' is missing"),
+        ("strategy: ddp", "strategy: ddp\ntrack: [csv, csv]", "r.yaml:4:14: track: the tracker 'csv' stands here twice"),
+        ("strategy: ddp", "strategy: ddp\ntrack: csv", "r.yaml:4:1: track: expected a list of trackers: track: [csv]"),
+        ("strategy: ddp", "strategy: ddp\ntrack: [{project: a}]", "r.yaml:4:9: track.0: is missing: one of csv, mlflow, prometheus, tensorboard, wandb"),
         ("train:", "trian: {}\ntrain:", "r.yaml:6:1: trian: unknown key 'trian'. Did you mean 'train'?"),
         ("steps: 60", "steps: many", "r.yaml:7:3: train.steps: input should be a valid integer, not 'many'"),
         ("steps: 60", "steps: 0", "r.yaml:7:3: train.steps: input should be greater than 0, not 0"),
@@ -78,6 +85,15 @@ def test_a_good_recipe_is_a_job() -> None:
 )  # fmt: skip
 def test_a_mistake_is_said_with_its_place(old: str, new: str, expected: str) -> None:
     assert expected in mistakes(GOOD.replace(old, new))
+
+
+def test_trackers_are_named_alone_or_with_their_options() -> None:
+    job = load(GOOD + "track:\n  - csv\n  - {name: wandb, project: p}\n")
+    assert job.track is not None
+    assert [(choice.name, choice.options.get("project")) for choice in job.track] == [("csv", None), ("wandb", "p")]
+    assert load(GOOD).track is None
+    assert load(GOOD + "track: []\n").track == ()
+    assert load(GOOD, "track=[csv]").track is not None
 
 
 def test_a_missing_file_names_the_nearest() -> None:

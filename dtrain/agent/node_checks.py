@@ -1,0 +1,231 @@
+"""What `dtrain doctor` looks at on a node: `python -m dtrain.agent.node_checks FOLDER`, once on each, prints its findings as JSON.
+
+It runs as the script of a run, so that what it finds is what a run would find. Nothing here needs a framework; with PyTorch
+the nodes' clocks are compared, too, and the bandwidth between neighbours is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dtrain.agent import devices
+
+MARK = "dtrain-doctor "
+"""Begins the line with the findings."""
+FRAMEWORKS = ("torch", "tensorflow", "tensorflow-cpu", "keras", "horovod", "ray", "transformers")
+LEAST_SHARED_MEMORY = 1e9
+LEAST_DISK = 10e9
+LEAST_FILES = 4096
+SLOW_FOLDER_SECONDS = 0.1
+"""For one small file with fsync: checkpoints, locks and event logs do that all the time."""
+MOST_CLOCK_SECONDS = 1.0
+PAYLOAD_BYTES = 16 << 20
+ROUNDS = 3
+SLOW_BYTES_PER_SECOND = 100e6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a doctor's report."""
+
+    check: str
+    state: Literal["ok", "warning", "problem"]
+    text: str
+    """What was found."""
+    todo: str = ""
+    """What to do about it."""
+
+
+def main() -> None:
+    """Print what was found on this node, as one line after MARK."""
+    folder = Path(sys.argv[1])
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    found = list(of_node(folder)) if leads else []
+    if world > 1:
+        found += of_group(rank, range(0, world, int(os.environ["LOCAL_WORLD_SIZE"])), world)
+    if not leads:
+        return
+    node = {"node": socket.gethostname(), "rank": rank, "findings": [dataclasses.asdict(finding) for finding in found]}
+    print(MARK + json.dumps(node), flush=True)
+
+
+def of_node(folder: Path) -> Iterator[Finding]:
+    """Everything that this machine can tell alone."""
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _versions, _processors, _gpus, _shared_memory, _limits, _address, _time_left, lambda: _folder(folder),
+    )  # fmt: skip
+    for check in checks:
+        try:
+            yield from check()
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            yield Finding(
+                getattr(check, "__name__", "folder").strip("_<>"), "problem", str(error), "Look at this by hand."
+            )
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
+    for name in ("dtrain", *FRAMEWORKS):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            yield Finding(name, "ok", importlib.metadata.version(name))
+
+
+def _processors() -> Iterator[Finding]:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    gigabytes = {name: int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable")}
+    yield Finding("cpus", "ok", f"{devices.cpus()}")
+    yield Finding("memory", "ok", f"{gigabytes['MemAvailable']:.1f} of {gigabytes['MemTotal']:.1f} GB free")
+
+
+def _gpus() -> Iterator[Finding]:
+    count = devices.gpus()
+    if not count:
+        yield Finding("gpus", "ok", "none")
+        return
+    if not shutil.which("nvidia-smi"):
+        yield Finding(
+            "gpus", "warning", f"{count}, and no nvidia-smi", "Install the driver's tools to see its version."
+        )
+        return
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.strip().splitlines()
+    yield Finding("gpus", "ok", f"{count}: {'; '.join(dict.fromkeys(lines))}")
+
+
+def _shared_memory() -> Iterator[Finding]:
+    free = shutil.disk_usage("/dev/shm").free
+    text = f"/dev/shm has {free / 1e9:.1f} GB free"
+    if free < LEAST_SHARED_MEMORY:
+        yield Finding(
+            "shared memory", "warning", text, "Data loaders and NCCL use it: start the container with --shm-size=8g."
+        )
+    else:
+        yield Finding("shared memory", "ok", text)
+
+
+def _limits() -> Iterator[Finding]:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < LEAST_FILES:
+        yield Finding("open files", "warning", f"{files} at most", f"ulimit -n {LEAST_FILES}, or more.")
+    else:
+        yield Finding("open files", "ok", f"{files} at most")
+
+
+def _address() -> Iterator[Finding]:
+    address = devices.address()
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+    if address.startswith("127.") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield Finding(
+            "address", "problem", f"{address} is a loopback address", "Set DTRAIN_ADDRESS, or mend /etc/hosts."
+        )
+    else:
+        yield Finding("address", "ok", f"{address}, and ports can be bound")
+
+
+def _time_left() -> Iterator[Finding]:
+    """Of the job that this process is in, under SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job and shutil.which("squeue"):
+        command = ["squeue", "--noheader", "--format=%L", f"--jobs={job}"]
+        left = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+        yield Finding("time left", "ok", f"{left} in job {job}")
+
+
+def _folder(folder: Path) -> Iterator[Finding]:
+    """Locks, renames and the time of a small write, as every run needs them in its folder."""
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free in {folder}"
+    low = free < LEAST_DISK
+    yield Finding("disk", "warning" if low else "ok", text, "Checkpoints need room: see dtrain clean." if low else "")
+    path = folder / f".doctor-{socket.gethostname()}-{os.getpid()}"
+    began = time.perf_counter()
+    with open(path, "w") as file:
+        file.write("x")
+        file.flush()
+        os.fsync(file.fileno())
+    path.replace(path.with_suffix(".renamed"))
+    path = path.with_suffix(".renamed")
+    seconds = time.perf_counter() - began
+    slow = seconds > SLOW_FOLDER_SECONDS
+    yield Finding(
+        "folder", "warning" if slow else "ok", f"a small file is on disk after {seconds * 1000:.1f} ms",
+        "Every checkpoint waits for that: choose a faster file system with --runs." if slow else "",
+    )  # fmt: skip
+    with open(path) as one, open(path) as other:
+        fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Finding(
+                "locks", "problem", "flock(2) locks nothing here", "Mount it with locks, or choose another --runs."
+            )
+        except BlockingIOError:
+            yield Finding("locks", "ok", "flock(2) works")
+    path.unlink()
+
+
+def of_group(rank: int, leaders: Sequence[int], world: int) -> list[Finding]:
+    """What all nodes find out together, through the first rank of each: their clocks, and how fast neighbours reach each other."""
+    if importlib.util.find_spec("torch") is None:
+        return [
+            Finding("network", "warning", "not measured", "It is measured with PyTorch: pip install 'dtrain[torch]'.")
+        ]
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    clocks: list[Any] = [torch.zeros(1, dtype=torch.float64) for _ in range(world)]
+    dist.all_gather(clocks, torch.tensor([time.time()], dtype=torch.float64))
+    apart = max(clock.item() for clock in clocks) - min(clock.item() for clock in clocks)
+    late = apart > MOST_CLOCK_SECONDS
+    todo = "Let the nodes keep time (chrony, ntpd)." if late else ""
+    found = [Finding("clock", "warning" if late else "ok", f"all within {apart:.3f} s", todo)]
+    around = [*leaders, leaders[0]] if len(leaders) > 2 else leaders
+    for pair in itertools.pairwise(around):
+        group = dist.new_group(list(pair), backend="gloo")
+        if rank in pair:
+            speed = _bytes_per_second(dist, torch, group)
+            if rank == pair[0]:
+                slow = speed < SLOW_BYTES_PER_SECOND
+                todo = (
+                    "Is that the network that it should be? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose one."
+                    if slow
+                    else ""
+                )
+                text = f"all_reduce of {PAYLOAD_BYTES >> 20} MiB with rank {pair[1]}: {speed / 1e6:,.0f} MB/s"
+                found.append(Finding("network", "warning" if slow else "ok", text, todo))
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
+
+
+def _bytes_per_second(dist: Any, torch: Any, group: Any) -> float:
+    payload = torch.zeros(PAYLOAD_BYTES, dtype=torch.uint8)
+    dist.all_reduce(payload, group=group)
+    began = time.perf_counter()
+    for _ in range(ROUNDS):
+        dist.all_reduce(payload, group=group)
+    return ROUNDS * PAYLOAD_BYTES / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Measures how busy this node is, in a thread of its own: a driver that does not answer holds up nothing else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dtrain.agent import devices
+
+SECONDS = 5.0
+"""Between two measurements."""
+Usage = dict[str, float]
+
+
+class UsageMeter:
+    """Measures in turn; each result is given out once."""
+
+    def __init__(self) -> None:
+        self._fresh: Usage = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="usage", daemon=True)
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self._thread.start()
+
+    def take(self) -> Usage:
+        """The newest measurement, if it was not taken yet; see `dtrain.api.protocol.Heartbeat`."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh
+
+    def stop(self) -> None:
+        """Measure no more; does not wait."""
+        self._over.set()
+
+    def _work(self) -> None:
+        read_gpus = _gpu_reader()
+        before = cpu_times()
+        while not self._over.wait(SECONDS):
+            now = cpu_times()
+            busy, total = now[0] - before[0], now[1] - before[1]
+            before = now
+            cpu = {"cpu": round(busy / total, 4)} if total > 0 else {}
+            self._fresh = cpu | memory_used() | read_gpus()
+
+
+def cpu_times() -> tuple[int, int]:
+    """Clock ticks that the processors of this machine were busy, and all of them, since it was started; (0, 0): unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        ticks = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
+    return 0, 0
+
+
+def memory_used() -> Usage:
+    """Memory of this machine that is in use and could not be given to another program."""
+    with suppress(OSError, ValueError, KeyError):
+        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+        sizes = {line[0]: int(line[1]) for line in lines}
+        return {"memory_bytes": 1024.0 * (sizes["MemTotal:"] - sizes["MemAvailable:"])}
+    return {}
+
+
+def _gpu_reader() -> Callable[[], Usage]:
+    """What reads the GPUs that this process may use, if there are any and nvidia-ml-py is installed."""
+    if not devices.gpus():
+        return dict
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+    except Exception:  # noqa: BLE001  it is not installed, or the driver is not there: the node is measured without
+        return dict
+    return lambda: gpus_used(pynvml, count)
+
+
+def gpus_used(pynvml: Any, count: int) -> Usage:
+    """Utilisation and memory of each GPU; one that does not answer is left out."""
+    found: Usage = {}
+    for number in range(count):
+        with suppress(pynvml.NVMLError):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+            found[f"gpu{number}"] = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+            found[f"gpu{number}_memory_bytes"] = float(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+    return found

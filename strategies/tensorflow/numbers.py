@@ -1,0 +1,68 @@
+"""What a step gives back: its loss, what `loss` gave beside it, learning rate and gradient norm, read when somebody asks.
+
+Importing this module imports no framework; every function that needs TensorFlow imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+
+class StepNumbers(Mapping[str, float]):
+    """Loss and metrics of one step, by name. Reading them waits for the device, and for the call that the step may be waiting for."""
+
+    def __init__(self, names: Sequence[str], flush: Callable[[], None] | None = None) -> None:
+        self.vector: Any = None
+        """Loss, norm of the gradient, then the metrics, as the step gave them."""
+        self._names = names
+        """Of the metrics; a list that is filled while the step is traced."""
+        self._flush = flush
+
+    def _numbers(self) -> list[float]:
+        if self.vector is None and self._flush:
+            self._flush()
+        return [float(number) for number in self.vector]
+
+    def gradient_norm(self) -> float:
+        """Before it was clipped; not a number if the step was not asked for it."""
+        return self._numbers()[1]
+
+    def __float__(self) -> float:
+        return self._numbers()[0]
+
+    def __getitem__(self, name: str) -> float:
+        return dict(self._items())[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._items())
+
+    def __len__(self) -> int:
+        return len(self._items())
+
+    def _items(self) -> list[tuple[str, float]]:
+        loss, _, *metrics = self._numbers()
+        return [("loss", loss), *zip(self._names, metrics, strict=True)]
+
+
+class Measures:
+    """Which steps are reported, and what was measured in the newest of them."""
+
+    def __init__(self, log_every: int) -> None:
+        self._log_every = log_every
+        self._newest: tuple[StepNumbers, float] | None = None
+
+    def due(self, done: int, total_steps: int) -> bool:
+        """Whether a report follows when so many steps are done."""
+        return done % self._log_every == 0 or done == total_steps
+
+    def keep(self, numbers: StepNumbers, rate: float) -> None:
+        """A step that is reported, and its learning rate."""
+        self._newest = (numbers, rate)
+
+    def values(self) -> dict[str, float]:
+        """See `MeasuresSteps.measured`; {} for a loop of the user's own."""
+        if self._newest is None:
+            return {}
+        numbers, rate = self._newest
+        return {"learning_rate": rate, "gradient_norm": numbers.gradient_norm()}

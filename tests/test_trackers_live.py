@@ -166,3 +166,40 @@ def test_tensorboard_is_the_default_and_can_be_left_out(tmp_path: Path) -> None:
     with start(recipe, "--set", "track=[]", runs=tmp_path / "none") as live:
         live.finish()
     assert not (live.run.path / "trackers").exists()
+
+
+def test_a_killed_supervisor_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    setting = f"track=[tensorboard, csv, {{name: elsewhere, file: {tmp_path}/lines}}]"
+    given = (str(PROGRAMS / "tiny.yaml"), "--set", "params.pause=0.02", "--set", setting)
+    with start(*given, runs=tmp_path / "runs", **ENVIRONMENT) as live:
+        live.wait_step(25)
+        live.process.kill()
+        live.process.communicate()
+        # The trackers' processes may still be logging what was there: the next ones wait for them.
+        with start("last", runs=tmp_path / "runs", command="resume", **ENVIRONMENT) as again:
+            again._run = live.run
+            again.finish()
+    curves, _ = tracker_files.tensorboard(live.run)
+    assert [step for step, _ in curves["train/loss"]] == STEPS
+    rows = tracker_files.csv_rows(live.run)
+    assert [int(row["step"]) for row in rows if row["name"] == "train/loss"] == STEPS
+    assert [line["step"] for line in lines(tmp_path) if "train/loss" in line.get("values", {})] == STEPS
+
+
+def test_a_function_has_the_rate_of_its_optimizer(tmp_path: Path) -> None:
+    function = ("--set", "task=null", "--set", f"function={PROGRAMS}/tiny.py:train", "--set", "train.steps=5")
+    with start(str(PROGRAMS / "tiny.yaml"), *function, runs=tmp_path / "runs") as live:
+        live.finish()
+    curves, _ = tracker_files.tensorboard(live.run)
+    assert curves["optimizer/learning_rate"] == [(step, pytest.approx(0.01)) for step in range(1, 6)]
+    assert "optimizer/gradient_norm" not in curves
+
+
+def test_a_scripts_nodes_are_drawn(tmp_path: Path) -> None:
+    (tmp_path / "sleep.yaml").write_text("script: sleep\nargs: [9]\n")
+    with start(str(tmp_path / "sleep.yaml"), runs=tmp_path / "runs") as live:
+        live.finish()
+    curves, marks = tracker_files.tensorboard(live.run)
+    assert 0 <= curves["node/node0/cpu"][0][1] <= 1
+    assert curves["node/node0/memory_bytes"][0][1] > 0
+    assert marks[-1][1] == "end with exit code 0: finished"

@@ -12,7 +12,7 @@ from typing import Any
 
 from dtrain.run.folder import RunDir
 
-Curve = list[tuple[int, float]]
+Curve = list[tuple[int, Any]]
 BLOCK_BYTES = 1 << 15
 HEAD_BYTES = 7
 

@@ -80,7 +80,7 @@ class Curves:
         yield _mark(kind, text, {"run/attempt": float(event.attempt), "run/workers": float(event.workers)})
 
     def _on_metrics(self, event: events.Metrics) -> Iterator[_Drawn]:
-        if event.step <= self._trained:
+        if event.step <= self._trained or event.step < self._step:
             return
         self._trained = event.step
         speed = {"samples_per_second": event.samples_per_second, "data_wait": event.data_wait}

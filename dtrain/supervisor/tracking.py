@@ -27,7 +27,7 @@ from dtrain.supervisor.tracker_process import END_SECONDS, State
 
 WORTH_DRAWING = (Metrics, Evaluation, NodesUsed)
 """The first of these in a run starts its trackers: a run that never trains is drawn nowhere."""
-HANG_SECONDS = 60.0
+HANG_SECONDS = 120.0
 """A tracker that says nothing for so long is killed."""
 CATCH_UP_SECONDS = 3600.0
 """For a person who waits for it."""
@@ -150,7 +150,11 @@ class TrackerFeed:
         while True:
             try:
                 self._follow()
-            except OSError as error:  # no more processes, or no such program
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+            ) as error:  # no more processes; it said something that cannot be read
                 self._report(str(error))
             if self._done or self._over.is_set():
                 return

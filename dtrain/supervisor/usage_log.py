@@ -26,11 +26,12 @@ class UsageLog:
 
     def heard(self, node: str, usage: Mapping[str, float], now: float) -> None:
         """What an agent measured; {}: nothing new."""
-        if not usage:
+        if usage:
+            self._newest[node] = usage
+        if not self._newest:
             return
         if self._began is None:  # the others are about to be heard, too
             self._began, self._due = now, now + 1.0
-        self._newest[node] = usage
         if now < self._due:
             return
         self._due = now + min(SLOWEST_SECONDS, max(SECONDS, (now - self._began) / EVENTS))

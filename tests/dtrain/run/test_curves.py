@@ -85,6 +85,13 @@ def test_a_late_evaluation_of_an_early_step_is_left_out() -> None:
     assert of("eval/accuracy", drawn(history)) == [(10, 0.1)]
 
 
+def test_a_step_before_one_that_was_drawn_is_left_out_if_it_is_reported_now_and_was_not_before() -> None:
+    first = timed(*metrics(25), events.Evaluation(step=40, values={"accuracy": 0.1}), failure(1), *metrics(30, 40, 50))
+    entries = drawn(first)
+    assert [step for step, _ in of("train/loss", entries)] == [25, 40, 50]
+    assert [entry.step for entry in entries] == sorted(entry.step for entry in entries)
+
+
 def test_the_same_log_gives_the_same_entries_wherever_a_reader_begins_anew() -> None:
     whole = drawn(KILLED)
     for _ in range(20):

@@ -8,16 +8,16 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dtrain.cli import report_commands
+from dtrain.cli.options import RUNS, Json, RunName, Runs
+from dtrain.cli.options import find as _find
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.processes import discard_stdout
-
-if TYPE_CHECKING:
-    from dtrain.run.folder import RunDir
 
 app = typer.Typer(
     name="dtrain",
@@ -30,9 +30,6 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")]
-Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
-Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, each on a GPU.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
 Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
@@ -51,7 +48,6 @@ Warm = Annotated[
         help="Local runs: keep what was imported this long for the next run, as 10m or 2h; see 'dtrain warm'.",
     ),
 ]  # fmt: skip
-RUNS = Path("runs")
 
 
 def _keep_warm(text: str | None) -> str | None:
@@ -81,16 +77,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _find(runs: Path, name: str) -> RunDir:
-    """The run that was meant, as it is now, also if it is kept on remote storage."""
-    from dtrain.run import folder
-    from dtrain.storage import run_sync
-
-    chosen = run_sync.fetched(runs, name) if "://" in name else folder.find(runs, name)
-    run_sync.refresh(chosen)
-    return chosen
 
 
 @app.command()
@@ -341,6 +327,9 @@ def explain(
     from dtrain.launch.explain import explain as explained
 
     print(explained(key or ""))
+
+
+report_commands.add_to(app)
 
 
 def main() -> int:

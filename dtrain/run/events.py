@@ -147,6 +147,8 @@ class Evaluation(Event, name="evaluation"):
 
     step: int
     values: dict[str, float]
+    seconds: float = 0.0
+    """That it took, up to this event."""
     attempt: int = 0
 
 
@@ -284,7 +286,7 @@ class RunEnded(Event, name="end"):
     exit_code: int
     reason: str
     report: dict[str, float] = field(default_factory=dict)
-    """Seconds by kind; see `dtrain.run.goodput.Account`."""
+    """Seconds by kind; see `dtrain.run.goodput.account_of`."""
 
 
 @dataclass(frozen=True, kw_only=True)

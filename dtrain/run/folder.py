@@ -220,5 +220,13 @@ def find(root: Path, name: str) -> RunDir:
             f"'{name}' begins the ids of {len(matching)} runs: {', '.join(run.id for run in matching)}",
             "Give more of it.",
         )
-    recent = ", ".join(run.id for run in runs[-3:])
-    raise RunNotFound(f"no run '{name}' in {root.absolute()}", f"The newest are: {recent}.")
+    raise RunNotFound(f"no run '{name}' in {root.absolute()}", _nearest(name, [run.id for run in runs]))
+
+
+def _nearest(name: str, ids: list[str]) -> str:
+    """The run that was perhaps meant: ids end with a date, which a person leaves out."""
+    import difflib
+
+    known = {run_id.rsplit("-", 3)[0]: run_id for run_id in ids} | {run_id: run_id for run_id in ids}
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{known[close[0]]}'?" if close else f"The newest are: {', '.join(ids[-3:])}."

@@ -381,4 +381,4 @@ def _event_of(
             attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second,
             data_wait=report.data_wait, data_workers=report.data_workers,
         )  # fmt: skip
-    return events.Evaluation(attempt=attempt, step=report.step, values=report.values)
+    return events.Evaluation(attempt=attempt, step=report.step, values=report.values, seconds=report.seconds)

@@ -6,6 +6,7 @@ It knows no framework: a training backend does the numbers.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -114,7 +115,9 @@ def _conclude(
 
 
 def _evaluate(trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int) -> None:
-    report.evaluated(done, trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size)))
+    began = time.perf_counter()
+    values = trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size))
+    report.evaluated(done, values, time.perf_counter() - began)
 
 
 def _try_out(trainer: Trainer, task: Task, held_out: Batches | Stream | None, sampler: Sampler) -> None:

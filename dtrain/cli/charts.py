@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from html import escape
 
 from dtrain.cli.render import seconds
+from dtrain.run.curves import Curve, Point
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 920, 62, 14, 10, 24
 """Of a chart, in its own units; the page scales it."""
 MOST_POINTS = 2400
 """Of one line: about two for each pixel that it is drawn with."""
+MEANS = 300
+"""Of a line with more points than that: it is drawn as its means in a band of its extremes."""
 LOG_FROM = 200.0
 """Ratio of the highest to the lowest value from which an axis is logarithmic."""
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,23 @@ class Line:
     color: str = "--line-0"
     """A CSS variable."""
     dashed: bool = False
+    band: Sequence[Point] = ()
+    """Drawn faintly behind it."""
+
+
+def line_of(
+    label: str, curve: Curve, color: str = "--line-0", *, dashed: bool = False,
+    place: Callable[[float], float] = float, scale: float = 1.0,
+) -> Line:  # fmt: skip
+    """A curve as a line; one with very many points as its means in a band of its extremes."""
+
+    def drawn(points: Sequence[Point]) -> list[Point]:
+        return [(place(at), value * scale) for at, value in points]
+
+    extremes = drawn(curve.thinned(MOST_POINTS))
+    if len(curve) <= MOST_POINTS:
+        return Line(label, extremes, color, dashed)
+    return Line(label, drawn(curve.means(MEANS)), color, dashed, extremes)
 
 
 @dataclass(frozen=True)
@@ -119,11 +138,12 @@ class Chart:
 
     def svg(self) -> str:
         """The chart; '' if none of its lines has a point."""
-        values = [value for line in self.lines for _, value in line.points]
+        values = sorted(value for line in self.lines for _, value in line.points)
         if not values:
             return ""
+        extremes = [value for line in self.lines for _, value in line.band]
         across = Axis(self.low, self.high, LEFT, WIDTH - RIGHT)
-        up = self._up(min(values), max(values))
+        up = self._up(values, extremes)
         parts = [self._grid(across, up), *(self._marker(marker, across) for marker in self.markers)]
         parts += [_polyline(line, across, up) for line in self.lines if line.points]
         scale = f"{across.low!r},{across.high!r},{across.begin},{across.end},{int(self.timed)}"
@@ -133,8 +153,11 @@ class Chart:
             f'data-across="{scale}" data-up="{rise}">{"".join(parts)}</svg>'
         )
 
-    def _up(self, low: float, high: float) -> Axis:
-        logarithmic = not self.from_zero and low > 0 and high / low >= LOG_FROM
+    def _up(self, values: Sequence[float], extremes: Sequence[float]) -> Axis:
+        """From the lowest to the highest value; logarithmic if most of them lie that far apart."""
+        low, high = min(values[0], *extremes, values[0]), max(values[-1], *extremes, values[-1])
+        few = len(values) // 50
+        logarithmic = not self.from_zero and low > 0 and values[-1 - few] / values[few] >= LOG_FROM
         if self.from_zero:
             low, high = min(0.0, low), high or 1.0
         if not logarithmic:
@@ -170,7 +193,10 @@ def horizontal_axis(across: Axis, values: Sequence[float], height: int, *, timed
 
 
 def _polyline(line: Line, across: Axis, up: Axis) -> str:
-    points = " ".join(f"{across.place(at):g},{up.place(value):g}" for at, value in line.points)
+    points, band = (
+        " ".join(f"{across.place(at):g},{up.place(value):g}" for at, value in part) for part in (line.points, line.band)
+    )
+    behind = f'<path class="band" d="M{band}"/>' if band else ""
     dash = ' stroke-dasharray="5 3"' if line.dashed else ""
     if len(line.points) == 1 or line.dashed:
         at = [(across.place(at), up.place(value)) for at, value in line.points]
@@ -178,7 +204,7 @@ def _polyline(line: Line, across: Axis, up: Axis) -> str:
     else:
         dots = ""
     return (
-        f'<g style="--color:var({line.color})"><polyline class="line" data-label="{escape(line.label)}" '
+        f'<g style="--color:var({line.color})">{behind}<polyline class="line" data-label="{escape(line.label)}" '
         f'points="{points}"{dash}/>{dots}</g>'
     )
 

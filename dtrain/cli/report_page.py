@@ -68,7 +68,7 @@ def _head(record: RunRecord) -> str:
             ("effective share", f"{account['effective_share']:.1%}", ""),
         ]
     if state.total_steps:
-        values.append(("steps", f"{state.step:,} of {state.total_steps:,}", ""))
+        values.append(("steps", f"{charts.number(state.step)} of {charts.number(state.total_steps)}", ""))
     if record.samples_per_second:
         values.append(("samples/s", f"{record.samples_per_second:,.0f}", ""))
     failures = len(record.timeline.failures)
@@ -106,7 +106,7 @@ def _timeline(record: RunRecord, clock: _Clock, marks: Sequence[Marker]) -> str:
         return ""
     attempts = sorted({span.attempt for span in spans})
     if len(attempts) > MOST_ROWS:
-        rows, row_of = [f"{len(attempts)} attempts"], dict.fromkeys(attempts, 0)
+        rows, row_of = [f"all {len(attempts)}"], dict.fromkeys(attempts, 0)
     else:
         rows = [f"attempt {number}" if number else "before" for number in attempts]
         row_of = {number: index for index, number in enumerate(attempts)}
@@ -118,7 +118,7 @@ def _timeline(record: RunRecord, clock: _Clock, marks: Sequence[Marker]) -> str:
 
 def _over_time(record: RunRecord, clock: _Clock, marks: Sequence[Marker]) -> str:
     def line(label: str, curve: Curve, scale: float = 1.0) -> Line:
-        return Line(label, [(clock.at(at), value * scale) for at, value in curve.thinned(charts.MOST_POINTS)])
+        return charts.line_of(label, curve, place=clock.at, scale=scale)
 
     markers = [*marks, *clock.gaps()]
     speed = Chart(
@@ -161,7 +161,7 @@ def _metrics(record: RunRecord) -> str:
     parts = []
     for name in names[:MOST_CHARTS]:
         lines = [
-            Line(label, metrics[label].thinned(charts.MOST_POINTS), color, dashed=color != "--line-0")
+            charts.line_of(label, metrics[label], color, dashed=color != "--line-0")
             for label, color in ((name, "--line-0"), (HELD_OUT + name, "--line-1")) if label in metrics
         ]  # fmt: skip
         drawn = Chart(name, lines, 0.0, last, markers).svg()

@@ -59,6 +59,17 @@ class Curve:
             return points
         return list(_extremes(points, max(1, most // 4)))
 
+    def means(self, parts: int) -> list[Point]:
+        """The mean of the finite values of each of so many parts of equal width, at the middle of the part's points."""
+        sums: dict[int, tuple[float, float, int]] = {}
+        width = (self.at[-1] - self.at[0]) / parts or 1.0 if self.at else 1.0
+        for at, value in zip(self.at, self.values, strict=True):
+            if math.isfinite(value):
+                part = min(parts - 1, int((at - self.at[0]) / width))
+                before = sums.get(part, (0.0, 0.0, 0))
+                sums[part] = (before[0] + at, before[1] + value, before[2] + 1)
+        return [(place / count, total / count) for place, total, count in sums.values()]
+
 
 def _extremes(points: Sequence[Point], parts: int) -> Iterator[Point]:
     """Parts of equal width, not of equal numbers of points: what is drawn has a width."""

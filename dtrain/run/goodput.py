@@ -184,6 +184,8 @@ class TimelineBuilder:
             if isinstance(event, AttemptStarted):
                 now = _AttemptFacts(event.step, StepTimes(self._ledger(event.attempt)))
                 self._attempts[event.attempt] = self._current = now
+            elif isinstance(event, RunStarted | RunEnded):
+                self._current = None
             self._marks.append(event)
 
     def timeline(self, end: float | None = None) -> Timeline:

@@ -154,19 +154,27 @@ def attach(name: RunName, runs: Runs = RUNS) -> None:
 @app.command()
 def ps(
     runs: Runs = RUNS, as_json: Json = False,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the N runs that were started last.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the N runs that were started last; with --sort, the first N.")] = None,
+    sort: Annotated[str | None, typer.Option(metavar="KEY", help="A column or a metric, the best first: accuracy, loss, step, started …")] = None,
+    state: Annotated[list[str] | None, typer.Option(metavar="STATE", help="Only these: done, failed, running …; may be given several times.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Only ids that begin with it, or fit it as a pattern: 'digits-*'.")] = None,
 ) -> None:  # fmt: skip
     """List the runs, the one that was started last at the end.
 
-    Example: dtrain ps --limit 10"""
-    from dtrain.cli import queries, summary
+    Example: dtrain ps --state done --sort accuracy --limit 10"""
+    from dtrain.cli import queries, run_list, summary
     from dtrain.run import folder
 
-    rows = [queries.row(run) for run in folder.all_runs(runs)[-(limit or 0) :]]
+    chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    last = 0 if sort or state else -(limit or 0)
+    rows = run_list.with_state([queries.row(run) for run in chosen[last:]], state or [])
+    rows = run_list.in_order(rows, sort)[:limit] if sort else rows[-(limit or 0) :]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     elif rows:
-        print(summary.table(rows))
+        print(summary.table(rows, run_list.metric_column(rows, sort)))
+    elif name or state:
+        print(f"no such runs in {runs.absolute()}")
     else:
         print(f"no runs in {runs.absolute()} (another folder: --runs or DTRAIN_RUNS)")
 

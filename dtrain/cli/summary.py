@@ -103,17 +103,24 @@ def _speed(state: RunState) -> str:
     return f"{state.step * state.global_batch / training:,.0f} samples/s"
 
 
-def table(rows: Sequence[RunRow]) -> str:
-    """A list of runs, one line each, however long its names are."""
-    lines: list[tuple[str, ...]] = [COLUMNS]
+def table(rows: Sequence[RunRow], metric: str | None = None) -> str:
+    """A list of runs, one line each, however long its names are; with a metric in a column of its own."""
+    heads = COLUMNS if metric is None else (*COLUMNS, metric)
+    lines: list[tuple[str, ...]] = [heads]
     for row in rows:
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "-"
         loss = f"{row.loss:.4g}" if row.loss is not None else "-"
         started = time.strftime("%m-%d %H:%M", time.localtime(row.started)) if row.started else "-"
         age = f"{seconds(time.time() - row.changed)} ago" if row.changed else "-"
         cells = (row.strategy, row.cluster, str(row.workers), str(row.restarts))
-        lines.append((row.run, row.state, step, loss, *cells, started, age))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+        more = () if metric is None else (f"{row.metrics[metric]:.5g}" if metric in row.metrics else "-",)
+        lines.append((row.run, row.state, step, loss, *cells, started, age, *more))
+    return columns(lines)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells with the columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

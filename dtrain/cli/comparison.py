@@ -20,7 +20,8 @@ PRIVATE = ("env.", "storage.options.")
 """Keys that may hold secrets: that they differ is shown, their values are not."""
 MOST_COLUMNS = 6
 """Metrics that have columns of their own in a table."""
-Cell = str | float | int | None
+STAMP_WORDS = 3
+"""Of a run's id: its date, its time and what makes it unique."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,20 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
 
 
 def short_names(ids: Sequence[str]) -> list[str]:
-    """Ids without the words that all of them begin with; a single one as it is."""
+    """Ids without the words that all of them begin with, and without date and time if the rest tells them apart."""
+    if len(ids) < 2:
+        return list(ids)
     words = [run_id.split("-") for run_id in ids]
     shared = 0
-    while all(len(one) > shared + 1 for one in words) and len({one[shared] for one in words}) == 1 and len(ids) > 1:
+    while all(len(one) > shared + 1 for one in words) and len({one[shared] for one in words}) == 1:
         shared += 1
-    return ["-".join(one[shared:]) for one in words]
+    undated = ["-".join(one[shared:-STAMP_WORDS]) for one in words]
+    return undated if all(undated) and len(set(undated)) == len(ids) else ["-".join(one[shared:]) for one in words]
 
 
 def flat(value: object, path: str = "") -> dict[str, str]:
     """Keys of nested data, with dots, and their values as text."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         return {key: text for name, part in value.items() for key, text in flat(part, f"{path}{name}.").items()}
     text = value if isinstance(value, str) else json.dumps(value)
     return {path.rstrip("."): text}

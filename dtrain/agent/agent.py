@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
+from dtrain.agent.inspector import Inspector
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
 from dtrain.api.protocol import (  # fmt: skip
@@ -28,6 +29,7 @@ from dtrain.api.protocol import (  # fmt: skip
     DumpStacks,
     Event,
     Heartbeat,
+    Inspect,
     PortsReserved,
     Quit,
     ReservePorts,
@@ -94,6 +96,7 @@ class Agent:
         self._line_bytes = int(os.environ.get(variables.LINE_BYTES, 0))
         self._sending = threading.Lock()
         self._pulse = Pulse(self.send, beat_seconds)
+        self._inspector = Inspector(node, self.send)
 
     @property
     def zygote(self) -> ForkServer:
@@ -120,8 +123,9 @@ class Agent:
         self._pulse.start()
         look_at = time.monotonic() + self.beat_seconds
         while not self._closed:
-            deadline = min(look_at, self._kill_at or look_at)
+            deadline = min(look_at, self._kill_at or look_at, self._inspector.look_at or look_at)
             self._poll(max(0.0, deadline - time.monotonic()))
+            self._inspector.poll()
             now = time.monotonic()
             if self._kill_at and now >= self._kill_at:
                 self._kill_at = None
@@ -227,6 +231,8 @@ class Agent:
             # A stopped process cannot handle the signal that asks for its stacks: wake it.
             self._signal(STACKS_SIGNAL)
             self._signal(signal.SIGCONT)
+        elif isinstance(command, Inspect):
+            self._inspector.begin(command, self._workers)
         elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
                 with suppress(OSError):  # it has just ended; that it did is heard next

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dtrain.cli import report_commands
+from dtrain.cli import inspect_commands, report_commands
 from dtrain.cli.options import RUNS, Json, RunName, Runs
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
@@ -337,7 +337,8 @@ def explain(
     print(explained(key or ""))
 
 
-report_commands.add_to(app)
+for commands in (report_commands, inspect_commands):
+    commands.add_to(app)
 
 
 def main() -> int:

@@ -87,6 +87,21 @@ class RunDir:
         return self.path / "stop"
 
     @property
+    def inspection_request(self) -> Path:
+        """Its presence asks the supervisor to look into the workers; see `dtrain.run.inspection`."""
+        return self.path / "inspect"
+
+    @property
+    def inspections(self) -> Path:
+        """The stacks of workers that somebody asked for, one JSON line each."""
+        return self.logs / "stacks.log"
+
+    @property
+    def usage(self) -> Path:
+        """What the workers used when somebody asked last."""
+        return self.path / "usage.json"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the run's one supervisor, with its host and process id in it."""
         return self.path / "supervisor.lock"

@@ -19,6 +19,7 @@ from dtrain.api.protocol import (
     DumpStacks,
     Event,
     Heartbeat,
+    Inspect,
     PortsReserved,
     ReservePorts,
     SetJob,
@@ -34,6 +35,7 @@ from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, Checkpoint
 from dtrain.common.serde import to_dict
 from dtrain.run import events
 from dtrain.run.event_log import EventLog
+from dtrain.run.inspection import InspectionRequest
 from dtrain.run.lock import Lease
 from dtrain.spec.failures import Failure, FailureKind
 from dtrain.supervisor.background import Lane
@@ -205,6 +207,16 @@ class Attempt:
             self._send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))
         else:
             self._send_all(_ask_for_proposal(self.number))
+
+    def inspect(self, request: InspectionRequest) -> set[str]:
+        """Have the agents of these ranks look into them; the nodes that are going to answer."""
+        wanted, asked = set(request.ranks) or self._running, set[str]()
+        for node, ranks in self._ranks.items() if self._started else ():
+            own = tuple(info.rank for info in ranks if info.rank in wanted & self._running)
+            if own:
+                self._send(node, Inspect(self.number, request.id, own, request.stacks, request.native))
+                asked.add(node)
+        return asked
 
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""

@@ -45,7 +45,7 @@ from dtrain.api.protocol import (  # fmt: skip
     fragments,
 )
 from dtrain.common import environment as variables
-from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process
+from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, oom_kills, signal_process
 from dtrain.common.serde import JsonObject
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir
@@ -330,7 +330,7 @@ class Agent:
         for one in self._workers.values():
             if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGCONT):
                 kill_group(one.pid, number)
-            else:
+            elif number != STACKS_SIGNAL or catches(one.pid, number):  # it would kill a program that does not expect it
                 signal_process(one.pid, number)
 
     def _close_ports(self) -> None:

@@ -7,6 +7,7 @@ signal would kill, the kernel tells what its threads wait in. Neither counts as 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,8 @@ class Inspector:
         now = time.monotonic()
         chosen = {rank: one for rank, one in workers.items() if not command.ranks or rank in command.ranks}
         self._command, self._deadline = command, now + LATEST_SECONDS
-        self._texts, self._waiting, self._native = {}, {}, {}
+        self._texts = {rank: "is not started yet, or has ended" for rank in command.ranks if rank not in workers}
+        self._waiting, self._native = {}, {}
         self._usage = {str(rank): self._used(one) for rank, one in chosen.items()}
         for rank, one in chosen.items() if command.stacks else ():
             if command.native and (spy := _py_spy(one.pid)):
@@ -142,7 +144,7 @@ class Inspector:
         native.output.seek(0)
         text = native.output.read(MOST_BYTES).decode(errors="replace").strip()
         native.output.close()
-        self._texts[rank] = _without_process(text) or "py-spy said nothing"
+        self._texts[rank] = _threads_of(text) or "py-spy said nothing"
 
     def _finish(self) -> None:
         """Send what there is."""
@@ -172,7 +174,12 @@ def _py_spy(pid: int) -> _Native | None:
     return _Native(process, output)
 
 
-def _without_process(text: str) -> str:
-    """Without the lines that name the process, which differ from rank to rank."""
-    lines = text.splitlines()
-    return "\n".join(line for line in lines if not line.startswith(("Process ", "Python v"))).strip()
+def _threads_of(text: str) -> str:
+    """What py-spy says of the threads of a process, without what differs from rank to rank: ids, addresses, states."""
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("Thread "):
+            lines.append(inspection.THREAD_HEAD)
+        elif lines and line.startswith(" "):
+            lines.append("  " + re.sub(r"^0x[0-9a-f]+ ", "", line.strip()))
+    return "\n".join(lines) or text

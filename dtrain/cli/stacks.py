@@ -25,7 +25,9 @@ REMOTE_PATIENCE_SECONDS = 60.0
 """For a run that is reached by its remote storage."""
 START_UP = re.compile(r'File ".*/dtrain/(worker/main|agent/(zygote|fork_server|main))\.py"')
 """Frames of dtrain's own start of a worker: what calls them says nothing."""
-INSTALLED = re.compile(r'".*/(site|dist)-packages/')
+INSTALLED = re.compile(r'"[^"]*/lib/python3\.\d+/((site|dist)-packages/)?')
+OWN = "dtrain/worker/control_channel.py"
+"""In a thread that dtrain has in every worker."""
 
 
 def inspected(run: RunDir, wanted: Sequence[int], *, stacks: bool, native: bool = False) -> Inspection:
@@ -77,6 +79,8 @@ def text(run: RunDir, found: Inspection, *, whole: bool) -> str:
     lines = [f"{run.id}: attempt {found.attempt}, {clock_time(found.time)}{at}"]
     threads = inspection.by_thread(found.stacks)
     for thread in threads:
+        if not whole and not thread.main and any(OWN in frame for frame in thread.frames):
+            continue
         lines += ["", _head(thread, found), *(f"  {frame}" for frame in frames(thread, whole=whole))]
     if found.silent:
         lines += ["", f"no answer from {', '.join(found.silent)}"]

@@ -152,5 +152,5 @@ def _threads(text: str) -> list[tuple[str, ...]]:
 
 
 def _is_main(frames: tuple[str, ...]) -> bool:
-    """Other threads of Python begin in the module `threading`, and dtrain's own there too."""
-    return not frames or not re.search(r'threading\.py", line \d+ in _bootstrap$', frames[-1])
+    """Every other thread of Python was begun by the module `threading`."""
+    return not any("threading.py" in frame and "_bootstrap" in frame for frame in frames)

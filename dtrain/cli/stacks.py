@@ -41,23 +41,27 @@ def inspected(run: RunDir, wanted: Sequence[int], *, stacks: bool, native: bool 
     copy = None if run.locked() else run_sync.of(run, run.job())
     begin = run.inspections.stat().st_size if run.inspections.exists() else 0
     deadline = time.monotonic() + (REMOTE_PATIENCE_SECONDS if copy else PATIENCE_SECONDS)
-    ask_at = time.monotonic()
-    try:
-        while time.monotonic() < deadline:
-            if time.monotonic() >= ask_at:
-                text = inspection.request_text(request)
-                if copy:
-                    copy.ask_to_inspect(text)
-                else:
-                    write_whole(run.inspection_request, text, PRIVATE_FILE)
-                ask_at = time.monotonic() + (REMOTE_PATIENCE_SECONDS if copy else AGAIN_SECONDS)
-            time.sleep(POLL_SECONDS)
-            run_sync.refresh(run)
-            if found := _answer(run, request, begin):
-                return _checked(run, found)
-    finally:
-        run.inspection_request.unlink(missing_ok=True)
+    ask_at = 0.0
+    while time.monotonic() < deadline:
+        if copy and not ask_at:
+            copy.ask_to_inspect(inspection.request_text(request))
+            ask_at = deadline
+        elif not copy and time.monotonic() >= ask_at and not _others_wait(run):
+            write_whole(run.inspection_request, inspection.request_text(request), PRIVATE_FILE)
+            ask_at = time.monotonic() + AGAIN_SECONDS
+        time.sleep(POLL_SECONDS)
+        run_sync.refresh(run)
+        if found := _answer(run, request, begin):
+            return _checked(run, found)
     raise ClusterError(f"the supervisor of {run.id} does not answer", f"How it is doing: dtrain status {run.id}")
+
+
+def _others_wait(run: RunDir) -> bool:
+    """Whether somebody else's request was left so lately that the supervisor is going to take it."""
+    try:
+        return time.time() - run.inspection_request.stat().st_mtime < AGAIN_SECONDS / 2
+    except OSError:
+        return False
 
 
 def _answer(run: RunDir, request: InspectionRequest, begin: int) -> Inspection | None:

@@ -152,3 +152,20 @@ def test_a_run_that_goes_on_is_never_removed(tmp_path: Path) -> None:
         live.finish(code=4)
     dtrain("rm", live.run.id, "--yes", "--runs", str(tmp_path))
     assert not live.run.path.exists()
+
+
+def test_logs_of_an_attempt_and_lines_with_a_pattern_are_shown_with_node_and_rank(tmp_path: Path) -> None:
+    options = ("--nodes", "2", "--set", "params.pause=0.02", "--set", "train.steps=30")
+    live = killed(RECIPE, *options, runs=tmp_path, step=5, rank=1)
+    runs = ("--runs", str(tmp_path))
+    second = dtrain("logs", "last", "--attempt", "2", *runs).stdout
+    assert sorted(line.partition(" | ")[0] for line in second.splitlines() if "--- dtrain" in line) == [
+        "node0 rank 0",
+        "node1 rank 1",
+    ]
+    assert "attempt 1," not in second
+    found = dtrain("logs", "last", "--grep", "attempt [12], rank 1", *runs).stdout.splitlines()
+    assert [line.startswith("node1 rank 1 | --- dtrain") for line in found] == [True, True]
+    assert "has no attempt 3: it has 2" in dtrain("logs", "last", "--attempt", "3", *runs, check=2).stderr
+    assert "--grep (" in dtrain("logs", "last", "--grep", "(", *runs, check=2).stderr
+    assert live.events("end")

@@ -199,13 +199,15 @@ def logs(
     name: RunName, runs: Runs = RUNS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends, with what happens to it in between.")] = False,
     rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
+    attempt: Annotated[int | None, typer.Option(metavar="N", help="Only what was written in this attempt.")] = None,
+    grep: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only lines in which this regular expression is found.")] = None,
 ) -> None:  # fmt: skip
     """Print the workers' output.
 
-    Example: dtrain logs last -f --rank 0"""
-    from dtrain.cli.logs import print_logs
+    Example: dtrain logs last --attempt 2 --grep 'loss|nan'"""
+    from dtrain.cli import logs as printed
 
-    print_logs(_find(runs, name), rank or [], follow=follow)
+    printed.print_logs(_find(runs, name), printed.chosen(rank or [], attempt, grep), follow=follow)
 
 
 @app.command()

@@ -13,7 +13,12 @@ from dtrain.run.folder import RunDir
 def attempts(run: RunDir) -> int:
     """The number of the last attempt; numbers are never used twice."""
     return max(
-        (event.attempt for event in event_log.Reader(run.events).new() if isinstance(event, AttemptStarted)), default=0
+        (
+            event.attempt
+            for event in event_log.Reader(run.events, AttemptStarted).new()
+            if isinstance(event, AttemptStarted)
+        ),
+        default=0,
     )
 
 

@@ -6,7 +6,6 @@ signal would kill, the kernel tells what its threads wait in. Neither counts as 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.protocol import Inspect, Inspected
 from dtrain.common.files import read_at
 from dtrain.common.processes import STACKS_SIGNAL, catches, resident_megabytes, signal_process, threads, usage
-from dtrain.run import inspection
+from dtrain.run import inspection, sample_ledger
 from dtrain.run.inspection import WorkerUsage
 
 POLL_SECONDS = 0.03
@@ -49,6 +48,7 @@ class _Waiting:
 class _Native:
     """A py-spy that looks into a worker."""
 
+    worker: WorkerProcess
     process: subprocess.Popen[bytes]
     output: IO[bytes]
 
@@ -65,6 +65,8 @@ class Inspector:
         self._waiting: dict[int, _Waiting] = {}
         self._native: dict[int, _Native] = {}
         self._deadline = 0.0
+        self._no_native = ""
+        """Why there are no native frames, where they are wanted."""
 
     @property
     def look_at(self) -> float | None:
@@ -79,12 +81,13 @@ class Inspector:
         chosen = {rank: one for rank, one in workers.items() if not command.ranks or rank in command.ranks}
         self._command, self._deadline = command, now + LATEST_SECONDS
         self._texts = {rank: "is not started yet, or has ended" for rank in command.ranks if rank not in workers}
-        self._waiting, self._native = {}, {}
+        self._waiting, self._native, self._no_native = {}, {}, ""
         self._usage = {str(rank): self._used(one) for rank, one in chosen.items()}
         for rank, one in chosen.items() if command.stacks else ():
-            if command.native and (spy := _py_spy(one.pid)):
-                self._native[rank] = spy
+            if command.native and (program := _py_spy()):
+                self._native[rank] = _looking(program, one)
             else:
+                self._no_native = "py-spy is not installed" if command.native else ""
                 self._ask(rank, one, now)
         self.poll()
 
@@ -104,7 +107,7 @@ class Inspector:
     def _used(self, one: WorkerProcess) -> WorkerUsage:
         used = usage(one.pid)
         return WorkerUsage(
-            self._node, one.pid, one.step, round(used.cpu_seconds, 2) if used else 0.0,
+            self._node, one.pid, sample_ledger.last_step(one.ledger), round(used.cpu_seconds, 2) if used else 0.0,
             round(resident_megabytes(one.pid), 1), bool(used and used.stopped),
         )  # fmt: skip
 
@@ -144,34 +147,43 @@ class Inspector:
         native.output.seek(0)
         text = native.output.read(MOST_BYTES).decode(errors="replace").strip()
         native.output.close()
-        self._texts[rank] = _threads_of(text) or "py-spy said nothing"
+        if native.process.returncode or not text:
+            self._no_native = (text.splitlines() or ["py-spy said nothing"])[-1]
+            self._ask(rank, native.worker, time.monotonic())
+        else:
+            self._texts[rank] = _threads_of(text)
 
     def _finish(self) -> None:
         """Send what there is."""
         assert self._command
-        for rank, waiting in list(self._waiting.items()):
-            self._take(rank, waiting)
-        for rank, native in list(self._native.items()):
+        for native in self._native.values():
             native.process.kill()
             native.process.wait()
-            self._read_native(rank)
+            native.output.close()
+        self._texts |= dict.fromkeys(self._native, "py-spy did not answer")
+        for rank, waiting in list(self._waiting.items()):
+            self._take(rank, waiting)
         command, self._command = self._command, None
-        stacks = inspection.shared(([rank], text) for rank, text in self._texts.items())
+        more = (
+            f"\n{inspection.NOTE}no frames of C and C++ on {self._node}: {self._no_native}" if self._no_native else ""
+        )
+        stacks = inspection.shared(([rank], text + more) for rank, text in self._texts.items())
         self._send(Inspected(command.attempt, command.request, stacks, self._usage))
 
 
-def _py_spy(pid: int) -> _Native | None:
-    """Have py-spy look at a process; None if it is not installed."""
+def _py_spy() -> str | None:
+    """The program; None if it is not installed."""
     beside = Path(sys.executable).with_name("py-spy")
-    program = str(beside) if beside.exists() else shutil.which("py-spy")
-    if program is None:
-        return None
+    return str(beside) if beside.exists() else shutil.which("py-spy")
+
+
+def _looking(program: str, one: WorkerProcess) -> _Native:
+    """Have py-spy look at a worker."""
     output = tempfile.TemporaryFile()
-    command = [program, "dump", "--native", "--pid", str(pid)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ)
+    command = [program, "dump", "--native", "--pid", str(one.pid)]
+    return _Native(
+        one, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT), output
     )
-    return _Native(process, output)
 
 
 def _threads_of(text: str) -> str:

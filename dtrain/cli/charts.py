@@ -10,7 +10,7 @@ from html import escape
 from dtrain.cli.render import seconds
 from dtrain.run.curves import Curve, Point
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 920, 62, 14, 10, 24
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 920, 62, 14, 17, 24
 """Of a chart, in its own units; the page scales it."""
 MOST_POINTS = 2400
 """Of one line: about two for each pixel that it is drawn with."""
@@ -245,7 +245,7 @@ class BarChart:
         for marker in self.markers:
             x = across.place(marker.at)
             parts.append(
-                f'<path style="fill:var({marker.color})" d="M{x - 5} 0h10l-5 {TOP}z"><title>{escape(marker.text)}</title></path>'
+                f'<path style="fill:var({marker.color})" d="M{x - 5} 4h10l-5 {TOP - 5}z"><title>{escape(marker.text)}</title></path>'
             )
         parts.append(horizontal_axis(across, time_ticks(self.low, self.high, 8), height, timed=True))
         return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="timeline">{"".join(parts)}</svg>'

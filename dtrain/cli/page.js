@@ -8,7 +8,7 @@ for (const chart of document.querySelectorAll("svg.chart")) {
   cross.setAttribute("class", "cross");
   text.setAttribute("class", "read end");
   text.setAttribute("x", right - 4);
-  text.setAttribute("y", 22);
+  text.setAttribute("y", 11);
   chart.append(cross, text);
   const lines = [...chart.querySelectorAll("polyline")].map((line) => [
     line.dataset.label, line.getAttribute("points").split(" ").map((point) => point.split(",").map(Number))]);
@@ -28,9 +28,9 @@ for (const chart of document.querySelectorAll("svg.chart")) {
     const x = (event.clientX - box.left) * chart.viewBox.baseVal.width / box.width;
     if (x < left || x > right) return;
     const at = low + (x - left) / (right - left) * (high - low);
-    cross.setAttribute("d", `M${x} 10V${lowest}`);
+    cross.setAttribute("d", `M${x} ${highest}V${lowest}`);
     text.textContent = [timed ? clock(at) : "step " + Math.round(at),
-      ...lines.map(([label, points]) => label + " " + short(valueAt(nearest(points, x)[1])))].join("   ");
+      ...lines.map(([label, points]) => label + " " + short(valueAt(nearest(points, x)[1])))].join(" · ");
   });
   chart.addEventListener("mouseleave", () => { cross.setAttribute("d", ""); text.textContent = ""; });
 }

@@ -16,7 +16,8 @@ from dtrain.run.goodput import FailureCost
 from dtrain.run.run_record import RunRecord
 
 BAR_WIDTH = 30
-LEAST_SECONDS = 0.0005
+LEAST_SECONDS = 0.01
+"""Less is not shown."""
 MOST_FAILURES = 20
 """Different ones that are shown."""
 
@@ -95,7 +96,8 @@ def text(record: RunRecord) -> str:
     if state.total_steps:
         speed = f", {record.samples_per_second:,.0f} samples/s" if record.samples_per_second else ""
         lines.append(f"  step {state.step} of {state.total_steps}{speed}")
-    lines += ["", f"  time: {seconds(account['total'])}{_shares(account)}"]
+    so_far = "" if state.exit_code is not None else " up to the newest step"
+    lines += ["", f"  time: {seconds(account['total'])}{so_far}{_shares(account)}"]
     for kind, value, share in times(record):
         bar = "█" * round(share * BAR_WIDTH)
         shown = f"{share:7.1%}" if kind != "queued" else "  apart"

@@ -23,7 +23,7 @@ AGAIN_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
 REMOTE_PATIENCE_SECONDS = 60.0
 """For a run that is reached by its remote storage."""
-START_UP = re.compile(r'File ".*/dtrain/(worker/main|agent/(zygote|fork_server|main))\.py"')
+START_UP = re.compile(r"\bdtrain/(worker/main|agent/(zygote|fork_server|main))\.py\b")
 """Frames of dtrain's own start of a worker: what calls them says nothing."""
 INSTALLED = re.compile(r'"[^"]*/lib/python3\.\d+/((site|dist)-packages/)?')
 OWN = "dtrain/worker/control_channel.py"
@@ -86,6 +86,7 @@ def text(run: RunDir, found: Inspection, *, whole: bool) -> str:
         if not whole and not thread.main and any(OWN in frame for frame in thread.frames):
             continue
         lines += ["", _head(thread, found), *(f"  {frame}" for frame in frames(thread, whole=whole))]
+    lines += ["", *notes] if (notes := inspection.notes(found.stacks)) else []
     if found.silent:
         lines += ["", f"no answer from {', '.join(found.silent)}"]
     return "\n".join(lines)

@@ -16,6 +16,9 @@ FRAME = re.compile(r"  (File \".*\", line \d+ in .*|<no Python frame>|\.\.\.)")
 THREAD_HEAD = "thread:"
 """Begins the stack of a thread in a text of stacks; addresses differ from rank to rank and are left out."""
 
+NOTE = "note: "
+"""Begins a line of such a text that is no frame."""
+
 
 @dataclass(frozen=True)
 class InspectionRequest:
@@ -134,11 +137,18 @@ class ThreadStack:
     """The most recent call first."""
 
 
+def notes(stacks: Sequence[SharedStacks]) -> list[str]:
+    """What there is to say beside the stacks, each once."""
+    lines = (line for group in stacks for line in group.text.splitlines() if line.startswith(NOTE))
+    return sorted({line.removeprefix(NOTE) for line in lines})
+
+
 def by_thread(stacks: Sequence[SharedStacks]) -> list[ThreadStack]:
     """Equal stacks of threads together, whatever else their processes do: main threads first, those of most ranks first."""
     found: dict[tuple[str, ...], set[int]] = {}
     for group in stacks:
-        for thread in _threads(group.text):
+        text = "\n".join(line for line in group.text.splitlines() if not line.startswith(NOTE))
+        for thread in _threads(text):
             found.setdefault(thread, set()).update(group.ranks)
     threads = [ThreadStack(tuple(sorted(ranks)), _is_main(frames), frames) for frames, ranks in found.items()]
     return sorted(threads, key=lambda thread: (not thread.main, -len(thread.ranks), thread.ranks))

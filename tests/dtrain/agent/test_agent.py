@@ -322,15 +322,14 @@ def test_a_stopped_worker_is_not_woken(agents: Callable[..., Played]) -> None:
     assert ") T " in Path(f"/proc/{pids[0]}/stat").read_text()
 
 
-def test_py_spy_shows_frames_of_c_as_well(agents: Callable[..., Played]) -> None:
-    if not Path(sys.executable).with_name("py-spy").exists():
-        pytest.skip("py-spy is not installed")
+def test_frames_of_c_are_shown_by_py_spy_and_python_frames_where_it_cannot(agents: Callable[..., Played]) -> None:
     agent = agents(THREADS)
     agent.started()
     agent.send(Inspect(1, "now", native=True))
     (group,) = agent.wait(Inspected).stacks
-    if "Permission" in group.text:
-        pytest.skip("py-spy may not look into other processes here")
-    assert "waits_for_food (program.py" in group.text
-    assert "sleep (lib" in group.text
-    assert "0x" not in group.text
+    assert "waits_for_food" in group.text
+    if "note: no frames of C" in group.text:
+        assert 'File "' in group.text
+    else:
+        assert "sleep (lib" in group.text
+        assert "0x" not in group.text

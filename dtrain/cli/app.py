@@ -201,13 +201,14 @@ def logs(
     rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
     attempt: Annotated[int | None, typer.Option(metavar="N", help="Only what was written in this attempt.")] = None,
     grep: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only lines in which this regular expression is found.")] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Lines that several ranks wrote once, with their ranks.")] = False,
 ) -> None:  # fmt: skip
     """Print the workers' output.
 
     Example: dtrain logs last --attempt 2 --grep 'loss|nan'"""
     from dtrain.cli import logs as printed
 
-    printed.print_logs(_find(runs, name), printed.chosen(rank or [], attempt, grep), follow=follow)
+    printed.print_logs(_find(runs, name), printed.chosen(rank or [], attempt, grep, fold=fold), follow=follow)
 
 
 @app.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,10 @@ BEGIN = re.compile(r"--- dtrain: attempt (\d+), rank \d+, from step \d+ ---")
 """What a worker writes first."""
 
 
+Line = tuple[int, int, str]
+"""(rank, attempt, text)"""
+
+
 @dataclass(frozen=True)
 class Filter:
     """Which lines are wanted."""
@@ -34,6 +39,8 @@ class Filter:
     """Empty: all."""
     attempt: int | None = None
     pattern: re.Pattern[str] | None = None
+    fold: bool = False
+    """Whether lines that several ranks wrote are shown once."""
 
     @property
     def everything(self) -> bool:
@@ -59,7 +66,7 @@ class Places:
     def prefix(self, attempt: int, rank: int) -> str:
         """Before a line: the rank, and its node if there are several."""
         node = self._node.get((attempt, rank), "") if self._several else ""
-        return f"{node} rank {rank} | ".lstrip()
+        return f"{node} rank {rank}".lstrip()
 
 
 class LogPrinter:
@@ -82,21 +89,46 @@ class LogPrinter:
             self._scan_at = time.monotonic() + SCAN_SECONDS
             self._find_logs()
         self._places.learn()
-        for rank, reader in sorted(self._readers.items()):
-            for text in reader.new(rest=last):
-                self._print(rank, text)
+        new = [
+            (rank, *line) for rank, reader in sorted(self._readers.items())
+            for line in self._wanted_lines(rank, reader.new(rest=last))
+        ]  # fmt: skip
+        for prefix, text in self._folded(new) if self._wanted.fold else self._with_places(new):
+            print(f"{prefix} | {text}")
         for event in self._events.new() if self._events else ():
             self._state.add(event)
             line = render.line(event, self._state)
             if line:
                 print(f"{render.clock(event)}  {line}", flush=True)
 
-    def _print(self, rank: int, text: str) -> None:
-        if begun := BEGIN.match(text):
-            self._attempts[rank] = int(begun[1])
-        attempt = self._attempts.get(rank, 0)
-        if self._wanted.attempt in (None, attempt) and (not self._wanted.pattern or self._wanted.pattern.search(text)):
-            print(f"{self._places.prefix(attempt, rank)}{text}")
+    def _wanted_lines(self, rank: int, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """(attempt, line) of those that are to be shown."""
+        for text in texts:
+            if begun := BEGIN.match(text):
+                self._attempts[rank] = int(begun[1])
+            attempt = self._attempts.get(rank, 0)
+            pattern = self._wanted.pattern
+            if self._wanted.attempt in (None, attempt) and (not pattern or pattern.search(text)):
+                yield attempt, text
+
+    def _with_places(self, lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
+        for rank, attempt, text in lines:
+            yield self._places.prefix(attempt, rank), text
+
+    def _folded(self, lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
+        """Each line once, at its first rank, with all ranks that wrote the same as often."""
+        waiting: dict[str, Counter[int]] = defaultdict(Counter)
+        for rank, _, text in lines:
+            waiting[text][rank] += 1
+        shown: Counter[tuple[int, str]] = Counter()
+        for rank, attempt, text in lines:
+            if shown[rank, text]:
+                shown[rank, text] -= 1
+                continue
+            together = sorted(one for one, count in waiting[text].items() if count)
+            waiting[text].subtract(together)
+            shown.update((one, text) for one in together if one != rank)
+            yield self._places.prefix(attempt, rank) if together == [rank] else render.ranks(together), text
 
     def _find_logs(self) -> None:
         for rank, path in rank_logs(self._run).items():
@@ -109,10 +141,10 @@ def rank_logs(run: RunDir) -> dict[int, Path]:
     return {int(path.stem.split("-")[1]): path for path in sorted(run.logs.glob("rank-*.log"))}
 
 
-def chosen(ranks: Sequence[int], attempt: int | None, grep: str | None) -> Filter:
+def chosen(ranks: Sequence[int], attempt: int | None, grep: str | None, *, fold: bool) -> Filter:
     """The lines that were asked for; raises `UsageError` for a pattern that is none."""
     try:
-        return Filter(ranks, attempt, re.compile(grep) if grep else None)
+        return Filter(ranks, attempt, re.compile(grep) if grep else None, fold)
     except re.error as error:
         raise UsageError(
             f"--grep {grep}: {error}", "It is a regular expression of Python; put \\ before special characters."

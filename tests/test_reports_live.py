@@ -169,3 +169,12 @@ def test_logs_of_an_attempt_and_lines_with_a_pattern_are_shown_with_node_and_ran
     assert "has no attempt 3: it has 2" in dtrain("logs", "last", "--attempt", "3", *runs, check=2).stderr
     assert "--grep (" in dtrain("logs", "last", "--grep", "(", *runs, check=2).stderr
     assert live.events("end")
+
+
+def test_recipes_that_differ_in_many_keys_are_shown_key_by_key(undisturbed: Live, tmp_path: Path) -> None:
+    more = ("train.seed=4", "train.log_every=2", "train.shards=2", "train.global_batch=16", "checkpoint.every_steps=20")
+    sets = [word for setting in more for word in ("--set", setting)]
+    other = finished(RECIPE, *sets, "--set", "train.steps=20", runs=tmp_path)
+    text = dtrain("compare", str(undisturbed.run.path), str(other.run.path)).stdout
+    assert re.search(r"^train.global_batch +32 +16$", text, re.MULTILINE)
+    assert "train.seed" not in next(line for line in text.splitlines() if line.startswith("run "))

@@ -18,6 +18,8 @@ SAME_ANYWAY = ("name", "folder")
 """Keys of a job that tell runs apart and say nothing of what they do."""
 PRIVATE = ("env.", "storage.options.")
 """Keys that may hold secrets: that they differ is shown, their values are not."""
+MOST_KEYS = 4
+"""Keys of the recipe that have columns of their own in a table."""
 MOST_COLUMNS = 6
 """Metrics that have columns of their own in a table."""
 STAMP_WORDS = 3
@@ -116,11 +118,26 @@ def verdict(first: RunRecord, other: RunRecord) -> str:
     return f"the weights differ at step {both[-1]}{since}; {where}"
 
 
+def differing_columns(comparison: Comparison) -> list[str]:
+    """Keys of the recipe that have columns of their own: all that differ if they are few, as in a sweep."""
+    return list(comparison.differences) if len(comparison.differences) <= MOST_KEYS else []
+
+
 def columns(comparison: Comparison) -> list[str]:
     """Heads of the table."""
     shown = comparison.metrics[:MOST_COLUMNS]
     metrics = [head for name in shown for head in (name, f"best {name}")]
-    return ["run", *comparison.differences, "state", "step", "time", "goodput", "failures cost", "weights", *metrics]
+    return [
+        "run",
+        *differing_columns(comparison),
+        "state",
+        "step",
+        "time",
+        "goodput",
+        "failures cost",
+        "weights",
+        *metrics,
+    ]
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
@@ -134,7 +151,7 @@ def _row(comparison: Comparison, index: int) -> list[str]:
     cost = sum(one.seconds for one in record.timeline.failures)
     failures = f"{len(record.timeline.failures)}, {seconds(cost)}" if record.timeline.failures else "-"
     cells = [
-        comparison.names[index], *(values[index] for values in comparison.differences.values()), state.outcome,
+        comparison.names[index], *(comparison.differences[key][index] for key in differing_columns(comparison)), state.outcome,
         f"{state.step}/{state.total_steps}" if state.total_steps else "-", seconds(account["total"]),
         f"{account['goodput']:.1%}" if "goodput" in account else "-", failures, state.weights[:8] or "-",
     ]  # fmt: skip

@@ -26,6 +26,8 @@ def text(found: Comparison, metrics: Sequence[str], *, colored: bool, width: int
     parts = []
     if not found.differences:
         parts.append("the recipes are the same")
+    elif not comparison.differing_columns(found):
+        parts.append(columns([("key", *found.names), *((key, *values) for key, values in found.differences.items())]))
     parts.append(columns([comparison.columns(found), *comparison.rows(found)]))
     parts += ["\n".join(found.verdicts())] if len(found.records) > 1 else []
     for name in metrics:

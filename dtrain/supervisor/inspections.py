@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dtrain.api.protocol import Inspected
@@ -13,6 +14,7 @@ from dtrain.run import inspection
 from dtrain.run.folder import PRIVATE_FILE, RunDir
 from dtrain.run.inspection import Inspection, InspectionRequest
 from dtrain.supervisor.attempt import Attempt
+from dtrain.supervisor.background import Lane, TaskDone
 
 PATIENCE_SECONDS = 8.0
 """For the answer of a node."""
@@ -35,8 +37,9 @@ class _Open:
 class Inspections:
     """The requests of one run; no part of the supervision depends on them."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, put: Callable[[TaskDone], None]) -> None:
         self._run = run
+        self._lane = Lane("inspections", put)
         self._open: dict[str, _Open] = {}
 
     def handle(self, node: str, item: InspectionItem, attempt: Attempt | None) -> None:
@@ -74,11 +77,12 @@ class Inspections:
             found.request.id, round(time.time(), 3), found.attempt, stacks, usage, tuple(sorted(found.waiting)), problem
         )
         line = json.dumps(to_dict(answer), separators=(",", ":")) + "\n"
-        try:
-            if found.request.stacks:
-                with open(self._run.inspections, "a") as file:
-                    file.write(line)
-            else:
-                write_whole(self._run.usage, line, PRIVATE_FILE)
-        except OSError:
-            return  # a full disk: whoever asked is told that nobody answers
+        self._lane.run(lambda: self._write(line, stacks=found.request.stacks), lambda _: None)
+
+    def _write(self, line: str, *, stacks: bool) -> None:
+        """In a lane: the run folder may be slow. If it is full, whoever asked is told that nobody answers."""
+        if not stacks:
+            write_whole(self._run.usage, line, PRIVATE_FILE)
+            return
+        with open(self._run.inspections, "a") as file:
+            file.write(line)

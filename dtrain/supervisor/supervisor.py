@@ -69,7 +69,7 @@ class Supervisor:
         self._cluster_calls = Lane("cluster", self._put)
         self._strategy = registry.strategy_of(launch.job)
         self._pool = NodePool(self._settings.heartbeat_seconds)
-        self._inspections = Inspections(run)
+        self._inspections = Inspections(run, self._put)
         self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
         self._failures: list[Failure] = []
         self._attempts = history.attempts(run)

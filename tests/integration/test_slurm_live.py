@@ -160,6 +160,9 @@ def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happene
     assert not live.events("failure")
     assert "told to stop by SIGUSR1" in out
     assert [event["exit_code"] for event in live.events("end")] == [4, 0]
+    account = json.loads(command(lab, runs, "report", "last", "--json"))["account"]
+    assert account["queued"] > 0
+    assert account["effective_share"] < account["goodput"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from dtrain.cli.render import seconds
-from dtrain.run.curves import Curve, Point
+from dtrain.run.metric_curves import Curve, Point
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 920, 62, 14, 17, 24
 """Of a chart, in its own units; the page scales it."""

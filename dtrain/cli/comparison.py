@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dtrain.cli.render import seconds
 from dtrain.common.secrets import SECRET
 from dtrain.common.serde import JsonObject, to_dict
-from dtrain.run.curves import HELD_OUT, lower_is_better
+from dtrain.run.metric_curves import HELD_OUT, lower_is_better
 from dtrain.run.run_record import RunRecord
 from dtrain.spec.job import Job
 
@@ -107,6 +107,8 @@ def _hidden(key: str, values: list[str]) -> list[str]:
 def verdict(first: RunRecord, other: RunRecord) -> str:
     """Whether two runs have the same weights at the last step that both have saved, or from which step on their losses differ."""
     both = sorted(first.digests.keys() & other.digests.keys())
+    if not both and not (first.curves.metrics and other.curves.metrics):
+        return "they have no weights and no losses to compare"
     parts = first.curves.parts_from(other.curves)
     where = f"the losses part at step {parts}" if parts is not None else "the losses that both have are equal"
     if not both:

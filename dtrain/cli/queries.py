@@ -10,9 +10,9 @@ from dtrain.api.cluster import Submission, SubmissionState
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.launch import registry
 from dtrain.run import event_log
-from dtrain.run.curves import HELD_OUT
 from dtrain.run.events import Event, Requeued, RunEnded
 from dtrain.run.folder import RunDir
+from dtrain.run.metric_curves import HELD_OUT
 from dtrain.run.status import RunState, fold
 from dtrain.storage import run_sync
 

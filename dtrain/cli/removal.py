@@ -14,8 +14,8 @@ from dtrain.cli import queries
 from dtrain.cli.queries import RunRow
 from dtrain.cli.render import counted, size
 from dtrain.common.errors import UsageError
-from dtrain.run.curves import HELD_OUT, lower_is_better
 from dtrain.run.folder import RunDir
+from dtrain.run.metric_curves import HELD_OUT, lower_is_better
 from dtrain.storage.object_store import of_run
 
 

@@ -11,8 +11,8 @@ from dtrain.cli import render
 from dtrain.cli.render import counted, seconds
 from dtrain.cli.summary import SHARES
 from dtrain.common.serde import JsonObject
-from dtrain.run.curves import Curve, lower_is_better
 from dtrain.run.goodput import FailureCost
+from dtrain.run.metric_curves import Curve, lower_is_better
 from dtrain.run.run_record import RunRecord
 
 BAR_WIDTH = 30

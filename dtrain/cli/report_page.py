@@ -9,8 +9,8 @@ from dtrain.cli import charts, page, render, report
 from dtrain.cli.charts import Bar, BarChart, Chart, Line, Marker
 from dtrain.cli.render import counted, seconds
 from dtrain.common.errors import Exit
-from dtrain.run.curves import HELD_OUT, Curve
 from dtrain.run.goodput import Kind, Span
+from dtrain.run.metric_curves import HELD_OUT, Curve
 from dtrain.run.run_record import RunRecord
 
 MOST_ROWS = 30

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 
 from dtrain.cli.queries import RunRow
 from dtrain.common.errors import UsageError, nearest
-from dtrain.run.curves import HELD_OUT, lower_is_better
+from dtrain.run.metric_curves import HELD_OUT, lower_is_better
 
 ASCENDING = ("run", "state", "strategy", "cluster")
 DESCENDING = ("step", "workers", "restarts", "started", "changed")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.cli.charts import LOG_FROM, number
-from dtrain.run.curves import Point
+from dtrain.run.metric_curves import Point
 
 COLORS = (34, 33, 32, 35, 36, 31, 94, 93)
 """SGR codes, one after another."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dtrain.run import event_log, goodput
-from dtrain.run.curves import Curves
 from dtrain.run.events import CheckpointSaved
 from dtrain.run.folder import RunDir
 from dtrain.run.goodput import Timeline
+from dtrain.run.metric_curves import MetricCurves
 from dtrain.run.status import RunState
 
 
@@ -20,7 +20,7 @@ class RunRecord:
     run: RunDir
     state: RunState
     timeline: Timeline
-    curves: Curves
+    curves: MetricCurves
     digests: dict[int, str]
     """Step → digest of the weights that were saved at it."""
 
@@ -45,7 +45,7 @@ class RunRecord:
 
 def read(run: RunDir) -> RunRecord:
     """Everything that its event log and ledgers say so far."""
-    state, curves, builder, digests = RunState(), Curves(), goodput.builder(run), dict[int, str]()
+    state, curves, builder, digests = RunState(), MetricCurves(), goodput.builder(run), dict[int, str]()
     for event in event_log.Reader(run.events).new():
         state.add(event)
         curves.add(event)

@@ -11,8 +11,8 @@ from dtrain.cli.queries import RunRow
 from dtrain.cli.run_list import in_order, metric_column
 from dtrain.cli.terminal_plot import Plot
 from dtrain.common.errors import UsageError
-from dtrain.run.curves import Curve, Curves
 from dtrain.run.events import AttemptStarted, Evaluation, Metrics
+from dtrain.run.metric_curves import Curve, MetricCurves
 from dtrain.spec.job import Job, PluginChoice
 
 
@@ -65,7 +65,7 @@ def test_runs_are_sorted_by_a_metric_the_best_first_and_those_without_it_last() 
 
 
 def test_a_step_that_was_trained_again_is_in_a_curve_once() -> None:
-    curves = Curves()
+    curves = MetricCurves()
     for step, value in ((1, 4.0), (2, 3.0), (3, 2.0)):
         curves.add(Metrics(time=step, step=step, values={"loss": value}))
     curves.add(Evaluation(time=3, step=3, values={"loss": 9.0}))
@@ -77,7 +77,7 @@ def test_a_step_that_was_trained_again_is_in_a_curve_once() -> None:
 
 
 def test_losses_part_at_the_first_step_that_differs() -> None:
-    one, other = Curves(), Curves()
+    one, other = MetricCurves(), MetricCurves()
     for step in range(1, 6):
         one.add(Metrics(step=step, values={"loss": 1.0}))
         other.add(Metrics(step=step, values={"loss": 1.0 if step < 4 else 2.0}))

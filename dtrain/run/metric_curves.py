@@ -95,7 +95,7 @@ def lower_is_better(name: str) -> bool:
     )
 
 
-class Curves:
+class MetricCurves:
     """Takes in the events of a run one by one."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Curves:
                 curve = self.metrics[prefix + name] = Curve()
             curve.add(step, float(value))
 
-    def parts_from(self, other: Curves, name: str = "loss") -> int | None:
+    def parts_from(self, other: MetricCurves, name: str = "loss") -> int | None:
         """The first step both know of at which the values of a metric differ; None if they are equal."""
         mine, theirs = self.metrics.get(name), other.metrics.get(name)
         if mine is None or theirs is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +17,8 @@ MOST_POINTS = 2400
 """Of one line: about two for each pixel that it is drawn with."""
 MEANS = 300
 """Of a line with more points than that: it is drawn as its means in a band of its extremes."""
+MOST_DOTS = 60
+"""Of a dashed line, whose points are marked."""
 LOG_FROM = 200.0
 """Ratio of the highest to the lowest value from which an axis is logarithmic."""
 
@@ -31,11 +34,13 @@ class Line:
     dashed: bool = False
     band: Sequence[Point] = ()
     """Drawn faintly behind it."""
+    breaks: Sequence[float] = ()
+    """Positions, in order, over which it is not drawn: another attempt begins."""
 
 
 def line_of(
     label: str, curve: Curve, color: str = "--line-0", *, dashed: bool = False,
-    place: Callable[[float], float] = float, scale: float = 1.0,
+    place: Callable[[float], float] = float, scale: float = 1.0, breaks: Sequence[float] = (),
 ) -> Line:  # fmt: skip
     """A curve as a line; one with very many points as its means in a band of its extremes."""
 
@@ -44,8 +49,8 @@ def line_of(
 
     extremes = drawn(curve.thinned(MOST_POINTS))
     if len(curve) <= MOST_POINTS:
-        return Line(label, extremes, color, dashed)
-    return Line(label, drawn(curve.means(MEANS)), color, dashed, extremes)
+        return Line(label, extremes, color, dashed, breaks=breaks)
+    return Line(label, drawn(curve.means(MEANS)), color, dashed, extremes, breaks)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class Chart:
         across = Axis(self.low, self.high, LEFT, WIDTH - RIGHT)
         up = self._up(values, extremes)
         parts = [self._grid(across, up), *(self._marker(marker, across) for marker in self.markers)]
-        parts += [_polyline(line, across, up) for line in self.lines if line.points]
+        parts += [_drawn(line, across, up) for line in self.lines if line.points]
         scale = f"{across.low!r},{across.high!r},{across.begin},{across.end},{int(self.timed)}"
         rise = f"{up.low!r},{up.high!r},{up.begin},{up.end},{int(up.logarithmic)}"
         return (
@@ -192,21 +197,25 @@ def horizontal_axis(across: Axis, values: Sequence[float], height: int, *, timed
     return "".join(parts)
 
 
-def _polyline(line: Line, across: Axis, up: Axis) -> str:
-    points, band = (
-        " ".join(f"{across.place(at):g},{up.place(value):g}" for at, value in part) for part in (line.points, line.band)
-    )
-    behind = f'<path class="band" d="M{band}"/>' if band else ""
+def _drawn(line: Line, across: Axis, up: Axis) -> str:
     dash = ' stroke-dasharray="5 3"' if line.dashed else ""
-    if len(line.points) == 1 or line.dashed:
-        at = [(across.place(at), up.place(value)) for at, value in line.points]
-        dots = "".join(f'<circle cx="{x}" cy="{y}" r="2.5"/>' for x, y in at) if len(at) <= 60 else ""
-    else:
-        dots = ""
+    few = line.points if len(line.points) == 1 or (line.dashed and len(line.points) <= MOST_DOTS) else ()
+    dots = "".join(f'<circle cx="{across.place(at)}" cy="{up.place(value)}" r="2.5"/>' for at, value in few)
+    behind = f'<path class="band" d="{_path(line.band, line.breaks, across, up)}"/>' if line.band else ""
     return (
-        f'<g style="--color:var({line.color})">{behind}<polyline class="line" data-label="{escape(line.label)}" '
-        f'points="{points}"{dash}/>{dots}</g>'
+        f'<g style="--color:var({line.color})">{behind}<path class="line" data-label="{escape(line.label)}" '
+        f'd="{_path(line.points, line.breaks, across, up)}"{dash}/>{dots}</g>'
     )
+
+
+def _path(points: Sequence[Point], breaks: Sequence[float], across: Axis, up: Axis) -> str:
+    """From point to point, but not over a break."""
+    found, before = [], -1
+    for at, value in points:
+        part = bisect_right(breaks, at)
+        found.append(f"{'M' if part != before else 'L'}{across.place(at):g},{up.place(value):g}")
+        before = part
+    return "".join(found)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ for (const chart of document.querySelectorAll("svg.chart")) {
   text.setAttribute("x", right - 4);
   text.setAttribute("y", 11);
   chart.append(cross, text);
-  const lines = [...chart.querySelectorAll("polyline")].map((line) => [
-    line.dataset.label, line.getAttribute("points").split(" ").map((point) => point.split(",").map(Number))]);
+  const lines = [...chart.querySelectorAll("path.line")].map((line) => [
+    line.dataset.label, line.getAttribute("d").slice(1).split(/[ML]/).map((point) => point.split(",").map(Number))]);
   const short = (value) => Number(value.toPrecision(4)).toString();
   const clock = (value) => value < 60 ? short(value) + " s"
     : value < 3600 ? Math.floor(value / 60) + " min " + Math.floor(value % 60) + " s"

@@ -118,8 +118,9 @@ def _timeline(record: RunRecord, clock: _Clock, marks: Sequence[Marker]) -> str:
 
 def _over_time(record: RunRecord, clock: _Clock, marks: Sequence[Marker]) -> str:
     def line(label: str, curve: Curve, scale: float = 1.0) -> Line:
-        return charts.line_of(label, curve, place=clock.at, scale=scale)
+        return charts.line_of(label, curve, place=clock.at, scale=scale, breaks=breaks)
 
+    breaks = [clock.at(time) for time in record.curves.begun]
     markers = [*marks, *clock.gaps()]
     speed = Chart(
         "samples per second",

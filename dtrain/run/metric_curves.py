@@ -107,6 +107,8 @@ class MetricCurves:
         """Share of the training time that waited for data, 0 to 1, by time."""
         self.restarts: list[int] = []
         """Steps that attempts after the first began at."""
+        self.begun: list[float] = []
+        """When attempts began, in seconds since 1970."""
 
     def add(self, event: Event) -> None:
         """Take in the next event."""
@@ -121,6 +123,7 @@ class MetricCurves:
         elif isinstance(event, AttemptStarted):
             for curve in self.metrics.values():
                 curve.rewind(event.step)
+            self.begun.append(event.time)
             if event.attempt > 1:
                 self.restarts.append(event.step)
 

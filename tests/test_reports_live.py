@@ -178,3 +178,18 @@ def test_recipes_that_differ_in_many_keys_are_shown_key_by_key(undisturbed: Live
     text = dtrain("compare", str(undisturbed.run.path), str(other.run.path)).stdout
     assert re.search(r"^train.global_batch +32 +16$", text, re.MULTILINE)
     assert "train.seed" not in next(line for line in text.splitlines() if line.startswith("run "))
+
+
+def test_a_script_and_a_run_that_goes_on_have_reports(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(1)\n")
+    (tmp_path / "recipe.yaml").write_text("name: s\nscript: program.py\nresources: {workers: 2}\n")
+    finished(str(tmp_path / "recipe.yaml"), runs=tmp_path)
+    account = json.loads(dtrain("report", "last", "--json", "--runs", str(tmp_path)).stdout)["account"]
+    assert account["script"] >= 0.9
+    assert "goodput" not in account
+    dtrain("report", "last", "--html", str(tmp_path / "script.html"), "--runs", str(tmp_path))
+    with start(RECIPE, "--set", "params.pause=0.05", "--set", "train.steps=1000", runs=tmp_path) as live:
+        live.wait_step(5)
+        assert "up to the newest step, goodput" in dtrain("report", live.run.id, "--runs", str(tmp_path)).stdout
+        live.process.send_signal(2)
+        live.finish(code=4)

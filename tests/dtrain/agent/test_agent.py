@@ -296,14 +296,12 @@ def test_only_the_ranks_that_were_asked_for_are_looked_at(agents: Callable[..., 
 def test_a_program_that_is_not_python_survives_and_the_kernel_tells_what_it_waits_for(
     agents: Callable[..., Played],
 ) -> None:
-    agent = agents("import os, sys\nprint('up', flush=True)\nos.execvp('bash', ['bash', '-c', 'sleep 1000; true'])\n")
+    agent = agents("import os\nprint('up', flush=True)\nos.execvp('sleep', ['sleep', '1000'])\n")
     pids = agent.started()
-    wait_for(lambda: Path(f"/proc/{pids[0]}/comm").read_text() == "bash\n", "the other program")
-    wait_for(lambda: Path(f"/proc/{pids[0]}/task/{pids[0]}/children").read_text(), "its child")
+    wait_for(lambda: Path(f"/proc/{pids[0]}/comm").read_text() == "sleep\n", "the other program")
     agent.send(Inspect(1, "now"))
     (group,) = agent.wait(Inspected).stacks
-    assert "bash: sleeping" in group.text
-    assert "  sleep: sleeping" in group.text
+    assert "sleep: sleeping" in group.text
     agent.send(DumpStacks(1))
     agent.heard.clear()
     agent.wait(Heartbeat)

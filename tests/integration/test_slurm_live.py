@@ -343,6 +343,8 @@ def test_a_run_that_waits_says_why_and_can_be_taken_back(lab: SlurmLab, runs: Pa
     with on_slurm(lab, runs) as live:
         wait_for(live.run.submitted, "the submission")
         wait_for(lambda: shown(lab, runs) == "PENDING (Resources)", "the reason it waits")
+        assert "goes on: nothing was removed" in command(lab, runs, "rm", "last", "--yes", check=2)
+        assert "is not running: PENDING" in command(lab, runs, "stacks", "last", check=2)
         live.process.send_signal(signal.SIGINT)
         out = live.finish(code=4)
     assert "taken back" in out

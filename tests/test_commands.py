@@ -68,7 +68,7 @@ def test_ps_status_and_logs_of_a_finished_run(done: Live) -> None:
     assert done.run.id in dtrain("ps", *runs).stdout
     state = json.loads(dtrain("status", "last", "--json", *runs).stdout)
     assert state["outcome"] == "done"
-    assert 0 < state["report"]["training_share"] <= 1
+    assert 0 < state["report"]["goodput"] <= 1
     assert "weights digest" in dtrain("status", done.run.id[:8], *runs).stdout
     assert dtrain("logs", "last", "--rank", "1", *runs).stdout.startswith("rank 1 | ")
     assert "it has ranks 0 to 1" in dtrain("logs", "last", "--rank", "7", *runs, check=2).stderr

@@ -101,7 +101,7 @@ def test_of_a_log_that_is_too_large_the_beginning_and_the_end_are_kept(tmp_path:
     )
     (tmp_path / "r.yaml").write_text("script: talks.py\nlogs: {keep: 2MB}\n")
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
-    assert live.events("log_shortened")[0]["removed"] > 6_000_000
+    assert sum(event["removed"] for event in live.events("log_shortened")) > 6_000_000
     assert live.run.rank_log(0).stat().st_blocks * 512 <= 2_000_000
     shown = dtrain("logs", "last", "--runs", str(tmp_path / "runs")).stdout.splitlines()
     assert [text for text in shown if "of this log were removed here" in text]

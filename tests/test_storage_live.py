@@ -68,12 +68,15 @@ def test_a_run_is_seen_stopped_and_resumed_on_another_machine_by_its_url(
     s3: S3, tmp_path: Path, undisturbed: Live
 ) -> None:
     """The other machine is another folder of runs, which knows nothing of the first one's lock."""
-    slow = (*TWO, "--set", "params.pause=0.5")
+    slow = (*TWO, "--set", "params.pause=0.8")
     with start(RECIPE, *slow, *kept_on(s3), runs=tmp_path / "one", **s3.environment) as live:
         live.wait_event("checkpoint", step=5)
         url, other = f"{s3.url}/{live.run.id}", ("--runs", str(tmp_path / "other"))
         status = json.loads(dtrain("status", url, "--json", *other, **s3.environment).stdout)
         assert status["step"] > 0
+        seen = json.loads(dtrain("stacks", url, "--json", *other, **s3.environment).stdout)
+        assert set(seen["ranks"]) == {"0", "1"}
+        assert "its remote storage" in dtrain("top", url, *other, check=2, **s3.environment).stderr
         watching = attached(url, tmp_path / "third", **s3.environment)
         assert "saved at step" in dtrain("stop", url, *other, **s3.environment).stdout
         live.finish(code=4)
@@ -84,7 +87,11 @@ def test_a_run_is_seen_stopped_and_resumed_on_another_machine_by_its_url(
     assert len(resumed.events("attempt")) == 2
     assert resumed.events("attempt")[1]["step"] == live.events("checkpoint")[-1]["step"]
     assert_as_if_nothing_happened(resumed, undisturbed)
+    kinds = json.loads(dtrain("report", url, "--json", *other, **s3.environment).stdout)["account"]
+    assert kinds["training"] > 0
     assert "0 twice, 0 skipped" in dtrain("audit", url, "--runs", str(tmp_path / "third"), **s3.environment).stdout
+    assert url in dtrain("rm", url, "--yes", *other, **s3.environment).stdout
+    assert dtrain("status", url, "--runs", str(tmp_path / "fourth"), check=3, **s3.environment).stderr
 
 
 def test_a_damaged_object_is_set_aside_and_the_checkpoint_before_it_is_used(

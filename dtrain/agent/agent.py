@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
+from dtrain.agent.inspector import Inspector
 from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
@@ -29,6 +30,7 @@ from dtrain.api.protocol import (  # fmt: skip
     DumpStacks,
     Event,
     Heartbeat,
+    Inspect,
     PortsReserved,
     Quit,
     ReservePorts,
@@ -44,7 +46,7 @@ from dtrain.api.protocol import (  # fmt: skip
     fragments,
 )
 from dtrain.common import environment as variables
-from dtrain.common.processes import STACKS_SIGNAL, alive, kill_group, oom_kills, signal_process
+from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, oom_kills, signal_process
 from dtrain.common.serde import JsonObject
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir
@@ -96,6 +98,7 @@ class Agent:
         self._sending = threading.Lock()
         self._pulse = Pulse(self.send, beat_seconds)
         self._meter = UsageMeter()
+        self._inspector = Inspector(node, self.send)
 
     @property
     def zygote(self) -> ForkServer:
@@ -123,8 +126,9 @@ class Agent:
         self._meter.start()
         look_at = time.monotonic() + self.beat_seconds
         while not self._closed:
-            deadline = min(look_at, self._kill_at or look_at)
+            deadline = min(look_at, self._kill_at or look_at, self._inspector.look_at or look_at)
             self._poll(max(0.0, deadline - time.monotonic()))
+            self._inspector.poll()
             now = time.monotonic()
             if self._kill_at and now >= self._kill_at:
                 self._kill_at = None
@@ -231,6 +235,8 @@ class Agent:
             # A stopped process cannot handle the signal that asks for its stacks: wake it.
             self._signal(STACKS_SIGNAL)
             self._signal(signal.SIGCONT)
+        elif isinstance(command, Inspect):
+            self._inspector.begin(command, self._workers)
         elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
                 with suppress(OSError):  # it has just ended; that it did is heard next
@@ -328,7 +334,7 @@ class Agent:
         for one in self._workers.values():
             if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGCONT):
                 kill_group(one.pid, number)
-            else:
+            elif number != STACKS_SIGNAL or catches(one.pid, number):  # it would kill a program that does not expect it
                 signal_process(one.pid, number)
 
     def _close_ports(self) -> None:

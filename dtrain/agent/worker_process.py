@@ -14,6 +14,8 @@ from dtrain.run import log_retention, sample_ledger
 
 IDLE_CPU_SHARE = 0.02
 """Of one processor: less is no sign of life."""
+INSPECTION_CPU_SECONDS = 0.05
+"""What writing its stacks may cost a worker; it is no sign of life either."""
 
 
 @dataclass
@@ -38,6 +40,29 @@ class WorkerProcess:
     """Whether it said why it fails."""
     keeps_growing: bool = False
     """Whether its log cannot be shortened."""
+    inspected: bool = False
+    """Whether it writes its stacks to its log just now."""
+    excused_seconds: float = 0.0
+    """CPU time since the last look that was spent on that."""
+    spoke: bool = False
+    """Whether it wrote other output meanwhile."""
+
+    def log_size(self) -> int:
+        """Bytes of its log."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def begin_inspection(self) -> int:
+        """It is about to write its stacks, which are no output of its own; the size of its log now."""
+        size = self.log_size()
+        self.spoke |= size != self.output
+        self.inspected = True
+        self.excused_seconds += INSPECTION_CPU_SECONDS
+        return size
+
+    def end_inspection(self, size: int, *, other_output: bool) -> None:
+        """Its log has all of them up to this size."""
+        self.inspected, self.output = False, size
+        self.spoke |= other_output
 
     def shorten_log(self, keep: int) -> LogShortened | None:
         """Bound the log to this number of bytes (0: all are kept); what there is to report of it."""
@@ -55,14 +80,15 @@ class WorkerProcess:
     def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""
         current = usage(self.pid)
-        output = self.log.stat().st_size if self.log.exists() else 0
+        output = self.output if self.inspected else self.log_size()
         step = sample_ledger.last_step(self.ledger)
         cpu = current.cpu_seconds if current else 0.0
-        busy = cpu - self.cpu_seconds > IDLE_CPU_SHARE * (now - self.looked)
-        if output != self.output or step != self.step or not self.active:
+        busy = cpu - self.cpu_seconds - self.excused_seconds > IDLE_CPU_SHARE * (now - self.looked)
+        if output != self.output or self.spoke or step != self.step or not self.active:
             self.advanced = now
         if busy or self.advanced == now:
             self.active = now
+        self.spoke, self.excused_seconds = False, 0.0
         stopped = bool(current and current.stopped)
         self.stopped_since = (self.stopped_since or now) if stopped else None
         self.looked, self.cpu_seconds, self.output, self.step = now, cpu, output, step

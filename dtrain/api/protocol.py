@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.common.serde import JsonObject, from_dict, to_dict
+from dtrain.run.inspection import SharedStacks, WorkerUsage
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,18 @@ class DumpStacks:
     """Command: every worker writes the stacks of all its threads to its log."""
 
     attempt: int
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Command: look into the node's workers for a person; see `dtrain.run.inspection`."""
+
+    attempt: int
+    request: str
+    ranks: tuple[int, ...] = ()
+    """Empty: all."""
+    stacks: bool = True
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,17 @@ class WorkerExited:
 
 
 @dataclass(frozen=True)
+class Inspected:
+    """Event: what the workers of the node do, asked for by `Inspect`."""
+
+    attempt: int
+    request: str
+    stacks: tuple[SharedStacks, ...] = ()
+    usage: dict[str, WorkerUsage] = field(default_factory=dict)
+    """Rank → what it uses."""
+
+
+@dataclass(frozen=True)
 class FileAppended:
     """Event: bytes appended to a log or a ledger on a node that does not see the run folder."""
 
@@ -170,8 +194,18 @@ class Fragment:
     last: bool
 
 
-Command = SetJob | ReservePorts | StartWorkers | StopWorkers | WorkerCommand | DumpStacks | Quit
-Event = AgentReady | PortsReserved | WorkersStarted | Heartbeat | WorkerReport | WorkerExited | FileAppended | Fragment
+Command = SetJob | ReservePorts | StartWorkers | StopWorkers | WorkerCommand | DumpStacks | Inspect | Quit
+Event = (
+    AgentReady
+    | PortsReserved
+    | WorkersStarted
+    | Heartbeat
+    | WorkerReport
+    | WorkerExited
+    | Inspected
+    | FileAppended
+    | Fragment
+)
 KINDS = {cls.__name__: cls for cls in (*get_args(Command), *get_args(Event))}
 
 

@@ -44,6 +44,8 @@ class EvaluationMetrics:
 
     step: int
     values: dict[str, float]
+    seconds: float = 0.0
+    """That the evaluation took."""
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,16 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from dtrain.cli import doctor, tracker_commands
+from dtrain.cli import doctor_commands, inspect_commands, report_commands, tracker_commands
+from dtrain.cli.options import RUNS, Json, RunName, Runs
+from dtrain.cli.options import find as _find
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.processes import discard_stdout
-
-if TYPE_CHECKING:
-    from dtrain.run.folder import RunDir
 
 app = typer.Typer(
     name="dtrain",
@@ -31,9 +30,6 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")]
-Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
-Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, each on a GPU.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
 Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
@@ -52,7 +48,6 @@ Warm = Annotated[
         help="On this machine and on Ray: keep what was imported this long for the next run, as 10m or 2h; see 'dtrain warm'.",
     ),
 ]  # fmt: skip
-RUNS = Path("runs")
 
 
 def _keep_warm(text: str | None) -> str | None:
@@ -82,16 +77,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-def _find(runs: Path, name: str) -> RunDir:
-    """The run that was meant, as it is now, also if it is kept on remote storage."""
-    from dtrain.run import folder
-    from dtrain.storage import run_sync
-
-    chosen = run_sync.fetched(runs, name) if "://" in name else folder.find(runs, name)
-    run_sync.refresh(chosen)
-    return chosen
 
 
 @app.command()
@@ -169,19 +154,27 @@ def attach(name: RunName, runs: Runs = RUNS) -> None:
 @app.command()
 def ps(
     runs: Runs = RUNS, as_json: Json = False,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the N runs that were started last.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the N runs that were started last; with --sort, the first N.")] = None,
+    sort: Annotated[str | None, typer.Option(metavar="KEY", help="A column or a metric, the best first: accuracy, loss, step, started …")] = None,
+    state: Annotated[list[str] | None, typer.Option(metavar="STATE", help="Only these: done, failed, running …; may be given several times.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Only ids that begin with it, or fit it as a pattern: 'digits-*'.")] = None,
 ) -> None:  # fmt: skip
     """List the runs, the one that was started last at the end.
 
-    Example: dtrain ps --limit 10"""
-    from dtrain.cli import queries, summary
+    Example: dtrain ps --state done --sort accuracy --limit 10"""
+    from dtrain.cli import queries, run_list, summary
     from dtrain.run import folder
 
-    rows = [queries.row(run) for run in folder.all_runs(runs)[-(limit or 0) :]]
+    chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    last = 0 if sort or state else -(limit or 0)
+    rows = run_list.with_state([queries.row(run) for run in chosen[last:]], state or [])
+    rows = run_list.in_order(rows, sort)[:limit] if sort else rows[-(limit or 0) :]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     elif rows:
-        print(summary.table(rows))
+        print(summary.table(rows, run_list.metric_column(rows, sort)))
+    elif name or state:
+        print(f"no such runs in {runs.absolute()}")
     else:
         print(f"no runs in {runs.absolute()} (another folder: --runs or DTRAIN_RUNS)")
 
@@ -206,13 +199,16 @@ def logs(
     name: RunName, runs: Runs = RUNS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the run ends, with what happens to it in between.")] = False,
     rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
+    attempt: Annotated[int | None, typer.Option(metavar="N", help="Only what was written in this attempt.")] = None,
+    grep: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only lines in which this regular expression is found.")] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="Lines that several ranks wrote once, with their ranks.")] = False,
 ) -> None:  # fmt: skip
     """Print the workers' output.
 
-    Example: dtrain logs last -f --rank 0"""
-    from dtrain.cli.logs import print_logs
+    Example: dtrain logs last --attempt 2 --grep 'loss|nan'"""
+    from dtrain.cli import logs as printed
 
-    print_logs(_find(runs, name), rank or [], follow=follow)
+    printed.print_logs(_find(runs, name), printed.chosen(rank or [], attempt, grep, fold=fold), follow=follow)
 
 
 @app.command()
@@ -344,8 +340,8 @@ def explain(
     print(explained(key or ""))
 
 
-tracker_commands.add_to(app, _find)
-doctor.add_to(app)
+for commands in (report_commands, inspect_commands, tracker_commands, doctor_commands):
+    commands.add_to(app)
 
 
 def main() -> int:

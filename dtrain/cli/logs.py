@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.cli import queries, render
 from dtrain.cli.live_view import LineReader
 from dtrain.common.errors import UsageError
+from dtrain.run import history
 from dtrain.run.event_log import Reader
+from dtrain.run.events import WorkersStarted
 from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
 
@@ -17,15 +23,62 @@ ASK_SECONDS = 2.0
 """Between two questions to the cluster of a run that is not supervised."""
 SCAN_SECONDS = 2.0
 """Between two looks for logs of new ranks; a folder with thousands of ranks is not listed more often."""
+BEGIN = re.compile(r"--- dtrain: attempt (\d+), rank \d+, from step \d+ ---")
+"""What a worker writes first."""
+
+
+Line = tuple[int, int, str]
+"""(rank, attempt, text)"""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which lines are wanted."""
+
+    ranks: Sequence[int] = ()
+    """Empty: all."""
+    attempt: int | None = None
+    pattern: re.Pattern[str] | None = None
+    fold: bool = False
+    """Whether lines that several ranks wrote are shown once."""
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return not self.ranks and self.attempt is None and self.pattern is None
+
+
+class Places:
+    """Which node a rank was on in an attempt."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._started = Reader(run.events, WorkersStarted)
+        self._node: dict[tuple[int, int], str] = {}
+        self._several = False
+
+    def learn(self) -> None:
+        """Take in what was logged since the last time."""
+        for event in self._started.new():
+            if isinstance(event, WorkersStarted):
+                self._node |= {(event.attempt, int(rank)): event.node for rank in event.pids}
+        self._several = len(set(self._node.values())) > 1
+
+    def prefix(self, attempt: int, rank: int) -> str:
+        """Before a line: the rank, and its node if there are several."""
+        node = self._node.get((attempt, rank), "") if self._several else ""
+        return f"{node} rank {rank}".lstrip()
 
 
 class LogPrinter:
     """Prints new lines of the chosen ranks, each with its rank; with events, what happened in between."""
 
-    def __init__(self, run: RunDir, ranks: list[int], *, events: bool) -> None:
+    def __init__(self, run: RunDir, wanted: Filter, *, events: bool) -> None:
         self._run = run
-        self._ranks = ranks
+        self._wanted = wanted
         self._readers: dict[int, LineReader] = {}
+        self._attempts: dict[int, int] = {}
+        """Rank → the attempt that its newest line belongs to."""
+        self._places = Places(run)
         self._events = Reader(run.events) if events else None
         self._state = RunState()
         self._scan_at = 0.0
@@ -35,18 +88,51 @@ class LogPrinter:
         if last or time.monotonic() >= self._scan_at:
             self._scan_at = time.monotonic() + SCAN_SECONDS
             self._find_logs()
-        for rank, reader in sorted(self._readers.items()):
-            for text in reader.new(rest=last):
-                print(f"rank {rank} | {text}")
+        self._places.learn()
+        new = [
+            (rank, *line) for rank, reader in sorted(self._readers.items())
+            for line in self._wanted_lines(rank, reader.new(rest=last))
+        ]  # fmt: skip
+        for prefix, text in self._folded(new) if self._wanted.fold else self._with_places(new):
+            print(f"{prefix} | {text}")
         for event in self._events.new() if self._events else ():
             self._state.add(event)
             line = render.line(event, self._state)
             if line:
                 print(f"{render.clock(event)}  {line}", flush=True)
 
+    def _wanted_lines(self, rank: int, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """(attempt, line) of those that are to be shown."""
+        for text in texts:
+            if begun := BEGIN.match(text):
+                self._attempts[rank] = int(begun[1])
+            attempt = self._attempts.get(rank, 0)
+            pattern = self._wanted.pattern
+            if self._wanted.attempt in (None, attempt) and (not pattern or pattern.search(text)):
+                yield attempt, text
+
+    def _with_places(self, lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
+        for rank, attempt, text in lines:
+            yield self._places.prefix(attempt, rank), text
+
+    def _folded(self, lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
+        """Each line once, at its first rank, with all ranks that wrote the same as often."""
+        waiting: dict[str, Counter[int]] = defaultdict(Counter)
+        for rank, _, text in lines:
+            waiting[text][rank] += 1
+        shown: Counter[tuple[int, str]] = Counter()
+        for rank, attempt, text in lines:
+            if shown[rank, text]:
+                shown[rank, text] -= 1
+                continue
+            together = sorted(one for one, count in waiting[text].items() if count)
+            waiting[text].subtract(together)
+            shown.update((one, text) for one in together if one != rank)
+            yield self._places.prefix(attempt, rank) if together == [rank] else render.ranks(together), text
+
     def _find_logs(self) -> None:
         for rank, path in rank_logs(self._run).items():
-            if not self._ranks or rank in self._ranks:
+            if not self._wanted.ranks or rank in self._wanted.ranks:
                 self._readers.setdefault(rank, LineReader(path, skip=False))
 
 
@@ -55,14 +141,27 @@ def rank_logs(run: RunDir) -> dict[int, Path]:
     return {int(path.stem.split("-")[1]): path for path in sorted(run.logs.glob("rank-*.log"))}
 
 
-def print_logs(run: RunDir, ranks: list[int], *, follow: bool) -> None:
+def chosen(ranks: Sequence[int], attempt: int | None, grep: str | None, *, fold: bool) -> Filter:
+    """The lines that were asked for; raises `UsageError` for a pattern that is none."""
+    try:
+        return Filter(ranks, attempt, re.compile(grep) if grep else None, fold)
+    except re.error as error:
+        raise UsageError(
+            f"--grep {grep}: {error}", "It is a regular expression of Python; put \\ before special characters."
+        ) from None
+
+
+def print_logs(run: RunDir, wanted: Filter, *, follow: bool) -> None:
     """The workers' output so far; when followed, new lines and events until the run ends."""
     there = rank_logs(run)
-    missing = [rank for rank in ranks if rank not in there]
+    missing = [rank for rank in wanted.ranks if rank not in there]
     if missing and not follow:
         known = f"it has ranks 0 to {max(there)}" if there else "no worker has started yet"
         raise UsageError(f"the run {run.id} has no log of rank {missing[0]}: {known}")
-    printer = LogPrinter(run, ranks, events=follow and not ranks)
+    attempts = history.attempts(run)
+    if wanted.attempt is not None and not follow and not 1 <= wanted.attempt <= attempts:
+        raise UsageError(f"the run {run.id} has no attempt {wanted.attempt}: it has {attempts}")
+    printer = LogPrinter(run, wanted, events=follow and wanted.everything)
     over, ask_at = not follow, 0.0
     while True:
         if follow and time.monotonic() >= ask_at:

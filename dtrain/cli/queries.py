@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dtrain.api.cluster import Submission, SubmissionState
 from dtrain.common.errors import ClusterError, UsageError
@@ -12,6 +12,7 @@ from dtrain.launch import registry
 from dtrain.run import event_log
 from dtrain.run.events import Event, Requeued, RunEnded
 from dtrain.run.folder import RunDir
+from dtrain.run.metric_curves import HELD_OUT
 from dtrain.run.status import RunState, fold
 from dtrain.storage import run_sync
 
@@ -121,6 +122,8 @@ class RunRow:
     changed: float | None = None
     """Seconds since 1970, of the newest event."""
     reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Newest values; those on held-out data begin with `held-out `."""
 
 
 def row(run: RunDir) -> RunRow:
@@ -133,4 +136,5 @@ def row(run: RunDir) -> RunRow:
         run=run.id, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
         strategy=state.strategy, cluster=state.cluster, workers=state.workers, restarts=state.restarts,
         started=state.first_began or None, changed=state.changed or None, reason=state.reason,
+        metrics=state.metrics | {f"{HELD_OUT}{name}": value for name, value in state.evaluation.items()},
     )  # fmt: skip

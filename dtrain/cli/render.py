@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dtrain.run import events
@@ -192,7 +192,24 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
 
 def clock(event: Event) -> str:
     """Local time of an event."""
-    return time.strftime("%H:%M:%S", time.localtime(event.time))
+    return clock_time(event.time)
+
+
+def clock_time(seconds_since_1970: float) -> str:
+    """Local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds_since_1970))
+
+
+def ranks(numbers: Sequence[int]) -> str:
+    """Ranks in rising order: `rank 3`, `ranks 0 to 6, 9`."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    texts = [str(g[0]) if len(g) == 1 else f"{g[0]}, {g[1]}" if len(g) == 2 else f"{g[0]} to {g[-1]}" for g in groups]
+    return f"{'rank' if len(numbers) == 1 else 'ranks'} {', '.join(texts)}"
 
 
 MOST_WORKERS_SHOWN = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dtrain.cli import render
 from dtrain.cli.queries import RunRow
@@ -14,7 +14,8 @@ from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
 
 FAILURES_SHOWN = 5
-TIMES = ("training", "running", "starting", "saving", "repeating", "detecting", "restarting", "ending")
+SHARES = ("total", "goodput", "effective_share", "training_share")
+"""Keys of an account that are no part of the total; the last one is of older runs."""
 COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "restarts", "started", "changed")
 
 
@@ -34,9 +35,7 @@ def summary(state: RunState, run: RunDir) -> str:
     if len(state.failures) > FAILURES_SHOWN:
         lines.append(_labelled("", f"and {len(state.failures) - FAILURES_SHOWN} before: {run.events}"))
     if state.report.get("total", 0.0) > 0:
-        parts = [f"{name} {seconds(state.report[name])}" for name in TIMES if state.report.get(name, 0.0) >= 0.01]
-        share = f"{state.report['training_share']:.0%} training " if state.kind != "script" else ""
-        lines.append(_labelled("time", f"{share}({', '.join(parts)})" if share else ", ".join(parts)))
+        lines.append(_labelled("time", account(state.report)))
     if state.data_wait >= render.WORTH_SAYING:
         workers_each = counted(state.data_workers, "data worker")
         lines.append(
@@ -84,29 +83,44 @@ def status(state: RunState, run: RunDir) -> str:
     return "\n".join(lines)
 
 
+def account(report: Mapping[str, float]) -> str:
+    """The account of a run in one line: its goodput, and the seconds of each kind that took any."""
+    times = {name: value for name, value in report.items() if name not in SHARES and value >= 0.01}
+    parts = ", ".join(f"{name.replace('_', ' ')} {seconds(value)}" for name, value in times.items())
+    goodput = report.get("goodput", report.get("training_share"))
+    return parts if goodput is None else f"{goodput:.0%} goodput ({parts})"
+
+
 def _labelled(label: str, *parts: str) -> str:
     return f"  {label:10} {', '.join(part for part in parts if part)}"
 
 
 def _speed(state: RunState) -> str:
     """Mean samples a second over all steps that stand in the history."""
-    training = state.report.get("training", 0.0) + state.report.get("saving", 0.0)
+    training = sum(state.report.get(kind, 0.0) for kind in ("training", "data_wait", "checkpoint_stall"))
     if not training or not state.global_batch:
         return ""
     return f"{state.step * state.global_batch / training:,.0f} samples/s"
 
 
-def table(rows: Sequence[RunRow]) -> str:
-    """A list of runs, one line each, however long its names are."""
-    lines: list[tuple[str, ...]] = [COLUMNS]
+def table(rows: Sequence[RunRow], metric: str | None = None) -> str:
+    """A list of runs, one line each, however long its names are; with a metric in a column of its own."""
+    heads = COLUMNS if metric is None else (*COLUMNS, metric)
+    lines: list[tuple[str, ...]] = [heads]
     for row in rows:
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "-"
         loss = f"{row.loss:.4g}" if row.loss is not None else "-"
         started = time.strftime("%m-%d %H:%M", time.localtime(row.started)) if row.started else "-"
         age = f"{seconds(time.time() - row.changed)} ago" if row.changed else "-"
         cells = (row.strategy, row.cluster, str(row.workers), str(row.restarts))
-        lines.append((row.run, row.state, step, loss, *cells, started, age))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+        more = () if metric is None else (f"{row.metrics[metric]:.5g}" if metric in row.metrics else "-",)
+        lines.append((row.run, row.state, step, loss, *cells, started, age, *more))
+    return columns(lines)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells with the columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from dtrain.cli import foreground, queries, summary
+from dtrain.cli import comparison, foreground, queries, summary
 from dtrain.common.errors import Exit
+from dtrain.run import run_record
 from dtrain.run.folder import RunDir
 
 POLL_SECONDS = 1.0
@@ -29,8 +30,16 @@ def run(members: Sequence[Callable[[], RunDir]], at_most: int) -> int:
         return int(Exit.INTERRUPTED)
     finally:
         if started:
-            print(summary.table([queries.row(one) for one in started]), flush=True)
+            print(_table(started), flush=True)
     codes = [queries.state_of(one).exit_code for one in started]
     return next(
         (code if code is not None else int(Exit.GAVE_UP) for code in codes if code != Exit.DONE), int(Exit.DONE)
     )
+
+
+def _table(started: Sequence[RunDir]) -> str:
+    """The members beside each other; a single one, or one that cannot be read, as `dtrain ps` shows it."""
+    if len(started) > 1 and all(one.events.exists() for one in started):
+        found = comparison.compare([run_record.read(one) for one in started])
+        return summary.columns([comparison.columns(found), *comparison.rows(found)])
+    return summary.table([queries.row(one) for one in started])

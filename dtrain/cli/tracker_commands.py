@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from dtrain.common import environment
+from dtrain.cli.options import RUNS, RunName, Runs, find
 from dtrain.common.errors import Exit, UsageError
 
-if TYPE_CHECKING:
-    from dtrain.run.folder import RunDir
 
-Find = Callable[[Path, str], "RunDir"]
-Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
-RUNS = Path("runs")
-
-
-def add_to(app: typer.Typer, find: Find) -> None:
-    """Make the commands known; `find` gives the run that a name means."""
+def add_to(app: typer.Typer) -> None:
+    """Make the commands known."""
 
     @app.command()
     def track(
-        name: Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")],
+        name: RunName,
         runs: Runs = RUNS,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Give the trackers of a run what they lack, if one of them was down when it ended.
 
         Example: dtrain track last"""

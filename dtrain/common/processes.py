@@ -12,6 +12,8 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 STACKS_SIGNAL = signal.SIGQUIT
 """Has a worker or a zygote write the stacks of its threads."""
+STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "traced", "Z": "ended"}
+"""Of a thread, as /proc/PID/stat names them."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -93,6 +95,32 @@ def usage(pid: int) -> Usage | None:
             if below := _stat(int(child)):
                 seconds += below.cpu_seconds
     return Usage(seconds, own.state in "Tt")
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; one without would be killed by it."""
+    with suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def threads(pid: int) -> list[str]:
+    """What the kernel tells of the threads of a process and of all below it: name, state, and what they wait in."""
+    found = []
+    with suppress(OSError):
+        for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name)):
+            with suppress(OSError):
+                stat = (task / "stat").read_text()
+                state = STATES.get(stat[stat.rindex(")") + 2], "unknown")
+                waits = (task / "wchan").read_text().strip("0\n")
+                name = (task / "comm").read_text().strip()
+                found.append(f"{name}: {state}" + (f" in {waits}" if waits else ""))
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [f"  {line}" for line in threads(int(child))]
+    return found
 
 
 def resident_megabytes(pid: int) -> float:

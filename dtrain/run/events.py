@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import cache
+from typing import Any, ClassVar
 
 from dtrain.common.serde import JsonObject, from_dict
 
@@ -174,6 +175,8 @@ class Evaluation(Event, name="evaluation"):
 
     step: int
     values: dict[str, float]
+    seconds: float = 0.0
+    """That it took, up to this event."""
     attempt: int = 0
 
 
@@ -311,7 +314,7 @@ class RunEnded(Event, name="end"):
     exit_code: int
     reason: str
     report: dict[str, float] = field(default_factory=dict)
-    """Seconds by kind; see `dtrain.run.goodput.Account`."""
+    """Seconds by kind; see `dtrain.run.goodput.account_of`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,10 +331,16 @@ class UnknownEvent(Event, name=""):
 
 def from_log(fields: JsonObject) -> Event:
     """The event of one line of the log."""
-    kind = KINDS.get(fields.get("event") or "", UnknownEvent)
-    known = {one.name for one in dataclasses.fields(kind)}
+    kind: Any = KINDS.get(fields.get("event") or "", UnknownEvent)
+    known = _fields(kind)
     try:
-        return from_dict(kind, {name: value for name, value in fields.items() if name in known})
+        event: Event = from_dict(kind, {name: value for name, value in fields.items() if name in known})
+        return event
     except (TypeError, ValueError, AttributeError):
         time = fields.get("time")
         return UnknownEvent(time=float(time) if isinstance(time, int | float) else 0.0, fields=fields)
+
+
+@cache
+def _fields(kind: Any) -> frozenset[str]:
+    return frozenset(one.name for one in dataclasses.fields(kind))

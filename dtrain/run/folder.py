@@ -87,6 +87,21 @@ class RunDir:
         return self.path / "stop"
 
     @property
+    def inspection_request(self) -> Path:
+        """Its presence asks the supervisor to look into the workers; see `dtrain.run.inspection`."""
+        return self.path / "inspect"
+
+    @property
+    def inspections(self) -> Path:
+        """The stacks of workers that somebody asked for, one JSON line each."""
+        return self.logs / "stacks.log"
+
+    @property
+    def usage(self) -> Path:
+        """What the workers used when somebody asked last."""
+        return self.path / "usage.json"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the run's one supervisor, with its host and process id in it."""
         return self.path / "supervisor.lock"
@@ -220,5 +235,13 @@ def find(root: Path, name: str) -> RunDir:
             f"'{name}' begins the ids of {len(matching)} runs: {', '.join(run.id for run in matching)}",
             "Give more of it.",
         )
-    recent = ", ".join(run.id for run in runs[-3:])
-    raise RunNotFound(f"no run '{name}' in {root.absolute()}", f"The newest are: {recent}.")
+    raise RunNotFound(f"no run '{name}' in {root.absolute()}", _nearest(name, [run.id for run in runs]))
+
+
+def _nearest(name: str, ids: list[str]) -> str:
+    """The run that was perhaps meant: ids end with a date, which a person leaves out."""
+    import difflib
+
+    known = {run_id.rsplit("-", 3)[0]: run_id for run_id in ids} | {run_id: run_id for run_id in ids}
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{known[close[0]]}'?" if close else f"The newest are: {', '.join(ids[-3:])}."

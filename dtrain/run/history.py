@@ -13,7 +13,12 @@ from dtrain.run.folder import RunDir
 def attempts(run: RunDir) -> int:
     """The number of the last attempt; numbers are never used twice."""
     return max(
-        (event.attempt for event in event_log.Reader(run.events).new() if isinstance(event, AttemptStarted)), default=0
+        (
+            event.attempt
+            for event in event_log.Reader(run.events, AttemptStarted).new()
+            if isinstance(event, AttemptStarted)
+        ),
+        default=0,
     )
 
 
@@ -40,8 +45,3 @@ def requeued_at(run: RunDir) -> int | None:
 def attempt_starts(history: Sequence[Event]) -> dict[int, int]:
     """Attempt → the step it began at."""
     return {event.attempt: event.step for event in history if isinstance(event, AttemptStarted)}
-
-
-def undone_from(attempt: int, starts: dict[int, int]) -> int | None:
-    """The first step of an attempt that a later one did again, if any."""
-    return min((step for number, step in starts.items() if number > attempt), default=None)

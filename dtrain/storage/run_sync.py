@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +33,7 @@ COPIED = re.compile(r"events\.jsonl|logs/[A-Za-z0-9_-][A-Za-z0-9._-]*\.log|ledge
 """Files of a run that are kept there: whoever can write to a bucket must not choose other files here."""
 JOB = "job.json"
 STOP = "stop"
+INSPECT = "inspect"
 
 
 class RunCopy:
@@ -134,6 +135,10 @@ class RunCopy:
         """Leave a stop request for the supervisor."""
         self._store.write(STOP, how.encode())
 
+    def ask_to_inspect(self, request: str) -> None:
+        """Leave a request to look into the workers for the supervisor."""
+        self._store.write(INSPECT, request.encode())
+
     def claim(self, mark: str) -> bool:
         """Be the run's supervisor; False: another one lives on another machine, or was faster."""
         newest = run_lease.newest(self._store)
@@ -160,12 +165,12 @@ class RunCopy:
             run_lease.renew(self._store, mark, self._run.path, self._number)
             self._claim_at = time.monotonic() + SILENT_SECONDS / 4
 
-    def take_stop_request(self) -> str | None:
-        """How somebody elsewhere asked the run to stop, once."""
-        text = self._store.read(STOP)
+    def take_request(self, name: str) -> str | None:
+        """What somebody elsewhere asks of the supervisor, once."""
+        text = self._store.read(name)
         if text is None:
             return None
-        self._store.delete([STOP])
+        self._store.delete([name])
         return text.decode()
 
     def _lengths(self) -> dict[str, int]:
@@ -191,14 +196,14 @@ class RunSyncer:
         lease: Lease,
         log: EventLog,
         *,
-        on_stop: Callable[[str], None],
+        on_request: Mapping[str, Callable[[str], None]],
         on_lease_lost: Callable[[str], None],
     ) -> None:
         self._copy = of(run, job)
         self._run = run
         self._lease = lease
         self._log = log
-        self._on_stop = on_stop
+        self._on_request = on_request
         self._on_lease_lost = on_lease_lost
         self._lost = False
         self._over = threading.Event()
@@ -264,9 +269,10 @@ class RunSyncer:
             self._on_lease_lost(holder)
             return
         copy.renew(self._lease.mark)
-        request = copy.take_stop_request()
-        if request is not None:
-            self._on_stop(request)
+        for name, answer in self._on_request.items():
+            request = copy.take_request(name)
+            if request is not None:
+                answer(request)
 
     def _report(self, action: str, error: str) -> None:
         """Log the first failure in a row of either thread, and that both work again."""

@@ -19,6 +19,7 @@ from dtrain.api.protocol import (
     DumpStacks,
     Event,
     Heartbeat,
+    Inspect,
     PortsReserved,
     ReservePorts,
     SetJob,
@@ -34,6 +35,7 @@ from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, Checkpoint
 from dtrain.common.serde import to_dict
 from dtrain.run import events
 from dtrain.run.event_log import EventLog
+from dtrain.run.inspection import InspectionRequest
 from dtrain.run.lock import Lease
 from dtrain.spec.failures import Failure, FailureKind
 from dtrain.supervisor.background import Lane
@@ -44,6 +46,7 @@ from dtrain.supervisor.failure_attribution import FailureAttribution, settle_sec
 from dtrain.supervisor.hang_detector import HangDetector
 from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
+from dtrain.supervisor.report_events import event_of
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
 from dtrain.supervisor.start_watch import StartWatch
 from dtrain.supervisor.usage_log import UsageLog
@@ -213,6 +216,16 @@ class Attempt:
         else:
             self._send_all(_ask_for_proposal(self.number))
 
+    def inspect(self, request: InspectionRequest) -> set[str]:
+        """Have the agents of these ranks look into them; the nodes that are going to answer."""
+        wanted, asked = set(request.ranks) or self._running, set[str]()
+        for node, ranks in self._ranks.items() if self._started else ():
+            own = tuple(info.rank for info in ranks if info.rank in wanted & self._running)
+            if own:
+                self._send(node, Inspect(self.number, request.id, own, request.stacks, request.native))
+                asked.add(node)
+        return asked
+
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""
         if self._phase is Phase.OVER:
@@ -267,7 +280,7 @@ class Attempt:
         elif isinstance(report, reports.LogShortened):
             self._context.log.add(events.LogShortened(rank=rank, removed=report.removed, problem=report.problem))
         else:
-            event = _event_of(report, self.number)
+            event = event_of(report, self.number)
             self._retention.see(event)
             self._context.log.add(event)
 
@@ -375,21 +388,3 @@ class Attempt:
 
 def _ask_for_proposal(attempt: int) -> protocol.WorkerCommand:
     return WorkerCommand(attempt)
-
-
-def _event_of(
-    report: reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned, attempt: int
-) -> events.Event:
-    """The event that a report becomes in the log."""
-    if isinstance(report, reports.TrainingBegan):
-        return events.TrainingStarted(
-            attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples
-        )
-    if isinstance(report, reports.UserWarned):
-        return events.UserWarned(attempt=attempt, text=report.text)
-    if isinstance(report, reports.StepMetrics):
-        return events.Metrics(
-            attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second,
-            data_wait=report.data_wait, data_workers=report.data_workers, optimizer=report.optimizer,
-        )  # fmt: skip
-    return events.Evaluation(attempt=attempt, step=report.step, values=report.values)

@@ -26,6 +26,7 @@ from dtrain.run.event_log import EventLog
 from dtrain.run.events import Event, RunEnded, RunStarted
 from dtrain.run.folder import RunDir
 from dtrain.run.goodput import account
+from dtrain.run.inspection import parsed_request
 from dtrain.run.lock import Lease, LeaseTaken
 from dtrain.spec.job import Job
 from dtrain.storage import run_sync
@@ -105,9 +106,14 @@ def _supervise(
     def on_stop(how: str) -> None:
         put(StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop"))
 
+    def on_inspect(text: str) -> None:
+        if request := parsed_request(text):
+            put(request)
+
     job = launch.job if launch else run.job()
+    requests = {run_sync.STOP: on_stop, run_sync.INSPECT: on_inspect}
     sync = run_sync.RunSyncer(
-        run, job, lease, log, on_stop=on_stop, on_lease_lost=lambda holder: put(LeaseLost(holder))
+        run, job, lease, log, on_request=requests, on_lease_lost=lambda holder: put(LeaseLost(holder))
     )
     watcher = RunFolderWatcher(run, lease, put)
     try:

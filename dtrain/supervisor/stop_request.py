@@ -1,4 +1,4 @@
-"""Stop requests, and what turns signals and the stop file into them."""
+"""Stop requests, and what turns signals and the stop file into them; a request to look into the workers comes the same way."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from types import FrameType
 
 from dtrain.api.cluster import PreemptionNotice
 from dtrain.run.folder import RunDir
+from dtrain.run.inspection import InspectionRequest, parsed_request
 from dtrain.run.lock import Lease
 
 INTERRUPTED = "interrupted"
@@ -54,7 +56,7 @@ class FolderTrouble:
     problem: str
 
 
-Notice = StopRequest | LeaseLost | FolderTrouble | PreemptionNotice
+Notice = StopRequest | LeaseLost | FolderTrouble | PreemptionNotice | InspectionRequest
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def signal_handlers(put: Callable[[Notice], None]) -> Iterator[None]:
 
 
 class RunFolderWatcher:
-    """Polls the run folder for a stop file and for the lease, in a thread: a file server that stalls holds up nothing else.
+    """Polls the run folder for requests and for the lease, in a thread: a file server that stalls holds up nothing else.
 
     One failed read ends nothing; a folder that does not answer for long is reported, and the run goes on."""
 
@@ -115,13 +117,13 @@ class RunFolderWatcher:
             self._put(LeaseLost(holder.strip() or "another process"))
             self._over.set()
             return
-        try:
-            text = self._run.stop_request.read_text()
-        except FileNotFoundError:
-            return
-        self._run.stop_request.unlink(missing_ok=True)
-        mode = StopMode.IMMEDIATE if text.strip() == "now" else StopMode.GRACEFUL
-        self._put(StopRequest(mode, "stopped by dtrain stop"))
+        request = parsed_request(_taken(self._run.inspection_request) or "")
+        if request:
+            self._put(request)
+        text = _taken(self._run.stop_request)
+        if text is not None:
+            mode = StopMode.IMMEDIATE if text.strip() == "now" else StopMode.GRACEFUL
+            self._put(StopRequest(mode, "stopped by dtrain stop"))
 
     def _on_error(self, error: OSError) -> None:
         now = time.monotonic()
@@ -135,3 +137,13 @@ class RunFolderWatcher:
         if self._reported:
             self._reported = False
             self._put(FolderTrouble(""))
+
+
+def _taken(path: Path) -> str | None:
+    """What a file says, which is there no more afterwards; None if there is none."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    path.unlink(missing_ok=True)
+    return text

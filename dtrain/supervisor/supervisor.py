@@ -35,6 +35,7 @@ from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
 from dtrain.supervisor.inbox import Item, SupervisorInbox
+from dtrain.supervisor.inspections import InspectionItem, Inspections
 from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
 from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
@@ -68,6 +69,7 @@ class Supervisor:
         self._cluster_calls = Lane("cluster", self._put)
         self._strategy = registry.strategy_of(launch.job)
         self._pool = NodePool(self._settings.heartbeat_seconds)
+        self._inspections = Inspections(run, self._put)
         self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
         self._failures: list[Failure] = []
         self._attempts = history.attempts(run)
@@ -114,8 +116,6 @@ class Supervisor:
 
     def _put(self, done: TaskDone) -> None:
         self._inbox.put(("", done))
-
-    # --- the states ---
 
     def _provision(self, allocation: Allocation) -> State:
         """Wait for the newest checkpoint and for enough nodes; raises `ClusterError` if they do not come in time."""
@@ -295,6 +295,7 @@ class Supervisor:
             if (self._attempt and self._attempt.outcome) or self._inbox.empty():
                 break
         self._report_full_disk()
+        self._inspections.tick()
         now = time.monotonic()
         if now - self._turned > HELD_UP_SECONDS + TICK_SECONDS:
             self._pool.restart_clocks(now)
@@ -324,6 +325,8 @@ class Supervisor:
             whole = self._received.take(node, item)
             if whole is not None:
                 self._dispatch(node, whole)
+        elif isinstance(item, InspectionItem):
+            self._inspections.handle(node, item, self._attempt)
         elif isinstance(item, StopRequest):
             self._request_stop(item.mode, item.why)
         elif isinstance(item, PreemptionNotice):
@@ -334,9 +337,7 @@ class Supervisor:
             raise taken_over(item.holder)
         elif isinstance(item, FolderTrouble):
             self._log.add(events.StorageFailed(error=item.problem) if item.problem else events.StorageWorks())
-        elif (
-            node not in self._pool.lost
-        ):  # a lost one may still talk; it has been replaced, or will be, under another name
+        elif node not in self._pool.lost:  # a lost one may still talk; it is replaced under another name
             self._on_node_event(node, item)
 
     def _on_node_event(self, node: str, item: Event | NodeLost | NodeDraining) -> None:
@@ -384,8 +385,6 @@ class Supervisor:
             self._attempt.leave(time.monotonic())
             if self._stop_mode is StopMode.IMMEDIATE:
                 self._attempt.kill()
-
-    # --- the end ---
 
     def _keep_last_files(self) -> None:
         """What agents without the run folder still sent of their logs and ledgers before they ended."""

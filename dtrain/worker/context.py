@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import SimpleNamespace
@@ -246,9 +247,11 @@ class Context:
         trainer = self._trainer
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
         size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
+        began = time.perf_counter()
         values = self.backend.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:
-            trainer.channel.report(EvaluationMetrics(self._done + self._under_way, values))
+            seconds = round(time.perf_counter() - began, 4)
+            trainer.channel.report(EvaluationMetrics(self._done + self._under_way, values, seconds))
         return values
 
     def stop(self, reason: str) -> None:

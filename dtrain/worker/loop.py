@@ -6,6 +6,7 @@ It knows no framework: a training backend does the numbers.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -128,8 +129,9 @@ def _conclude(
 def _evaluate(
     trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int
 ) -> dict[str, float]:
+    began = time.perf_counter()
     values = trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size))
-    report.evaluated(done, values)
+    report.evaluated(done, values, time.perf_counter() - began)
     trainer.require_metrics(values)
     return values
 

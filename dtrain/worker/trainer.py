@@ -296,9 +296,9 @@ class Report:
                 "for bad samples (train.terminate_on_nan: false trains on)"
             )
 
-    def evaluated(self, done: int, values: dict[str, float]) -> None:
+    def evaluated(self, done: int, values: dict[str, float], seconds: float) -> None:
         """An evaluation is done; its time does not count as training."""
-        self._send(EvaluationMetrics(done, values))
+        self._send(EvaluationMetrics(done, values, round(seconds, 4)))
         self._since, self._counted = time.perf_counter(), 0
         self._waited = self._trainer.data_wait.seconds
 

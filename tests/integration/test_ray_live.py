@@ -78,6 +78,17 @@ def test_a_killed_worker_and_a_killed_agent_actor_leave_no_trace(lab: RayLab, lo
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
 
 
+def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: RayLab, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, "--set", "params.pause=0.2", "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.wait_step(2)
+        found = json.loads(dtrain("stacks", "last", "--json", "--runs", str(tmp_path), **on(lab)).stdout)
+        assert set(found["ranks"]) == {"0", "1", "2", "3"}
+        assert len({used["node"] for used in found["ranks"].values()}) == 2
+        assert any("dtrain/worker/loop.py" in frame for thread in found["threads"] for frame in thread["frames"])
+        live.finish()
+    assert not live.events("failure")
+
+
 def test_gpus_are_mapped(lab: RayLab, tmp_path: Path) -> None:
     (tmp_path / "seen.py").write_text("import os\nprint('sees', os.environ['CUDA_VISIBLE_DEVICES'])\n")
     (tmp_path / "r.yaml").write_text("script: seen.py\ncluster: ray\n")

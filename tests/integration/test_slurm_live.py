@@ -134,6 +134,18 @@ def test_every_worker_of_a_node_sees_its_gpus(lab: SlurmLab, runs: Path, tmp_pat
     assert [live.output(rank).splitlines()[-1] for rank in range(4)] == ["0,1"] * 4
 
 
+def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: SlurmLab, runs: Path) -> None:
+    with on_slurm(lab, runs, "--set", "params.pause=0.2") as live:
+        live.wait_step(2)
+        found = json.loads(command(lab, runs, "stacks", "last", "--json"))
+        assert set(found["ranks"]) == {"0", "1"}
+        assert len({used["node"] for used in found["ranks"].values()}) == 2
+        assert any("dtrain/worker/loop.py" in frame for thread in found["threads"] for frame in thread["frames"])
+        assert "main thread" in command(lab, runs, "stacks", "last", "--rank", "1")
+        live.finish()
+    assert not live.events("failure")
+
+
 def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happened(
     lab: SlurmLab, runs: Path, undisturbed: Live
 ) -> None:
@@ -148,6 +160,9 @@ def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happene
     assert not live.events("failure")
     assert "told to stop by SIGUSR1" in out
     assert [event["exit_code"] for event in live.events("end")] == [4, 0]
+    account = json.loads(command(lab, runs, "report", "last", "--json"))["account"]
+    assert account["queued"] > 0
+    assert account["effective_share"] < account["goodput"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -328,6 +343,8 @@ def test_a_run_that_waits_says_why_and_can_be_taken_back(lab: SlurmLab, runs: Pa
     with on_slurm(lab, runs) as live:
         wait_for(live.run.submitted, "the submission")
         wait_for(lambda: shown(lab, runs) == "PENDING (Resources)", "the reason it waits")
+        assert "goes on: nothing was removed" in command(lab, runs, "rm", "last", "--yes", check=2)
+        assert "is not running: PENDING" in command(lab, runs, "stacks", "last", check=2)
         live.process.send_signal(signal.SIGINT)
         out = live.finish(code=4)
     assert "taken back" in out

@@ -93,6 +93,8 @@ def test_it_runs_scripts_from_any_folder_even_from_its_own_source(fresh: Path, t
     for folder in (tmp_path, ROOT, Path("/")):
         out = run(fresh / "dtrain", "run", tmp_path / "r.yaml", "--runs", tmp_path / "runs", cwd=folder)
         assert "rank 0 | rank 0" in out
+    run(fresh / "dtrain", "report", "last", "--html", "report.html", "--runs", tmp_path / "runs", cwd=tmp_path)
+    assert "prefers-color-scheme" in (tmp_path / "report.html").read_text()
 
 
 def test_the_plugins_of_the_pages_are_found_checked_and_run(fresh: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from dtrain.api.protocol import (
     Command,
     DumpStacks,
     Heartbeat,
+    Inspect,
+    Inspected,
     PortsReserved,
     Quit,
     ReservePorts,
@@ -269,3 +271,80 @@ def test_what_record_left_of_an_error_is_reported_for_a_program_that_is_no_pytho
     assert "said by record" in report["message"]
     assert "inner.py" in report["traceback"]
     assert agent.wait(WorkerExited).code == 1
+
+
+THREADS = (
+    "import threading, time\ndef waits_for_food():\n    time.sleep(1000)\n"
+    "threading.Thread(target=waits_for_food, daemon=True).start()\nprint('up', flush=True)\nwaits_for_food()\n"
+)
+
+
+def test_stacks_of_all_threads_are_read_and_are_no_sign_of_life(agents: Callable[..., Played]) -> None:
+    agent = agents(THREADS)
+    agent.started(workers=2)
+    idle = agent.wait(
+        Heartbeat, lambda beat: all(sign.idle_seconds > 0.5 for sign in beat.signs.values()) and bool(beat.signs)
+    )
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        agent.send(Inspect(1, "now"))
+        answer = agent.wait(Inspected)
+        assert [group.ranks for group in answer.stacks] == [(0, 1)]
+        assert answer.stacks[0].text.count("in waits_for_food") == 2
+        assert set(answer.usage) == {"0", "1"}
+    agent.heard.clear()
+    later = agent.wait(Heartbeat).signs
+    assert all(later[rank].idle_seconds >= idle.signs[rank].idle_seconds + 2.5 for rank in ("0", "1"))
+
+
+def test_only_the_ranks_that_were_asked_for_are_looked_at(agents: Callable[..., Played]) -> None:
+    agent = agents(THREADS)
+    agent.started(workers=2)
+    agent.send(Inspect(1, "one", ranks=(1, 5)))
+    found = agent.wait(Inspected)
+    assert {group.ranks for group in found.stacks} == {(1,), (5,)}
+    assert "Thread 0x" not in agent.run.rank_log(0).read_text()
+    agent.send(Inspect(1, "usage", stacks=False))
+    found = agent.wait(Inspected)
+    assert not found.stacks
+    assert found.usage["0"].memory_megabytes > 1
+
+
+def test_a_program_that_is_not_python_survives_and_the_kernel_tells_what_it_waits_for(
+    agents: Callable[..., Played],
+) -> None:
+    agent = agents("import os\nprint('up', flush=True)\nos.execvp('sleep', ['sleep', '1000'])\n")
+    pids = agent.started()
+    wait_for(lambda: Path(f"/proc/{pids[0]}/comm").read_text() == "sleep\n", "the other program")
+    agent.send(Inspect(1, "now"))
+    (group,) = agent.wait(Inspected).stacks
+    assert "sleep: sleeping" in group.text
+    agent.send(DumpStacks(1))
+    agent.heard.clear()
+    agent.wait(Heartbeat)
+    assert running(set(pids.values())) == set(pids.values())
+
+
+def test_a_stopped_worker_is_not_woken(agents: Callable[..., Played]) -> None:
+    agent = agents(THREADS)
+    pids = agent.started()
+    os.kill(pids[0], signal.SIGSTOP)
+    wait_for(lambda: ") T " in Path(f"/proc/{pids[0]}/stat").read_text(), "its stop")
+    agent.send(Inspect(1, "now"))
+    found = agent.wait(Inspected)
+    assert found.stacks[0].text.startswith("is stopped by a signal")
+    assert found.usage["0"].stopped
+    assert ") T " in Path(f"/proc/{pids[0]}/stat").read_text()
+
+
+def test_frames_of_c_are_shown_by_py_spy_and_python_frames_where_it_cannot(agents: Callable[..., Played]) -> None:
+    agent = agents(THREADS)
+    agent.started()
+    agent.send(Inspect(1, "now", native=True))
+    (group,) = agent.wait(Inspected).stacks
+    assert "waits_for_food" in group.text
+    if "note: no frames of C" in group.text:
+        assert 'File "' in group.text
+    else:
+        assert "sleep (lib" in group.text
+        assert "0x" not in group.text

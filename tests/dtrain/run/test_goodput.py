@@ -35,15 +35,15 @@ ATTEMPTS = (
 
 def test_the_time_of_a_script_is_its_running_and_not_the_end(tmp_path: Path) -> None:
     found = account(_run_with(tmp_path, "script", *ATTEMPTS), now=131.0)
-    assert found["starting"] == pytest.approx(0.5)
-    assert found["running"] == pytest.approx(10.0 + 20.0)
-    assert found["restarting"] == pytest.approx(0.5)
-    assert found["ending"] == found["detecting"] == 0
-    parts = sum(value for name, value in found.items() if name not in ("total", "training_share"))
+    assert found["init"] == pytest.approx(0.5)
+    assert found["script"] == pytest.approx(10.0 + 20.0)
+    assert found["restart"] == pytest.approx(0.5)
+    assert found["shutdown"] == found["detection"] == 0
+    parts = sum(value for name, value in found.items() if name != "total")
     assert found["total"] == pytest.approx(parts) == 31.0
 
 
 def test_a_task_that_fails_before_its_first_step_has_not_run(tmp_path: Path) -> None:
     found = account(_run_with(tmp_path, "task", *ATTEMPTS), now=131.0)
-    assert found["running"] == 0
-    assert found["detecting"] == pytest.approx(10.5)
+    assert found["script"] == found["detection"] == 0
+    assert found["init"] == pytest.approx(31.0)

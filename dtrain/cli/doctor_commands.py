@@ -18,14 +18,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dtrain.common import environment
+from dtrain.cli.options import RUNS, Json, Runs
 from dtrain.common.errors import DtrainError, Exit, UsageError
 
 SIGNS = {"ok": "ok       ", "warning": "warning  ", "problem": "PROBLEM  "}
 MUST_BE_EQUAL = ("python", "dtrain", "torch", "tensorflow", "tensorflow-cpu", "keras", "horovod")
 NODE_SECONDS = 120
 PROGRAM = "dtrain.agent.node_checks"
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def add_to(app: typer.Typer) -> None:
         path: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Whose cluster, nodes and devices are looked at; otherwise this machine.")] = None,
         cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Look at the nodes of this cluster.")] = None,
         nodes: Annotated[int | None, typer.Option(metavar="N", min=1, help="So many of them.")] = None,
-        runs: Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")] = Path("runs"),
+        runs: Runs = RUNS,
         as_json: Json = False,
     ) -> None:  # fmt: skip
         """Look at this machine, or at every node of a cluster: versions, devices, memory, limits, folder, clock, network.

@@ -1,0 +1,46 @@
+"""The commands that look into a run while it goes on: stacks and top."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from dtrain.cli.options import RUNS, Json, RunName, Runs, find
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make them commands of the command line."""
+    for command in (stacks, top):
+        app.command()(command)
+
+
+def stacks(
+    name: RunName, runs: Runs = RUNS,
+    rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
+    native: Annotated[bool, typer.Option("--native", help="Frames of C and C++, too (by py-spy, where the workers run).")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Every frame, with whole paths.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what every thread of every rank does now, equal stacks once with their ranks. The run goes on.
+
+    Example: dtrain stacks last --rank 3"""
+    from dtrain.cli import stacks as seen
+
+    run = find(runs, name)
+    found = seen.inspected(run, rank or [], stacks=True, native=native)
+    print(json.dumps(seen.as_json(found), indent=1) if as_json else seen.text(run, found, whole=whole))
+
+
+def top(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Show step, CPU and memory of each rank, the one furthest behind first; in a terminal again and again.
+
+    Example: dtrain top last"""
+    from dtrain.cli import top as seen
+
+    run = find(runs, name)
+    if as_json:
+        print(json.dumps(seen.once(run), indent=1))
+    else:
+        seen.watch(run)

@@ -1,0 +1,33 @@
+"""Arguments and options that several commands share, and finding the run that was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dtrain.common import environment
+
+if TYPE_CHECKING:
+    from dtrain.run.folder import RunDir
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")]
+RunNames = Annotated[
+    list[str], typer.Argument(metavar="RUN...", help="Ids, unambiguous prefixes, paths, URLs, or 'last'.")
+]
+Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
+Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that opens without a network.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+RUNS = Path("runs")
+
+
+def find(runs: Path, name: str) -> RunDir:
+    """The run that was meant, as it is now, also if it is kept on remote storage."""
+    from dtrain.run import folder
+    from dtrain.storage import run_sync
+
+    chosen = run_sync.fetched(runs, name) if "://" in name else folder.find(runs, name)
+    run_sync.refresh(chosen)
+    return chosen

@@ -1,0 +1,151 @@
+"""The commands that look back at runs: report, compare, rm and clean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dtrain.cli.options import RUNS, Html, Json, RunName, RunNames, Runs, Yes, find
+
+if TYPE_CHECKING:
+    from dtrain.cli.removal import Removal
+    from dtrain.run.folder import RunDir
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make them commands of the command line."""
+    for command in (report, compare, rm, clean):
+        app.command()(command)
+
+
+def report(name: RunName, runs: Runs = RUNS, html: Html = None, as_json: Json = False) -> None:
+    """Say what a run spent its time on, what its failures cost and how its metrics went.
+
+    Example: dtrain report last --html report.html"""
+    from dtrain.cli import report as reports
+    from dtrain.run import run_record
+
+    record = run_record.read(find(runs, name))
+    if html:
+        from dtrain.cli.report_page import report_page
+
+        write_page(html, report_page(record))
+    elif as_json:
+        print(json.dumps(reports.as_json(record), indent=1))
+    else:
+        print(reports.text(record))
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two runs or more; what begins several ids, or a pattern, means all of them.")],
+    runs: Runs = RUNS, html: Html = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the curves.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Draw this one; may be given several times.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Put runs beside each other: recipes, numbers, curves, and where their losses part.
+
+    Example: dtrain compare digits-lr0.1 digits-lr0.01 --html compare.html"""
+    from dtrain.cli import comparison, comparison_views
+    from dtrain.run import run_record
+
+    found = comparison.compare([run_record.read(run) for run in find_all(runs, names)])
+    drawn = comparison_views.chosen_metrics(found, metric or [])
+    if html:
+        write_page(html, comparison_views.html(found))
+    if png:
+        comparison_views.write_png(found, png, metric or [])
+        print(png)
+    if as_json:
+        print(json.dumps(comparison.as_json(found), indent=1))
+    elif not html and not png:
+        width, colored = shutil.get_terminal_size((100, 24)).columns, sys.stdout.isatty()
+        print(comparison_views.text(found, drawn, colored=colored, width=width))
+
+
+def rm(
+    names: RunNames, runs: Runs = RUNS, yes: Yes = False,
+) -> None:  # fmt: skip
+    """Remove runs that have ended, with their copies on remote storage; asks first.
+
+    Example: dtrain rm digits-20261122-084904-24a7"""
+    from dtrain.cli import removal
+
+    chosen = [find(runs, name) for name in names]
+    for run in chosen:
+        removal.refuse_live(run)
+    _remove([removal.planned(run) for run in chosen], yes=yes, checkpoints_only=False)
+
+
+def clean(
+    keep_best: Annotated[int, typer.Option(metavar="N", min=0, help="Keep the best N runs of each task.")],
+    metric: Annotated[str | None, typer.Option(metavar="NAME", help="By this one; accuracy or loss if not given, held-out numbers first.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Only among runs whose ids begin with it, or fit it as a pattern.")] = None,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Remove their checkpoints only.")] = False,
+    runs: Runs = RUNS, yes: Yes = False,
+) -> None:  # fmt: skip
+    """Remove all runs that have ended but the best ones; asks first. A run that goes on is not touched.
+
+    Example: dtrain clean --keep-best 3 --metric accuracy"""
+    from dtrain.cli import removal, run_list
+    from dtrain.run import folder
+
+    chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    worse = list(removal.worse_than_best(chosen, keep_best, metric))
+    if not worse:
+        print(f"nothing to remove in {runs.absolute()}")
+        return
+    _remove([removal.planned(run) for run in worse], yes=yes, checkpoints_only=checkpoints)
+
+
+def _remove(removals: Sequence[Removal], *, yes: bool, checkpoints_only: bool) -> None:
+    from dtrain.cli import removal, render
+
+    if not removal.agreed(removals, yes=yes, what="the checkpoints" if checkpoints_only else "everything"):
+        print("nothing was removed")
+        return
+    for one in removals:
+        removal.remove(one, checkpoints_only=checkpoints_only)
+    print(f"removed: {render.size(sum(one.bytes for one in removals))}")
+
+
+def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
+    """The runs that were meant, each once; a prefix or a pattern means all that fit it. Raises `UsageError` for fewer than two."""
+    from dtrain.cli.run_list import is_named
+    from dtrain.common.errors import UsageError
+    from dtrain.run import folder
+    from dtrain.storage import run_sync
+
+    found: dict[Path, RunDir] = {}
+    for name in names:
+        plain = "://" in name or name == "last" or (Path(name) / "job.json").is_file()
+        fitting = [] if plain else [run for run in folder.all_runs(runs) if is_named(run.id, name)]
+        for run in fitting or [find(runs, name)]:
+            run_sync.refresh(run)
+            found[run.path] = run
+    if len(found) < 2:
+        raise UsageError(
+            f"there is only {', '.join(run.id for run in found.values())}",
+            "Name two runs, or what several ids begin with.",
+        )
+    return list(found.values())
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page and say where; what stands in it may be private."""
+    from dtrain.cli.render import size
+    from dtrain.common.errors import UsageError
+    from dtrain.common.files import write_whole
+    from dtrain.run.folder import PRIVATE_FILE
+
+    try:
+        write_whole(path, text, PRIVATE_FILE)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}", "Name another file.") from None
+    print(f"{path} ({size(len(text.encode()))})")

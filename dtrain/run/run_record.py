@@ -1,0 +1,56 @@
+"""A run as reports and comparisons read it: its state, timeline and curves, in one pass over its event log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from dtrain.run import event_log, goodput
+from dtrain.run.events import CheckpointSaved
+from dtrain.run.folder import RunDir
+from dtrain.run.goodput import Timeline
+from dtrain.run.metric_curves import MetricCurves
+from dtrain.run.status import RunState
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, up to its newest event."""
+
+    run: RunDir
+    state: RunState
+    timeline: Timeline
+    curves: MetricCurves
+    digests: dict[int, str]
+    """Step → digest of the weights that were saved at it."""
+
+    @property
+    def is_script(self) -> bool:
+        """Whether its steps are not known."""
+        return self.state.kind == "script"
+
+    @cached_property
+    def account(self) -> dict[str, float]:
+        """See `goodput.account_of`."""
+        return goodput.account_of(self.timeline, script=self.is_script)
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Mean over all steps that stand, in their time: with data wait and checkpoint stall, without evaluations."""
+        account = self.account
+        seconds = account["training"] + account["data_wait"] + account["checkpoint_stall"]
+        samples = self.state.step * self.state.global_batch
+        return samples / seconds if seconds and samples else None
+
+
+def read(run: RunDir) -> RunRecord:
+    """Everything that its event log and ledgers say so far."""
+    state, curves, builder, digests = RunState(), MetricCurves(), goodput.builder(run), dict[int, str]()
+    for event in event_log.Reader(run.events).new():
+        state.add(event)
+        curves.add(event)
+        builder.add(event)
+        if isinstance(event, CheckpointSaved):
+            digests[event.step] = event.weights
+    state.run = state.run or run.id
+    return RunRecord(run, state, builder.timeline(), curves, digests)

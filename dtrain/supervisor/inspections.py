@@ -1,0 +1,88 @@
+"""Requests to look into the workers: passes them to the agents, puts their answers together, and writes them into the run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dtrain.api.protocol import Inspected
+from dtrain.common.files import write_whole
+from dtrain.common.serde import to_dict
+from dtrain.run import inspection
+from dtrain.run.folder import PRIVATE_FILE, RunDir
+from dtrain.run.inspection import Inspection, InspectionRequest
+from dtrain.supervisor.attempt import Attempt
+from dtrain.supervisor.background import Lane, TaskDone
+
+PATIENCE_SECONDS = 8.0
+"""For the answer of a node."""
+InspectionItem = InspectionRequest | Inspected
+"""In the inbox."""
+
+
+@dataclass
+class _Open:
+    """A request under way."""
+
+    request: InspectionRequest
+    attempt: int
+    waiting: set[str]
+    """Nodes that have not answered."""
+    deadline: float
+    answers: list[Inspected] = field(default_factory=list)
+
+
+class Inspections:
+    """The requests of one run; no part of the supervision depends on them."""
+
+    def __init__(self, run: RunDir, put: Callable[[TaskDone], None]) -> None:
+        self._run = run
+        self._lane = Lane("inspections", put)
+        self._open: dict[str, _Open] = {}
+
+    def handle(self, node: str, item: InspectionItem, attempt: Attempt | None) -> None:
+        """A person's request, or the answer of a node."""
+        if isinstance(item, InspectionRequest):
+            self._ask(item, attempt)
+        elif found := self._open.get(item.request):
+            found.answers.append(item)
+            found.waiting.discard(node)
+            if not found.waiting:
+                self._answer(found)
+
+    def tick(self) -> None:
+        """Time has passed: answer what has waited for long with what there is."""
+        now = time.monotonic()
+        for found in [one for one in self._open.values() if now >= one.deadline]:
+            self._answer(found)
+
+    def _ask(self, request: InspectionRequest, attempt: Attempt | None) -> None:
+        if request.id in self._open:
+            return
+        nodes = attempt.inspect(request) if attempt else set()
+        number = attempt.number if attempt else 0
+        found = _Open(request, number, nodes, time.monotonic() + PATIENCE_SECONDS)
+        if nodes:
+            self._open[request.id] = found
+        else:
+            self._answer(found, "no such rank runs now" if attempt and request.ranks else "no worker runs now")
+
+    def _answer(self, found: _Open, problem: str = "") -> None:
+        self._open.pop(found.request.id, None)
+        stacks = inspection.shared((group.ranks, group.text) for answer in found.answers for group in answer.stacks)
+        usage = {rank: used for answer in found.answers for rank, used in answer.usage.items()}
+        answer = Inspection(
+            found.request.id, round(time.time(), 3), found.attempt, stacks, usage, tuple(sorted(found.waiting)), problem
+        )
+        line = json.dumps(to_dict(answer), separators=(",", ":")) + "\n"
+        self._lane.run(lambda: self._write(line, stacks=found.request.stacks), lambda _: None)
+
+    def _write(self, line: str, *, stacks: bool) -> None:
+        """In a lane: the run folder may be slow. If it is full, whoever asked is told that nobody answers."""
+        if not stacks:
+            write_whole(self._run.usage, line, PRIVATE_FILE)
+            return
+        with open(self._run.inspections, "a") as file:
+            file.write(line)

@@ -200,6 +200,7 @@ PLUGIN_NAMES = re.compile(
 )
 USER_TEXT = {
     "dtrain/cli/app.py": "help texts name what there is",
+    "dtrain/agent/node_checks.py": "nvidia-smi has an option of such a name",
     "dtrain/cli/tensorboard_view.py": "the command's own name",
     "dtrain/cli/starter.py": "templates are recipes of the built-in plugins",
 }

@@ -129,6 +129,12 @@ class Slurm:
             return ""
         return "sbatch was not found: run dtrain where SLURM's commands are (a login node), or take another --cluster"
 
+    @staticmethod
+    def time_left() -> str:
+        """See `TellsTimeLeft.time_left`."""
+        job = os.environ.get(JOB)
+        return f"{call('squeue', '--noheader', '--format=%L', f'--jobs={job}').strip()} in job {job}" if job else ""
+
     def _impossible(self, plan: LaunchPlan, known: Mapping[str, list[NodeFacts]]) -> Iterator[str]:
         """What would stay pending for ever."""
         names = (self.options.partition or "").split(",")

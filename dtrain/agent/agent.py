@@ -279,7 +279,7 @@ class Agent:
         self.send(WorkersStarted(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
         broken = self._zygote.broken
         for rank, reason in refused.items():
-            if broken and broken.traceback:
+            if broken and broken.module:
                 self._report(rank, FailureKind.SETUP, broken.reason, broken.traceback)
             else:
                 self._report(rank, FailureKind.CRASH, reason)

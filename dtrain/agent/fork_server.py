@@ -35,8 +35,10 @@ class Broken:
     """The zygote can fork no worker (any more): a module raised an error, or the process is gone."""
 
     reason: str
+    module: str = ""
+    """Which cannot be imported before the fork; '' if the process was killed or crashed."""
     traceback: str = ""
-    """Of the module that raised an error; '' if the process was killed or crashed."""
+    """Of the error that the module raised, if it did."""
 
 
 class ForkRefused(Exception):
@@ -136,7 +138,7 @@ class ForkServer:
             self._heard.append(Ended(int(message["pid"]), int(message["code"])))
         elif kind == "broken":
             reason = f"importing {message['module']} before the workers were forked: {message['error']}"
-            self._break(Broken(reason, message["traceback"]))
+            self._break(Broken(reason, message["module"], message["traceback"]))
         elif kind == "gone":
             self._break(Broken(self._obituary()))
         return message

@@ -1,4 +1,4 @@
-"""What `dtrain doctor` looks at on a node: `python -m dtrain.agent.node_checks FOLDER`, once on each, prints its findings as JSON.
+"""What `dtrain doctor` looks at on a node: `python -m dtrain.agent.node_checks FOLDER CLUSTER`, once on each, prints its findings as JSON.
 
 It runs as the script of a run, so that what it finds is what a run would find. Nothing here needs a framework; with PyTorch
 the nodes' clocks are compared, too, and the bandwidth between neighbours is measured.
@@ -20,16 +20,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dtrain.agent import devices
+from dtrain.api.cluster import TellsTimeLeft
+from dtrain.common.errors import DtrainError
+from dtrain.launch import registry
 
 MARK = "dtrain-doctor "
 """Begins the line with the findings."""
-FRAMEWORKS = ("torch", "tensorflow", "tensorflow-cpu", "keras", "horovod", "ray", "transformers")
 LEAST_SHARED_MEMORY = 1e9
 LEAST_DISK = 10e9
 LEAST_FILES = 4096
@@ -55,10 +56,10 @@ class Finding:
 
 def main() -> None:
     """Print what was found on this node, as one line after MARK."""
-    folder = Path(sys.argv[1])
+    folder, cluster = Path(sys.argv[1]), sys.argv[2]
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     leads = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    found = list(of_node(folder)) if leads else []
+    found = list(of_node(folder, cluster)) if leads else []
     if world > 1:
         found += of_group(rank, range(0, world, int(os.environ["LOCAL_WORLD_SIZE"])), world)
     if not leads:
@@ -67,15 +68,15 @@ def main() -> None:
     print(MARK + json.dumps(node), flush=True)
 
 
-def of_node(folder: Path) -> Iterator[Finding]:
+def of_node(folder: Path, cluster: str) -> Iterator[Finding]:
     """Everything that this machine can tell alone."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _versions, _processors, _gpus, _shared_memory, _limits, _address, _time_left, lambda: _folder(folder),
+        _versions, _processors, _gpus, _shared_memory, _limits, _address, lambda: _time_left(cluster), lambda: _folder(folder),
     )  # fmt: skip
     for check in checks:
         try:
             yield from check()
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+        except (OSError, subprocess.SubprocessError, ValueError, DtrainError) as error:
             yield Finding(
                 getattr(check, "__name__", "folder").strip("_<>"), "problem", str(error), "Look at this by hand."
             )
@@ -83,9 +84,11 @@ def of_node(folder: Path) -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     yield Finding("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
-    for name in ("dtrain", *FRAMEWORKS):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            yield Finding(name, "ok", importlib.metadata.version(name))
+    strategies = (registry.plugin_class("strategy", name) for name in registry.installed("strategy"))
+    wanted = {getattr(strategy, "framework", None) for strategy in strategies} | set(registry.installed("cluster"))
+    packages = importlib.metadata.packages_distributions()
+    for module in ("dtrain", *sorted(str(name) for name in wanted if name in packages)):
+        yield Finding(module, "ok", importlib.metadata.version(packages[module][0]))
 
 
 def _processors() -> Iterator[Finding]:
@@ -141,13 +144,11 @@ def _address() -> Iterator[Finding]:
         yield Finding("address", "ok", f"{address}, and ports can be bound")
 
 
-def _time_left() -> Iterator[Finding]:
-    """Of the job that this process is in, under SLURM."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job and shutil.which("squeue"):
-        command = ["squeue", "--noheader", "--format=%L", f"--jobs={job}"]
-        left = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-        yield Finding("time left", "ok", f"{left} in job {job}")
+def _time_left(cluster: str) -> Iterator[Finding]:
+    """Of the allocation that this process is in, where the cluster gives one for a time."""
+    kind = registry.plugin_class("cluster", cluster)
+    if isinstance(kind, TellsTimeLeft) and (left := kind.time_left()):
+        yield Finding("time left", "ok", left)
 
 
 def _folder(folder: Path) -> Iterator[Finding]:

@@ -115,6 +115,15 @@ class SupportsRequeue(Protocol):
 
 
 @runtime_checkable
+class TellsTimeLeft(Protocol):
+    """A cluster that gives nodes for a time; `dtrain doctor` asks its class, on a node."""
+
+    @staticmethod
+    def time_left() -> str:
+        """How long the allocation that this process is in lasts, in words; '' if it is in none."""
+
+
+@runtime_checkable
 class ChecksReach(Protocol):
     """A cluster that a machine may be unable to start runs on, though it can plan them."""
 

@@ -22,7 +22,20 @@ from dtrain.cli.options import RUNS, Json, Runs
 from dtrain.common.errors import DtrainError, Exit, UsageError
 
 SIGNS = {"ok": "ok       ", "warning": "warning  ", "problem": "PROBLEM  "}
-MUST_BE_EQUAL = ("python", "dtrain", "torch", "tensorflow", "tensorflow-cpu", "keras", "horovod")
+MAY_DIFFER = (
+    "cpus",
+    "memory",
+    "gpus",
+    "shared memory",
+    "open files",
+    "address",
+    "time left",
+    "disk",
+    "folder",
+    "clock",
+    "network",
+)
+"""All other findings are versions."""
 NODE_SECONDS = 120
 PROGRAM = "dtrain.agent.node_checks"
 
@@ -61,15 +74,21 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _examined(path: Path | None, cluster: str | None, nodes: int | None, runs: Path) -> Iterator[Line]:
+    from dtrain.launch import registry
+
     job = _job(path, cluster, nodes)
-    if job["cluster"] != "local" and (problem := _out_of_reach(job)):
+    if _name(job) != registry.default("cluster") and (problem := _out_of_reach(job)):
         yield Line((), "cluster", "problem", problem, "")
         return
     runs = runs.absolute()
     made = not runs.exists()
     runs.mkdir(parents=True, exist_ok=True)
     try:
-        reports = _here(runs) if job["cluster"] == "local" and job["resources"]["nodes"] == 1 else _on_nodes(job, runs)
+        reports = (
+            _here(runs)
+            if _name(job) == registry.default("cluster") and job["resources"]["nodes"] == 1
+            else _on_nodes(job, runs)
+        )
     except UsageError as error:
         yield Line((), "run", "problem", error.message, error.hint)
         return
@@ -81,9 +100,11 @@ def _examined(path: Path | None, cluster: str | None, nodes: int | None, runs: P
 
 def _job(path: Path | None, cluster: str | None, nodes: int | None) -> dict[str, Any]:
     """The recipe of the run that looks at the nodes."""
+    from dtrain.launch import registry
+
     if path is None:
         count = nodes or 1
-        return {"cluster": cluster or "local", "resources": {"nodes": count, "workers": count}}
+        return {"cluster": cluster or registry.default("cluster"), "resources": {"nodes": count, "workers": count}}
     from dtrain.cli import overrides
     from dtrain.launch import recipe
 
@@ -92,6 +113,11 @@ def _job(path: Path | None, cluster: str | None, nodes: int | None) -> dict[str,
     chosen = {"name": job.cluster.name} | job.cluster.options if job.cluster.options else job.cluster.name
     storage = {"url": job.storage.url, "options": job.storage.options} if job.storage.url else {}
     return {"cluster": chosen, "resources": resources, "storage": storage, "env": dict(job.env)}
+
+
+def _name(job: dict[str, Any]) -> str:
+    chosen = job["cluster"]
+    return str(chosen["name"] if isinstance(chosen, dict) else chosen)
 
 
 def _out_of_reach(job: dict[str, Any]) -> str:
@@ -107,7 +133,7 @@ def _out_of_reach(job: dict[str, Any]) -> str:
 
 def _written(job: dict[str, Any], folder: Path) -> Path:
     body = job | {
-        "name": "doctor", "script": {"module": PROGRAM}, "args": [str(folder)], "track": [],
+        "name": "doctor", "script": {"module": PROGRAM}, "args": [str(folder), _name(job)], "track": [],
         "recovery": {"restarts": 0, "provision_seconds": NODE_SECONDS},
     }  # fmt: skip
     path = folder / "doctor.yaml"
@@ -116,7 +142,9 @@ def _written(job: dict[str, Any], folder: Path) -> Path:
 
 
 def _here(runs: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-P", "-m", PROGRAM, str(runs)]
+    from dtrain.launch import registry
+
+    command = [sys.executable, "-P", "-m", PROGRAM, str(runs), registry.default("cluster")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=NODE_SECONDS)
     return _reports(done.stdout) or _nothing(done.stderr)
 
@@ -159,7 +187,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> Iterator[Line]:
     for check in order:
         forms = [(key, nodes) for key, nodes in found.items() if key[0] == check]
         for (_, state, text, todo), nodes in forms:
-            if check in MUST_BE_EQUAL and len(forms) > 1:
+            if check not in MAY_DIFFER and state == "ok" and len(forms) > 1:
                 yield Line(
                     tuple(nodes), check, "problem", f"{text}, not as on other nodes", "Install the same everywhere."
                 )

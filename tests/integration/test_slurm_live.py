@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import tracker_files
 from integration.processes import is_alive, wait_until
 from integration.slurm_lab import SlurmLab, install_slurm
 from live import DTRAIN, PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, start, wait_for
@@ -164,6 +165,14 @@ def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happene
     assert account["queued"] > 0
     assert account["effective_share"] < account["goodput"]
     assert_as_if_nothing_happened(live, undisturbed)
+    # The curves go on where they were: a requeue is a mark in the same run of the tracker.
+    curves, marks = tracker_files.tensorboard(live.run)
+    steps = [step for step, _ in curves["train/loss"]]
+    assert steps == sorted(live.losses())
+    assert [text.split(":")[0] for _, text in marks if text.startswith(("requeued", "resume"))] == [
+        "requeued",
+        "resume",
+    ]
 
 
 def test_preemption_by_the_urgent_partition_costs_no_step(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from dtrain.cli import doctor_commands, inspect_commands, report_commands, tracker_commands
+from dtrain.cli import completion_commands, doctor_commands, inspect_commands, report_commands, tracker_commands
 from dtrain.cli.options import RUNS, Json, RunName, Runs
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
@@ -34,13 +34,18 @@ Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, 
 Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
 Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
 Strategy = Annotated[
-    str | None, typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.")
-]
-Cluster = Annotated[str | None, typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.")]
+    str | None,
+    typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.", autocompletion=completion_commands.plugins("strategy")),
+]  # fmt: skip
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.", autocompletion=completion_commands.plugins("cluster")),
+]  # fmt: skip
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.")
-]
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.", autocompletion=completion_commands.settings),
+]  # fmt: skip
 Warm = Annotated[
     str | None,
     typer.Option(
@@ -340,7 +345,7 @@ def explain(
     print(explained(key or ""))
 
 
-for commands in (report_commands, inspect_commands, tracker_commands, doctor_commands):
+for commands in (report_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands):
     commands.add_to(app)
 
 
@@ -349,8 +354,9 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal with an ASCII locale
+    completion_commands.prepare()
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, complete_var=completion_commands.VARIABLE)
         return code if isinstance(code, int) else int(Exit.DONE)
     except DtrainError as error:
         print(f"dtrain: {error}" if "\n" not in error.message else str(error), file=sys.stderr)

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dtrain.cli.completion_commands import run_ids
 from dtrain.common import environment
 
 if TYPE_CHECKING:
     from dtrain.run.folder import RunDir
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.", autocompletion=run_ids
+    ),
+]
 RunNames = Annotated[
-    list[str], typer.Argument(metavar="RUN...", help="Ids, unambiguous prefixes, paths, URLs, or 'last'.")
+    list[str],
+    typer.Argument(metavar="RUN...", help="Ids, unambiguous prefixes, paths, URLs, or 'last'.", autocompletion=run_ids),
 ]
 Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]

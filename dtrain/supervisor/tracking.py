@@ -29,6 +29,8 @@ WORTH_DRAWING = (Metrics, Evaluation, NodesUsed)
 """The first of these in a run starts its trackers: a run that never trains is drawn nowhere."""
 HANG_SECONDS = 120.0
 """A tracker that says nothing for so long is killed."""
+KILL_SECONDS = 1.0
+"""For a killed process to be gone; one that a file server holds up is not waited for."""
 CATCH_UP_SECONDS = 3600.0
 """For a person who waits for it."""
 FIRST_PAUSE_SECONDS = 1.0
@@ -139,6 +141,7 @@ class TrackerFeed:
         with self._changing:
             if self._process:
                 kill_group(self._process.pid)
+        self._thread.join(KILL_SECONDS)
         if self._done:
             return ""
         problem = self._problem or "it did not answer in time"

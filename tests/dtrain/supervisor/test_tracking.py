@@ -168,7 +168,7 @@ def test_the_end_waits_for_no_tracker_says_what_is_missing_and_a_resume_logs_it(
     tracked.end()
     last = tracked.said()[-1]
     assert isinstance(last, events.TrackerFailed) and last.ended
-    assert not [pid for pid in tracker_processes(tracked.run) if alive(pid)]
+    wait_for(lambda: not [pid for pid in tracker_processes(tracked.run) if alive(pid)], "the end of the process")
     assert tracked.steps() == [1]
     tracked.mood.unlink()
     tracked.begin()

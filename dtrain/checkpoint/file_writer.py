@@ -15,8 +15,8 @@ from pathlib import Path
 from dtrain.checkpoint import write_process
 from dtrain.checkpoint.kept_buffer import KeptBuffer
 
-TRIES = 2
-"""The process may have been killed; what it was to write is still in memory."""
+TRIES = 3
+"""The process may have been killed, before this file or with it; what it was to write is still in memory."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class FileWriter:
                     continue
             answer = received[0]
             if "error" in answer:
-                raise OSError(answer["errno"], answer["error"])
+                raise OSError(answer["errno"], answer["error"]) if answer["errno"] else OSError(answer["error"])
             return WrittenFile(buffer.file.size, answer["digest"], answer["weights"], answer["not_finite"])
-        raise OSError(None, "the process that writes checkpoints was killed twice")
+        raise OSError(f"the process that writes checkpoints was killed {TRIES} times")
 
     def _started(self) -> socket.socket:
         if self._channel is None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,12 @@ def test_a_killed_process_is_started_again_and_writes_the_file(tmp_path: Path) -
     assert again != process
     del writer
     assert set(children()) == before, "no process is left"
+
+
+def test_a_process_that_dies_each_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(OSError, match=r"^the process that writes checkpoints was killed 3 times$"):
+        FileWriter().write(filled(b"x"), tmp_path / "file", [])
 
 
 def test_memory_that_is_not_there_is_an_error_and_no_signal() -> None:

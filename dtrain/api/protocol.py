@@ -55,12 +55,26 @@ class StopWorkers:
 
 
 @dataclass(frozen=True)
+class ProfileWindow:
+    """The steps that some ranks are to profile."""
+
+    request: str
+    step: int
+    """The first one; whoever is beyond it begins at once."""
+    steps: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class WorkerCommand:
-    """Command: pass the drain's agreement on to every worker of the node; see `dtrain.worker.control_channel`."""
+    """Command: pass the drain's agreement, or a wish for a profile, on to every worker of the node; see
+    `dtrain.worker.control_channel`."""
 
     attempt: int
     leave_at: int | None = None
     """The agreed step; None: each rank is to propose one."""
+    profile: ProfileWindow | None = None
+    """If it is given, this is no matter of the drain."""
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,22 @@ class StopProposal:
 
 
 @dataclass(frozen=True)
+class StepsProfiled:
+    """This rank has profiled some steps, as somebody asked."""
+
+    request: str
+    step: int
+    """The first of them, counted from 0."""
+    steps: int
+    file: str
+    """Relative to the run folder."""
+    operations: str = ""
+    """A table of those that took the most time."""
+    problem: str = ""
+    """Why there is no profile."""
+
+
+@dataclass(frozen=True)
 class EndedEarly:
     """All ranks ended the run after so many steps, with its state saved, as the recipe has it (`train.stop_when`)."""
 
@@ -159,6 +175,7 @@ Report = (
     | ShardWritten
     | SaveFailed
     | StopProposal
+    | StepsProfiled
     | EndedEarly
     | LeftAtStep
     | LoopPhase
@@ -176,6 +193,7 @@ NAMES: dict[str, type[Any]] = {
     "part": ShardWritten,
     "save_failed": SaveFailed,
     "gate": StopProposal,
+    "profiled": StepsProfiled,
     "ended_early": EndedEarly,
     "left": LeftAtStep,
     "phase": LoopPhase,

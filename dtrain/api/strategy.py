@@ -270,6 +270,22 @@ class ForksSafely(Protocol):
     forks_safely: bool
 
 
+class StepProfiler(Protocol):
+    """A profile under way."""
+
+    def stop(self, file: Path) -> str:
+        """Write it, in a form that Perfetto or TensorBoard opens, to this file or one whose name begins so; a table of the
+        operations that took the most time, or ''."""
+
+
+@runtime_checkable
+class ProfilesSteps(Protocol):
+    """A training backend whose framework has a profiler."""
+
+    def start_profile(self, file: Path) -> StepProfiler:
+        """Begin to profile this process."""
+
+
 @runtime_checkable
 class ChecksInstallation(Protocol):
     """A strategy or cluster that needs more than its framework; `dtrain plugins` asks its class."""

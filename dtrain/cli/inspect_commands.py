@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from dtrain.cli.options import RUNS, Json, RunName, Runs, find
+from dtrain.common.errors import Exit
 
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (stacks, top):
+    for command in (stacks, top, profile):
         app.command()(command)
 
 
@@ -44,3 +45,28 @@ def top(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
         print(json.dumps(seen.once(run), indent=1))
     else:
         seen.watch(run)
+
+
+def profile(
+    name: RunName, runs: Runs = RUNS,
+    rank: Annotated[list[int] | None, typer.Option("--rank", metavar="N", min=0, help="Of this rank (0 if none is given); may be given several times.")] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="So many steps, the same ones on every rank.")] = 5,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Profile some steps of ranks while the run goes on: a trace for Perfetto or TensorBoard in the run folder.
+
+    Example: dtrain profile last --rank 0 --rank 3 --steps 5"""
+    from dataclasses import asdict
+
+    from dtrain.cli import profile as seen
+
+    run = find(runs, name)
+    found = []
+    for event in seen.profiled(run, rank or [0], steps):
+        found.append(asdict(event))
+        if not as_json:
+            print(seen.text(run, event), flush=True)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    if any(event["problem"] for event in found):
+        raise typer.Exit(int(Exit.USER_CODE))

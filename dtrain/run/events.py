@@ -181,6 +181,22 @@ class Evaluation(Event, name="evaluation"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepsProfiled(Event, name="profile"):
+    """A rank has profiled some steps, as somebody asked."""
+
+    rank: int
+    request: str
+    step: int
+    steps: int
+    file: str
+    """Relative to the run folder."""
+    operations: str = ""
+    """A table of those that took the most time."""
+    problem: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointSaved(Event, name="checkpoint"):
     """A checkpoint was committed."""
 

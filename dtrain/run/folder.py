@@ -96,6 +96,10 @@ class RunDir:
         """The stacks of workers that somebody asked for, one JSON line each."""
         return self.logs / "stacks.log"
 
+    def profile(self, step: int, rank: int) -> Path:
+        """The profile of a rank from a step on: a file, or what its name begins with."""
+        return self.path / "profiles" / f"step-{step:08d}" / f"rank-{rank:05d}"
+
     @property
     def usage(self) -> Path:
         """What the workers used when somebody asked last."""

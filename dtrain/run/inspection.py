@@ -31,6 +31,8 @@ class InspectionRequest:
     """Whether the stacks of their threads are wanted, or only what they use."""
     native: bool = False
     """Frames of C and C++, too, by py-spy."""
+    profile_steps: int = 0
+    """If it is not 0, a profile of so many steps of these ranks is wanted, and nothing else."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from dtrain.supervisor.drain import DrainAgreement
 from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
 from dtrain.supervisor.hang_detector import HangDetector
 from dtrain.supervisor.node_pool import AgentInfo
+from dtrain.supervisor.profile_window import profile_window
 from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
 from dtrain.supervisor.report_events import event_of
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
@@ -129,6 +130,8 @@ class Attempt:
             origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
             saved_step=resume.step if resume else 0, changed=self._close,
         )  # fmt: skip
+        self._rate = 0.0
+        """Steps a second."""
         self._leaving = False
         self._left_step: int | None = None
         self._ended_well = 0
@@ -226,6 +229,11 @@ class Attempt:
                 asked.add(node)
         return asked
 
+    def profile(self, request: InspectionRequest) -> None:
+        """Have some ranks profile the same steps, which none of them has reached when it hears of it."""
+        window = profile_window(request, self._hangs.steps(), self._rate)
+        self._send_all(WorkerCommand(self.number, profile=window))
+
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""
         if self._phase is Phase.OVER:
@@ -277,10 +285,10 @@ class Attempt:
             self._failures.steps_done(rank)
         elif isinstance(report, reports.WorkerFailed):
             self._failures.report(rank, report)
-        elif isinstance(report, reports.LogShortened):
-            self._context.log.add(events.LogShortened(rank=rank, removed=report.removed, problem=report.problem))
         else:
-            event = event_of(report, self.number)
+            event = event_of(report, rank, self.number)
+            if isinstance(event, events.Metrics) and event.samples_per_second:
+                self._rate = event.samples_per_second / self._plan.job.train.global_batch
             self._retention.see(event)
             self._context.log.add(event)
 

@@ -61,6 +61,10 @@ class Inspections:
     def _ask(self, request: InspectionRequest, attempt: Attempt | None) -> None:
         if request.id in self._open:
             return
+        if request.profile_steps:  # the answers are events
+            if attempt:
+                attempt.profile(request)
+            return
         nodes = attempt.inspect(request) if attempt else set()
         number = attempt.number if attempt else 0
         found = _Open(request, number, nodes, time.monotonic() + PATIENCE_SECONDS)

@@ -5,11 +5,22 @@ from __future__ import annotations
 from dtrain.api import reports
 from dtrain.run import events
 
+Told = (
+    reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned | reports.LogShortened
+    | reports.StepsProfiled
+)  # fmt: skip
+"""Reports that nothing follows from but an event."""
 
-def event_of(
-    report: reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned, attempt: int
-) -> events.Event:
-    """The event that a report becomes in the log."""
+
+def event_of(report: Told, rank: int, attempt: int) -> events.Event:
+    """The event that a rank's report becomes in the log."""
+    if isinstance(report, reports.LogShortened):
+        return events.LogShortened(rank=rank, removed=report.removed, problem=report.problem)
+    if isinstance(report, reports.StepsProfiled):
+        return events.StepsProfiled(
+            attempt=attempt, rank=rank, request=report.request, step=report.step, steps=report.steps, file=report.file,
+            operations=report.operations, problem=report.problem,
+        )  # fmt: skip
     if isinstance(report, reports.TrainingBegan):
         return events.TrainingStarted(
             attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples

@@ -12,6 +12,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from dtrain.api.protocol import ProfileWindow
 from dtrain.api.reports import Report, StopAsked, StopProposal
 
 
@@ -28,6 +29,8 @@ class ControlChannel:
         self._proposal: int | None = None
         self._leave: int | None = None
         self._asked = False
+        self.profile: ProfileWindow | None = None
+        """The steps that somebody wants a profile of, if this is news."""
 
     def fileno(self) -> int:
         """Of the pipe."""
@@ -74,8 +77,11 @@ class ControlChannel:
             while True:
                 self._on_command(self._pipe.recv())
 
-    def _on_command(self, leave_at: int | None) -> None:
-        """The agreed step, or (None) the question for a proposal."""
+    def _on_command(self, leave_at: int | ProfileWindow | None) -> None:
+        """The agreed step, (None) the question for a proposal, or a wish for a profile."""
+        if isinstance(leave_at, ProfileWindow):
+            self.profile = leave_at
+            return
         with self._changed:
             if leave_at is None:
                 self._proposal = self._next + self._begun

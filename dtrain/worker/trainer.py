@@ -25,6 +25,7 @@ from dtrain.run.sample_ledger import Ledger
 from dtrain.spec.job import Train, memory_bytes
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.profiling import Profiling
 
 MOST_SILENT_SECONDS = 60.0
 """A data worker that takes longer for a batch is worth a line in the log."""
@@ -150,7 +151,9 @@ class Trainer:
         """The steps from `first_step` on: (step, position of this worker's first sample, its samples). Ends early, with
         the state saved, if the ranks agreed to leave."""
         count = sum(sampler.sizes(self.shards))
+        profiling = Profiling(self.run, self.rank, self.backend, self.channel)
         for step in range(first_step, sampler.total_steps):
+            profiling.before(step)
             if not self.channel.may_begin(step):
                 self.leave(step)
                 return

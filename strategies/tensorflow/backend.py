@@ -20,6 +20,7 @@ from dtrain.spec.job import Train
 
 from .graph import refuse_own_randomness
 from .numbers import Measures, StepNumbers
+from .profiler import TensorFlowProfiler
 from .state import NoSnapshot, Registered, Snapshots, keyed, load
 from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
 
@@ -279,6 +280,10 @@ class TensorFlowBackend:
 
         # The first replica's own copy: reading across the replicas could be a collective, and only one rank is here.
         return np.asarray(self.strategy.experimental_local_results(variable.value)[0])
+
+    def start_profile(self, file: Path) -> TensorFlowProfiler:
+        """See `ProfilesSteps.start_profile`."""
+        return TensorFlowProfiler(file)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""

@@ -26,6 +26,7 @@ from .measures import StepMeasures
 from .optimizers import check_trained, sorted_out
 from .own_step import OwnStep
 from .parallel import Parallel
+from .profiler import TorchProfiler
 from .snapshot import Snapshots, TorchSnapshot
 from .state import ONLY, Stored, TorchState
 
@@ -358,6 +359,10 @@ class TorchBackend:
         section = "model" if "model" in state else "models"
         parameters = {f"{section}.{name}" for name, _ in self._state.named_parameters()}
         return self._snapshots.take(state, parameters)
+
+    def start_profile(self, file: Path) -> TorchProfiler:
+        """See `ProfilesSteps.start_profile`."""
+        return TorchProfiler(self._device)
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""

@@ -1,0 +1,56 @@
+"""Profiles of some steps of a worker, when somebody asks for them (`dtrain profile`)."""
+
+from __future__ import annotations
+
+from dtrain.api.protocol import ProfileWindow
+from dtrain.api.reports import StepsProfiled
+from dtrain.api.strategy import ProfilesSteps, StepProfiler, TrainingBackend
+from dtrain.run.folder import RunDir
+from dtrain.worker.control_channel import ControlChannel
+
+
+class Profiling:
+    """Told of every step before it begins; costs a comparison if nobody wants a profile."""
+
+    def __init__(self, run: RunDir, rank: int, backend: TrainingBackend, channel: ControlChannel) -> None:
+        self._run = run
+        self._rank = rank
+        self._backend = backend
+        self._channel = channel
+        self._window: ProfileWindow | None = None
+        self._profiler: StepProfiler | None = None
+        self._began = 0
+
+    def before(self, step: int) -> None:
+        """Begin or end a profile, if that is due."""
+        if self._profiler and self._window and step >= self._began + self._window.steps:
+            self._end(self._window, self._profiler)
+        window = self._channel.profile
+        if window and not self._profiler and step >= window.step:
+            self._channel.profile = None
+            if self._rank in window.ranks:
+                self._begin(window, step)
+
+    def _begin(self, window: ProfileWindow, step: int) -> None:
+        self._window, self._began = window, step
+        if not isinstance(self._backend, ProfilesSteps):
+            self._report(window, "", "", "this strategy has no profiler")
+            return
+        path = self._run.profile(step, self._rank)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._profiler = self._backend.start_profile(path)
+        except (OSError, RuntimeError) as error:
+            self._report(window, "", "", str(error))
+
+    def _end(self, window: ProfileWindow, profiler: StepProfiler) -> None:
+        self._profiler, path = None, self._run.profile(self._began, self._rank)
+        try:
+            operations = profiler.stop(path)
+        except (OSError, RuntimeError) as error:
+            self._report(window, "", "", str(error))
+        else:
+            self._report(window, str(path.relative_to(self._run.path)), operations, "")
+
+    def _report(self, window: ProfileWindow, file: str, operations: str, problem: str) -> None:
+        self._channel.report(StepsProfiled(window.request, self._began, window.steps, file, operations, problem))

@@ -19,7 +19,7 @@ from dtrain.api.protocol import Command
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.run.folder import RunDir
 
-from . import script
+from . import script, warm
 from .commands import (
     UNKNOWN_JOB,
     NodeFacts,
@@ -173,7 +173,8 @@ class Slurm:
             )
         chosen = nodes[: plan.nodes + self.options.spare_nodes]
         container = shlex.split(self.options.container)
-        allocation = SlurmAllocation(plan.agent_command(run, ""), container, chosen, inbox)
+        agent = warm.agent(plan.agent_command(run, ""), plan.job.env, chosen, container)
+        allocation = SlurmAllocation(agent, container, chosen, inbox)
         try:
             yield allocation
         finally:

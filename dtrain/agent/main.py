@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.agent import devices, prewarm, warm_pool
+from dtrain.agent import devices, prewarm, relay, warm_pool
 from dtrain.agent.fork_server import ForkServer
 from dtrain.common.processes import resident_megabytes, set_name
 from dtrain.common.serde import JsonObject
@@ -30,6 +30,12 @@ def main(arguments: list[str]) -> int:
     _send_output_to(Path(os.devnull))
     if arguments[:1] == [warm_pool.OPTION]:
         return _stay_warm(Path(arguments[1]), float(arguments[2]), socket.socket(fileno=int(arguments[3])))
+    if arguments[:1] == [warm_pool.HOLD]:
+        return _hold(float(arguments[1]), arguments[2:])
+    if arguments[:1] == [warm_pool.RELAY]:
+        seconds, *arguments = arguments[1:]
+        if relay.relayed(float(seconds), arguments, _run_variables(arguments), commands, events):
+            return 0
     spare = None
     if arguments == [prewarm.OPTION]:
         spare = ForkServer((), os.environ)
@@ -42,10 +48,29 @@ def main(arguments: list[str]) -> int:
 
 
 def _stay_warm(path: Path, seconds: float, first: socket.socket) -> int:
+    """Serve a run, and others after it."""
+    return _serve_runs(warm_pool.Idle(path, seconds), (first, warm_pool.request_on(first)))
+
+
+def _hold(seconds: float, arguments: list[str]) -> int:
+    """Be a warm agent for runs that have these arguments, from the first one on."""
+    command = relay.canonical(arguments)
+    found_by = warm_pool.key(command, os.environ, _run_variables(arguments))
+    idle = warm_pool.Idle(warm_pool.socket_path(found_by), seconds)
+    return _serve_runs(idle, idle.wait((), 0.0))
+
+
+def _run_variables(arguments: list[str]) -> dict[str, str]:
+    """The recipe's, of the run that an agent with these arguments is for."""
+    from dtrain.run.folder import RunDir
+
+    run = RunDir(_options(arguments).run)
+    return run.job().env if run.job_file.exists() else {}
+
+
+def _serve_runs(idle: warm_pool.Idle, found: tuple[socket.socket, JsonObject] | None) -> int:
     """Serve one run after the other with one zygote, for as long as none of what it imported has changed."""
-    idle = warm_pool.Idle(path, seconds)
     kept: ForkServer | None = None
-    found: tuple[socket.socket, JsonObject] | None = (first, warm_pool.request_on(first))
     while found and found[1]:
         connection, request = found
         os.environ.clear()

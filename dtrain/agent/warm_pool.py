@@ -28,6 +28,10 @@ from dtrain.common.files import private_folder, users_folder
 from dtrain.common.serde import JsonObject
 
 OPTION = "--warm"
+HOLD = "--hold"
+"""Of an agent that waits for its first run."""
+RELAY = "--relay"
+"""Of one that has a warm agent do its work, if there is one."""
 FOLDER = "warm"
 SUFFIX = ".sock"
 ANSWER_SECONDS = 2.0
@@ -47,7 +51,7 @@ OF_A_TERMINAL = frozenset(
     }
 )  # fmt: skip
 """Variables that differ between two terminals and that no framework looks at when it is imported."""
-OF_A_LAUNCHER = ("DTRAIN_", "RAY_")
+OF_A_LAUNCHER = ("DTRAIN_", "RAY_", "SLURM", "SRUN_")
 """How the variables begin that tell a process its place, and that every run sets anew."""
 
 
@@ -130,6 +134,14 @@ class _Commands(io.RawIOBase):
         super().close()
 
 
+def socket_path(found_by: str) -> Path:
+    """Where a new agent with this key is found; raises `OSError` for a folder whose name is too long."""
+    path = folder() / f"{found_by}.{os.urandom(4).hex()}{SUFFIX}"
+    if len(os.fsencode(path)) > MOST_PATH_BYTES:
+        raise OSError(f"the path of its socket is too long: {path}")
+    return path
+
+
 def has_idle() -> bool:
     """Whether any agent waits, whatever for."""
     return next(_sockets(), None) is not None
@@ -162,9 +174,7 @@ def take(found_by: str, command: Sequence[str], environment: Mapping[str, str]) 
 
 def start(seconds: float, found_by: str, command: Sequence[str], environment: Mapping[str, str]) -> WarmAgent:
     """A new agent that stays this long after its run, and that nobody finds before; raises `OSError` if none can be started."""
-    path = folder() / f"{found_by}.{os.urandom(4).hex()}{SUFFIX}"
-    if len(os.fsencode(path)) > MOST_PATH_BYTES:
-        raise OSError(f"the path of its socket is too long: {path}")
+    path = socket_path(found_by)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         agent = [sys.executable, "-P", "-m", "dtrain", "agent", OPTION, str(path), str(seconds), str(theirs.fileno())]

@@ -50,7 +50,7 @@ Warm = Annotated[
     str | None,
     typer.Option(
         envvar=environment.WARM, metavar="TIME", callback=lambda value: _keep_warm(value),
-        help="On this machine and on Ray: keep what was imported this long for the next run, as 10m or 2h; see 'dtrain warm'.",
+        help="Keep what was imported this long for the next run, as 10m or 2h; see 'dtrain warm'.",
     ),
 ]  # fmt: skip
 

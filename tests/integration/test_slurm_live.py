@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +19,18 @@ import pytest
 import tracker_files
 from integration.processes import is_alive, wait_until
 from integration.slurm_lab import SlurmLab, install_slurm
-from live import DTRAIN, PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, start, wait_for
+from live import (
+    DTRAIN,
+    PROGRAMS,
+    Live,
+    assert_attached_until_stopped,
+    attached,
+    dtrain,
+    finished,
+    running,
+    start,
+    wait_for,
+)
 
 from dtrain.api import testing
 from dtrain.launch import registry
@@ -405,6 +419,24 @@ def test_run_inside_an_allocation_uses_it_as_it_is(lab: SlurmLab, runs: Path) ->
     assert "finished" in out
     assert "submitted" not in out
     assert "wants 2 nodes" in lab.run("salloc", "-N1", *words, check=False).stderr
+
+
+def test_agents_of_a_warm_run_in_an_allocation_serve_the_next_one(lab: SlurmLab, runs: Path, tmp_path: Path) -> None:
+    run = shlex.join([*DTRAIN, "run", RECIPE, *SLURM, "--workers", "2", "--nodes", "2", "--runs", str(runs)])
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder:  # the name of a socket has 107 bytes at most
+        both = f"export XDG_RUNTIME_DIR={folder}; {run} --warm 60s && {run}"
+        out = lab.run("salloc", "-N2", "sh", "-c", both, seconds=180).stdout
+        assert out.count("done in") == 2, out
+        agents = [
+            {json.loads(line)["pid"] for line in one.events.read_text().splitlines() if '"event":"node"' in line}
+            for one in all_runs(runs)
+        ]
+        assert agents[0] == agents[1]
+        assert len(agents[0]) == 2
+        digests = re.findall(r"weights digest (\w+)", out)
+        assert len(digests) == 2
+        assert len(set(digests)) == 1
+        wait_for(lambda: not running(agents[0]), "their end with the allocation", 30)
 
 
 @pytest.mark.parametrize(

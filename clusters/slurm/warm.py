@@ -1,0 +1,62 @@
+"""`--warm` inside an allocation (salloc): a step of its own holds agents on its nodes, which serve one run after the other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dtrain.agent import relay, warm_pool
+from dtrain.common import environment as variables
+from dtrain.common.processes import alive, command_line
+
+from .commands import addresses
+from .step import AgentLaunch
+
+START_SECONDS = 15.0
+"""For the agents of a new step to be found."""
+FOUND_SECONDS = 1.0
+"""For those of an old one."""
+
+
+def agent(
+    command: list[str], run_variables: Mapping[str, str], nodes: Sequence[str], container: Sequence[str]
+) -> list[str]:
+    """The command of the agents of a run: as it is, or one that has warm agents do the work, which are started if there
+    are none."""
+    place = command.index("agent") + 1
+    key = warm_pool.key(relay.canonical(command[place:]), os.environ, run_variables)
+    try:
+        marker = warm_pool.folder() / f"slurm-{os.environ.get('SLURM_JOB_ID')}-{key}.pid"
+        waits = FOUND_SECONDS if _holds(marker) else START_SECONDS
+        if waits == START_SECONDS:
+            seconds = warm_pool.seconds_of(os.environ.get(variables.WARM, ""))
+            if not seconds:
+                return command
+            marker.write_text(str(_hold(seconds, command, place, nodes, container)))
+    except OSError as error:
+        print(f"dtrain: no agent can stay warm: {error}", file=sys.stderr)
+        return command
+    return [*command[:place], warm_pool.RELAY, str(waits), *command[place:]]
+
+
+def _holds(marker: Path) -> bool:
+    """Whether the step that left this marker is there."""
+    try:
+        pid = int(marker.read_text())
+    except (OSError, ValueError):
+        return False
+    return alive(pid) and warm_pool.HOLD in command_line(pid)
+
+
+def _hold(seconds: float, command: Sequence[str], place: int, nodes: Sequence[str], container: Sequence[str]) -> int:
+    """Start the step, which outlives this process; the process id of its srun."""
+    held = (*command[:place], warm_pool.HOLD, str(seconds), *command[place:])
+    launch = AgentLaunch(tuple(nodes), held, tuple(container), addresses(list(nodes)))
+    process = subprocess.Popen(
+        launch.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True, cwd="/",
+    )  # fmt: skip
+    return process.pid

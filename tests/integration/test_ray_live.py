@@ -190,3 +190,19 @@ def test_agents_of_a_warm_run_serve_the_next_one(lab: RayLab, local: Live, tmp_p
         assert_as_local(live, local)
     dtrain("warm", "--end", **nodes)
     wait_for(lambda: not running(agents[0]), "their end", 20)
+
+
+def test_doctor_and_profile_reach_the_nodes(lab: RayLab, tmp_path: Path) -> None:
+    lines = json.loads(dtrain("doctor", "--cluster", "ray", "--nodes", "2", "--json", "--runs", str(tmp_path), **on(lab)).stdout)  # fmt: skip
+    found = {line["check"]: line for line in lines}
+    assert len(found["ray"]["nodes"]) == 2
+    assert found["locks"]["state"] == "ok"
+    assert "all_reduce of 16 MiB with rank 1" in found["network"]["text"]
+    with start(
+        RECIPE, *FOUR, *SLOW, "--cluster", "ray", "--set", "train.steps=10000", runs=tmp_path, **on(lab)
+    ) as live:
+        live.wait_step(3)
+        (profile,) = json.loads(dtrain("profile", str(live.run.path), "--rank", "3", "--steps", "2", "--json").stdout)
+        assert list(live.run.path.glob(f"{profile['file']}*.gz"))
+        dtrain("stop", str(live.run.path), "--now")
+        live.finish(code=4)

@@ -439,6 +439,25 @@ def test_agents_of_a_warm_run_in_an_allocation_serve_the_next_one(lab: SlurmLab,
         wait_for(lambda: not running(agents[0]), "their end with the allocation", 30)
 
 
+def test_doctor_looks_at_the_nodes(lab: SlurmLab, runs: Path) -> None:
+    lines = json.loads(command(lab, runs, "doctor", "--cluster", "slurm", "--nodes", "2", "--json"))
+    found = {line["check"]: line for line in lines}
+    assert len(found["python"]["nodes"]) == 2
+    assert re.fullmatch(r".* in job \d+", found["time left"]["text"])
+    assert found["clock"]["state"] == "ok"
+    assert "all_reduce of 16 MiB with rank 1" in found["network"]["text"]
+
+
+def test_a_profile_of_a_run_on_slurm(lab: SlurmLab, runs: Path) -> None:
+    with on_slurm(lab, runs) as live:
+        live.wait_step(3)
+        (found,) = json.loads(command(lab, runs, "profile", "last", "--rank", "1", "--steps", "2", "--json"))
+        assert list(live.run.path.glob(f"{found['file']}*.gz"))
+        assert "Self CPU time total" in found["operations"]
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

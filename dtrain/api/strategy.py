@@ -6,7 +6,7 @@ A module that holds a strategy imports its framework inside functions only, so t
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -268,6 +268,22 @@ class ForksSafely(Protocol):
     these would wait for. They fetch samples, and use no device."""
 
     forks_safely: bool
+
+
+Fetch = Callable[[Path, Collection[str]], None]
+"""See `FetchesFiles`."""
+
+
+def nothing_to_fetch(folder: Path, files: Collection[str]) -> None:
+    """For a checkpoint that is whole on this node."""
+
+
+@runtime_checkable
+class FetchesFiles(Protocol):
+    """A training backend that calls `fetch` with a checkpoint's folder and the files of tensors in it that it is about to read:
+    others need not be on this node. Set before `load`; waits, and raises `CheckpointError`."""
+
+    fetch: Fetch
 
 
 class StepProfiler(Protocol):

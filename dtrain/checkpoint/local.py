@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -101,9 +101,12 @@ class LocalCheckpointStore:
         for path in damaged[:-QUARANTINED_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def local_folder(self, name: str, attempt: int) -> Path:
+    def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
         """See `CheckpointStore.local_folder`."""
         return self.folder / name
+
+    def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
+        """See `CheckpointStore.fetch`: all of them are here."""
 
     def _damage(self, folder: Path, name: str, entry: tuple[int, str]) -> str:
         """What is wrong with a file, or ''. What this store committed and nobody wrote to since is not read again."""

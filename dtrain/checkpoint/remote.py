@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ from dtrain.checkpoint.store import (
     parsed,
     verify,
 )
+from dtrain.checkpoint.tensor_file import SUFFIX
 from dtrain.common.errors import CheckpointError, StorageError
-from dtrain.common.files import hashed
+from dtrain.common.files import hashed, write_whole
 from dtrain.run.lock import taken_over
 from dtrain.storage.object_store import CHECKPOINTS, ObjectStore
 from dtrain.storage.run_lease import claimed
@@ -124,28 +125,38 @@ class RemoteCheckpointStore:
             for name in [*(name for name in committed if name not in kept), *damaged[:-QUARANTINED_KEPT]]:
                 self._delete(name, folders[name])
 
-    def local_folder(self, name: str, attempt: int) -> Path:
-        """See `CheckpointStore.local_folder`: fetch what this node does not have; one worker does it for all of the node's."""
+    def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
+        """See `CheckpointStore.local_folder`: what is not here comes when it is fetched."""
         folder = self._cache / name
-        done = folder / f".whole-{attempt}"
-        with _alone(self._cache):
-            if done.exists():
-                return folder
-            manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
+        with _alone(folder, MANIFEST):
+            data = self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}") or b""
+            manifest = parsed(data or None)
             if isinstance(manifest, str):
                 raise CheckpointError(f"the checkpoint {name} cannot be used: {manifest}")
-            damaged = verify(manifest.files, partial(self._fetched, folder))
-            if damaged:
-                raise CheckpointError(f"in the checkpoint {name}, {damaged}")
-            done.touch()
+            write_whole(folder / MANIFEST, data.decode())  # another rank may just be reading it
+        self.fetch(folder, attempt, [file for file in manifest.files if whole or not file.endswith(SUFFIX)])
         return folder
 
-    def _fetched(self, folder: Path, file: str, entry: tuple[int, str]) -> str:
+    def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
+        """See `CheckpointStore.fetch`: one worker does it for all of the node's, each file once an attempt."""
+        manifest = parsed((folder / MANIFEST).read_bytes())
+        assert not isinstance(manifest, str), "it was looked at before it was kept"
+        wanted = {file: manifest.files[file] for file in files}
+        damaged = verify(wanted, partial(self._fetched, folder, attempt))
+        if damaged:
+            raise CheckpointError(f"in the checkpoint {folder.name}, {damaged}")
+
+    def _fetched(self, folder: Path, attempt: int, file: str, entry: tuple[int, str]) -> str:
         """Have a file on this node; what is wrong with it then, or ''."""
-        if not ((folder / file).is_file() and hashed(folder / file) == entry):
-            self._remote.get(f"{CHECKPOINTS}/{folder.name}/{file}", folder / file, entry[0])
-            if hashed(folder / file) != entry:
-                return "was damaged on its way to this node"
+        good = folder / f".good-{attempt}-{file}"
+        with _alone(folder, file):
+            if good.exists():
+                return ""
+            if not ((folder / file).is_file() and hashed(folder / file) == entry):
+                self._remote.get(f"{CHECKPOINTS}/{folder.name}/{file}", folder / file, entry[0])
+                if hashed(folder / file) != entry:
+                    return "was damaged on its way to this node"
+            good.touch()
         return ""
 
     def _folders(self) -> dict[str, dict[str, int]]:
@@ -192,9 +203,9 @@ def _step(name: str) -> int:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of the node at a time."""
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """One process of the node at a time, for each file."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".fetching", "w") as file:
+    with open(folder / f".fetching-{name}", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -114,8 +114,11 @@ class CheckpointStore(Protocol):
         """Delete committed checkpoints but those that stay, and all but the newest quarantined ones; a half-deleted one has no
         manifest and is no checkpoint."""
 
-    def local_folder(self, name: str, attempt: int) -> Path:
-        """The folder of a committed checkpoint on this node."""
+    def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
+        """The folder of a committed checkpoint on this node. Without `whole`, tensors may be missing until they are fetched."""
+
+    def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
+        """Have these files in a local folder; waits. Raises `CheckpointError` if one is not what was written."""
 
 
 def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> Manifest:
@@ -139,7 +142,13 @@ def parsed(text: bytes | str | None) -> Manifest | str:
             return f"its manifest names a file outside the checkpoint: {unsafe[0]!r}"
         if body.pop("digest") != _digest(body):
             return "its manifest is not what was written (its digest differs)"
-        return Manifest(int(body["step"]), int(body["bytes"]), str(body["weights"]), files, str(text))
+        return Manifest(
+            int(body["step"]),
+            int(body["bytes"]),
+            str(body["weights"]),
+            files,
+            text if isinstance(text, str) else text.decode(),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.reports import EndedEarly, LoopPhase
-from dtrain.api.strategy import NonFiniteLoss, StepNumber, TrainingBackend, WeighsShards, WorkerContext
+from dtrain.api.strategy import FetchesFiles, NonFiniteLoss, StepNumber, TrainingBackend, WeighsShards, WorkerContext
 from dtrain.checkpoint.factory import store_of
 from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
@@ -46,7 +46,10 @@ def run(
     """Run the job's task or function to its end, or to the step that all ranks agreed to leave at."""
     job, attempt = context.job, context.rendezvous.attempt
     store = store_of(run, job)
-    folder = store.local_folder(checkpoint, attempt) if checkpoint else None
+    fetches = isinstance(backend, FetchesFiles)
+    folder = store.local_folder(checkpoint, attempt, whole=not fetches) if checkpoint else None
+    if isinstance(backend, FetchesFiles):
+        backend.fetch = lambda folder, files: store.fetch(folder, attempt, files)
     trainer = Trainer(
         run, context, backend, channel, CheckpointWriter(backend, channel, store, context, run), folder, step
     )

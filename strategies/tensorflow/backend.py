@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import FIRST_STEP, RankInfo, Snapshot, StepNumber, WorkerContext
+from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, Snapshot, StepNumber, WorkerContext, nothing_to_fetch
 from dtrain.common.errors import DtrainError, UserError
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
@@ -21,7 +21,7 @@ from dtrain.spec.job import Train
 from .graph import refuse_own_randomness
 from .numbers import Measures, StepNumbers
 from .profiler import TensorFlowProfiler
-from .state import NoSnapshot, Registered, Snapshots, keyed, load
+from .state import STATE, NoSnapshot, Registered, Snapshots, keyed, load
 from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
@@ -91,6 +91,7 @@ class TensorFlowBackend:
         self._measures: dict[Metrics | None, Any] = {}
         self._registered = Registered()
         self._snapshots = Snapshots()
+        self.fetch: Fetch = nothing_to_fetch
         self._total: Any = None
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
@@ -287,6 +288,7 @@ class TensorFlowBackend:
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
+        self.fetch(folder, [STATE])
         load(folder, self._parts())
         self._registered.load(folder)
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import FIRST_STEP, RankInfo, RendezvousInfo, StepNumber, WorkerContext
+from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, RendezvousInfo, StepNumber, WorkerContext, nothing_to_fetch
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
@@ -124,6 +124,7 @@ class TorchBackend:
         # Checkpoints are written beside the training: their collectives must not mix with the training's.
         self._saving = dist.new_group(backend="gloo")
         self._snapshots = Snapshots(rank_info, self._saving, device)
+        self.fetch: Fetch = nothing_to_fetch
         self._warm = not parallel.rearranges
         self._state = TorchState({})
         self._stored: Stored | None = None
@@ -366,7 +367,7 @@ class TorchBackend:
 
     def load(self, folder: Path) -> None:
         """See `TrainingBackend.load`."""
-        self._stored = self._state.load(folder, self._saving)
+        self._stored = self._state.load(folder, self._saving, self.fetch)
 
     def register(self, name: str, thing: Any) -> None:
         """See `TrainingBackend.register`."""

@@ -11,13 +11,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from dtrain.api.strategy import Fetch, nothing_to_fetch
 from dtrain.common.files import is_safe_name
 
 from ..unpickling import PICKLE, loads, refused
 
 
-def reader(folder: Path) -> Any:
-    """A `FileSystemReader` of this checkpoint; reading its metadata raises `CheckpointError` for what is not on the list."""
+def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
+    """A `FileSystemReader` of this checkpoint, which fetches the files that it is about to read; reading its metadata raises `CheckpointError` for what is not on the list."""
     import torch
     import torch.distributed.checkpoint as dcp
     from torch.distributed._shard._utils import narrow_tensor_by_index
@@ -38,6 +39,7 @@ def reader(folder: Path) -> Any:
 
         def read_data(self, plan: Any, planner: Any) -> Any:
             files: dict[str, Any] = {}
+            fetch(folder, sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}))
             for item in plan.items:
                 place = self.storage_data[item.storage_index]
                 if place.relative_path not in files:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dtrain.api.strategy import Fetch, nothing_to_fetch
 from dtrain.common.errors import CheckpointError
 
 from .. import unpickling
@@ -58,11 +59,11 @@ class TorchState:
                     )
         return state
 
-    def load(self, folder: Path, group: Any) -> Stored:
+    def load(self, folder: Path, group: Any, fetch: Fetch = nothing_to_fetch) -> Stored:
         """Collective. Take over a checkpoint; raises `CheckpointError` that names what does not fit."""
         from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-        stored = Stored(folder, group)
+        stored = Stored(folder, group, fetch)
         state = self.gathered()
         section = "model" if ONLY in self.models else "models"
         models = {section: state[section]}
@@ -88,9 +89,10 @@ class TorchState:
 class Stored:
     """A checkpoint in a folder, read by names."""
 
-    def __init__(self, folder: Path, group: Any) -> None:
+    def __init__(self, folder: Path, group: Any, fetch: Fetch) -> None:
         self.folder = folder
         self._group = group
+        self._fetch = fetch
         metadata = safe_reader.reader(folder).read_metadata()
         self._entries: dict[str, Any] = dict(metadata.state_dict_metadata)
         self._paths: dict[str, tuple[Any, ...]] = dict(metadata.planner_data or {})
@@ -101,7 +103,7 @@ class Stored:
 
         dcp.load(
             state,
-            storage_reader=safe_reader.reader(self.folder),
+            storage_reader=safe_reader.reader(self.folder, self._fetch),
             planner=safe_reader.planner(self.folder),
             process_group=self._group,
         )

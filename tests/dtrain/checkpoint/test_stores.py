@@ -201,6 +201,26 @@ def test_another_node_fetches_what_it_lacks_and_mends_what_it_has(tmp_path: Path
         ]
 
 
+def test_only_what_is_read_is_fetched(tmp_path: Path) -> None:
+    store, there = on_remote_storage(tmp_path)
+    folder = store.staging(1, 10)
+    folder.mkdir(parents=True)
+    files = {}
+    for name in ("__0_0.safetensors", "__1_0.safetensors", ".metadata"):
+        (folder / name).write_bytes(name.encode() * 100)
+        files[name] = hashed(folder / name)
+    store.publish(1, 10, files)
+    done = store.commit(1, 10, [CheckpointShard(files, "")], ORIGIN)
+    elsewhere = RemoteCheckpointStore(tmp_path / "elsewhere", ObjectStore(f"file://{there.parent}", {}))
+    found = elsewhere.local_folder(done.name, 2, whole=False)
+    assert {path.name for path in found.iterdir()} & files.keys() == {".metadata"}
+    elsewhere.fetch(found, 2, ["__1_0.safetensors"])
+    assert {path.name for path in found.iterdir()} & files.keys() == {".metadata", "__1_0.safetensors"}
+    (there / done.name / "__0_0.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"in the checkpoint .*, __0_0.safetensors was damaged on its way"):
+        elsewhere.fetch(found, 2, ["__0_0.safetensors"])
+
+
 def test_a_supervisor_that_lost_the_run_commits_nothing(tmp_path: Path) -> None:
     remote = ObjectStore(f"file://{tmp_path}/there", {})
     store = RemoteCheckpointStore(tmp_path / "cache", remote, mark="me")

@@ -89,7 +89,7 @@ def test_a_killed_worker_and_agent_cost_nothing_where_nothing_is_shared(
     with start(recipe, *FOUR, *slow, *kept_on(s3), runs=home / "project/runs", **on(lab, s3)) as live:
         live.wait_event("checkpoint", step=5)
         live.kill(3)
-        live.wait_event("checkpoint", step=10)
+        live.wait_event("checkpoint", attempt=2)  # one of before the kill may be committed after it
         os.kill(int(live.events("node")[0]["pid"]), signal.SIGKILL)
         live.finish()
     assert [event["kind"] for event in live.events("failure")] == ["killed", "node lost"]

@@ -26,13 +26,15 @@ def agent(
 ) -> list[str]:
     """The command of the agents of a run: as it is, or one that has warm agents do the work, which are started if there
     are none."""
+    seconds = warm_pool.seconds_of(os.environ.get(variables.WARM, ""))
+    if not seconds and not warm_pool.in_use():
+        return command
     place = command.index("agent") + 1
     key = warm_pool.key(relay.canonical(command[place:]), os.environ, run_variables)
     try:
         marker = warm_pool.folder() / f"slurm-{os.environ.get('SLURM_JOB_ID')}-{key}.pid"
         waits = FOUND_SECONDS if _holds(marker) else START_SECONDS
         if waits == START_SECONDS:
-            seconds = warm_pool.seconds_of(os.environ.get(variables.WARM, ""))
             if not seconds:
                 return command
             marker.write_text(str(_hold(seconds, command, place, nodes, container)))

@@ -69,6 +69,11 @@ def folder() -> Path:
     return private_folder(users_folder(_base()) / FOLDER)
 
 
+def in_use() -> bool:
+    """Whether this user has ever kept an agent warm on this machine."""
+    return (Path(_base()) / f"dtrain-{os.getuid()}" / FOLDER).is_dir()
+
+
 def _base() -> str:
     return os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR") or "/tmp"
 
@@ -285,7 +290,7 @@ def _listener(path: Path) -> socket.socket:
 
 
 def _sockets(prefix: str = "") -> Iterator[Path]:
-    if not (Path(_base()) / f"dtrain-{os.getuid()}" / FOLDER).is_dir():  # who keeps no agent warm has no folder made
+    if not in_use():  # who keeps no agent warm has no folder made
         return
     try:
         yield from sorted(folder().glob(f"{prefix}*{SUFFIX}"))

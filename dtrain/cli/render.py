@@ -15,11 +15,9 @@ WORTH_SAYING = 0.05
 
 
 def seconds(value: float) -> str:
-    """A duration in two units at most: `3 ms`, `0.42 s`, `12 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
-    if value < 0.0995:
-        return f"{value * 1000:.2g} ms" if value >= 0.0005 else "0 s"
+    """A duration in two units at most: `0.42 s`, `12 s`, `3 min 20 s`, `5 h 3 min`, `2 d 4 h`."""
     if value < 9.95:
-        return f"{value:.2g} s"
+        return f"{value:.2g} s" if value >= 0.01 else "0 s"
     whole = round(value)
     for size, name, lower, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
@@ -30,7 +28,8 @@ def seconds(value: float) -> str:
 
 def saving(written: float, stall: float) -> str:
     """What a checkpoint cost."""
-    return f"on disk after {seconds(written)}, training stood still for {seconds(stall)}"
+    stood = f"{stall * 1000:.2g} ms" if stall < 0.0995 else seconds(stall)
+    return f"on disk after {seconds(written)}, training stood still for {stood}"
 
 
 def size(count: float) -> str:

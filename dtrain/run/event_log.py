@@ -23,11 +23,11 @@ class EventLog:
 
     A small reserve of disk space is given back at the close, so that the end of a run fits on a disk that is full."""
 
-    def __init__(self, path: Path, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(self, path: Path, *listeners: Callable[[Event], None]) -> None:
         self.path = path
         self._file = Appender(path)
         self._adding = threading.Lock()
-        self._on_event = on_event
+        self._listeners = listeners
         self._reserve = path.with_name(f".{path.name}.reserve")
         with suppress(OSError):
             self._reserve.write_bytes(bytes(RESERVE_BYTES))
@@ -38,8 +38,8 @@ class EventLog:
         line = json.dumps(stamped.to_dict(), separators=(",", ":"))
         with self._adding:
             self._file.append(line.encode() + b"\n")
-        if self._on_event:
-            self._on_event(stamped)
+        for hear in self._listeners:
+            hear(stamped)
 
     def flush(self) -> None:
         """Make what was added durable (fsync); a full disk keeps it pending."""

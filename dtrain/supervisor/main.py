@@ -86,7 +86,7 @@ def supervise(
             return ended
         run.forget_old_stop_request()
         tracking, notifications = Tracking(run), Notifications(run)
-        log = _open_log(run, notifications.listening(tracking.listening(on_event)))
+        log = _open_log(run, tracking.hear, notifications.hear, *([on_event] if on_event else []))
         try:
             notifications.start(launch.job if launch else run.job())
             return _supervise(run, lease, log, tracking, patience_seconds, launch)
@@ -145,9 +145,9 @@ def _supervise(
         sync.finish()
 
 
-def _open_log(run: RunDir, on_event: Callable[[Event], None] | None) -> EventLog:
+def _open_log(run: RunDir, *listeners: Callable[[Event], None]) -> EventLog:
     try:
-        return EventLog(run.events, on_event)
+        return EventLog(run.events, *listeners)
     except OSError as error:
         raise StorageError(
             f"cannot write to the run folder {run.path}: {error.strerror}", "Is the disk full, or read-only?"

@@ -1,5 +1,5 @@
-"""`notify`: has people told of a run by processes of their own, which never hold it up. Each moment is told once: what earlier
-supervisors logged counts as told."""
+"""`notify`: notifications of a run, each sent by a process of its own, which never delays the run. Each is sent at most once: those of
+events that an earlier supervisor logged are not sent again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from dtrain.run import event_log
@@ -21,12 +20,12 @@ from dtrain.spec.job import Job
 from dtrain.supervisor import notify_process
 
 END_SECONDS = 5.0
-"""Longest wait for those who are being told when the run is over: a batch job ends all of its processes."""
+"""Longest wait for the last notifications: a batch job ends all of its processes."""
 LOG = "notify.log"
 
 
 class Notifications:
-    """Hears the events of one supervisor, in the threads that log them."""
+    """Listens to the event log of one supervisor, from `start` on."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -36,24 +35,19 @@ class Notifications:
         self._thread: threading.Thread | None = None
         self._telling: list[subprocess.Popen[str]] = []
 
-    def listening(self, on_event: Callable[[Event], None] | None) -> Callable[[Event], None]:
-        """What hears every event: this, and somebody else."""
-
-        def hear(event: Event) -> None:
+    def hear(self, event: Event) -> None:
+        """One more event of the log; dropped if the recipe has no `notify`."""
+        if self._thread:
             self._heard.put(event)
-            if on_event:
-                on_event(event)
-
-        return hear
 
     def start(self, job: Job) -> None:
-        """Begin to tell, if the recipe wants it."""
+        """Begin to send notifications, if the recipe has `notify`."""
         if job.notify.command or job.notify.webhook or job.notify.mail:
             self._thread = threading.Thread(target=self._tell_all, args=(job,), name="notify", daemon=True)
             self._thread.start()
 
     def finish(self) -> None:
-        """The run is over: give those who are being told a moment."""
+        """The run is over: wait a moment for the notifications that are being sent."""
         if self._thread is None:
             return
         until = time.monotonic() + END_SECONDS

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -51,16 +50,10 @@ class Tracking:
         self._over = threading.Event()
         self._feeds: list[TrackerFeed] = []
 
-    def listening(self, on_event: Callable[[Event], None] | None) -> Callable[[Event], None]:
-        """To be called with every event that is logged, and passes it on."""
-
-        def hear(event: Event) -> None:
-            if isinstance(event, WORTH_DRAWING):
-                self._wanted.set()
-            if on_event:
-                on_event(event)
-
-        return hear
+    def hear(self, event: Event) -> None:
+        """One more event of the log."""
+        if isinstance(event, WORTH_DRAWING):
+            self._wanted.set()
 
     def start(self, job: Job, log: EventLog) -> None:
         """Begin to watch; processes are started when there is something to draw."""

@@ -52,7 +52,7 @@ class Tracked:
     def begin(self) -> None:
         """Another supervisor."""
         self.tracking = Tracking(self.run, **self.seconds)
-        self.log = EventLog(self.run.events, self.tracking.listening(None))
+        self.log = EventLog(self.run.events, self.tracking.hear)
         self.log.add(events.RunStarted(run="r", target="t", strategy="ddp", cluster="local", workers=1, nodes=1))
         self.tracking.start(self.job, self.log)
 

@@ -9,11 +9,15 @@ import socket
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtrain.agent import devices, prewarm, relay, warm_pool
 from dtrain.agent.fork_server import ForkServer
-from dtrain.common.processes import resident_megabytes, set_name
+from dtrain.common.processes import resident_megabytes, send_output_to, set_name
 from dtrain.common.serde import JsonObject
+
+if TYPE_CHECKING:
+    from dtrain.run.folder import RunDir
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 5.0
@@ -27,7 +31,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     set_name("dtrain-agent")
     commands, events = os.dup(0), os.dup(1)
-    _send_output_to(Path(os.devnull))
+    send_output_to(Path(os.devnull))
     if arguments[:1] == [warm_pool.OPTION]:
         return _stay_warm(Path(arguments[1]), float(arguments[2]), socket.socket(fileno=int(arguments[3])))
     if arguments[:1] == [warm_pool.HOLD]:
@@ -64,7 +68,10 @@ def _run_variables(arguments: list[str]) -> dict[str, str]:
     """The recipe's, of the run that an agent with these arguments is for."""
     from dtrain.run.folder import RunDir
 
-    run = RunDir(_options(arguments).run)
+    return _variables_of(RunDir(_options(arguments).run))
+
+
+def _variables_of(run: RunDir) -> dict[str, str]:
     return run.job().env if run.job_file.exists() else {}
 
 
@@ -81,7 +88,7 @@ def _serve_runs(idle: warm_pool.Idle, found: tuple[socket.socket, JsonObject] | 
         commands, events = os.dup(connection.fileno()), os.dup(connection.fileno())
         connection.close()
         kept = _serve(request["arguments"], commands, events, kept)
-        _send_output_to(Path(os.devnull))
+        send_output_to(Path(os.devnull))
         usable = kept.warm and not kept.broken
         if usable:
             idle.listen()  # before the launcher sees that the run is over: who comes next finds this agent
@@ -103,7 +110,7 @@ def _serve(arguments: list[str], commands: int, events: int, zygote: ForkServer 
 
         private = node_run_folder.take(run.id)
         run = private.run
-    _send_output_to(run.logs / f"agent-{options.node}.log")
+    send_output_to(run.logs / f"agent-{options.node}.log")
     threads = options.threads or max(1, devices.cpus() // max(1, options.processes * options.replicas))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads * options.replicas))
     # Threads that spin while they wait for each other make a small model 10 to 30 times slower on a machine that does
@@ -111,7 +118,7 @@ def _serve(arguments: list[str], commands: int, events: int, zygote: ForkServer 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     modules = tuple(name for name in options.preload.split(",") if name)
-    variables = run.job().env if run.job_file.exists() else {}
+    variables = _variables_of(run)
     if zygote and not (zygote.modules == modules and variables.items() <= zygote.environment.items()):
         zygote.stop()
         zygote = None
@@ -142,16 +149,6 @@ def _watch_lease(lock: Path, commands: int, over: threading.Event) -> None:
             pass
         if not over.is_set():
             os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
-
-
-def _send_output_to(log: Path) -> None:
-    """Keep the agent's stdin and stdout for the supervisor: what anybody else prints goes to this file."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for source, target in ((null, 0), (output, 1), (output, 2)):
-        os.dup2(source, target)
-    os.close(null)
-    os.close(output)
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """What `dtrain doctor` looks at on a node: `python -m dtrain.agent.node_checks FOLDER CLUSTER`, once on each, prints its findings as JSON.
 
-It runs as the script of a run, so that what it finds is what a run would find. Nothing here needs a framework; with PyTorch
-the nodes' clocks are compared, too, and the bandwidth between neighbours is measured.
+It runs as the script of a run, so that what it finds is what a run would find. With a framework that can (see
+`MeasuresNetwork`) the nodes' clocks are compared, too, and the bandwidth between neighbours is measured.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import fcntl
 import importlib.metadata
 import importlib.util
-import itertools
 import json
 import os
 import resource
@@ -22,11 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dtrain.agent import devices
 from dtrain.api.cluster import TellsTimeLeft
+from dtrain.api.strategy import MeasuresNetwork
 from dtrain.common.errors import DtrainError
+from dtrain.common.processes import machine_memory
 from dtrain.launch import registry
 
 MARK = "dtrain-doctor "
@@ -37,8 +38,6 @@ LEAST_FILES = 4096
 SLOW_FOLDER_SECONDS = 0.1
 """For one small file with fsync: checkpoints, locks and event logs do that all the time."""
 MOST_CLOCK_SECONDS = 1.0
-PAYLOAD_BYTES = 16 << 20
-ROUNDS = 3
 SLOW_BYTES_PER_SECOND = 100e6
 
 
@@ -92,10 +91,9 @@ def _versions() -> Iterator[Finding]:
 
 
 def _processors() -> Iterator[Finding]:
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    gigabytes = {name: int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable")}
+    total, available = machine_memory()
     yield Finding("cpus", "ok", f"{devices.cpus()}")
-    yield Finding("memory", "ok", f"{gigabytes['MemAvailable']:.1f} of {gigabytes['MemTotal']:.1f} GB free")
+    yield Finding("memory", "ok", f"{available / 1e9:.1f} of {total / 1e9:.1f} GB free")
 
 
 def _gpus() -> Iterator[Finding]:
@@ -183,49 +181,24 @@ def _folder(folder: Path) -> Iterator[Finding]:
     path.unlink()
 
 
-def of_group(rank: int, leaders: Sequence[int], world: int) -> list[Finding]:
+def of_group(rank: int, leaders: Sequence[int], world: int) -> Iterator[Finding]:
     """What all nodes find out together, through the first rank of each: their clocks, and how fast neighbours reach each other."""
-    if importlib.util.find_spec("torch") is None:
-        return [
-            Finding("network", "warning", "not measured", "It is measured with PyTorch: pip install 'dtrain[torch]'.")
-        ]
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
-    dist.barrier()
-    clocks: list[Any] = [torch.zeros(1, dtype=torch.float64) for _ in range(world)]
-    dist.all_gather(clocks, torch.tensor([time.time()], dtype=torch.float64))
-    apart = max(clock.item() for clock in clocks) - min(clock.item() for clock in clocks)
-    late = apart > MOST_CLOCK_SECONDS
+    kinds = [registry.plugin_class("strategy", name) for name in registry.installed("strategy")]
+    measuring = [kind for kind in kinds if isinstance(kind, MeasuresNetwork)]
+    kind = next((kind for kind in measuring if importlib.util.find_spec(str(kind.framework))), None)
+    if kind is None:
+        extras = " or ".join(dict.fromkeys(f"pip install 'dtrain[{kind.framework}]'" for kind in measuring))
+        yield Finding("network", "warning", "not measured", f"It is measured by a framework: {extras}.")
+        return
+    measured = kind.measure_network(rank, leaders, world)
+    late = measured.clocks_apart > MOST_CLOCK_SECONDS
     todo = "Let the nodes keep time (chrony, ntpd)." if late else ""
-    found = [Finding("clock", "warning" if late else "ok", f"all within {apart:.3f} s", todo)]
-    around = [*leaders, leaders[0]] if len(leaders) > 2 else leaders
-    for pair in itertools.pairwise(around):
-        group = dist.new_group(list(pair), backend="gloo")
-        if rank in pair:
-            speed = _bytes_per_second(dist, torch, group)
-            if rank == pair[0]:
-                slow = speed < SLOW_BYTES_PER_SECOND
-                todo = (
-                    "Is that the network that it should be? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose one."
-                    if slow
-                    else ""
-                )
-                text = f"all_reduce of {PAYLOAD_BYTES >> 20} MiB with rank {pair[1]}: {speed / 1e6:,.0f} MB/s"
-                found.append(Finding("network", "warning" if slow else "ok", text, todo))
-    dist.barrier()
-    dist.destroy_process_group()
-    return found
-
-
-def _bytes_per_second(dist: Any, torch: Any, group: Any) -> float:
-    payload = torch.zeros(PAYLOAD_BYTES, dtype=torch.uint8)
-    dist.all_reduce(payload, group=group)
-    began = time.perf_counter()
-    for _ in range(ROUNDS):
-        dist.all_reduce(payload, group=group)
-    return ROUNDS * PAYLOAD_BYTES / (time.perf_counter() - began)
+    yield Finding("clock", "warning" if late else "ok", f"all within {measured.clocks_apart:.3f} s", todo)
+    for other, speed in measured.bytes_per_second.items():
+        slow = speed < SLOW_BYTES_PER_SECOND
+        todo = "Is that the network that it should be? GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose one."
+        text = f"all_reduce of {measured.payload_bytes >> 20} MiB with rank {other}: {speed / 1e6:,.0f} MB/s"
+        yield Finding("network", "warning" if slow else "ok", text, todo if slow else "")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""An agent that a cluster started, but that has a warm one of its node do the work: what comes on stdin goes to the warm agent, and what
-that says to stdout. For clusters that end everything they started with a run (steps of SLURM): warm agents live in a step of
-their own.
+"""Connects an agent's stdin and stdout to a warm agent of its node, which does the work. For clusters that end with a run everything
+that the run started (steps of SLURM): there, warm agents live in a step of their own.
 """
 
 from __future__ import annotations

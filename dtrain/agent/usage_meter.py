@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.agent import devices
+from dtrain.common.processes import machine_memory
 
 SECONDS = 5.0
 """Between two measurements."""
@@ -58,9 +59,8 @@ def cpu_times() -> tuple[int, int]:
 def memory_used() -> Usage:
     """Memory of this machine that is in use and could not be given to another program."""
     with suppress(OSError, ValueError, KeyError):
-        lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-        sizes = {line[0]: int(line[1]) for line in lines}
-        return {"memory_bytes": 1024.0 * (sizes["MemTotal:"] - sizes["MemAvailable:"])}
+        total, available = machine_memory()
+        return {"memory_bytes": float(total - available)}
     return {}
 
 

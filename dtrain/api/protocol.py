@@ -67,14 +67,14 @@ class ProfileWindow:
 
 @dataclass(frozen=True)
 class WorkerCommand:
-    """Command: pass the drain's agreement, or a wish for a profile, on to every worker of the node; see
+    """Command: pass the drain's agreement, or a request for a profile, on to every worker of the node; see
     `dtrain.worker.control_channel`."""
 
     attempt: int
     leave_at: int | None = None
     """The agreed step; None: each rank is to propose one."""
     profile: ProfileWindow | None = None
-    """If it is given, this is no matter of the drain."""
+    """If it is given, `leave_at` does not count."""
 
 
 @dataclass(frozen=True)

@@ -103,14 +103,14 @@ class StopProposal:
 
 @dataclass(frozen=True)
 class StepsProfiled:
-    """This rank has profiled some steps, as somebody asked."""
+    """The answer to `dtrain profile`: this rank has written a profile of some steps."""
 
     request: str
     step: int
     """The first of them, counted from 0."""
     steps: int
     file: str
-    """Relative to the run folder."""
+    """Path of the profile, relative to the run folder."""
     operations: str = ""
     """A table of those that took the most time."""
     problem: str = ""

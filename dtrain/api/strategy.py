@@ -270,6 +270,29 @@ class ForksSafely(Protocol):
     forks_safely: bool
 
 
+@dataclass(frozen=True)
+class NetworkMeasured:
+    """How well the nodes of a run reach each other."""
+
+    clocks_apart: float
+    """Seconds between the clock that is furthest ahead and the one that is furthest behind."""
+    payload_bytes: int
+    """Of each all_reduce."""
+    bytes_per_second: dict[int, float]
+    """Rank of the neighbour → speed of an all_reduce with it, on the rank that leads the pair."""
+
+
+@runtime_checkable
+class MeasuresNetwork(Protocol):
+    """A strategy whose framework can measure the network; `dtrain doctor` asks its class."""
+
+    framework: ClassVar[str | None]
+
+    @staticmethod
+    def measure_network(rank: int, leaders: Sequence[int], world_size: int) -> NetworkMeasured:
+        """Collective, in all workers of a run of its own. `leaders` has one rank of each node."""
+
+
 Fetch = Callable[[Path, Collection[str]], None]
 """See `FetchesFiles`."""
 

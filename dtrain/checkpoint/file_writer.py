@@ -44,7 +44,7 @@ class WrittenFile:
 
 
 class FileWriter:
-    """The process is started with the first file, and once more if it died. Safe to use from one thread at a time."""
+    """The process is started with the first file, and again if it died. `write` is for one thread, `start` for any."""
 
     def __init__(self) -> None:
         self._channel: socket.socket | None = None
@@ -52,14 +52,18 @@ class FileWriter:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the process if it is not there; it imports what it needs while the caller goes on."""
-        with self._lock:
-            self._started()
+        """Start the process if it is not there; it imports what it needs while the caller goes on. Does not wait: a write under
+        way starts it itself."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._started()
+            finally:
+                self._lock.release()
 
     def write(self, buffer: KeptBuffer, path: Path, weights: Sequence[WeightsRange]) -> WrittenFile:
         """Write a buffer to a new file and to the disk. Raises `OSError` as the process met it."""
         ranges = [(one.name, one.begin, one.length, one.finite) for one in weights]
-        request = {"path": str(path), "size": buffer.file.size, "weights": ranges}
+        request = {"path": str(path), "weights": ranges}
         for _ in range(TRIES):
             with self._lock:
                 channel = self._started()

@@ -7,12 +7,11 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from dtrain.checkpoint.tensor_file import TensorFile
+from dtrain.common.processes import machine_memory
 
-MEMORY = Path("/proc/meminfo")
 Buffer = TypeVar("Buffer", bound="KeptBuffer")
 
 
@@ -21,7 +20,7 @@ class KeptBuffer:
     can map it too. Raises `OSError` if there is not that much memory."""
 
     def __init__(self, file: TensorFile) -> None:
-        if file.size > _available():
+        if file.size > machine_memory()[1]:
             # The kernel would end some process instead.
             raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {file.size / 1e6:,.0f} MB")
         self.file = file
@@ -52,13 +51,11 @@ class KeptBuffers(Generic[Buffer]):
     def taken(self, file: TensorFile) -> Buffer:
         """A buffer for this file that no write needs; with memory for one only, it is waited for. Raises `OSError` if there
         is no memory at all."""
-        for buffer in self._buffers:
-            if buffer.file != file and buffer.free.is_set():
-                buffer.close()
+        useless = [buffer for buffer in self._buffers if buffer.file != file and buffer.free.is_set()]
+        for buffer in useless:
+            self._buffers.remove(buffer)
+            buffer.close()
         fitting = [buffer for buffer in self._buffers if buffer.file == file]
-        self._buffers = fitting + [
-            buffer for buffer in self._buffers if buffer.file != file and not buffer.free.is_set()
-        ]
         found = next((buffer for buffer in fitting if buffer.free.is_set()), None)
         if found is None:
             try:
@@ -71,9 +68,3 @@ class KeptBuffers(Generic[Buffer]):
                 found.free.wait()
         found.free.clear()
         return found
-
-
-def _available() -> int:
-    """Bytes that the machine can give without swapping."""
-    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -82,8 +82,8 @@ def receive(channel: socket.socket) -> tuple[Any, list[int]] | None:
     return json.loads(body), list(descriptors)
 
 
-def _written(descriptor: int, path: str, size: int, weights: list[Range]) -> dict[str, Any]:
-    view = memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+def _written(descriptor: int, path: str, weights: list[Range]) -> dict[str, Any]:
+    view = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
     with ThreadPoolExecutor(1) as pool:
         written = pool.submit(_write, view, path)
         answer = _looked_at(view, weights)

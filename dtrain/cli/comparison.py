@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.cli.render import seconds
-from dtrain.common.secrets import SECRET
+from dtrain.common.secrets import PRIVATE_KEYS, SECRET
 from dtrain.common.serde import JsonObject, to_dict
 from dtrain.run.metric_curves import HELD_OUT, lower_is_better
 from dtrain.run.run_record import RunRecord
@@ -16,8 +16,8 @@ from dtrain.spec.job import Job
 
 SAME_ANYWAY = ("name", "folder")
 """Keys of a job that tell runs apart and say nothing of what they do."""
-PRIVATE = ("env.", "storage.options.")
-"""Keys that may hold secrets: that they differ is shown, their values are not."""
+PRIVATE = tuple(f"{key}." for key in PRIVATE_KEYS)
+"""That their values differ is shown, the values are not."""
 MOST_KEYS = 4
 """Keys of the recipe that have columns of their own in a table."""
 MOST_COLUMNS = 6

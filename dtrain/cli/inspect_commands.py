@@ -1,4 +1,4 @@
-"""The commands that look into a run while it goes on: stacks and top."""
+"""Commands that inspect a running run: stacks, top and profile."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def profile(
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="So many steps, the same ones on every rank.")] = 5,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Profile some steps of ranks while the run goes on: a trace for Perfetto or TensorBoard in the run folder.
+    """Profile some steps of a running run: a trace for Perfetto or TensorBoard in the run folder.
 
     Example: dtrain profile last --rank 0 --rank 3 --steps 5"""
     from dataclasses import asdict

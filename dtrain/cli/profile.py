@@ -6,12 +6,11 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 
-from dtrain.cli.queries import state_of
+from dtrain.cli.inspection_request import ask, copy_of, require_running
 from dtrain.common.errors import UsageError
-from dtrain.common.files import write_whole
-from dtrain.run import event_log, inspection
+from dtrain.run import event_log
 from dtrain.run.events import StepsProfiled
-from dtrain.run.folder import PRIVATE_FILE, RunDir
+from dtrain.run.folder import RunDir
 from dtrain.run.inspection import InspectionRequest
 from dtrain.storage import run_sync
 
@@ -19,10 +18,8 @@ POLL_SECONDS = 0.2
 
 
 def profiled(run: RunDir, ranks: Sequence[int], steps: int) -> Iterator[StepsProfiled]:
-    """The profiles as they come, until those of all ranks are there; raises `UsageError` if that cannot be."""
-    state = state_of(run)
-    if state.exit_code is not None or not run.supervised():
-        raise UsageError(f"{run.id} is not running: {state.outcome}", "A profile is made of a run that trains.")
+    """Yields the profile of each rank when it is written; raises `UsageError` if the run ends before."""
+    state = require_running(run, "A profile is made of a run that trains.")
     if state.kind == "script":
         raise UsageError(
             f"{run.id} runs a script, which has a loop of its own", "Profile it inside, or see dtrain stacks."
@@ -32,12 +29,7 @@ def profiled(run: RunDir, ranks: Sequence[int], steps: int) -> Iterator[StepsPro
     request = InspectionRequest(secrets.token_hex(8), tuple(ranks), stacks=False, profile_steps=steps)
     log = event_log.Reader(run.events)
     list(log.new())
-    text = inspection.request_text(request)
-    copy = None if run.locked() else run_sync.of(run, run.job())
-    if copy:
-        copy.ask_to_inspect(text)
-    else:
-        write_whole(run.inspection_request, text, PRIVATE_FILE)
+    ask(run, copy_of(run), request)
     missing = set(ranks)
     while missing:
         time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""`dtrain stacks` and `dtrain top`: asks a run's supervisor to look into its workers, and shows what comes back."""
+"""`dtrain stacks` and `dtrain top`: asks a run's supervisor for the stacks and the resource usage of its workers, and shows them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from dtrain.cli.queries import state_of
+from dtrain.cli.inspection_request import AGAIN_SECONDS, ask, copy_of, others_wait, require_running
 from dtrain.cli.render import clock_time, ranks
 from dtrain.common.errors import ClusterError, UsageError
-from dtrain.common.files import write_whole
 from dtrain.common.serde import JsonObject, to_dict
 from dtrain.run import inspection
-from dtrain.run.folder import PRIVATE_FILE, RunDir
+from dtrain.run.folder import RunDir
 from dtrain.run.inspection import Inspection, InspectionRequest, ThreadStack
 from dtrain.storage import run_sync
 
 POLL_SECONDS = 0.1
-AGAIN_SECONDS = 5.0
-"""After which it is asked again: another request may have taken the place of this one."""
 PATIENCE_SECONDS = 20.0
 REMOTE_PATIENCE_SECONDS = 60.0
 """For a run that is reached by its remote storage."""
@@ -31,37 +28,25 @@ OWN = "dtrain/worker/control_channel.py"
 
 
 def inspected(run: RunDir, wanted: Sequence[int], *, stacks: bool, native: bool = False) -> Inspection:
-    """What the workers do now; raises `UsageError` if none runs, `ClusterError` if the supervisor does not answer."""
-    state = state_of(run)
-    if state.exit_code is not None or not run.supervised():
-        raise UsageError(
-            f"{run.id} is not running: {state.outcome}", "Stacks of workers that hung are in their logs: dtrain logs."
-        )
+    """Stacks and usage of the workers now; raises `UsageError` if none runs, `ClusterError` if the supervisor does not answer."""
+    require_running(run, "Stacks of workers that hung are in their logs: dtrain logs.")
     request = InspectionRequest(secrets.token_hex(8), tuple(wanted), stacks, native)
-    copy = None if run.locked() else run_sync.of(run, run.job())
+    copy = copy_of(run)
     begin = run.inspections.stat().st_size if run.inspections.exists() else 0
     deadline = time.monotonic() + (REMOTE_PATIENCE_SECONDS if copy else PATIENCE_SECONDS)
     ask_at = 0.0
     while time.monotonic() < deadline:
         if copy and not ask_at:
-            copy.ask_to_inspect(inspection.request_text(request))
+            ask(run, copy, request)
             ask_at = deadline
-        elif not copy and time.monotonic() >= ask_at and not _others_wait(run):
-            write_whole(run.inspection_request, inspection.request_text(request), PRIVATE_FILE)
+        elif not copy and time.monotonic() >= ask_at and not others_wait(run):
+            ask(run, copy, request)
             ask_at = time.monotonic() + AGAIN_SECONDS
         time.sleep(POLL_SECONDS)
         run_sync.refresh(run)
         if found := _answer(run, request, begin):
             return _checked(run, found)
     raise ClusterError(f"the supervisor of {run.id} does not answer", f"How it is doing: dtrain status {run.id}")
-
-
-def _others_wait(run: RunDir) -> bool:
-    """Whether somebody else's request was left so lately that the supervisor is going to take it."""
-    try:
-        return time.time() - run.inspection_request.stat().st_mtime < AGAIN_SECONDS / 2
-    except OSError:
-        return False
 
 
 def _answer(run: RunDir, request: InspectionRequest, begin: int) -> Inspection | None:

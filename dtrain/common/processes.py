@@ -17,6 +17,24 @@ STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "st
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def send_output_to(log: Path) -> None:
+    """Whatever this process and its libraries print goes to this file from now on, and stdin is empty: whoever wants to keep
+    what was there before has to duplicate it first."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for source, target in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(null)
+    os.close(output)
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes of this machine's memory: all of it, and what it can give without swapping. Raises `OSError`."""
+    sizes = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(sizes[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return total, available
+
+
 def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
     """Signal the group that `pid` leads, and `pid` itself in case it leads none yet; a process that is gone is fine."""
     with suppress(ProcessLookupError, PermissionError):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
 HIDDEN = "***"
+PRIVATE_KEYS = ("env", "storage.options", "notify")
+"""Keys of a job whose values may hold secrets, whatever their names: they are shown and sent to nobody."""
 
 
 def redacted(values: Mapping[str, str]) -> dict[str, str]:

@@ -182,7 +182,7 @@ class Evaluation(Event, name="evaluation"):
 
 @dataclass(frozen=True, kw_only=True)
 class StepsProfiled(Event, name="profile"):
-    """A rank has profiled some steps, as somebody asked."""
+    """The answer to `dtrain profile`: a rank has written a profile of some steps."""
 
     rank: int
     request: str

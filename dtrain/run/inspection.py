@@ -1,4 +1,4 @@
-"""Looking into the workers of a run while it goes on: the request that a person leaves in the run folder, and what comes back."""
+"""Inspecting the workers of a running run: the request, a file in the run folder, and the answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTE = "note: "
 
 @dataclass(frozen=True)
 class InspectionRequest:
-    """Somebody wants to know what the workers do now."""
+    """A request for the stacks, the resource usage or a profile of the workers."""
 
     id: str
     ranks: tuple[int, ...] = ()
@@ -51,7 +51,7 @@ class WorkerUsage:
 
 @dataclass(frozen=True)
 class SharedStacks:
-    """What all threads of some ranks do: the same in each of them."""
+    """The stacks of all threads, equal in some ranks."""
 
     ranks: tuple[int, ...]
     text: str
@@ -131,7 +131,7 @@ def stacks_in(output: str) -> tuple[str, bool]:
 
 @dataclass(frozen=True)
 class ThreadStack:
-    """What one thread does, equal in some ranks."""
+    """The stack of one thread, equal in some ranks."""
 
     ranks: tuple[int, ...]
     main: bool
@@ -140,7 +140,7 @@ class ThreadStack:
 
 
 def notes(stacks: Sequence[SharedStacks]) -> list[str]:
-    """What there is to say beside the stacks, each once."""
+    """The notes among the stacks, each once."""
     lines = (line for group in stacks for line in group.text.splitlines() if line.startswith(NOTE))
     return sorted({line.removeprefix(NOTE) for line in lines})
 

@@ -1,5 +1,5 @@
-"""The curves of a run, read from its event log once: metrics by step, speed and data wait by time. A step that was undone and trained
-again counts once."""
+"""The curves of a run from its event log: metrics by step, speed and data wait by time. Of a step that was trained again after a
+restart, the last value counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Curve:
         return len(self.at)
 
     def add(self, at: float, value: float) -> None:
-        """One more point; one that is not beyond the last takes its place."""
+        """Append a point; points at this position or beyond it are replaced."""
         if self.at and at <= self.at[-1]:
             self.rewind(math.nextafter(at, -math.inf))
         self.at.append(at)
@@ -89,14 +89,14 @@ def _extremes(points: Sequence[Point], parts: int) -> Iterator[Point]:
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a metric of this name is one to bring down; of an unknown name it is supposed to go up."""
+    """Whether lower values of a metric of this name are better; for unknown names, higher values are."""
     return any(
         word in name.lower() for word in ("loss", "error", "perplexity", "mse", "mae", "rmse", "wer", "divergence")
     )
 
 
 class MetricCurves:
-    """Takes in the events of a run one by one."""
+    """All curves of a run, built event by event."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, Curve] = {}
@@ -111,7 +111,7 @@ class MetricCurves:
         """When attempts began, in seconds since 1970."""
 
     def add(self, event: Event) -> None:
-        """Take in the next event."""
+        """Add the values of the next event."""
         if isinstance(event, Metrics):
             self._add(event.step, event.values, "")
             if event.samples_per_second is not None:
@@ -135,7 +135,7 @@ class MetricCurves:
             curve.add(step, float(value))
 
     def parts_from(self, other: MetricCurves, name: str = "loss") -> int | None:
-        """The first step both know of at which the values of a metric differ; None if they are equal."""
+        """The first step that both runs reported and at which a metric differs; None if they are equal."""
         mine, theirs = self.metrics.get(name), other.metrics.get(name)
         if mine is None or theirs is None:
             return None

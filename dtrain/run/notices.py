@@ -1,4 +1,4 @@
-"""What a person wants to be told of a run: a few moments of its history, each once."""
+"""The notifications of a run: a few moments of its history, each once."""
 
 from __future__ import annotations
 

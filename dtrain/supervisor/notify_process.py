@@ -1,7 +1,7 @@
-"""Tells somebody of one moment of a run: `python -m dtrain.supervisor.notify_process`, with the request in JSON on stdin.
+"""Sends one notification of a run: `python -m dtrain.supervisor.notify_process`, with the request in JSON on stdin.
 
-A process of its own, so that whoever is told can be slow or gone: it tries, gives up, and says so in `logs/notify.log`, which is
-its stderr.
+It is a process of its own, so that a receiver that is slow or down delays nothing: after a few tries it gives up. Failures are in
+`logs/notify.log`, which is its stderr.
 """
 
 from __future__ import annotations

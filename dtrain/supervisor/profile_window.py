@@ -1,4 +1,4 @@
-"""Which steps are profiled when somebody asks."""
+"""The steps that a requested profile covers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.api.tracker import TrackedRun
-from dtrain.common.processes import set_name
+from dtrain.common.processes import send_output_to, set_name
+from dtrain.common.secrets import PRIVATE_KEYS
 from dtrain.common.serde import JsonObject, from_dict, to_dict
 from dtrain.launch import registry
 from dtrain.run.curves import Curves, Entry
@@ -38,8 +39,8 @@ NICENESS = 10
 """The training goes first."""
 MOST_LETTERS = 200
 """Of a problem; the whole of it is in the tracker's log."""
-PRIVATE = ("env", "storage", "track")
-"""Parts of a job that may hold secrets, or say nothing about the training."""
+PRIVATE = {key.partition(".")[0] for key in PRIVATE_KEYS} | {"track"}
+"""Sections of a job that may hold secrets, or say nothing about the training."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class EntrySource:
         return found
 
     def _read(self, reader: Reader) -> Iterator[Entry | None]:
-        """None: that is all for now."""
+        """None after the last event that is in the log yet."""
         while True:
             for event in reader.new():
                 yield from self.curves.add(event)
@@ -166,7 +167,7 @@ def main(path: str, choice: str, end_seconds: str) -> int:
     run, chosen = RunDir(Path(path)), from_dict(PluginChoice, json.loads(choice))
     folder = tracker_folder(run, chosen.name)
     with alone(folder):
-        _send_output_to(run.logs / f"tracker-{chosen.name}.log")
+        send_output_to(run.logs / f"tracker-{chosen.name}.log")
         try:
             for state in log_entries(run, run.job(), chosen, folder, over):
                 _say(said, to_dict(state))
@@ -199,12 +200,3 @@ def _watch_supervisor(stdin: int, over: threading.Event, end_seconds: float) -> 
 def _say(said: int, state: JsonObject) -> None:
     with suppress(OSError):
         os.write(said, json.dumps(state).encode() + b"\n")
-
-
-def _send_output_to(log: Path) -> None:
-    null = os.open(os.devnull, os.O_RDONLY)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for source, target in ((null, 0), (output, 1), (output, 2)):
-        os.dup2(source, target)
-    os.close(null)
-    os.close(output)

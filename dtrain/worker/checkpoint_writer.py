@@ -44,18 +44,18 @@ class CheckpointWriter:
         self._pending: list[Future[None]] = []
         self._problem: UserError | None = None
         self._saved: int | None = None
-        self._began = time.monotonic()
+        self._began = time.perf_counter()
 
     @property
     def seconds_since(self) -> float:
         """The last save of this attempt began, or the attempt did."""
-        return time.monotonic() - self._began
+        return time.perf_counter() - self._began
 
     def begin(self, step: int) -> None:
         """Collective. Copy the state of this step and start to write it; waits only if two others are not written yet."""
         if self._saved == step:
             return
-        self._began, began = time.monotonic(), time.perf_counter()
+        self._began = began = time.perf_counter()
         self._pending = [write for write in self._pending if not write.done()]
         wait(self._pending[: len(self._pending) + 1 - MOST_PENDING])
         self.check()

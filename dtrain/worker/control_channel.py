@@ -30,7 +30,7 @@ class ControlChannel:
         self._leave: int | None = None
         self._asked = False
         self.profile: ProfileWindow | None = None
-        """The steps that somebody wants a profile of, if this is news."""
+        """The newest request for a profile, until a step takes it."""
 
     def fileno(self) -> int:
         """Of the pipe."""
@@ -78,7 +78,7 @@ class ControlChannel:
                 self._on_command(self._pipe.recv())
 
     def _on_command(self, leave_at: int | ProfileWindow | None) -> None:
-        """The agreed step, (None) the question for a proposal, or a wish for a profile."""
+        """The agreed step, (None) the question for a proposal, or a request for a profile."""
         if isinstance(leave_at, ProfileWindow):
             self.profile = leave_at
             return

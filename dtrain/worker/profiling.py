@@ -1,4 +1,4 @@
-"""Profiles of some steps of a worker, when somebody asks for them (`dtrain profile`)."""
+"""Profiles of some steps of a worker, on request (`dtrain profile`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dtrain.worker.control_channel import ControlChannel
 
 
 class Profiling:
-    """Told of every step before it begins; costs a comparison if nobody wants a profile."""
+    """Called before every step; without a request it costs a comparison."""
 
     def __init__(self, run: RunDir, rank: int, backend: TrainingBackend, channel: ControlChannel) -> None:
         self._run = run

@@ -9,6 +9,7 @@ import copy
 import mmap
 import pickle
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,28 +70,27 @@ class NoSnapshot:
         return SnapshotFiles({}, "")
 
 
+@dataclass(frozen=True)
 class TensorFlowSnapshot:
     """A copy of the state in shared memory."""
 
-    def __init__(
-        self, buffer: KeptBuffer, weights: Sequence[WeightsRange], registered: bytes, writer: FileWriter
-    ) -> None:
-        self._buffer = buffer
-        self._weights = weights
-        self._registered = registered
-        self._writer = writer
+    buffer: KeptBuffer
+    weights: Sequence[WeightsRange]
+    registered: bytes
+    """Pickled; empty if nothing is."""
+    writer: FileWriter
 
     def write(self, folder: Path) -> SnapshotFiles:
         """See `Snapshot.write`."""
         try:
-            written = self._writer.write(self._buffer, folder / STATE, self._weights)
+            written = self.writer.write(self.buffer, folder / STATE, self.weights)
         finally:
-            self._buffer.free.set()
+            self.buffer.free.set()
         if written.not_finite:
             raise NonFiniteWeights(written.not_finite)
         files = {STATE: (written.size, written.digest)}
-        if self._registered:
-            (folder / REGISTERED).write_bytes(self._registered)
+        if self.registered:
+            (folder / REGISTERED).write_bytes(self.registered)
             files[REGISTERED] = hashed(folder / REGISTERED)
         return SnapshotFiles(files, written.weights)
 

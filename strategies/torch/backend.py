@@ -19,6 +19,7 @@ from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job, Resources, Train
 
 from .. import environments, errors
+from . import network
 from .batches import Mover, evaluating
 from .buffers import BufferSync
 from .losses import LateLosses
@@ -79,6 +80,7 @@ class OneADevice:
     """What the launcher's side of DDP and FSDP has in common: one process a device, told its place as torchrun tells it."""
 
     framework = "torch"
+    measure_network = staticmethod(network.measure)
 
     def preload(self, job: Job) -> tuple[str, ...]:
         """torch and what a first step would import."""

@@ -144,50 +144,44 @@ class Snapshots:
         return Plan(signature, tensors, objects, laid_out(map(_entry, tensors.values())), metadata)
 
 
+@dataclass(frozen=True)
 class TorchSnapshot:
     """This rank's part of a state, in memory of its own."""
 
-    def __init__(
-        self,
-        rank: int,
-        plan: Plan,
-        buffer: TensorBuffer,
-        objects: list[tuple[Any, bytes]],
-        parameters: set[str],
-        writer: FileWriter,
-        copied: Any,
-    ) -> None:
-        self._rank = rank
-        self._plan = plan
-        self._buffer = buffer
-        self._objects = objects
-        self._parameters = parameters
-        self._writer = writer
-        self._copied = copied
+    rank: int
+    plan: Plan
+    buffer: TensorBuffer
+    objects: list[tuple[Any, bytes]]
+    """Write items of the values that are no tensors, and their bytes."""
+    parameters: set[str]
+    """Names of what must be finite."""
+    writer: FileWriter
+    copied: Any
+    """The event at the end of the copies from a GPU; None without one."""
 
     def write(self, folder: Path) -> SnapshotFiles:
         """See `Snapshot.write`."""
         try:
-            if self._copied is not None:
-                self._copied.synchronize()
-            path = folder / file_of(self._rank)
-            written = self._writer.write(self._buffer, path, self._weights())
+            if self.copied is not None:
+                self.copied.synchronize()
+            path = folder / file_of(self.rank)
+            written = self.writer.write(self.buffer, path, self._weights())
         finally:
-            self._buffer.free.set()
+            self.buffer.free.set()
         if written.not_finite:
             raise NonFiniteWeights(written.not_finite)
         files = {path.name: (written.size, written.digest)}
-        if self._rank == 0:
+        if self.rank == 0:
             files |= self._write_objects(folder)
         return SnapshotFiles(files, written.weights)
 
     def _weights(self) -> list[WeightsRange]:
         """The model's tensors in this rank's file."""
         found = []
-        for entry in self._plan.file.entries:
-            index = self._plan.tensors[entry.name].index
+        for entry in self.plan.file.entries:
+            index = self.plan.tensors[entry.name].index
             if index.fqn.startswith(WEIGHTS):
-                finite = entry.dtype if index.fqn in self._parameters else ""
+                finite = entry.dtype if index.fqn in self.parameters else ""
                 name = f"{index.fqn.partition('.')[2]}|{entry.dtype}|{entry.shape}|{tuple(index.offset or ())}"
                 found.append(WeightsRange(name, entry.begin, entry.length, finite))
         return found
@@ -197,11 +191,11 @@ class TorchSnapshot:
         from torch.distributed.checkpoint.filesystem import _StorageInfo
 
         places, end = {}, 0
-        for item, value in self._objects:
+        for item, value in self.objects:
             places[item.index] = _StorageInfo(OBJECTS, end, len(value))
             end += len(value)
-        metadata = dataclasses.replace(self._plan.metadata, storage_data=self._plan.metadata.storage_data | places)
-        (folder / OBJECTS).write_bytes(b"".join(value for _, value in self._objects))
+        metadata = dataclasses.replace(self.plan.metadata, storage_data=self.plan.metadata.storage_data | places)
+        (folder / OBJECTS).write_bytes(b"".join(value for _, value in self.objects))
         (folder / METADATA).write_bytes(pickle.dumps(metadata))
         return {name: hashed(folder / name) for name in (OBJECTS, METADATA)}
 

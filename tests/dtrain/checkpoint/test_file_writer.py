@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,23 @@ def test_a_killed_process_is_started_again_and_writes_the_file(tmp_path: Path) -
     assert again != process
     del writer
     assert set(children()) == before, "no process is left"
+
+
+def test_a_snapshot_does_not_wait_for_the_write_of_the_one_before(tmp_path: Path) -> None:
+    writer, before = FileWriter(), set(children())
+    writer.write(filled(b"x"), tmp_path / "one", [])
+    (process,) = set(children()) - before
+    os.kill(process, signal.SIGSTOP)
+    writing = threading.Thread(target=writer.write, args=(filled(b"y"), tmp_path / "two", []))
+    writing.start()
+    starting = threading.Thread(target=writer.start)
+    starting.start()
+    starting.join(10)
+    waited = starting.is_alive()
+    os.kill(process, signal.SIGCONT)
+    writing.join()
+    assert not waited
+    assert (tmp_path / "two").read_bytes() == b"y"
 
 
 def test_a_process_that_dies_each_time_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

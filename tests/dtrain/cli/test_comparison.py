@@ -13,7 +13,7 @@ from dtrain.cli.terminal_plot import Plot
 from dtrain.common.errors import UsageError
 from dtrain.run.events import AttemptStarted, Evaluation, Metrics
 from dtrain.run.metric_curves import Curve, MetricCurves
-from dtrain.spec.job import Job, PluginChoice
+from dtrain.spec.job import Job, Notify, PluginChoice
 
 
 def job(**changes: object) -> Job:
@@ -37,6 +37,8 @@ def test_only_keys_that_differ_are_shown_as_a_recipe_has_them() -> None:
 def test_values_that_may_be_secret_are_told_apart_and_not_shown() -> None:
     shown = differences([job(env={"API": "abc"}), job(env={"API": "xyz"}), job(env={"API": "abc"})])
     assert shown == {"env.API": ["value 1", "value 2", "value 1"]}
+    shown = differences([job(notify=Notify(webhook="https://chat/xyz")), job()])
+    assert shown == {"notify.webhook": ["value 1", "value 2"]}
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,17 @@ def dtrain(
     return done
 
 
+def debugged(run: RunDir, typed: str, *options: str, check: int = 0, **environment: Any) -> tuple[str, str]:
+    """What `dtrain debug` shows of the debugger, and says itself, to these lines."""
+    done = subprocess.run(
+        [*DTRAIN, "debug", str(run.path), *options], input=typed, cwd="/", capture_output=True, text=True,
+        timeout=PATIENCE_SECONDS, check=False, env=os.environ | environment,
+    )  # fmt: skip
+    assert done.returncode == check, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
 def attached(name: str, runs: Path, **environment: str) -> subprocess.Popen[str]:
     """`dtrain attach`, in a pipe; returned when it has shown a step."""
     process = subprocess.Popen(

@@ -18,6 +18,7 @@ from dtrain.run.folder import RunDir
 from dtrain.spec.job import Checkpoint, Job, PluginChoice, Train
 from dtrain.worker import loop
 from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.debugger import Debugger
 
 _number = itertools.count()
 
@@ -68,7 +69,8 @@ def trained(
     assert isinstance(plugin, TrainingStrategy)
     with plugin.join(context) as backend:
         try:
-            loop.run(run, context, backend, ControlChannel(theirs), None, 0)
+            channel = ControlChannel(theirs)
+            loop.run(run, context, backend, channel, Debugger(channel, job), None, 0)
         finally:
             import torch.distributed as dist
 

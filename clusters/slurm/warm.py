@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dtrain.agent import relay, warm_pool
+from dtrain.common import durations
 from dtrain.common import environment as variables
 from dtrain.common.processes import alive, command_line
 
@@ -26,7 +27,7 @@ def agent(
 ) -> list[str]:
     """The command of the agents of a run: as it is, or one that has warm agents do the work, which are started if there
     are none."""
-    seconds = warm_pool.seconds_of(os.environ.get(variables.WARM, ""))
+    seconds = durations.seconds_of(os.environ.get(variables.WARM, ""))
     if not seconds and not warm_pool.in_use():
         return command
     place = command.index("agent") + 1

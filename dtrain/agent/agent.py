@@ -240,7 +240,7 @@ class Agent:
         elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
                 with suppress(OSError):  # it has just ended; that it did is heard next
-                    one.pipe.send(command.profile or command.leave_at)
+                    one.pipe.send(command.order)
 
     def _adopt(self, job: JsonObject) -> None:
         """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""

@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtrain.common import durations
 from dtrain.common import environment as variables
 from dtrain.common.files import private_folder, users_folder
 from dtrain.common.serde import JsonObject
@@ -37,8 +38,6 @@ SUFFIX = ".sock"
 ANSWER_SECONDS = 2.0
 MOST_PATH_BYTES = 107
 """Of a Unix socket; see unix(7)."""
-UNITS = {"s": 1, "m": 60, "h": 3600}
-MOST_SECONDS = 30 * 86400
 READY = b"ready\n"
 ORPHAN = '"$@" >/dev/null & echo $!'
 """Nobody's child: Ray kills the children of an actor with it."""
@@ -53,15 +52,6 @@ OF_A_TERMINAL = frozenset(
 """Variables that differ between two terminals and that no framework looks at when it is imported."""
 OF_A_LAUNCHER = ("DTRAIN_", "RAY_", "SLURM", "SRUN_")
 """How the variables begin that tell a process its place, and that every run sets anew."""
-
-
-def seconds_of(text: str) -> float | None:
-    """Of a duration as a person writes it: `30s`, `10m`, `2h`; None if that is none."""
-    try:
-        seconds = float(text[:-1]) * UNITS[text[-1]]
-    except (ValueError, LookupError):
-        return None
-    return seconds if 0 < seconds < MOST_SECONDS else None
 
 
 def folder() -> Path:
@@ -160,7 +150,7 @@ def found_or_started(
     found_by = key(command, environment, run_variables)
     if found := take(found_by, command, environment):
         return found
-    seconds = seconds_of(environment.get(variables.WARM, ""))
+    seconds = durations.seconds_of(environment.get(variables.WARM, ""))
     try:
         return start(seconds, found_by, command, environment) if seconds else None
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,6 +13,7 @@ from dtrain.api.reports import LogShortened
 from dtrain.api.strategy import RankInfo
 from dtrain.common.processes import usage
 from dtrain.run import log_retention, sample_ledger
+from dtrain.run.log_times import LogTimes
 
 IDLE_CPU_SHARE = 0.02
 """Of one processor: less is no sign of life."""
@@ -47,6 +50,9 @@ class WorkerProcess:
     spoke: bool = False
     """Whether it wrote other output meanwhile."""
 
+    def __post_init__(self) -> None:
+        self._times = LogTimes(self.log)
+
     def log_size(self) -> int:
         """Bytes of its log."""
         return self.log.stat().st_size if self.log.exists() else 0
@@ -81,6 +87,8 @@ class WorkerProcess:
         """Compare with the last look: a step, output or CPU time is a sign of life."""
         current = usage(self.pid)
         output = self.output if self.inspected else self.log_size()
+        with suppress(OSError):  # a full disk; the next look notes it
+            self._times.note(self.log_size(), time.time())
         step = sample_ledger.last_step(self.ledger)
         cpu = current.cpu_seconds if current else 0.0
         busy = cpu - self.cpu_seconds - self.excused_seconds > IDLE_CPU_SHARE * (now - self.looked)

@@ -66,15 +66,41 @@ class ProfileWindow:
 
 
 @dataclass(frozen=True)
+class DebugStop:
+    """Where a rank is to stop for a debugger."""
+
+    rank: int | None
+    """None: the first one that an exception ends."""
+    step: int | None
+    """At the user's first line of this step, or of the next one that it begins; None: no step."""
+    on_exception: bool = False
+
+
+@dataclass(frozen=True)
+class DebuggerInput:
+    """What was typed for a rank that is stopped in a debugger."""
+
+    rank: int
+    text: str | None
+    """None: nobody types any more, and the rank is to go on."""
+
+
+@dataclass(frozen=True)
 class WorkerCommand:
-    """Command: pass the drain's agreement, or a request for a profile, on to every worker of the node; see
-    `dtrain.worker.control_channel`."""
+    """Command: pass one of these on to every worker of the node: the drain's agreement (if the others are not given), a
+    request for a profile, or what is for a debugger; see `dtrain.worker.control_channel`."""
 
     attempt: int
     leave_at: int | None = None
     """The agreed step; None: each rank is to propose one."""
     profile: ProfileWindow | None = None
-    """If it is given, `leave_at` does not count."""
+    debug: DebugStop | None = None
+    typed: DebuggerInput | None = None
+
+    @property
+    def order(self) -> int | ProfileWindow | DebugStop | DebuggerInput | None:
+        """What a worker is told."""
+        return self.typed or self.debug or self.profile or self.leave_at
 
 
 @dataclass(frozen=True)

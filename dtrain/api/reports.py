@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from dtrain.checkpoint.store import Files
 from dtrain.common.serde import JsonObject, from_dict, to_dict
+from dtrain.run.debugging import Reason
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,34 @@ class StepsProfiled:
 
 
 @dataclass(frozen=True)
+class DebuggerStopped:
+    """This rank is stopped for a debugger."""
+
+    reason: Reason
+    where: str
+    """File and line, or the exception."""
+    seconds: float | None = None
+    """It goes on after this time if nobody comes; None: somebody is known to be there."""
+
+
+@dataclass(frozen=True)
+class DebuggerSaid:
+    """Output of the debugger in this rank."""
+
+    text: str
+    prompt: str = ""
+    """If it is not '', it waits for a line now."""
+
+
+@dataclass(frozen=True)
+class DebuggerLeft:
+    """This rank goes on."""
+
+    ended: bool = True
+    """No break point is set in it, so it does not come back by itself."""
+
+
+@dataclass(frozen=True)
 class EndedEarly:
     """All ranks ended the run after so many steps, with its state saved, as the recipe has it (`train.stop_when`)."""
 
@@ -176,6 +205,9 @@ Report = (
     | SaveFailed
     | StopProposal
     | StepsProfiled
+    | DebuggerStopped
+    | DebuggerSaid
+    | DebuggerLeft
     | EndedEarly
     | LeftAtStep
     | LoopPhase
@@ -194,6 +226,9 @@ NAMES: dict[str, type[Any]] = {
     "save_failed": SaveFailed,
     "gate": StopProposal,
     "profiled": StepsProfiled,
+    "debugger_stopped": DebuggerStopped,
+    "debugger_said": DebuggerSaid,
+    "debugger_left": DebuggerLeft,
     "ended_early": EndedEarly,
     "left": LeftAtStep,
     "phase": LoopPhase,

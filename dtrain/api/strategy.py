@@ -326,6 +326,14 @@ class ProfilesSteps(Protocol):
 
 
 @runtime_checkable
+class SuspendsTimeouts(Protocol):
+    """A training backend whose collectives fail after a time."""
+
+    def suspend_timeouts(self) -> None:
+        """Have collectives that begin from now on wait for as long as it takes: a person debugs a rank."""
+
+
+@runtime_checkable
 class ChecksInstallation(Protocol):
     """A strategy or cluster that needs more than its framework; `dtrain plugins` asks its class."""
 

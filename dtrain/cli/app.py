@@ -58,9 +58,9 @@ Warm = Annotated[
 def _keep_warm(text: str | None) -> str | None:
     """What starts the agents, perhaps another process, finds it in the environment."""
     if text:
-        from dtrain.agent import warm_pool
+        from dtrain.common import durations
 
-        if warm_pool.seconds_of(text) is None:
+        if durations.seconds_of(text) is None:
             raise UsageError(f"--warm {text}: not a time", "Write it like 30s, 10m or 2h.")
         os.environ[environment.WARM] = text
     return text
@@ -206,6 +206,7 @@ def logs(
     rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
     attempt: Annotated[int | None, typer.Option(metavar="N", help="Only what was written in this attempt.")] = None,
     grep: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only lines in which this regular expression is found.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was written since: 10m (ago), 03:00, '2026-11-24 03:00'; to within 5 s.")] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Lines that several ranks wrote once, with their ranks.")] = False,
 ) -> None:  # fmt: skip
     """Print the workers' output.
@@ -213,7 +214,7 @@ def logs(
     Example: dtrain logs last --attempt 2 --grep 'loss|nan'"""
     from dtrain.cli import logs as printed
 
-    printed.print_logs(_find(runs, name), printed.chosen(rank or [], attempt, grep, fold=fold), follow=follow)
+    printed.print_logs(_find(runs, name), printed.chosen(rank or [], attempt, grep, since, fold=fold), follow=follow)
 
 
 @app.command()

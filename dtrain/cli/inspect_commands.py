@@ -1,4 +1,4 @@
-"""Commands that inspect a running run: stacks, top and profile."""
+"""Commands that look into a running run: stacks, top, profile and debug."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from dtrain.cli.options import RUNS, Json, RunName, Runs, find
-from dtrain.common.errors import Exit
+from dtrain.common.errors import Exit, UsageError
 
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (stacks, top, profile):
+    for command in (stacks, top, profile, debug):
         app.command()(command)
 
 
@@ -70,3 +70,23 @@ def profile(
         print(json.dumps(found, indent=1))
     if any(event["problem"] for event in found):
         raise typer.Exit(int(Exit.USER_CODE))
+
+
+def debug(
+    name: RunName, runs: Runs = RUNS,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=0, help="In this rank; else in one that waits for a debugger or fails, or in rank 0.")] = None,
+    at_step: Annotated[int | None, typer.Option("--at-step", metavar="N", min=0, help="Not before this step, counted from 0.")] = None,
+    on_exception: Annotated[bool, typer.Option("--on-exception", help="When an exception ends a rank, at the line that raised it.")] = False,
+) -> None:  # fmt: skip
+    """Open Python's debugger in a rank of a running run: at a step, at breakpoint(), or after an exception. The other ranks
+    wait for it, and nothing counts as a hang meanwhile. Leaving it (q, Ctrl-D) lets the run go on.
+
+    Example: dtrain debug last --rank 1 --at-step 200"""
+    from dtrain.cli import debug as terminal
+    from dtrain.run.debugging import DebugRequest
+
+    if at_step is not None and on_exception:
+        raise UsageError("--at-step and --on-exception are two ways to stop", "Use one of them.")
+    code = terminal.debug(find(runs, name), DebugRequest(rank, at_step, on_exception))
+    if code is not Exit.DONE:
+        raise typer.Exit(int(code))

@@ -33,9 +33,9 @@ class LineReader:
 
     Of a line that a progress bar writes over and over (`\\r`), only the newest state is read, a few times a second."""
 
-    def __init__(self, path: Path, *, skip: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, *, skip: bool, offset: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
-        self._offset = path.stat().st_size if skip and path.exists() else 0
+        self._offset = path.stat().st_size if skip and path.exists() else offset
         self._clock = clock
         self._state = ""
         """Of the line under way, when it was last read."""

@@ -6,13 +6,16 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from dtrain.cli import queries, render
 from dtrain.cli.live_view import LineReader
+from dtrain.common import durations
 from dtrain.common.errors import UsageError
-from dtrain.run import history
+from dtrain.run import history, log_times
 from dtrain.run.event_log import Reader
 from dtrain.run.events import WorkersStarted
 from dtrain.run.folder import RunDir
@@ -41,11 +44,13 @@ class Filter:
     pattern: re.Pattern[str] | None = None
     fold: bool = False
     """Whether lines that several ranks wrote are shown once."""
+    since: float = 0.0
+    """Not what was written before (seconds since 1970), as far as that is known."""
 
     @property
     def everything(self) -> bool:
         """Whether nothing is left out."""
-        return not self.ranks and self.attempt is None and self.pattern is None
+        return not self.ranks and self.attempt is None and self.pattern is None and not self.since
 
 
 class Places:
@@ -132,8 +137,20 @@ class LogPrinter:
 
     def _find_logs(self) -> None:
         for rank, path in rank_logs(self._run).items():
-            if not self._wanted.ranks or rank in self._wanted.ranks:
-                self._readers.setdefault(rank, LineReader(path, skip=False))
+            if rank not in self._readers and (not self._wanted.ranks or rank in self._wanted.ranks):
+                self._readers[rank] = LineReader(path, skip=False, offset=self._offset(path))
+
+    def _offset(self, path: Path) -> int:
+        """Where to begin in a log, at the beginning of a line."""
+        if not self._wanted.since:
+            return 0
+        offset = log_times.offset_at(path, self._wanted.since)
+        if offset is None:
+            raise UsageError(
+                f"when the lines of {path.name} were written is not known: it is a copy from remote storage, or of an older run",
+                "Leave out --since, or use --grep.",
+            )
+        return log_times.line_at(path, offset)
 
 
 def rank_logs(run: RunDir) -> dict[int, Path]:
@@ -141,14 +158,29 @@ def rank_logs(run: RunDir) -> dict[int, Path]:
     return {int(path.stem.split("-")[1]): path for path in sorted(run.logs.glob("rank-*.log"))}
 
 
-def chosen(ranks: Sequence[int], attempt: int | None, grep: str | None, *, fold: bool) -> Filter:
-    """The lines that were asked for; raises `UsageError` for a pattern that is none."""
+def chosen(ranks: Sequence[int], attempt: int | None, grep: str | None, since: str | None, *, fold: bool) -> Filter:
+    """The lines that were asked for; raises `UsageError` for a pattern or a time that is none."""
     try:
-        return Filter(ranks, attempt, re.compile(grep) if grep else None, fold)
+        return Filter(ranks, attempt, re.compile(grep) if grep else None, fold, moment(since) if since else 0.0)
     except re.error as error:
         raise UsageError(
             f"--grep {grep}: {error}", "It is a regular expression of Python; put \\ before special characters."
         ) from None
+
+
+def moment(text: str) -> float:
+    """Seconds since 1970 of a time as a person writes it: `10m` (ago), `03:00` (the last time that it was), `2026-11-24 03:00`;
+    raises `UsageError`."""
+    now = datetime.now()
+    if (ago := durations.seconds_of(text)) is not None:
+        return now.timestamp() - ago
+    for form in ("%H:%M", "%H:%M:%S"):
+        with suppress(ValueError):
+            at = datetime.combine(now.date(), datetime.strptime(text, form).time())
+            return (at if at <= now else at - timedelta(days=1)).timestamp()
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).timestamp()
+    raise UsageError(f"--since {text}: not a time", "Write it like 10m, 2h, 03:00 or '2026-11-24 03:00'.")
 
 
 def print_logs(run: RunDir, wanted: Filter, *, follow: bool) -> None:

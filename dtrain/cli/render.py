@@ -121,6 +121,18 @@ def _hang(event: events.HangDetected, state: RunState) -> str:
     return f"hang: nothing moves (rank {event.rank}); writing the stacks of all ranks to their logs"
 
 
+def _debugger_stopped(event: events.DebuggerStopped, state: RunState) -> str:
+    what = {"breakpoint": f"waits at breakpoint(), {event.where}", "exception": f"is held after {event.where}"}
+    text = f"rank {event.rank} {what.get(event.reason, f'is stopped in a debugger in {event.where}')}"
+    if event.seconds is None:
+        return text
+    return f"{text}, for {seconds(event.seconds)}: dtrain debug {state.run} --rank {event.rank}"
+
+
+def _debugger_left(event: events.DebuggerLeft, state: RunState) -> str:
+    return f"rank {event.rank} goes on after {seconds(event.seconds)}"
+
+
 def _node_lost(event: events.NodeLost, state: RunState) -> str:
     return f"node {event.node} lost: {event.reason}"
 
@@ -179,6 +191,8 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.TrackerFailed: _tracker_failed,
     events.TrackerWorks: _tracker_works,
     events.HangDetected: _hang,
+    events.DebuggerStopped: _debugger_stopped,
+    events.DebuggerLeft: _debugger_left,
     events.NodeLost: _node_lost,
     events.StopRequested: _stopping,
     events.Requeued: _requeued,
@@ -218,10 +232,11 @@ def workers(state: RunState) -> str:
     """Each worker's step, or how many workers there are if they are many."""
     if not state.pids:
         return "waiting for nodes" if not state.hosts else "starting"
-    ranks = sorted(state.pids, key=int)
-    if len(ranks) > MOST_WORKERS_SHOWN:
-        return f"{len(ranks)} {state.phase}"
-    return "  ".join(f"{rank}:{state.steps.get(rank, state.phase)}" for rank in ranks)
+    found = sorted(state.pids, key=int)
+    many = len(found) > MOST_WORKERS_SHOWN
+    each = () if many else (f"{rank}:{state.steps.get(rank, state.phase)}" for rank in found)
+    text = "  ".join(each) or f"{len(found)} {state.phase}"
+    return f"{text}  ({ranks(sorted(state.debugged))} in a debugger)" if state.debugged else text
 
 
 def eta(state: RunState, now: float) -> str:

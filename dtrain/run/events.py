@@ -312,6 +312,29 @@ class HangDetected(Event, name="hang"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DebuggerStopped(Event, name="debugger_stopped"):
+    """A rank is stopped for a debugger (`dtrain debug`); meanwhile nothing counts as a hang."""
+
+    rank: int
+    reason: str
+    """breakpoint, exception or step."""
+    where: str
+    seconds: float | None = None
+    """It goes on after this time if nobody comes; None: somebody is there."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebuggerLeft(Event, name="debugger_left"):
+    """That rank goes on."""
+
+    rank: int
+    seconds: float
+    """It was stopped for so long."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Requeued(Event, name="requeued"):
     """The cluster was asked to start the run again later."""
 

@@ -100,6 +100,10 @@ class RunDir:
         """The profile of a rank from a step on: a file, or what its name begins with."""
         return self.path / "profiles" / f"step-{step:08d}" / f"rank-{rank:05d}"
 
+    def debug_session(self, request: str) -> Path:
+        """Folder of a session of `dtrain debug`; see `dtrain.run.debugging`."""
+        return self.path / "debug" / request
+
     @property
     def usage(self) -> Path:
         """What the workers used when somebody asked last."""

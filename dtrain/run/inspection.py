@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtrain.common.serde import from_dict, to_dict
+from dtrain.run.debugging import DebugRequest
 
 THREAD = re.compile(r"(Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):")
 """Begins the stack of a thread as faulthandler writes it."""
@@ -22,7 +23,7 @@ NOTE = "note: "
 
 @dataclass(frozen=True)
 class InspectionRequest:
-    """A request for the stacks, the resource usage or a profile of the workers."""
+    """A request for the stacks, the resource usage or a profile of the workers, or to debug one."""
 
     id: str
     ranks: tuple[int, ...] = ()
@@ -33,6 +34,8 @@ class InspectionRequest:
     """Frames of C and C++, too, by py-spy."""
     profile_steps: int = 0
     """If it is not 0, a profile of so many steps of these ranks is wanted, and nothing else."""
+    debug: DebugRequest | None = None
+    """If it is given, a debugger is wanted, and nothing else."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class RunState:
     reason: str = ""
     report: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    debugged: list[int] = field(default_factory=list)
+    """Ranks that are stopped in a debugger."""
 
     def add(self, event: Event) -> None:
         """Take in one event."""
@@ -113,7 +115,7 @@ def _on_node_lost(state: RunState, event: events.NodeLost) -> None:
 
 def _on_attempt(state: RunState, event: events.AttemptStarted) -> None:
     state.attempt, state.step, state.first_step = event.attempt, event.step, event.step
-    state.workers, state.steps, state.pids, state.placed = event.workers, {}, {}, {}
+    state.workers, state.steps, state.pids, state.placed, state.debugged = event.workers, {}, {}, {}, []
     state.data_wait, state.data_wait_step = 0.0, event.step
     state.phase = "starting" if not state.failures else "restarting"
 
@@ -195,6 +197,16 @@ def _on_stopping(state: RunState, event: events.StopRequested) -> None:
     state.stopping = event.why
 
 
+def _on_debugger_stopped(state: RunState, event: events.DebuggerStopped) -> None:
+    if event.rank not in state.debugged:
+        state.debugged.append(event.rank)
+
+
+def _on_debugger_left(state: RunState, event: events.DebuggerLeft) -> None:
+    if event.rank in state.debugged:
+        state.debugged.remove(event.rank)
+
+
 def _on_end(state: RunState, event: events.RunEnded) -> None:
     state.exit_code, state.reason, state.report = event.exit_code, event.reason, event.report
     state.phase, state.stopping = "ended", ""
@@ -220,6 +232,8 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.FailureOccurred: _on_failure,
     events.DecisionMade: _on_decision,
     events.StopRequested: _on_stopping,
+    events.DebuggerStopped: _on_debugger_stopped,
+    events.DebuggerLeft: _on_debugger_left,
     events.RunEnded: _on_end,
 }
 

@@ -270,6 +270,8 @@ class Recovery:
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, SECONDS] = 600.0
     """Longest wait for the cluster to give the nodes, and for a node to start its workers."""
+    hold_seconds: Annotated[float, NOT_NEGATIVE] = 0.0
+    """A rank that an exception ends waits for so long for `dtrain debug` before it fails."""
     retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()
     """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 
 from dtrain.api import protocol, reports
@@ -34,6 +33,7 @@ from dtrain.api.strategy import NeedsAllAddresses, Strategy, error_kind
 from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
 from dtrain.run import events
+from dtrain.run.debugging import DebugRequest
 from dtrain.run.event_log import EventLog
 from dtrain.run.inspection import InspectionRequest
 from dtrain.run.lock import Lease
@@ -41,39 +41,23 @@ from dtrain.spec.failures import Failure, FailureKind
 from dtrain.supervisor.background import Lane
 from dtrain.supervisor.checkpoint_commits import CheckpointCommits
 from dtrain.supervisor.checkpoint_retention import CheckpointRetention
+from dtrain.supervisor.debugging import DebuggerReport, Debugging
 from dtrain.supervisor.drain import DrainAgreement
 from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
 from dtrain.supervisor.hang_detector import HangDetector
 from dtrain.supervisor.node_pool import AgentInfo
-from dtrain.supervisor.profile_window import profile_window
+from dtrain.supervisor.profile_window import profile_window, step_ahead
+from dtrain.supervisor.progress_log import ProgressLog
 from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
 from dtrain.supervisor.report_events import event_of
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
 from dtrain.supervisor.start_watch import StartWatch
+from dtrain.supervisor.states import Phase
 from dtrain.supervisor.usage_log import UsageLog
 
 STACKS_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 """Between two looks for hanging ranks: each goes through all of them."""
-PROGRESS_SECONDS = 1.0
-SLOWEST_PROGRESS_SECONDS = 30.0
-PROGRESS_EVENTS = 600
-"""Progress is logged this often in the time since the attempt began, so that a long run's log stays small."""
-MOST_RANKS_SHOWN = 64
-
-
-class Phase(Enum):
-    """How far an attempt is."""
-
-    RENDEZVOUS = "rendezvous"
-    RUNNING = "running"
-    SETTLING = "settling"
-    """A failure is known, but maybe not its cause: wait a moment for the other workers' reports."""
-    ENDING = "ending"
-    """All workers are being killed."""
-    COMMITTING = "committing"
-    """All workers have left; a checkpoint is still being committed."""
-    OVER = "over"
 
 
 @dataclass(frozen=True)
@@ -88,6 +72,7 @@ class AttemptContext:
     """For what waits for storage."""
     log: EventLog
     lease: Lease
+    debugging: Debugging
 
 
 class Attempt:
@@ -124,6 +109,7 @@ class Attempt:
         self._drain = DrainAgreement()
         self._retention = CheckpointRetention(plan.job.checkpoint, context.log.path)
         self._usage = UsageLog(context.log)
+        self._progress = ProgressLog(number, context.log)
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log, context.lease,
             ranks=len(self._owner), retention=self._retention,
@@ -140,8 +126,6 @@ class Attempt:
         """Why the user's function asked for the end."""
         self._ended_early = ""
         self._deadline: float | None = None
-        self._began: float | None = None
-        self._progress_at = 0.0
         self._looks_at = 0.0
         self._ending_since: float | None = None
 
@@ -169,7 +153,7 @@ class Attempt:
                 self._send(node, _ask_for_proposal(self.number))
         elif isinstance(event, Heartbeat):
             self._hangs.update({int(rank): sign for rank, sign in event.signs.items()}, now)
-            self._log_progress(now)
+            self._progress.heard(self._hangs.steps(), now)
             self._usage.heard(node, event.usage, now)
         elif isinstance(event, WorkerReport):
             self._on_report(event.rank, reports.decode(event.body))
@@ -192,6 +176,7 @@ class Attempt:
                 self.kill()
         if self._phase is Phase.RUNNING and not self._leaving and now >= self._looks_at:
             self._looks_at = now + LOOK_SECONDS
+            self._hangs.suspend(now, suspended=self._context.debugging.open)
             self._look_for_slow_start(now)
             self._look_for_hang(now)
         if self._phase is Phase.ENDING and self._ending_since is None:
@@ -233,6 +218,26 @@ class Attempt:
         """Have some ranks profile the same steps, which none of them has reached when it hears of it."""
         window = profile_window(request, self._hangs.steps(), self._rate)
         self._send_all(WorkerCommand(self.number, profile=window))
+
+    def debug(self, request: DebugRequest) -> int | None:
+        """Tell all workers where to stop for a debugger (rank -1: nowhere); the step, if one is meant."""
+        step = None if request.on_exception else max(step_ahead(self._hangs.steps(), self._rate), request.at_step or 0)
+        rank = request.rank if request.on_exception or request.rank is not None else 0
+        self._send_all(WorkerCommand(self.number, debug=protocol.DebugStop(rank, step, request.on_exception)))
+        return step
+
+    def tell(self, rank: int, command: WorkerCommand) -> None:
+        """Send this to the node of a rank."""
+        self._send(self._owner[rank], command)
+
+    def has_rank(self, rank: int) -> bool:
+        """Whether it runs."""
+        return self._started and rank in self._running
+
+    @property
+    def over(self) -> bool:
+        """Ended, or asked to end."""
+        return self._leaving or bool(self._stopped) or self._phase in (Phase.ENDING, Phase.COMMITTING, Phase.OVER)
 
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""
@@ -285,6 +290,8 @@ class Attempt:
             self._failures.steps_done(rank)
         elif isinstance(report, reports.WorkerFailed):
             self._failures.report(rank, report)
+        elif isinstance(report, DebuggerReport):
+            self._context.debugging.hear(self, rank, report)
         else:
             event = event_of(report, rank, self.number)
             if isinstance(event, events.Metrics) and event.samples_per_second:
@@ -355,7 +362,7 @@ class Attempt:
         return ended_well and self._left_step is None and self._plan.job.kind != "script"
 
     def _look_for_hang(self, now: float) -> None:
-        hang = self._hangs.find(self._running)
+        hang = self._hangs.find(self._running, now)
         if hang is None:
             return
         self._context.log.add(events.HangDetected(attempt=self.number, rank=hang.rank, steps=hang.steps))
@@ -372,17 +379,6 @@ class Attempt:
         self._failures.add(failure, self._commits.saved_step)
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS
-
-    def _log_progress(self, now: float) -> None:
-        self._began = now if self._began is None else self._began
-        if now < self._progress_at:
-            return
-        pause = (now - self._began) / PROGRESS_EVENTS
-        self._progress_at = now + min(SLOWEST_PROGRESS_SECONDS, max(PROGRESS_SECONDS, pause))
-        steps = self._hangs.steps()
-        if steps:
-            shown = {str(rank): step for rank, step in steps.items()} if len(steps) <= MOST_RANKS_SHOWN else {}
-            self._context.log.add(events.Progress(attempt=self.number, step=min(steps.values()), steps=shown))
 
     def _send(self, node: str, command: Command) -> None:
         channel = self._context.channels.get(node)

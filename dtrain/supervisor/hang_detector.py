@@ -40,6 +40,17 @@ class HangDetector:
         self._counted: dict[int, int] = {}
         self._advanced: dict[int, float] = {}
         self._slowest = 0.0
+        self._suspended = False
+        self._earliest = 0.0
+        """No hang is found before (monotonic seconds)."""
+
+    def suspend(self, now: float, *, suspended: bool) -> None:
+        """Whether ranks stand still for a person now; once they do no more, all clocks begin anew."""
+        if self._suspended and not suspended:
+            self._earliest = now + self._limit
+        if suspended:
+            self._advanced.clear()
+        self._suspended = suspended
 
     def update(self, signs: dict[int, WorkerLiveness], now: float) -> None:
         """Newest liveness of some ranks."""
@@ -66,9 +77,11 @@ class HangDetector:
         """Rank → steps done, of the ranks that have steps."""
         return {rank: sign.step for rank, sign in sorted(self._signs.items()) if sign.step is not None}
 
-    def find(self, running: Set[int]) -> Hang | None:
+    def find(self, running: Set[int], now: float) -> Hang | None:
         """A hang among the running ranks. A rank that only waits for a busy one is no hang, so all of them must be idle, or
         without a step."""
+        if self._suspended or now < self._earliest:
+            return None
         signs = {rank: self._signs[rank] for rank in running if rank in self._signs}
         if not signs:
             return None

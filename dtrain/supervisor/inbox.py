@@ -8,8 +8,9 @@ from dtrain.api.cluster import ClusterEvent
 from dtrain.api.protocol import Event
 from dtrain.run.inspection import InspectionRequest
 from dtrain.supervisor.background import TaskDone
+from dtrain.supervisor.debugging import Typed
 from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopRequest
 
-Item = Event | ClusterEvent | StopRequest | LeaseLost | FolderTrouble | InspectionRequest | TaskDone
+Item = Event | ClusterEvent | StopRequest | LeaseLost | FolderTrouble | InspectionRequest | Typed | TaskDone
 SupervisorInbox = queue.SimpleQueue[tuple[str, Item]]
 """(node, what happened there), in the order of arrival; '' is the supervisor's own."""

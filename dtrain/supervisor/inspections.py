@@ -11,14 +11,16 @@ from dtrain.api.protocol import Inspected
 from dtrain.common.files import write_whole
 from dtrain.common.serde import to_dict
 from dtrain.run import inspection
+from dtrain.run.event_log import EventLog
 from dtrain.run.folder import PRIVATE_FILE, RunDir
 from dtrain.run.inspection import Inspection, InspectionRequest
 from dtrain.supervisor.attempt import Attempt
 from dtrain.supervisor.background import Lane, TaskDone
+from dtrain.supervisor.debugging import Debugging, Typed
 
 PATIENCE_SECONDS = 8.0
 """For the answer of a node."""
-InspectionItem = InspectionRequest | Inspected
+InspectionItem = InspectionRequest | Inspected | Typed
 """In the inbox."""
 
 
@@ -37,7 +39,8 @@ class _Open:
 class Inspections:
     """The requests of one run; no part of the supervision depends on them."""
 
-    def __init__(self, run: RunDir, put: Callable[[TaskDone], None]) -> None:
+    def __init__(self, run: RunDir, log: EventLog, put: Callable[[TaskDone | Typed], None]) -> None:
+        self.debugging = Debugging(run, log, put)
         self._run = run
         self._lane = Lane("inspections", put)
         self._open: dict[str, _Open] = {}
@@ -46,6 +49,8 @@ class Inspections:
         """A person's request, or the answer of a node."""
         if isinstance(item, InspectionRequest):
             self._ask(item, attempt)
+        elif isinstance(item, Typed):
+            self.debugging.typed(item)
         elif found := self._open.get(item.request):
             found.answers.append(item)
             found.waiting.discard(node)
@@ -54,12 +59,16 @@ class Inspections:
 
     def tick(self) -> None:
         """Time has passed: answer what has waited for long with what there is."""
+        self.debugging.tick()
         now = time.monotonic()
         for found in [one for one in self._open.values() if now >= one.deadline]:
             self._answer(found)
 
     def _ask(self, request: InspectionRequest, attempt: Attempt | None) -> None:
         if request.id in self._open:
+            return
+        if request.debug:
+            self.debugging.ask(request.id, request.debug, attempt)
             return
         if request.profile_steps:  # the answers are events
             if attempt:

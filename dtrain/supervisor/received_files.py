@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 from contextlib import suppress
 
 from dtrain.api.protocol import Event, FileAppended, Fragment, Reassembler
 from dtrain.run import log_retention
 from dtrain.run.folder import RunDir
+from dtrain.run.log_times import LogTimes
 
 
 class ReceivedFiles:
@@ -19,6 +21,7 @@ class ReceivedFiles:
         self._keep_log_bytes = keep_log_bytes
         """Of each log; 0: everything."""
         self._reassembler = Reassembler()
+        self._times: dict[str, LogTimes] = {}
 
     def take(self, node: str, item: Fragment | FileAppended) -> Event | None:
         """The event that is complete with this item and is no part of a file; None if there is none."""
@@ -37,6 +40,8 @@ class ReceivedFiles:
         data = base64.b64decode(appended.data)
         if path.parent == self._run.logs:
             with open(path, "ab") as log:
+                with suppress(OSError):  # a full disk
+                    self._times.setdefault(appended.name, LogTimes(path)).note(log.tell(), time.time())
                 log.write(data)
                 size = log.tell()
             if self._keep_log_bytes and size > self._keep_log_bytes:

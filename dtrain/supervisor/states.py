@@ -24,3 +24,17 @@ TRANSITIONS: dict[State, tuple[State, ...]] = {
     State.BACKING_OFF: (State.PROVISIONING,),
     State.ENDED: (),
 }
+
+
+class Phase(Enum):
+    """States of an attempt."""
+
+    RENDEZVOUS = "rendezvous"
+    RUNNING = "running"
+    SETTLING = "settling"
+    """A failure is known, but maybe not its cause: wait a moment for the other workers' reports."""
+    ENDING = "ending"
+    """All workers are being killed."""
+    COMMITTING = "committing"
+    """All workers have left; a checkpoint is still being committed."""
+    OVER = "over"

@@ -69,7 +69,7 @@ class Supervisor:
         self._cluster_calls = Lane("cluster", self._put)
         self._strategy = registry.strategy_of(launch.job)
         self._pool = NodePool(self._settings.heartbeat_seconds)
-        self._inspections = Inspections(run, self._put)
+        self._inspections = Inspections(run, log, self._put)
         self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
         self._failures: list[Failure] = []
         self._attempts = history.attempts(run)
@@ -114,8 +114,8 @@ class Supervisor:
         assert self._result is not None
         return self._result
 
-    def _put(self, done: TaskDone) -> None:
-        self._inbox.put(("", done))
+    def _put(self, item: Item) -> None:
+        self._inbox.put(("", item))
 
     def _provision(self, allocation: Allocation) -> State:
         """Wait for the newest checkpoint and for enough nodes; raises `ClusterError` if they do not come in time."""
@@ -204,8 +204,9 @@ class Supervisor:
         chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
-            self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease
-        )
+            self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease,
+            self._inspections.debugging,
+        )  # fmt: skip
         self._attempt = Attempt(self._attempts, plan, chosen, context, resume)
         self._log.add(
             events.AttemptStarted(

@@ -234,6 +234,7 @@ class Context:
         self._complete(0, np.empty(0, np.int64))
         if self._reason:
             channel.ask_to_stop(self._reason)
+        self._trainer.debugger.before(self._done, self.backend)
         if not channel.may_begin(self._done):
             self._left = True
             self._trainer.leave(self._done)

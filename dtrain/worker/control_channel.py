@@ -7,12 +7,13 @@ none is beyond it. So the agreement costs the training loop no collective, only 
 
 from __future__ import annotations
 
+import queue
 import threading
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from dtrain.api.protocol import ProfileWindow
+from dtrain.api.protocol import DebuggerInput, DebugStop, ProfileWindow
 from dtrain.api.reports import Report, StopAsked, StopProposal
 
 
@@ -29,8 +30,15 @@ class ControlChannel:
         self._proposal: int | None = None
         self._leave: int | None = None
         self._asked = False
+        self._listening = False
+        self.rank = 0
+        """Of this worker."""
         self.profile: ProfileWindow | None = None
         """The newest request for a profile, until a step takes it."""
+        self.debug: DebugStop | None = None
+        """Where a debugger is wanted, until it is there."""
+        self.typed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        """Lines for the debugger in this rank; None: nobody types any more."""
 
     def fileno(self) -> int:
         """Of the pipe."""
@@ -39,11 +47,14 @@ class ControlChannel:
     def assignment(self) -> Any:
         """What this worker is to do, the first thing it is told; raises `EOFError` if the agent is gone."""
         assignment = self._pipe.recv()
-        self._next = assignment.step
+        self._next, self.rank = assignment.step, assignment.rank_info.rank
         return assignment
 
     def listen(self) -> None:
-        """Hear the supervisor from now on."""
+        """Hear the supervisor from now on, if it is not heard yet."""
+        if self._listening:
+            return
+        self._listening = True
         threading.Thread(target=self._receive, name="dtrain-control", daemon=True).start()
 
     def report(self, report: Report) -> None:
@@ -77,10 +88,17 @@ class ControlChannel:
             while True:
                 self._on_command(self._pipe.recv())
 
-    def _on_command(self, leave_at: int | ProfileWindow | None) -> None:
-        """The agreed step, (None) the question for a proposal, or a request for a profile."""
+    def _on_command(self, leave_at: int | ProfileWindow | DebugStop | DebuggerInput | None) -> None:
+        """The agreed step, (None) the question for a proposal, a request for a profile, or what is for a debugger."""
         if isinstance(leave_at, ProfileWindow):
             self.profile = leave_at
+            return
+        if isinstance(leave_at, DebugStop):
+            self.debug = leave_at
+            return
+        if isinstance(leave_at, DebuggerInput):
+            if leave_at.rank == self.rank:
+                self.typed.put(leave_at.text)
             return
         with self._changed:
             if leave_at is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -17,8 +16,9 @@ from dtrain.api.reports import WorkerFailed
 from dtrain.api.strategy import Strategy, error_kind
 from dtrain.common.errors import DtrainError, StorageError, UserError, notes_of
 from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Job, ScriptModule
+from dtrain.spec.job import Job
 from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.users_code import UsersCode
 
 MOST_MESSAGE = 1000
 MOST_QUOTED = 120
@@ -131,32 +131,9 @@ def _chain(told: traceback.TracebackException | None) -> Iterator[traceback.Trac
 
 
 def _users_frames(frames: list[traceback.FrameSummary], job: Job | None) -> list[traceback.FrameSummary]:
-    folders = _folders(job) if job else ()
-    own = [
-        frame for frame in frames if frame.filename.startswith(folders) and not _is_installed(frame.filename, folders)
-    ]
+    users = UsersCode(job) if job else ()
+    own = [frame for frame in frames if frame.filename in users]
     return own or [frame for frame in frames if not _is_ours(frame.filename)]
-
-
-def _is_installed(filename: str, folders: tuple[str, ...]) -> bool:
-    """Whether a file below the user's folder is a library's: virtual environments lie there too."""
-    return any(filename.startswith(folder) and "site-packages" in filename[len(folder) :] for folder in folders)
-
-
-def _folders(job: Job) -> tuple[str, ...]:
-    """Where the user's own files are: below the recipe's folder, and in the package of a module that is run."""
-    found = [job.folder + os.sep]
-    target = (
-        job.script.module if isinstance(job.script, ScriptModule) else str(job.script or job.target).partition(":")[0]
-    )
-    if Path(target).is_absolute():
-        found.append(f"{Path(target).parent}{os.sep}")
-    elif not target.endswith(".py"):
-        module = sys.modules.get(target.partition(".")[0])
-        spec = module and importlib.util.find_spec(module.__name__) if module else None
-        if spec and spec.submodule_search_locations:
-            found += [folder + os.sep for folder in spec.submodule_search_locations]
-    return tuple(found)
 
 
 def _where(error: BaseException, job: Job | None) -> str:

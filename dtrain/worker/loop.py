@@ -27,6 +27,7 @@ from dtrain.worker import task as tasks
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.context import Context, Leaving
 from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.debugger import Debugger
 from dtrain.worker.early_stopping import EarlyStopping
 from dtrain.worker.task import EVAL, TRAIN, Task
 from dtrain.worker.trainer import Report, Trainer
@@ -40,6 +41,7 @@ def run(
     context: WorkerContext,
     backend: TrainingBackend,
     channel: ControlChannel,
+    debugger: Debugger,
     checkpoint: str | None,
     step: int,
 ) -> None:
@@ -51,7 +53,7 @@ def run(
     if isinstance(backend, FetchesFiles):
         backend.fetch = lambda folder, files: store.fetch(folder, attempt, files)
     trainer = Trainer(
-        run, context, backend, channel, CheckpointWriter(backend, channel, store, context, run), folder, step
+        run, context, backend, channel, debugger, CheckpointWriter(backend, channel, store, context, run), folder, step
     )
     try:
         if job.function:

@@ -33,6 +33,7 @@ from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, shards_on
 from dtrain.worker import failure_report, python_process
 from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.debugger import Debugger
 
 _kept: list[Any] = []
 """What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
@@ -106,6 +107,8 @@ def _run(
 ) -> int:
     """Run the user's code and report what ends it."""
     worker = os.getpid()
+    debugger = Debugger(channel, job)
+    debugger.install()
     try:
         _enter_code_folder(job.folder)
         context = WorkerContext(
@@ -115,7 +118,7 @@ def _run(
             if job.kind == "script":
                 _run_script(job, listener)
             else:
-                _train(run, strategy, context, channel, assignment)
+                _train(run, strategy, context, channel, assignment, debugger)
                 channel.report(StepsDone())
     except BaseException as error:
         if os.getpid() != worker:
@@ -125,6 +128,7 @@ def _run(
         if isinstance(error, KeyboardInterrupt):
             failure_report.show(error, job)
             return -signal.SIGINT
+        debugger.on_exception(error)
         explanation = strategy.explain(error) if isinstance(strategy, ExplainsErrors) else ""
         failure_report.send(channel, error, job, strategy=strategy, explanation=explanation)
         return FAILED
@@ -223,7 +227,12 @@ def _serving(strategy: Strategy, context: WorkerContext) -> AbstractContextManag
 
 
 def _train(
-    run: RunDir, strategy: Strategy, context: WorkerContext, channel: ControlChannel, assignment: Assignment
+    run: RunDir,
+    strategy: Strategy,
+    context: WorkerContext,
+    channel: ControlChannel,
+    assignment: Assignment,
+    debugger: Debugger,
 ) -> None:
     """A task or a function, under the job's strategy."""
     from dtrain.worker import loop
@@ -231,4 +240,4 @@ def _train(
     assert isinstance(strategy, TrainingStrategy), "the plan refuses others"
     with strategy.join(context) as backend:
         _kept.append(backend)
-        loop.run(run, context, backend, channel, assignment.checkpoint, assignment.step)
+        loop.run(run, context, backend, channel, debugger, assignment.checkpoint, assignment.step)

@@ -25,6 +25,7 @@ from dtrain.run.sample_ledger import Ledger
 from dtrain.spec.job import Train, memory_bytes
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
+from dtrain.worker.debugger import Debugger
 from dtrain.worker.profiling import Profiling
 
 MOST_SILENT_SECONDS = 60.0
@@ -43,6 +44,7 @@ class Trainer:
     context: WorkerContext
     backend: TrainingBackend
     channel: ControlChannel
+    debugger: Debugger
     writer: CheckpointWriter
     checkpoint: Path | None
     first_step: int
@@ -154,6 +156,7 @@ class Trainer:
         profiling = Profiling(self.run, self.rank, self.backend, self.channel)
         for step in range(first_step, sampler.total_steps):
             profiling.before(step)
+            self.debugger.before(step, self.backend)
             if not self.channel.may_begin(step):
                 self.leave(step)
                 return

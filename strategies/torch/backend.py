@@ -11,14 +11,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, RendezvousInfo, StepNumber, WorkerContext, nothing_to_fetch
+from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, WorkerContext, nothing_to_fetch
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
-from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Device, Job, Resources, Train
+from dtrain.spec.job import Train
 
-from .. import environments, errors
 from . import network
 from .batches import Mover, evaluating
 from .buffers import BufferSync
@@ -76,45 +74,11 @@ def connected(context: WorkerContext) -> Iterator[Any]:
     dist.destroy_process_group()
 
 
-class OneADevice:
-    """What the launcher's side of DDP and FSDP has in common: one process a device, told its place as torchrun tells it."""
-
-    framework = "torch"
-    measure_network = staticmethod(network.measure)
-
-    def preload(self, job: Job) -> tuple[str, ...]:
-        """torch and what a first step would import."""
-        return PRELOAD
-
-    def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a device."""
-        return workers_per_node
-
-    def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
-        """See `ClassifiesErrors.classify`."""
-        return errors.of_torch(type_names, message)
-
-    def splits_unevenly(self, job: Job) -> bool:
-        """Losses are weighted, and every worker takes as many passes."""
-        return True
-
-    def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-        """As torchrun sets it."""
-        return environments.torchrun(rank_info, rendezvous)
-
-    def problems(self, resources: Resources) -> list[str]:
-        """What does not fit the device."""
-        if resources.device == "tpu":
-            return [
-                "PyTorch strategies train on CPUs and GPUs: set resources.device to cpu or gpu, or choose the strategy tpu"
-            ]
-        return []
-
-
 class TorchBackend:
     """Training with a process group; `parallel` is what the strategy adds."""
 
     forks_safely = True
+    suspend_timeouts = staticmethod(network.suspend_timeouts)
 
     def __init__(self, rank_info: RankInfo, device: Any, parallel: Parallel) -> None:
         import torch.distributed as dist

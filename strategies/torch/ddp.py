@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.spec.job import MEGABYTES
 
-from . import backend
+from . import backend, launcher
 from .parallel import Parallel, Precision, checkpointed, compiled
 
 
@@ -35,7 +35,7 @@ class DDPOptions:
     """Classes of modules whose activations are computed again instead of kept."""
 
 
-class DDP(backend.OneADevice):
+class DDP(launcher.OneADevice):
     """One process a device, gloo on CPUs and NCCL on GPUs."""
 
     Options = DDPOptions

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
 from dtrain.spec.job import COUNT, POSITIVE, Resources
 
-from . import backend
+from . import backend, launcher
 from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
 
 
@@ -43,7 +43,7 @@ class HSDPOptions(FSDPOptions):
     """Groups that hold a whole model each; one a node when not given."""
 
 
-class FSDP(backend.OneADevice):
+class FSDP(launcher.OneADevice):
     """One process a device, each holding its share of the model."""
 
     Options: type = FSDPOptions

@@ -1,16 +1,19 @@
-"""How well nodes reach each other, by gloo. Importing this module imports no framework."""
+"""How well nodes reach each other, by gloo, and for how long collectives wait. Importing this module imports no framework."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from dtrain.api.strategy import NetworkMeasured
 
 PAYLOAD_BYTES = 16 << 20
 ROUNDS = 3
+SUSPENDED = timedelta(days=30)
+"""For collectives that wait for a person."""
 
 
 def measure(rank: int, leaders: Sequence[int], world_size: int) -> NetworkMeasured:
@@ -34,6 +37,14 @@ def measure(rank: int, leaders: Sequence[int], world_size: int) -> NetworkMeasur
     dist.barrier()
     dist.destroy_process_group()
     return NetworkMeasured(max(times) - min(times), PAYLOAD_BYTES, speeds)
+
+
+def suspend_timeouts() -> None:
+    """See `SuspendsTimeouts.suspend_timeouts`; of all process groups of this worker."""
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(SUSPENDED, group)
 
 
 def _bytes_per_second(group: Any) -> float:

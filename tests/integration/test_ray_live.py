@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 from integration.ray_lab import RayLab, ray_missing
-from live import PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, running, start, wait_for
+from live import (
+    PROGRAMS,
+    Live,
+    assert_attached_until_stopped,
+    attached,
+    debugged,
+    dtrain,
+    finished,
+    running,
+    start,
+    wait_for,
+)
 
 from dtrain.run.folder import all_runs
 
@@ -192,7 +203,7 @@ def test_agents_of_a_warm_run_serve_the_next_one(lab: RayLab, local: Live, tmp_p
     wait_for(lambda: not running(agents[0]), "their end", 20)
 
 
-def test_doctor_and_profile_reach_the_nodes(lab: RayLab, tmp_path: Path) -> None:
+def test_doctor_profile_and_debugger_reach_the_nodes(lab: RayLab, tmp_path: Path) -> None:
     lines = json.loads(dtrain("doctor", "--cluster", "ray", "--nodes", "2", "--json", "--runs", str(tmp_path), **on(lab)).stdout)  # fmt: skip
     found = {line["check"]: line for line in lines}
     assert len(found["ray"]["nodes"]) == 2
@@ -204,5 +215,9 @@ def test_doctor_and_profile_reach_the_nodes(lab: RayLab, tmp_path: Path) -> None
         live.wait_step(3)
         (profile,) = json.loads(dtrain("profile", str(live.run.path), "--rank", "3", "--steps", "2", "--json").stdout)
         assert list(live.run.path.glob(f"{profile['file']}*.gz"))
+        out, said = debugged(live.run, "p total_steps\nq\n", "--rank", "3", **on(lab))
+        assert "rank 3 is stopped in step" in said
+        assert "-> return 1 - step / (2 * total_steps)" in out
+        live.wait_event("debugger_left", rank=3)
         dtrain("stop", str(live.run.path), "--now")
         live.finish(code=4)

@@ -25,6 +25,7 @@ from live import (
     Live,
     assert_attached_until_stopped,
     attached,
+    debugged,
     dtrain,
     finished,
     running,
@@ -448,12 +449,16 @@ def test_doctor_looks_at_the_nodes(lab: SlurmLab, runs: Path) -> None:
     assert "all_reduce of 16 MiB with rank 1" in found["network"]["text"]
 
 
-def test_a_profile_of_a_run_on_slurm(lab: SlurmLab, runs: Path) -> None:
-    with on_slurm(lab, runs) as live:
+def test_a_profile_and_a_debugger_of_a_run_on_slurm(lab: SlurmLab, runs: Path) -> None:
+    with on_slurm(lab, runs, "--set", "train.steps=1000") as live:
         live.wait_step(3)
         (found,) = json.loads(command(lab, runs, "profile", "last", "--rank", "1", "--steps", "2", "--json"))
         assert list(live.run.path.glob(f"{found['file']}*.gz"))
         assert "Self CPU time total" in found["operations"]
+        out, said = debugged(live.run, "p total_steps\nq\n", "--rank", "1", **lab.environment)
+        assert "rank 1 is stopped in step" in said
+        assert "-> return 1 - step / (2 * total_steps)" in out
+        live.wait_event("debugger_left", rank=1)
         live.process.send_signal(signal.SIGINT)
         live.finish(code=4)
 

@@ -21,11 +21,13 @@ from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.launch import planner, registry
 from dtrain.run.event_log import EventLog, read
 from dtrain.run.events import Progress
+from dtrain.run.folder import RunDir
 from dtrain.run.lock import Lease
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, PluginChoice, Resources
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.background import Lane
+from dtrain.supervisor.debugging import Debugging
 from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.results import Failed
 
@@ -61,6 +63,7 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
         Lane("test", lambda done: done.answer()),
         log,
         lease,
+        Debugging(RunDir(tmp_path), log, lambda typed: None),
     )
     attempt = Attempt(1, planner.make(job), nodes, context, None)
     attempt.begin()

@@ -26,7 +26,7 @@ def trained(detector: HangDetector, step_seconds: float = 1.0, steps: int = 10, 
 def spinning(detector: HangDetector, now: float, quiet: float, step: int = 9) -> bool:
     """Whether ranks that use CPU time and make no step are found."""
     detector.update({rank: sign(step, quiet=quiet) for rank in range(2)}, now + quiet)
-    return detector.find({0, 1}) is not None
+    return detector.find({0, 1}, now + quiet) is not None
 
 
 def test_ranks_that_spin_are_found_after_much_longer_than_a_step() -> None:
@@ -34,7 +34,7 @@ def test_ranks_that_spin_are_found_after_much_longer_than_a_step() -> None:
     now = trained(detector, step_seconds=4.0)
     assert not spinning(detector, now, TIMES_SLOWEST * 4.0 - 1)
     assert spinning(detector, now, TIMES_SLOWEST * 4.0)
-    hang = detector.find({0, 1})
+    hang = detector.find({0, 1}, 0.0)
     assert hang is not None
     assert "made no step and no output for 200 s (a step took 4 s at most before)" in hang.message
 
@@ -43,7 +43,7 @@ def test_the_rank_that_spins_is_named_and_not_one_that_waits_for_it() -> None:
     detector = HangDetector(HANG_SECONDS)
     now = trained(detector)
     detector.update({0: sign(9, quiet=200.0), 1: sign(9, quiet=200.0, idle=200.0)}, now + 200.0)
-    hang = detector.find({0, 1})
+    hang = detector.find({0, 1}, 0.0)
     assert hang is not None
     assert hang.rank == 0
 
@@ -84,7 +84,7 @@ def test_before_the_first_steps_and_in_loops_of_ones_own_cpu_time_is_life() -> N
         detector.phase(rank, stepping=True)
         detector.update({rank: sign(None)}, 0.0)
     detector.update({rank: sign(None, quiet=10_000.0) for rank in range(2)}, 10_000.0)
-    assert detector.find({0, 1}) is None
+    assert detector.find({0, 1}, 0.0) is None
     function = HangDetector(HANG_SECONDS)
     for step in range(10):
         function.update({rank: sign(step) for rank in range(2)}, float(step))
@@ -102,17 +102,40 @@ def test_one_rank_that_goes_on_is_waited_for() -> None:
     detector = HangDetector(HANG_SECONDS)
     trained(detector)
     detector.update({0: sign(9, quiet=1e6, idle=1e6), 1: sign(9, quiet=1.0)}, 1e6)
-    assert detector.find({0, 1}) is None
-    assert detector.find({0, 1, 2}) is None, "a rank that has not been heard of yet"
+    assert detector.find({0, 1}, 0.0) is None
+    assert detector.find({0, 1, 2}, 0.0) is None, "a rank that has not been heard of yet"
 
 
 def test_stopped_and_idle_ranks_are_found_after_hang_seconds() -> None:
     detector = HangDetector(10.0)
     detector.update({0: sign(None), 1: sign(None, stopped=10.0)}, 10.0)
-    hang = detector.find({0, 1})
+    hang = detector.find({0, 1}, 0.0)
     assert hang is not None
     assert (hang.rank, "is stopped by a signal for 10 s" in hang.message) == (1, True)
     detector.update({0: sign(3, idle=10.0), 1: sign(2, idle=11.0)}, 20.0)
-    hang = detector.find({0, 1})
+    hang = detector.find({0, 1}, 0.0)
     assert hang is not None
     assert (hang.rank, hang.step, hang.steps) == (1, 2, {"0": 3, "1": 2})
+
+
+def test_nothing_hangs_for_a_person_and_the_clocks_begin_anew_afterwards() -> None:
+    detector = HangDetector(10.0)
+    now = trained(detector)
+    for idle in range(0, 1000, 50):
+        detector.update({0: sign(9, idle=idle, quiet=idle), 1: sign(9, idle=idle, quiet=idle)}, now + idle)
+        detector.suspend(now + idle, suspended=True)
+        assert detector.find({0, 1}, now + idle) is None
+    later = now + 1000
+    detector.suspend(later, suspended=False)
+    detector.update({0: sign(9, idle=1005, quiet=1005), 1: sign(9, idle=1005, quiet=1005)}, later + 5)
+    assert detector.find({0, 1}, later + 5) is None
+    assert detector.find({0, 1}, later + 11) is not None
+
+
+def test_the_time_in_a_debugger_is_no_step_time() -> None:
+    detector = HangDetector(600.0)
+    now = trained(detector)
+    detector.suspend(now + 5000, suspended=True)
+    detector.suspend(now + 5001, suspended=False)
+    detector.update({0: sign(10), 1: sign(10)}, now + 5002)
+    assert spinning(detector, now + 5003, 601, step=10)

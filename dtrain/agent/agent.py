@@ -98,7 +98,7 @@ class Agent:
         self._sending = threading.Lock()
         self._pulse = Pulse(self.send, beat_seconds)
         self._meter = UsageMeter()
-        self._inspector = Inspector(node, self.send)
+        self._inspector = Inspector(node, self._meter, self.send)
 
     @property
     def zygote(self) -> ForkServer:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.protocol import Inspect, Inspected
 from dtrain.common.files import read_at
@@ -56,8 +57,9 @@ class _Native:
 class Inspector:
     """Answers the requests of one agent, which calls `poll` from its loop: nothing here waits."""
 
-    def __init__(self, node: str, send: Callable[[Inspected], None]) -> None:
+    def __init__(self, node: str, meter: UsageMeter, send: Callable[[Inspected], None]) -> None:
         self._node = node
+        self._meter = meter
         self._send = send
         self._command: Inspect | None = None
         self._texts: dict[int, str] = {}
@@ -109,6 +111,7 @@ class Inspector:
         return WorkerUsage(
             self._node, one.pid, sample_ledger.last_step(one.ledger), round(used.cpu_seconds, 2) if used else 0.0,
             round(resident_megabytes(one.pid), 1), bool(used and used.stopped),
+            *self._meter.of_gpu(one.rank_info.local_rank),
         )  # fmt: skip
 
     def _ask(self, rank: int, one: WorkerProcess, now: float) -> None:

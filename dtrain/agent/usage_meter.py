@@ -21,6 +21,7 @@ class UsageMeter:
 
     def __init__(self) -> None:
         self._fresh: Usage = {}
+        self._newest: Usage = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="usage", daemon=True)
 
@@ -32,6 +33,12 @@ class UsageMeter:
         """The newest measurement, if it was not taken yet; see `dtrain.api.protocol.Heartbeat`."""
         fresh, self._fresh = self._fresh, {}
         return fresh
+
+    def of_gpu(self, local_rank: int) -> tuple[float | None, float | None]:
+        """How busy the GPU of a worker was lately, 0 to 1, and the megabytes in use on it; None if it has none that is known."""
+        number = devices.gpu_number(local_rank)
+        memory = self._newest.get(f"gpu{number}_memory_bytes")
+        return self._newest.get(f"gpu{number}"), None if memory is None else round(memory / 1e6, 1)
 
     def stop(self) -> None:
         """Measure no more; does not wait."""
@@ -45,7 +52,7 @@ class UsageMeter:
             busy, total = now[0] - before[0], now[1] - before[1]
             before = now
             cpu = {"cpu": round(busy / total, 4)} if total > 0 else {}
-            self._fresh = cpu | memory_used() | read_gpus()
+            self._fresh = self._newest = cpu | memory_used() | read_gpus()
 
 
 def cpu_times() -> tuple[int, int]:

@@ -40,6 +40,21 @@ class StepMetrics:
 
 
 @dataclass(frozen=True)
+class RankTimes:
+    """What a step of this rank took, as means over its last steps; every rank, every few seconds."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    """Number of steps that the means are over."""
+    step_seconds: float
+    data_seconds: float
+    """Waiting for data."""
+    own_seconds: float | None = None
+    """Computing up to where it waits for the other ranks; None: not known under this strategy."""
+
+
+@dataclass(frozen=True)
 class EvaluationMetrics:
     """Rank 0: means over the held-out data."""
 
@@ -197,6 +212,7 @@ class WorkerFailed:
 Report = (
     TrainingBegan
     | StepMetrics
+    | RankTimes
     | EvaluationMetrics
     | UserWarned
     | LogShortened
@@ -218,6 +234,7 @@ Report = (
 NAMES: dict[str, type[Any]] = {
     "training": TrainingBegan,
     "metrics": StepMetrics,
+    "times": RankTimes,
     "evaluation": EvaluationMetrics,
     "warning": UserWarned,
     "log_shortened": LogShortened,

@@ -263,6 +263,15 @@ class MeasuresSteps(Protocol):
 
 
 @runtime_checkable
+class TimesOwnWork(Protocol):
+    """A training backend that can tell a rank's own work from waiting for others."""
+
+    def own_work(self) -> float | None:
+        """Seconds that this rank computed by itself in the steps since the last call, up to where it waits for the others'
+        gradients; None if that is not known. Does not wait."""
+
+
+@runtime_checkable
 class ForksSafely(Protocol):
     """A training backend whose process may fork data workers while it trains: its framework's threads hold no lock that
     these would wait for. They fetch samples, and use no device."""

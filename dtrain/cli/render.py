@@ -133,6 +133,24 @@ def _debugger_left(event: events.DebuggerLeft, state: RunState) -> str:
     return f"rank {event.rank} goes on after {seconds(event.seconds)}"
 
 
+def _straggler(event: events.StragglerFound, state: RunState) -> str:
+    what = "waits for data" if event.phase == "data" else "computes"
+    node = f" ({event.node})" if event.node else ""
+    return (
+        f"WARNING: the others wait for rank {event.rank}{node}: it {what} {milliseconds(event.seconds)} a step, the usual rank "
+        f"{milliseconds(event.usual_seconds)}"
+    )
+
+
+def _straggler_over(event: events.StragglerOver, state: RunState) -> str:
+    return f"nobody waits for rank {event.rank} any more; it cost {seconds(event.cost_seconds)}"
+
+
+def milliseconds(value: float) -> str:
+    """A duration of a part of a step."""
+    return f"{value * 1000:.3g} ms" if value < 1 else seconds(value)
+
+
 def _node_lost(event: events.NodeLost, state: RunState) -> str:
     return f"node {event.node} lost: {event.reason}"
 
@@ -193,6 +211,8 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.HangDetected: _hang,
     events.DebuggerStopped: _debugger_stopped,
     events.DebuggerLeft: _debugger_left,
+    events.StragglerFound: _straggler,
+    events.StragglerOver: _straggler_over,
     events.NodeLost: _node_lost,
     events.StopRequested: _stopping,
     events.Requeued: _requeued,
@@ -236,6 +256,7 @@ def workers(state: RunState) -> str:
     many = len(found) > MOST_WORKERS_SHOWN
     each = () if many else (f"{rank}:{state.steps.get(rank, state.phase)}" for rank in found)
     text = "  ".join(each) or f"{len(found)} {state.phase}"
+    text += f"  (the others wait for {ranks(sorted(state.stragglers))})" if state.stragglers else ""
     return f"{text}  ({ranks(sorted(state.debugged))} in a debugger)" if state.debugged else text
 
 

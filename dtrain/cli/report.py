@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.cli import render
-from dtrain.cli.render import counted, seconds
+from dtrain.cli.render import counted, milliseconds, seconds
 from dtrain.cli.summary import SHARES
 from dtrain.common.serde import JsonObject
 from dtrain.run.goodput import FailureCost
@@ -103,6 +103,10 @@ def text(record: RunRecord) -> str:
         shown = f"{share:7.1%}" if kind != "queued" else "  apart"
         lines.append(f"    {kind:22} {seconds(value):>12} {shown}  {bar}".rstrip())
     lines += _failures(record)
+    rows = straggler_rows(record)
+    if rows:
+        lines += ["", "  ranks that the others waited for"]
+        lines += [f"    {at}  {rank}: {what}, cost {cost}" for at, rank, what, cost in rows]
     if record.curves.metrics:
         lines += ["", f"  {'metrics':30} {'last':>12} {'best':>12}"]
         lines += [f"    {name:28} {last:>12} {best:>12}  {where}" for name, last, best, where in metric_rows(record)]
@@ -131,6 +135,19 @@ def _failures(record: RunRecord) -> list[str]:
     if len(groups) > MOST_FAILURES:
         lines.append(f"    and {len(groups) - MOST_FAILURES} other causes: {record.run.events}")
     return lines
+
+
+def straggler_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    """(time, rank and node, what takes it so long, what it cost all ranks) of each straggler."""
+    rows = []
+    for one in record.stragglers[:MOST_FAILURES]:
+        found = one.found
+        what = "waits for data" if found.phase == "data" else "computes"
+        text = f"{what} {milliseconds(found.seconds)} a step, the usual rank {milliseconds(found.usual_seconds)}"
+        rank = f"rank {found.rank}" + (f" ({found.node})" if found.node else "")
+        cost = "goes on" if one.cost_seconds is None else seconds(one.cost_seconds)
+        rows.append((render.clock(found), rank, text, cost))
+    return rows
 
 
 def metric_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
@@ -165,6 +182,14 @@ def as_json(record: RunRecord) -> JsonObject:
                 "restart": round(cost.restart, 3), "cost_seconds": round(cost.seconds, 3),
             }
             for cost in record.timeline.failures
+        ],
+        "stragglers": [
+            {
+                "attempt": one.found.attempt, "time": one.found.time, "rank": one.found.rank, "node": one.found.node,
+                "phase": one.found.phase, "seconds": one.found.seconds, "usual_seconds": one.found.usual_seconds,
+                "cost_seconds": one.cost_seconds,
+            }
+            for one in record.stragglers
         ],
         "spans": [
             {"kind": span.kind.value, "begin": span.begin, "end": span.end, "attempt": span.attempt}

@@ -47,8 +47,9 @@ def report_page(record: RunRecord) -> str:
             _head(record),
             page.section("Where the time went", _account(record)),
             page.section("Timeline", _timeline(record, clock, marks), _over_time(record, clock, marks)),
-            page.section("Metrics by step", _metrics(record)),
+            page.section("Metrics by step", _metrics(record), _optimizer(record)),
             page.section("Failures and what they cost", _failures(record)),
+            page.section("Ranks that the others waited for", _stragglers(record)),
             page.section("Best and last", _best(record)),
             page.section("Warnings", "".join(f"<p>{escape(text)}</p>" for text in record.state.warnings)),
             page.section("Recipe", _recipe(record)),
@@ -171,6 +172,23 @@ def _metrics(record: RunRecord) -> str:
     if len(names) > MOST_CHARTS:
         parts.append(f'<p class="soft">and {len(names) - MOST_CHARTS} more metrics</p>')
     return "".join(parts)
+
+
+def _optimizer(record: RunRecord) -> str:
+    """Learning rates and gradient norms, a chart for each."""
+    curves = record.curves.optimizer
+    last = max((curve.at[-1] for curve in curves.values() if len(curve)), default=1.0)
+    markers = _restart_marks(record)
+    parts = []
+    for name, curve in list(curves.items())[:MOST_CHARTS]:
+        drawn = Chart(name, [charts.line_of(name, curve)], 0.0, last, markers, height=120).svg()
+        parts.append(f"<h3>{escape(name.replace('_', ' '))}</h3>{drawn}" if drawn else "")
+    return "".join(parts)
+
+
+def _stragglers(record: RunRecord) -> str:
+    rows = report.straggler_rows(record)
+    return page.table(("time", "rank", "what", "cost"), rows, numeric=(3,)) if rows else ""
 
 
 def _restart_marks(record: RunRecord) -> list[Marker]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dtrain.cli import render
 from dtrain.cli.queries import state_of
@@ -18,10 +19,11 @@ from dtrain.run.inspection import Inspection
 EVERY_SECONDS = 1.5
 MOST_RANKS = 64
 """Shown in a terminal; those with the fewest steps and the least use of the CPU first."""
-HEADS = ("rank", "node", "pid", "step", "CPU", "memory", "")
+HEADS = ("rank", "node", "pid", "step", "CPU", "memory", "GPU", "GPU memory", "a step", "its own", "data wait", "")
+"""Columns that nothing is known for are left out."""
 
 
-def rows(before: Inspection, now: Inspection) -> list[JsonObject]:
+def rows(before: Inspection, now: Inspection, *, on_gpus: bool = False) -> list[JsonObject]:
     """One row for each rank, the one furthest behind first."""
     elapsed = max(1e-3, now.time - before.time)
     found = []
@@ -33,6 +35,9 @@ def rows(before: Inspection, now: Inspection) -> list[JsonObject]:
             {
                 "rank": int(rank), "node": used.node, "pid": used.pid, "step": used.step, "stopped": used.stopped,
                 "cpu": None if share is None else round(max(0.0, share), 3), "memory_megabytes": used.memory_megabytes,
+                "gpu": used.gpu if on_gpus else None,
+                "gpu_memory_megabytes": used.gpu_memory_megabytes if on_gpus else None, "step_seconds": used.step_seconds,
+                "own_seconds": used.own_seconds, "data_seconds": used.data_seconds,
             }
         )  # fmt: skip
     return sorted(found, key=lambda row: (row["step"] or 0, row["cpu"] or 0.0, row["rank"]))
@@ -40,16 +45,29 @@ def rows(before: Inspection, now: Inspection) -> list[JsonObject]:
 
 def table(found: Sequence[JsonObject]) -> str:
     """The rows as text."""
-    lines = [HEADS]
-    for row in found[:MOST_RANKS]:
-        cpu = "-" if row["cpu"] is None else f"{row['cpu']:.0%}"
-        step = "-" if row["step"] is None else str(row["step"])
-        memory = render.size(row["memory_megabytes"] * 1e6)
-        lines.append(
-            (str(row["rank"]), row["node"], str(row["pid"]), step, cpu, memory, "stopped" if row["stopped"] else "")
+    lines = [
+        (
+            str(row["rank"]), row["node"], str(row["pid"]), _known(row["step"], str), _known(row["cpu"], "{:.0%}".format),
+            render.size(row["memory_megabytes"] * 1e6), _known(row["gpu"], "{:.0%}".format),
+            _known(row["gpu_memory_megabytes"], lambda value: render.size(value * 1e6)),
+            *(_known(row[name], render.milliseconds) for name in ("step_seconds", "own_seconds", "data_seconds")),
+            "stopped" if row["stopped"] else "",
         )
+        for row in found[:MOST_RANKS]
+    ]  # fmt: skip
+    always = HEADS.index("GPU")
+    shown = [
+        number
+        for number in range(len(HEADS))
+        if number < always or any(line[number] not in ("", "-") for line in lines)
+    ]
     more = len(found) - MOST_RANKS
-    return columns(lines) + (f"\nand {render.counted(more, 'rank')} more" if more > 0 else "")
+    rest = f"\nand {render.counted(more, 'rank')} more" if more > 0 else ""
+    return columns([tuple(line[number] for number in shown) for line in (HEADS, *lines)]) + rest
+
+
+def _known(value: Any, text: Callable[[Any], str]) -> str:
+    return "-" if value is None else text(value)
 
 
 def once(run: RunDir) -> list[JsonObject]:
@@ -61,7 +79,11 @@ def once(run: RunDir) -> list[JsonObject]:
         )
     before = inspected(run, (), stacks=False)
     time.sleep(EVERY_SECONDS)
-    return rows(before, inspected(run, (), stacks=False))
+    return rows(before, inspected(run, (), stacks=False), on_gpus=_on_gpus(run))
+
+
+def _on_gpus(run: RunDir) -> bool:
+    return run.job().resources.device == "gpu"
 
 
 def watch(run: RunDir) -> None:
@@ -73,13 +95,18 @@ def watch(run: RunDir) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    before = inspected(run, (), stacks=False)
+    before, on_gpus = inspected(run, (), stacks=False), _on_gpus(run)
     with Live(console=Console(highlight=False), auto_refresh=False, transient=False) as live:
         while run.supervised():
             time.sleep(EVERY_SECONDS)
             now = inspected(run, (), stacks=False)
             live.update(
-                Text(_head(run) + "\n" + table(rows(before, now)) + "\n(Ctrl-C ends this view, not the run)"),
+                Text(
+                    _head(run)
+                    + "\n"
+                    + table(rows(before, now, on_gpus=on_gpus))
+                    + "\n(Ctrl-C ends this view, not the run)"
+                ),
                 refresh=True,
             )
             before = now

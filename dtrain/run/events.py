@@ -1,38 +1,13 @@
-"""The events of a run, one frozen dataclass each: what `events.jsonl` holds and what status, reports and the live view read.
-
-A reader tolerates what it does not know: fields that a newer version added are dropped, and an event that is unknown or lacks a
-field becomes an `UnknownEvent`, so older and newer runs can be read. Times are seconds since 1970, durations are seconds.
-"""
+"""The events of a run, one frozen dataclass each: what `events.jsonl` holds and what status, reports and the live view read."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, ClassVar
 
-from dtrain.common.serde import JsonObject, from_dict
-
-KINDS: dict[str, type[Event]] = {}
-"""Name of an event in the log → its class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that happened to a run."""
-
-    name: ClassVar[str] = ""
-    time: float = 0.0
-    """When it was logged; the event log sets it."""
-
-    def __init_subclass__(cls, *, name: str) -> None:
-        cls.name = name
-        KINDS[name] = cls
-
-    def to_dict(self) -> JsonObject:
-        """As the log holds it: `time`, `event` (the name), then the fields."""
-        fields = dataclasses.asdict(self)
-        return {"time": fields.pop("time"), "event": self.name} | fields
+from dtrain.run.event import KINDS as KINDS
+from dtrain.run.event import Event as Event
+from dtrain.run.event import UnknownEvent as UnknownEvent
+from dtrain.run.event import from_log as from_log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +310,32 @@ class DebuggerLeft(Event, name="debugger_left"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StragglerFound(Event, name="straggler"):
+    """The other ranks wait for this one in every step, for some time now."""
+
+    rank: int
+    node: str
+    step: int
+    phase: str
+    """data (it waits for data) or work (it computes, up to where it waits for the others' gradients)."""
+    seconds: float
+    """Of a step in this phase."""
+    usual_seconds: float
+    """The median of all ranks."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StragglerOver(Event, name="straggler_over"):
+    """They do so no more, or the attempt is over."""
+
+    rank: int
+    cost_seconds: float
+    """That all ranks waited for it, in sum over the steps since it became slow."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Requeued(Event, name="requeued"):
     """The cluster was asked to start the run again later."""
 
@@ -354,32 +355,3 @@ class RunEnded(Event, name="end"):
     reason: str
     report: dict[str, float] = field(default_factory=dict)
     """Seconds by kind; see `dtrain.run.goodput.account_of`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class UnknownEvent(Event, name=""):
-    """An event of another version of dtrain."""
-
-    fields: JsonObject
-    """As the log holds it."""
-
-    def to_dict(self) -> JsonObject:
-        """As it was read."""
-        return self.fields
-
-
-def from_log(fields: JsonObject) -> Event:
-    """The event of one line of the log."""
-    kind: Any = KINDS.get(fields.get("event") or "", UnknownEvent)
-    known = _fields(kind)
-    try:
-        event: Event = from_dict(kind, {name: value for name, value in fields.items() if name in known})
-        return event
-    except (TypeError, ValueError, AttributeError):
-        time = fields.get("time")
-        return UnknownEvent(time=float(time) if isinstance(time, int | float) else 0.0, fields=fields)
-
-
-@cache
-def _fields(kind: Any) -> frozenset[str]:
-    return frozenset(one.name for one in dataclasses.fields(kind))

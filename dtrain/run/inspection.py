@@ -50,6 +50,16 @@ class WorkerUsage:
     """Of the process and its children since they began."""
     memory_megabytes: float
     stopped: bool = False
+    gpu: float | None = None
+    """How busy its GPU is, 0 to 1; None: not known."""
+    gpu_memory_megabytes: float | None = None
+    """In use on that GPU."""
+    step_seconds: float | None = None
+    """A step, as a mean over its last ones; None: not known yet."""
+    data_seconds: float | None = None
+    """Waiting for data, of that."""
+    own_seconds: float | None = None
+    """Computing, up to where it waits for the other ranks; None under strategies where that cannot be told."""
 
 
 @dataclass(frozen=True)

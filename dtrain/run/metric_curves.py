@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dtrain.run.events import AttemptStarted, Evaluation, Event, Metrics
@@ -95,12 +95,19 @@ def lower_is_better(name: str) -> bool:
     )
 
 
+def _add(curves: dict[str, Curve], step: int, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        curves.setdefault(name, Curve()).add(step, float(value))
+
+
 class MetricCurves:
     """All curves of a run, built event by event."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, Curve] = {}
         """Name → curve by step; metrics on held-out data begin with `held-out `."""
+        self.optimizer: dict[str, Curve] = {}
+        """Learning rates and gradient norms by step."""
         self.speed = Curve()
         """Samples a second by time."""
         self.data_wait = Curve()
@@ -113,26 +120,20 @@ class MetricCurves:
     def add(self, event: Event) -> None:
         """Add the values of the next event."""
         if isinstance(event, Metrics):
-            self._add(event.step, event.values, "")
+            _add(self.metrics, event.step, event.values)
+            _add(self.optimizer, event.step, event.optimizer)
             if event.samples_per_second is not None:
                 self.speed.add(event.time, event.samples_per_second)
             if event.data_wait is not None:
                 self.data_wait.add(event.time, event.data_wait)
         elif isinstance(event, Evaluation):
-            self._add(event.step, event.values, HELD_OUT)
+            _add(self.metrics, event.step, {HELD_OUT + name: value for name, value in event.values.items()})
         elif isinstance(event, AttemptStarted):
-            for curve in self.metrics.values():
+            for curve in (*self.metrics.values(), *self.optimizer.values()):
                 curve.rewind(event.step)
             self.begun.append(event.time)
             if event.attempt > 1:
                 self.restarts.append(event.step)
-
-    def _add(self, step: int, values: dict[str, float], prefix: str) -> None:
-        for name, value in values.items():
-            curve = self.metrics.get(prefix + name)
-            if curve is None:
-                curve = self.metrics[prefix + name] = Curve()
-            curve.add(step, float(value))
 
     def parts_from(self, other: MetricCurves, name: str = "loss") -> int | None:
         """The first step that both runs reported and at which a metric differs; None if they are equal."""

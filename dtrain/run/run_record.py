@@ -6,11 +6,20 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dtrain.run import event_log, goodput
-from dtrain.run.events import CheckpointSaved
+from dtrain.run.events import CheckpointSaved, StragglerFound, StragglerOver
 from dtrain.run.folder import RunDir
 from dtrain.run.goodput import Timeline
 from dtrain.run.metric_curves import MetricCurves
 from dtrain.run.status import RunState
+
+
+@dataclass
+class Straggler:
+    """A rank that the others waited for."""
+
+    found: StragglerFound
+    cost_seconds: float | None = None
+    """That all ranks waited for it; None: they still do."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,8 @@ class RunRecord:
     curves: MetricCurves
     digests: dict[int, str]
     """Step → digest of the weights that were saved at it."""
+    stragglers: tuple[Straggler, ...] = ()
+    """In the order in which they were found."""
 
     @property
     def is_script(self) -> bool:
@@ -46,11 +57,22 @@ class RunRecord:
 def read(run: RunDir) -> RunRecord:
     """Everything that its event log and ledgers say so far."""
     state, curves, builder, digests = RunState(), MetricCurves(), goodput.builder(run), dict[int, str]()
+    stragglers: list[Straggler] = []
     for event in event_log.Reader(run.events).new():
         state.add(event)
         curves.add(event)
         builder.add(event)
         if isinstance(event, CheckpointSaved):
             digests[event.step] = event.weights
+        elif isinstance(event, StragglerFound):
+            stragglers.append(Straggler(event))
+        elif isinstance(event, StragglerOver):
+            _end(stragglers, event)
     state.run = state.run or run.id
-    return RunRecord(run, state, builder.timeline(), curves, digests)
+    return RunRecord(run, state, builder.timeline(), curves, digests, tuple(stragglers))
+
+
+def _end(stragglers: list[Straggler], event: StragglerOver) -> None:
+    for one in stragglers:
+        if (one.found.attempt, one.found.rank) == (event.attempt, event.rank) and one.cost_seconds is None:
+            one.cost_seconds = event.cost_seconds

@@ -69,6 +69,8 @@ class RunState:
     reason: str = ""
     report: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    stragglers: list[int] = field(default_factory=list)
+    """Ranks that the others wait for."""
     debugged: list[int] = field(default_factory=list)
     """Ranks that are stopped in a debugger."""
 
@@ -116,6 +118,7 @@ def _on_node_lost(state: RunState, event: events.NodeLost) -> None:
 def _on_attempt(state: RunState, event: events.AttemptStarted) -> None:
     state.attempt, state.step, state.first_step = event.attempt, event.step, event.step
     state.workers, state.steps, state.pids, state.placed, state.debugged = event.workers, {}, {}, {}, []
+    state.stragglers = []
     state.data_wait, state.data_wait_step = 0.0, event.step
     state.phase = "starting" if not state.failures else "restarting"
 
@@ -197,6 +200,16 @@ def _on_stopping(state: RunState, event: events.StopRequested) -> None:
     state.stopping = event.why
 
 
+def _on_straggler(state: RunState, event: events.StragglerFound) -> None:
+    if event.rank not in state.stragglers:
+        state.stragglers.append(event.rank)
+
+
+def _on_straggler_over(state: RunState, event: events.StragglerOver) -> None:
+    if event.rank in state.stragglers:
+        state.stragglers.remove(event.rank)
+
+
 def _on_debugger_stopped(state: RunState, event: events.DebuggerStopped) -> None:
     if event.rank not in state.debugged:
         state.debugged.append(event.rank)
@@ -232,6 +245,8 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.FailureOccurred: _on_failure,
     events.DecisionMade: _on_decision,
     events.StopRequested: _on_stopping,
+    events.StragglerFound: _on_straggler,
+    events.StragglerOver: _on_straggler_over,
     events.DebuggerStopped: _on_debugger_stopped,
     events.DebuggerLeft: _on_debugger_left,
     events.RunEnded: _on_end,

@@ -53,6 +53,7 @@ from dtrain.supervisor.report_events import event_of
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
 from dtrain.supervisor.start_watch import StartWatch
 from dtrain.supervisor.states import Phase
+from dtrain.supervisor.stragglers import Stragglers
 from dtrain.supervisor.usage_log import UsageLog
 
 STACKS_SECONDS = 1.0
@@ -110,6 +111,7 @@ class Attempt:
         self._retention = CheckpointRetention(plan.job.checkpoint, context.log.path)
         self._usage = UsageLog(context.log)
         self._progress = ProgressLog(number, context.log)
+        self.stragglers = Stragglers(number, context.log, self._owner)
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log, context.lease,
             ranks=len(self._owner), retention=self._retention,
@@ -290,6 +292,8 @@ class Attempt:
             self._failures.steps_done(rank)
         elif isinstance(report, reports.WorkerFailed):
             self._failures.report(rank, report)
+        elif isinstance(report, reports.RankTimes):
+            self.stragglers.heard(rank, report)
         elif isinstance(report, DebuggerReport):
             self._context.debugging.hear(self, rank, report)
         else:
@@ -345,6 +349,7 @@ class Attempt:
             self._phase = Phase.COMMITTING
             return
         self._phase = Phase.OVER
+        self.stragglers.end()
         if failure is not None:
             self.outcome = Failed(failure)
         elif self._leaving and not self._finished_first():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from dtrain.api.protocol import Inspected
+from dtrain.api.reports import RankTimes
 from dtrain.common.files import write_whole
 from dtrain.common.serde import to_dict
 from dtrain.run import inspection
 from dtrain.run.event_log import EventLog
 from dtrain.run.folder import PRIVATE_FILE, RunDir
-from dtrain.run.inspection import Inspection, InspectionRequest
+from dtrain.run.inspection import Inspection, InspectionRequest, WorkerUsage
 from dtrain.supervisor.attempt import Attempt
 from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.debugging import Debugging, Typed
@@ -33,6 +34,8 @@ class _Open:
     waiting: set[str]
     """Nodes that have not answered."""
     deadline: float
+    times: Mapping[int, RankTimes]
+    """Rank → what its steps took, as it reported last."""
     answers: list[Inspected] = field(default_factory=list)
 
 
@@ -76,7 +79,8 @@ class Inspections:
             return
         nodes = attempt.inspect(request) if attempt else set()
         number = attempt.number if attempt else 0
-        found = _Open(request, number, nodes, time.monotonic() + PATIENCE_SECONDS)
+        times = attempt.stragglers.newest if attempt else {}
+        found = _Open(request, number, nodes, time.monotonic() + PATIENCE_SECONDS, times)
         if nodes:
             self._open[request.id] = found
         else:
@@ -85,7 +89,10 @@ class Inspections:
     def _answer(self, found: _Open, problem: str = "") -> None:
         self._open.pop(found.request.id, None)
         stacks = inspection.shared((group.ranks, group.text) for answer in found.answers for group in answer.stacks)
-        usage = {rank: used for answer in found.answers for rank, used in answer.usage.items()}
+        usage = {
+            rank: _with_times(used, found.times.get(int(rank)))
+            for answer in found.answers for rank, used in answer.usage.items()
+        }  # fmt: skip
         answer = Inspection(
             found.request.id, round(time.time(), 3), found.attempt, stacks, usage, tuple(sorted(found.waiting)), problem
         )
@@ -99,3 +106,11 @@ class Inspections:
             return
         with open(self._run.inspections, "a") as file:
             file.write(line)
+
+
+def _with_times(used: WorkerUsage, times: RankTimes | None) -> WorkerUsage:
+    if times is None:
+        return used
+    return replace(
+        used, step_seconds=times.step_seconds, data_seconds=times.data_seconds, own_seconds=times.own_seconds
+    )

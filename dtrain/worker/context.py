@@ -234,6 +234,7 @@ class Context:
         self._complete(0, np.empty(0, np.int64))
         if self._reason:
             channel.ask_to_stop(self._reason)
+        self._clock.done(self._done)
         self._trainer.debugger.before(self._done, self.backend)
         if not channel.may_begin(self._done):
             self._left = True
@@ -272,6 +273,7 @@ class Context:
         self._trainer.announce(total_steps, samples)
         self._trainer.channel.listen()
         self._report = Report(self._trainer, total_steps)
+        self._clock = self._trainer.step_clock()
         self._ledger = self._trainer.open_ledger()
 
     def _complete(self, begin: int, indices: Any) -> None:

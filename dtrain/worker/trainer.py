@@ -27,6 +27,7 @@ from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 from dtrain.worker.profiling import Profiling
+from dtrain.worker.step_clock import StepClock
 
 MOST_SILENT_SECONDS = 60.0
 """A data worker that takes longer for a batch is worth a line in the log."""
@@ -154,6 +155,7 @@ class Trainer:
         the state saved, if the ranks agreed to leave."""
         count = sum(sampler.sizes(self.shards))
         profiling = Profiling(self.run, self.rank, self.backend, self.channel)
+        clock = self.step_clock()
         for step in range(first_step, sampler.total_steps):
             profiling.before(step)
             self.debugger.before(step, self.backend)
@@ -162,6 +164,11 @@ class Trainer:
                 return
             begin = sampler.begin(step, self.shards.start)
             yield step, begin, sampler.indices(begin, count)
+            clock.done(step + 1)
+
+    def step_clock(self) -> StepClock:
+        """Of a loop that is about to begin."""
+        return StepClock(self.channel, self.backend, self.data_wait, self.world_size)
 
     def training_batches(
         self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler

@@ -24,6 +24,7 @@ from .losses import LateLosses
 from .measures import StepMeasures
 from .optimizers import check_trained, sorted_out
 from .own_step import OwnStep
+from .own_work import OwnWork
 from .parallel import Parallel
 from .profiler import TorchProfiler
 from .snapshot import Snapshots, TorchSnapshot
@@ -96,6 +97,7 @@ class TorchBackend:
         self._stored: Stored | None = None
         self._weights: Sequence[float] = (1.0,)
         self._buffer_sync = BufferSync()
+        self._own_work = None if parallel.waits_inside else OwnWork(device)
 
     def weigh(self, weights: Sequence[float]) -> None:
         """See `WeighsShards.weigh`."""
@@ -130,6 +132,9 @@ class TorchBackend:
         self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         self._late = LateLosses(active=train.terminate_on_nan)
         self._measures = StepMeasures(train.log_every)
+        if self._own_work and (self._own_step or not hasattr(task, "loss")):
+            for model in self._models.values():
+                model.register_forward_hook(self._own_work.watch_output)
         return self._view(self._models), self._view(self._optimizers)
 
     def _made(self, task: Any, *, several: bool) -> dict[str, Any]:
@@ -157,7 +162,12 @@ class TorchBackend:
         """See `TrainingBackend.feed`."""
         self._snapshots.wait()  # the user's own loop steps whenever it likes
         self.seed(seed)
+        self._begin_own_work()
         return self._moved(batch)
+
+    def _begin_own_work(self) -> None:
+        if self._own_work:
+            self._own_work.begin()
 
     def seed(self, seed: int) -> None:
         """Seed the generators that layers draw from."""
@@ -170,6 +180,7 @@ class TorchBackend:
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
         self._set_rates(rate)
+        self._begin_own_work()
         self._measures.begin(number, self._optimizers)
         by_task = self._own_step
         values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
@@ -204,6 +215,10 @@ class TorchBackend:
         self._late.next_step()
         return {"loss": total} | metrics if metrics else total
 
+    def own_work(self) -> float | None:
+        """See `TimesOwnWork.own_work`."""
+        return self._own_work.take() if self._own_work else None
+
     def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
         self._snapshots.wait()
         self.seed(seed)
@@ -234,6 +249,8 @@ class TorchBackend:
                 f"{name} gave {gave(loss)} without a gradient; expected a loss that follows from the model's parameters: "
                 "is it detached, made under no_grad, or is all of the model frozen?"
             )
+        if self._own_work:
+            self._own_work.watch(loss)
         return loss.reshape(()), metrics
 
     def _set_rates(self, rate: float) -> None:

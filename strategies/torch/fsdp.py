@@ -93,6 +93,7 @@ class Sharded(Parallel):
     """A model whose parameters are spread over a mesh."""
 
     shards = True
+    waits_inside = True  # for the parameters of the other ranks
 
     def __init__(self, options: FSDPOptions, mesh: Any) -> None:
         super().__init__()

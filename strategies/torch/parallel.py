@@ -19,6 +19,8 @@ class Parallel:
     """Whether the first backward pass changes the order of summation in the later ones."""
     shards = False
     """Whether a worker holds only a part of the model."""
+    waits_inside = False
+    """Whether a worker waits for others in the midst of its forward and backward passes."""
     measures_gradient = True
     """Whether the norm of the gradient can be had on the device where the gradient is."""
 

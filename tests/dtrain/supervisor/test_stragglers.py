@@ -1,0 +1,84 @@
+"""Who the others wait for, from what every rank reports of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dtrain.api.reports import RankTimes
+from dtrain.run import event_log
+from dtrain.run.event_log import EventLog
+from dtrain.run.events import Event, StragglerFound, StragglerOver
+from dtrain.supervisor.stragglers import REPORTS, Stragglers
+
+RANKS = 4
+
+
+class Ranks:
+    """An attempt whose ranks report in turn."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.log = EventLog(path)
+        self.stragglers = Stragglers(1, self.log, {rank: f"node{rank // 2}" for rank in range(RANKS)})
+
+    def report(
+        self, rounds: int, *, work: dict[int, float] | None = None, data: dict[int, float] | None = None
+    ) -> None:
+        for _ in range(rounds):
+            for rank in range(RANKS):
+                own, waits = (work or {}).get(rank, 0.02), (data or {}).get(rank, 0.001)
+                self.stragglers.heard(rank, RankTimes(100, 50, 0.06, waits, own))
+
+    def events(self) -> list[Event]:
+        self.log.flush()
+        return list(event_log.Reader(self._path).new())
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    made = Ranks(tmp_path / "events.jsonl")
+    yield made
+    made.log.close()
+
+
+def test_a_rank_that_computes_longer_for_some_time_is_named_once_and_its_cost_is_known(ranks: Ranks) -> None:
+    ranks.report(REPORTS - 1, work={3: 0.05})
+    assert not ranks.events()
+    ranks.report(5, work={3: 0.05})
+    (found,) = ranks.events()
+    assert isinstance(found, StragglerFound)
+    assert (found.rank, found.node, found.phase, found.seconds, found.usual_seconds) == (3, "node1", "work", 0.05, 0.02)
+    ranks.report(REPORTS)
+    over = ranks.events()[-1]
+    assert isinstance(over, StragglerOver)
+    assert over.cost_seconds == pytest.approx((REPORTS + 4) * 50 * 0.03, rel=0.2)
+
+
+def test_a_rank_that_waits_for_its_data_is_told_from_one_that_computes(ranks: Ranks) -> None:
+    ranks.report(REPORTS + 1, data={1: 0.04})
+    (found,) = ranks.events()
+    assert isinstance(found, StragglerFound)
+    assert (found.rank, found.phase, found.usual_seconds) == (1, "data", 0.001)
+
+
+def test_one_slow_report_and_little_differences_are_none(ranks: Ranks) -> None:
+    for _ in range(5):
+        ranks.report(1, work={2: 0.2})
+        ranks.report(1)
+    ranks.report(10, work={2: 0.0238})
+    assert not ranks.events()
+
+
+def test_nobody_is_compared_before_all_have_reported(ranks: Ranks) -> None:
+    for _ in range(10):
+        ranks.stragglers.heard(0, RankTimes(1, 1, 1.0, 0.0, 0.9))
+    assert not ranks.events()
+
+
+def test_at_the_end_of_an_attempt_what_it_cost_is_said(ranks: Ranks) -> None:
+    ranks.report(REPORTS + 1, work={0: 0.06})
+    ranks.stragglers.end()
+    assert [type(event) for event in ranks.events()] == [StragglerFound, StragglerOver]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed_thrice(folder: Path) -> Live:
-    with start(*arguments(folder), runs=folder / "runs", **ENVIRONMENT) as live:
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    with start(*arguments(folder), runs=folder / "runs", TMPDIR=str(temporary), **ENVIRONMENT) as live:
         for attempt, (step, rank) in enumerate(((15, 1), (31, 0), (47, 1)), start=1):
             live.wait_step(step, attempt=attempt)
             live.kill(rank, attempt=attempt)
         live.finish()
     assert len(live.events("attempt")) == 4
     assert not live.events("tracker_failed"), live.events("tracker_failed")
+    caches = {f"dtrain-{os.getuid()}", f"torchinductor_{getpass.getuser()}"}
+    left = {path.name for path in temporary.iterdir()} - caches
+    assert not left, "no tracker's library leaves temporary files"
     return live
 
 

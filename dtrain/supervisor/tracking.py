@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing.connection import wait
@@ -158,12 +159,16 @@ class TrackerFeed:
             self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
 
     def _follow(self) -> None:
-        """One process, until it ends."""
+        """One process, until it ends, with a temporary folder of its own: libraries leave things there if they are killed."""
+        with tempfile.TemporaryDirectory(prefix="dtrain-tracker-", ignore_cleanup_errors=True) as temporary:
+            self._follow_in(temporary)
+
+    def _follow_in(self, temporary: str) -> None:
         choice = json.dumps({"name": self.name, "options": self._choice.options})
         command = [sys.executable, "-P", "-m", "dtrain", "tracker", str(self._run.path), choice, str(self._end_seconds)]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-            cwd=self._folder,
+            cwd=self._folder, env=os.environ | {"TMPDIR": temporary},
         )  # fmt: skip
         with self._changing:
             self._process = process

@@ -310,6 +310,9 @@ class Agent:
             while not one.pipe.closed and one.pipe.poll():
                 report: reports.Report = one.pipe.recv()
                 one.reported |= isinstance(report, reports.WorkerFailed)
+                if self._private and isinstance(report, reports.StepsProfiled) and report.file:
+                    for piece in self._private.written(report.file):
+                        self.send(piece)
                 self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
         except (EOFError, OSError):
             one.pipe.close()

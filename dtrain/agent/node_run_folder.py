@@ -57,6 +57,17 @@ class NodeRunFolder:
                 self._sent[name] = offset + len(chunk)
                 self._note()
 
+    def written(self, name: str) -> Iterator[FileAppended]:
+        """Files that were written whole: the one of this name, relative to the run folder, and those whose names begin so."""
+        first = self.run.path / name
+        for path in sorted(first.parent.glob(f"{first.name}*")):
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                offset = 0
+                while file.is_file() and (chunk := read_at(file, offset, CHUNK)):
+                    data = base64.b64encode(chunk).decode()
+                    yield FileAppended(str(file.relative_to(self.run.path)), offset, data)
+                    offset += len(chunk)
+
     def _note(self) -> None:
         """Not flushed to disk: what a power cut takes of this folder is not sent by anybody any more."""
         aside = self.run.path / f".{SENT}"

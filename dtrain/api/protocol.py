@@ -215,7 +215,7 @@ class Inspected:
 
 @dataclass(frozen=True)
 class FileAppended:
-    """Event: bytes appended to a log or a ledger on a node that does not see the run folder."""
+    """Event: bytes appended to a log, a ledger or a profile on a node that does not see the run folder."""
 
     name: str
     """Relative to the run folder."""

@@ -98,7 +98,12 @@ class RunDir:
 
     def profile(self, step: int, rank: int) -> Path:
         """The profile of a rank from a step on: a file, or what its name begins with."""
-        return self.path / "profiles" / f"step-{step:08d}" / f"rank-{rank:05d}"
+        return self.profiles / f"step-{step:08d}" / f"rank-{rank:05d}"
+
+    @property
+    def profiles(self) -> Path:
+        """Profiles that somebody asked for, a folder for each first step."""
+        return self.path / "profiles"
 
     def debug_session(self, request: str) -> Path:
         """Folder of a session of `dtrain debug`; see `dtrain.run.debugging`."""

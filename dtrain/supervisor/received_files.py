@@ -1,4 +1,4 @@
-"""Logs and ledgers of nodes without the run folder, kept in the real one; and long events that came in fragments."""
+"""Logs, ledgers and profiles of nodes without the run folder, kept in the real one; and long events that came in fragments."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class ReceivedFiles:
         return whole
 
     def _keep(self, appended: FileAppended) -> None:
-        """Add to the run folder what a node sent. A ledger's offset is known, so that what is sent twice counts once; a rank's log
-        may come from one node after another."""
+        """Add to the run folder what a node sent. The offset in a ledger or a profile is known, so that what is sent twice counts
+        once; a rank's log may come from one node after another."""
         path = self._run.path / appended.name
-        if path.parent not in (self._run.logs, self._run.ledgers):
+        profile = ".." not in path.parts and path.is_relative_to(self._run.profiles)
+        if not profile and path.parent not in (self._run.logs, self._run.ledgers):
             raise ValueError(f"not a file that a node may send: {appended.name}")
         data = base64.b64decode(appended.data)
         if path.parent == self._run.logs:
@@ -48,6 +49,7 @@ class ReceivedFiles:
                 with suppress(OSError):  # the node says so of its own file
                     log_retention.shorten(path, self._keep_log_bytes)
             return
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as ledger:
-            ledger.seek(appended.offset)
-            ledger.write(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
+            file.seek(appended.offset)
+            file.write(data)

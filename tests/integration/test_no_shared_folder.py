@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from integration.ray_lab import RayLab, hiding_refused, ray_missing
-from live import PROGRAMS, Live, dtrain, finished, start, wait_for
+from live import PROGRAMS, Live, debugged, dtrain, finished, start, wait_for
 from s3_endpoint import S3, endpoint
 
 from dtrain.run import sample_ledger
@@ -102,6 +103,25 @@ def test_a_killed_worker_and_agent_cost_nothing_where_nothing_is_shared(
     status = dtrain("status", f"{s3.url}/{live.run.id}", "--runs", str(home / "elsewhere"), **on(lab, s3)).stdout
     assert "done" in status
     assert live.weights()[:16] in status
+
+
+def test_a_profile_of_a_node_that_sees_nothing_comes_to_the_run_folder_and_a_debugger_reaches_it(
+    lab: RayLab, s3: S3, home: Path
+) -> None:
+    slow = ("--set", "params.pause=0.05", "--set", "train.steps=10000")
+    recipe = str(home / "project/contract_torch.yaml")
+    with start(recipe, *FOUR, *slow, *kept_on(s3), runs=home / "profiled", **on(lab, s3)) as live:
+        live.wait_event("checkpoint")
+        (found,) = json.loads(dtrain("profile", str(live.run.path), "--rank", "3", "--steps", "2", "--json").stdout)
+        (path,) = live.run.path.glob(f"{found['file']}*.gz")
+        with gzip.open(path) as file:
+            assert json.load(file)["traceEvents"]
+        out, _ = debugged(live.run, "p total_steps\nq\n", "--rank", "3")
+        assert "(rank 3) p total_steps\n10000\n" in out
+        shown = dtrain("logs", str(live.run.path), "--since", "1h").stdout
+        assert "rank 3 | --- dtrain: attempt 1" in shown
+        dtrain("stop", str(live.run.path), "--now")
+        live.finish(code=4)
 
 
 def test_a_submitted_run_is_watched_stopped_and_resumed_from_afar(lab: RayLab, s3: S3, home: Path, local: Live) -> None:

@@ -216,5 +216,5 @@ def test_tensorflow_stops_too(tmp_path: Path) -> None:
         out, said = debugged(live.run, "p step\nq\n", "--rank", "1")
         assert "rank 1 is stopped in step" in said
         assert "(rank 1) " in out
-        live.wait_step(int(said.split("in step ")[1].split(";")[0]) + 5)
+        live.wait_step(int(said.split("is stopped in step ")[1].split()[0]) + 5)
         ended(live)

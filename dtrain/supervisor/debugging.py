@@ -112,7 +112,8 @@ class Debugging:
         link.say(
             DebugOutput(
                 f"{whose} stops {when}; until then the run goes on" if wanted.on_exception
-                else f"{whose} stops in step {step}; the others wait for it in that step", notice=True,
+                else f"{whose} stops in step {step}, or in its next one if it is beyond; the others wait for it there",
+                notice=True,
             )
         )  # fmt: skip
 
@@ -147,7 +148,7 @@ class Debugging:
         if session.rank is not None:
             self._tell(session.attempt, session.rank, line.text)
         if line.text is None:
-            self._end_session("")
+            self._end_session("left; the run goes on")
 
     def tick(self) -> None:
         """Time has passed: an attempt that ends or is to end takes its debuggers with it."""

@@ -245,6 +245,14 @@ class SplitsUnevenly(Protocol):
 
 
 @runtime_checkable
+class SumsExactly(Protocol):
+    """A strategy whose weights are the same to the last bit on every number of workers, if the job asks for it (`train.exact`)."""
+
+    def inexact(self, job: Job) -> list[str]:
+        """Pure. What keeps this job from it, each with what to do instead."""
+
+
+@runtime_checkable
 class WeighsShards(Protocol):
     """A training backend whose shards may differ in size."""
 

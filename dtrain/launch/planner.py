@@ -15,19 +15,19 @@ from dtrain.api.cluster import ChecksReach
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
-from dtrain.launch import checks, registry
+from dtrain.launch import checks, exactness, registry
 from dtrain.spec import entrypoint, task_class
 from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
 from dtrain.storage import object_store
 
 
 def resolve(job: Job) -> Job:
-    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for."""
+    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, what `train.exact` needs."""
     strategy = registry.strategy_of(job)
     if isinstance(strategy, MetaStrategy):
         name, options, reason = strategy.resolve(job)
         job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
-    return job
+    return exactness.fixed(job)
 
 
 def make(job: Job) -> LaunchPlan:
@@ -54,7 +54,12 @@ def checked(job: Job, *, here: bool = True) -> tuple[Job, list[Problem]]:
     if found:
         return job, found
     plan = make(job)
-    found += [*_of_strategy(plan), *checks.preload(job), *checks.trackers(job)]
+    found += [
+        *_of_strategy(plan),
+        *exactness.problems(plan.job, registry.strategy_of(plan.job)),
+        *checks.preload(job),
+        *checks.trackers(job),
+    ]
     texts = registry.cluster_of(plan.job).problems(plan)
     if here and not texts:
         texts = out_of_reach(plan)

@@ -130,6 +130,10 @@ class Train:
     """Equal parts of the global batch, whose randomness (dropout) does not depend on the number of workers; a worker takes
     whole shards, computes each in a pass of its own and accumulates their gradients. When not given, a worker computes its
     whole part of the batch in one pass, which is faster."""
+    exact: bool = False
+    """The same weights to the last bit, whatever number of workers, strategy (ddp, fsdp, hsdp) and cluster the run has, or comes to
+    have: gradients of the shards are summed in one fixed tree. Workers and shards are powers of two; `train.shards` is 8 when not
+    given, or less if the global batch cannot be divided by it."""
     micro_batch: Annotated[int, SAMPLES] | None = None
     """Most samples of one pass, for models that need the memory; a worker's part of the batch takes several passes then."""
     seed: Annotated[int, SEED] = 0

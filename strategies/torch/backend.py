@@ -17,9 +17,10 @@ from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
-from . import network
+from . import exact, network
 from .batches import Mover, evaluating
 from .buffers import BufferSync
+from .exact import ExactSums
 from .losses import LateLosses
 from .measures import StepMeasures
 from .optimizers import check_trained, sorted_out
@@ -70,9 +71,17 @@ def connected(context: WorkerContext) -> Iterator[Any]:
         # A hang is for dtrain to find: its report names the rank and has the stacks.
         timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * context.job.recovery.hang_seconds)),
     )  # fmt: skip
+    if context.job.train.exact:
+        exact.settings(device, context.job.resources.cpus_per_worker or 1)
     yield device
     # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
     dist.destroy_process_group()
+
+
+def exact_sums(context: WorkerContext) -> ExactSums | None:
+    """What sums the gradients if the recipe asks for the same bits at every size."""
+    train = context.job.train
+    return ExactSums(train.shards or 1, context.rank_info.world_size) if train.exact else None
 
 
 class TorchBackend:
@@ -92,7 +101,8 @@ class TorchBackend:
         self._saving = dist.new_group(backend="gloo")
         self._snapshots = Snapshots(rank_info, self._saving, device)
         self.fetch: Fetch = nothing_to_fetch
-        self._warm = not parallel.rearranges
+        self._exact = parallel.exact
+        self._warm = not parallel.rearranges or self._exact is not None
         self._state = TorchState({})
         self._stored: Stored | None = None
         self._weights: Sequence[float] = (1.0,)
@@ -100,7 +110,7 @@ class TorchBackend:
         self._own_work = None if parallel.waits_inside else OwnWork(device)
 
     def weigh(self, weights: Sequence[float]) -> None:
-        """See `WeighsShards.weigh`."""
+        """See `WeighsShards.weigh`. `train.exact` has equal shards and divides their sum at the end."""
         self._weights = weights
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
@@ -197,12 +207,20 @@ class TorchBackend:
         total, metrics = None, dict[str, Any]()
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
+            if self._exact:
+                seed_host(seed)
+            weight = self._weights[number - 1]
             with self._passing(last=number == len(batches)):
                 loss, more = self._loss(batch)
-                weight = self._weights[number - 1]
-                loss = loss if weight == 1.0 else loss * weight
                 self._late.add(loss, number - 1)
-                loss.backward()
+                if self._exact:
+                    loss.backward()
+                    loss = loss.double() * weight
+                else:
+                    loss = loss if weight == 1.0 else loss * weight
+                    loss.backward()
+            if self._exact:
+                self._exact.keep_buffers(self._buffers(), first=number == 1, last=number == len(batches))
             total = loss.detach() if total is None else total + loss.detach()
             for name, value in more.items():
                 value = value.detach() if hasattr(value, "detach") else value
@@ -270,9 +288,16 @@ class TorchBackend:
     @contextmanager
     def _passing(self, *, last: bool) -> Iterator[None]:
         with ExitStack() as stack:
+            if self._exact:
+                self._exact.begin_pass(last=last)
             for model in self._models.values():
                 stack.enter_context(self._parallel.gradient_sync(model, last=last))
             yield
+        if self._exact:
+            model = next(iter(self._models.values()))
+            self._exact.end_pass(
+                (one for _, one in self._state.named_parameters()), reduced=self._parallel.reduced(model)
+            )
 
     def _buffers(self) -> list[Any]:
         return [buffer for model in self._models.values() for buffer in model.buffers()]

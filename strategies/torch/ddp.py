@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import TrainingBackend, WorkerContext
-from dtrain.spec.job import MEGABYTES
+from dtrain.spec.job import MEGABYTES, Job
 
 from . import backend, launcher
+from .backend import exact_sums
+from .exact import ExactSums
 from .parallel import Parallel, Precision, checkpointed, compiled
 
 
@@ -43,12 +45,18 @@ class DDP(launcher.OneADevice):
     def __init__(self, options: DDPOptions) -> None:
         self.options = options
 
+    def inexact(self, job: Job) -> list[str]:
+        """See `SumsExactly.inexact`."""
+        if self.options.compression == "none":
+            return []
+        return ["gradients that are sent in fewer bits are rounded anew by each worker: leave strategy.compression out"]
+
     @contextmanager
     def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect over a store whose port was reserved for this attempt."""
         with backend.connected(context) as device:
             yield backend.TorchBackend(
-                context.rank_info, device, Replicated(self.options, context.rank_info.world_size)
+                context.rank_info, device, Replicated(self.options, context.rank_info.world_size, exact_sums(context))
             )
 
 
@@ -57,8 +65,8 @@ class Replicated(Parallel):
 
     rearranges = True
 
-    def __init__(self, options: DDPOptions, world_size: int) -> None:
-        super().__init__(precision=options.precision)
+    def __init__(self, options: DDPOptions, world_size: int, exact: ExactSums | None = None) -> None:
+        super().__init__(precision=options.precision, exact=exact)
         self.options = options
         self.alone = world_size == 1
 
@@ -67,8 +75,10 @@ class Replicated(Parallel):
         from torch.nn.parallel import DistributedDataParallel
 
         model = checkpointed(model, self.options.activation_checkpointing)
+        if self.exact:  # DDP would have it compiled in parts, which depend on its buckets
+            model = compiled(model, when=self.options.compile)
         if self.alone or not any(parameter.requires_grad for parameter in model.parameters()):
-            return compiled(model, when=self.options.compile)
+            return compiled(model, when=self.options.compile and not self.exact)
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         parallel = DistributedDataParallel(
@@ -80,6 +90,9 @@ class Replicated(Parallel):
             gradient_as_bucket_view=True,
             **{buffers: False},  # the backend shares them once a step
         )
+        if self.exact:
+            parallel.register_comm_hook(self.exact, lambda sums, bucket: sums.hook(None, bucket))
+            return parallel
         if self.options.compression != "none":
             from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
-from dtrain.spec.job import COUNT, POSITIVE, Resources
+from dtrain.spec.job import COUNT, POSITIVE, Job, Resources
 
 from . import backend, launcher
+from .exact import ExactSums, clip, reduce_scatter
 from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
 
 
@@ -59,7 +60,8 @@ class FSDP(launcher.OneADevice):
         with backend.connected(context) as device:
             shape = self.shape(context.rank_info)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-            yield backend.TorchBackend(context.rank_info, device, Sharded(self.options, mesh))
+            parallel = Sharded(self.options, mesh, backend.exact_sums(context))
+            yield backend.TorchBackend(context.rank_info, device, parallel)
 
     def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
         """Of the device mesh."""
@@ -83,6 +85,13 @@ class HSDP(FSDP):
             f"{resources.workers} workers cannot be split into {groups} equal groups: change strategy.replicas or the workers",
         ]
 
+    def inexact(self, job: Job) -> list[str]:
+        """See `SumsExactly.inexact`."""
+        groups = self.options.replicas or job.resources.nodes
+        if 1 < groups == job.resources.workers:
+            return ["groups of one worker each split nothing: choose ddp, or fewer strategy.replicas"]
+        return [f"{groups} groups are no power of two"] if groups & (groups - 1) else []
+
     def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
         """Groups by workers of a group."""
         groups = self.options.replicas or rank_info.nodes
@@ -95,15 +104,21 @@ class Sharded(Parallel):
     shards = True
     waits_inside = True  # for the parameters of the other ranks
 
-    def __init__(self, options: FSDPOptions, mesh: Any) -> None:
-        super().__init__()
+    def __init__(self, options: FSDPOptions, mesh: Any, exact: ExactSums | None = None) -> None:
+        super().__init__(exact=exact)
         self.options = options
         self.mesh = mesh
 
     def wrap(self, model: Any, device: Any) -> Any:
         """See `Parallel.wrap`. Inner modules first, then the rest as one."""
         import torch
-        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+        from torch.distributed.fsdp import (
+            CPUOffloadPolicy,
+            FSDPModule,
+            MixedPrecisionPolicy,
+            OffloadPolicy,
+            fully_shard,
+        )
 
         # The reduction of a norm on the host would need a process group of the host's own.
         self.measures_gradient = not self.options.cpu_offload or device.type == "cpu"
@@ -120,7 +135,23 @@ class Sharded(Parallel):
         for module in self._parts(model):
             fully_shard(module, **settings)
         fully_shard(model, **settings)
+        if self.exact and self._shard_group().size() > 1:
+            replicas = self.mesh.get_group("replicate") if self.mesh.ndim > 1 else None
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_custom_reduce_scatter(reduce_scatter(self.exact, replicas))
         return compiled(model, when=self.options.compile)
+
+    def _shard_group(self) -> Any:
+        return self.mesh.get_group("shard")
+
+    def reduced(self, model: Any) -> bool:
+        """See `Parallel.reduced`."""
+        return bool(self._shard_group().size() > 1)
+
+    def clip(self, parameters: Iterable[Any], most: float) -> Any:
+        """See `Parallel.clip`."""
+        return clip(parameters, most, self._shard_group()) if self.exact else super().clip(parameters, most)
 
     def _parts(self, model: Any) -> list[Any]:
         """The modules to be gathered one at a time, inner ones before those around them. Modules that share a parameter

@@ -34,6 +34,10 @@ class OneADevice:
         """Losses are weighted, and every worker takes as many passes."""
         return True
 
+    def inexact(self, job: Job) -> list[str]:
+        """See `SumsExactly.inexact`."""
+        return []
+
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """As torchrun sets it."""
         return environments.torchrun(rank_info, rendezvous)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+from . import exact
+from .exact import ExactSums
 from .measures import StepMeasures
 from .state import ONLY
 
@@ -24,8 +26,10 @@ class Parallel:
     measures_gradient = True
     """Whether the norm of the gradient can be had on the device where the gradient is."""
 
-    def __init__(self, *, precision: Precision = "fp32") -> None:
+    def __init__(self, *, precision: Precision = "fp32", exact: ExactSums | None = None) -> None:
         self.precision = precision
+        self.exact = exact
+        """Sums the gradients (`train.exact`)."""
 
     def wrap(self, model: Any, device: Any) -> Any:
         """The parallel model of the user's."""
@@ -42,6 +46,16 @@ class Parallel:
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Around one backward pass of a step; gradients are averaged over the ranks in the last one."""
         return nullcontext()
+
+    def reduced(self, model: Any) -> bool:
+        """Whether a backward pass leaves the gradients of a model summed by `exact` already."""
+        return False
+
+    def clip(self, parameters: Iterable[Any], most: float) -> Any:
+        """Scale the averaged gradients of these parameters down to this norm, if theirs is larger; the norm."""
+        import torch
+
+        return exact.clip(parameters, most) if self.exact else torch.nn.utils.clip_grad_norm_(parameters, most)
 
     def autocast(self, device: Any) -> AbstractContextManager[Any]:
         """Around the computation of the loss."""
@@ -65,7 +79,7 @@ class Parallel:
 
         norm = None
         if clip_norm:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+            norm = self.clip(parameters, clip_norm)
         elif measures.due and self.measures_gradient:
             norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
         for optimizer in optimizers:

@@ -271,6 +271,15 @@ class MeasuresSteps(Protocol):
 
 
 @runtime_checkable
+class ChecksGradients(Protocol):
+    """A training backend that can tell whether a computation gave the same gradients as another one (`train.exact`)."""
+
+    def gradient_checksums(self) -> list[int]:
+        """Of each shard of the newest step: the sum of its gradient's bits, value by value, modulo 2^64; see
+        `dtrain.run.gradient_ledger`."""
+
+
+@runtime_checkable
 class TimesOwnWork(Protocol):
     """A training backend that can tell a rank's own work from waiting for others."""
 

@@ -136,6 +136,10 @@ class RunDir:
         for folder in (self.logs, self.checkpoints, self.ledgers):
             folder.mkdir(parents=True, exist_ok=True)
 
+    def gradient_ledger(self, attempt: int, rank: int) -> Path:
+        """Checksums of a rank's gradients in an attempt."""
+        return self.ledgers / f"gradients-attempt-{attempt:04d}-rank-{rank:05d}.bin"
+
     def append_only_files(self) -> list[Path]:
         """The workers' and agents' files that only grow."""
         return sorted(itertools.chain(self.logs.glob("*.log"), self.ledgers.glob("*.bin")))

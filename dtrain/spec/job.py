@@ -142,6 +142,8 @@ class Train:
     """False: the samples in the order of the data set."""
     clip_norm: Annotated[float, POSITIVE] | None = None
     """Largest global L2 norm of the gradient; a larger one is scaled down to it."""
+    until: Annotated[int, STEPS] | None = None
+    """End the run after so many of its steps, with its state saved; the schedule is that of all of them."""
     evaluate_every: Annotated[int, STEPS] | None = None
     """Steps between evaluations on the held-out data; only at the end when not given."""
     evaluate_steps: Annotated[int, STEPS] | None = None

@@ -29,7 +29,9 @@ PART_BYTES = 1 << 18
 EVERY_SECONDS = 3.0
 MOST_WRITES = 60
 """Logs and ledgers written every EVERY_SECONDS at most, whatever the number of ranks: 20 a second. Those of many ranks take turns."""
-COPIED = re.compile(r"events\.jsonl|logs/[A-Za-z0-9_-][A-Za-z0-9._-]*\.log|ledger/attempt-\d+-rank-\d+\.bin")
+COPIED = re.compile(
+    r"events\.jsonl|logs/[A-Za-z0-9_-][A-Za-z0-9._-]*\.log|ledger/(gradients-)?attempt-\d+-rank-\d+\.bin"
+)
 """Files of a run that are kept there: whoever can write to a bucket must not choose other files here."""
 JOB = "job.json"
 STOP = "stop"

@@ -284,6 +284,8 @@ class Context:
         self._report.count(self._done, self._values)
         self._values = {}
         self._trainer.after_step(self._done, self.total_steps)
+        if self._done == self._trainer.train.until and not self._reason:
+            self.stop(f"train.until is {self._done}")
 
     def finish(self) -> None:
         """Collective. The function returned: save the state of its last step, and say why if steps were left undone."""

@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.reports import EndedEarly, LoopPhase
-from dtrain.api.strategy import FetchesFiles, NonFiniteLoss, StepNumber, TrainingBackend, WeighsShards, WorkerContext
+from dtrain.api.strategy import (
+    ChecksGradients,
+    FetchesFiles,
+    NonFiniteLoss,
+    StepNumber,
+    TrainingBackend,
+    WeighsShards,
+    WorkerContext,
+)
 from dtrain.checkpoint.factory import store_of
 from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
@@ -104,6 +112,8 @@ def _train(trainer: Trainer, task: Task) -> None:
                     found = _evaluate(trainer, held_out, sampler, report, done)
                 ended = stopping.reason(done, found) if stopping else ""
             trainer.after_step(done, sampler.total_steps)
+            if done == train.until and done < sampler.total_steps:
+                ended = ended or f"train.until is {done}"
         except NonFiniteLoss as error:
             raise trainer.non_finite(error, step) from None
         if ended:
@@ -153,7 +163,12 @@ def _try_out(trainer: Trainer, task: Task, held_out: Batches | Stream | None, sa
 
 def _steps(trainer: Trainer, task: Task, data: Batches | Stream, sampler: Sampler) -> Iterator[tuple[int, Any]]:
     """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
-    ledger, shards, seed = trainer.open_ledger(), trainer.shards, trainer.train.seed
+    ledger, gradients, shards, seed = (
+        trainer.open_ledger(),
+        trainer.open_gradient_ledger(),
+        trainer.shards,
+        trainer.train.seed,
+    )
     passes = shards[:1] if hasattr(task, "train_step") else shards
     sizes = sampler.sizes(shards)
     if len(passes) < len(shards):
@@ -177,4 +192,6 @@ def _steps(trainer: Trainer, task: Task, data: Batches | Stream, sampler: Sample
             except NonFiniteLoss as error:
                 raise trainer.non_finite(error, step) from None
             ledger.add(step, begin, indices)
+            if gradients and isinstance(trainer.backend, ChecksGradients):
+                gradients.add(step, shards, trainer.backend.gradient_checksums())
             yield step, values

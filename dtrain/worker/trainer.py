@@ -21,6 +21,7 @@ from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import Stream, StreamState
 from dtrain.run.folder import RunDir
+from dtrain.run.gradient_ledger import GradientLedger
 from dtrain.run.sample_ledger import Ledger
 from dtrain.spec.job import Train, memory_bytes
 from dtrain.worker.checkpoint_writer import CheckpointWriter
@@ -76,6 +77,12 @@ class Trainer:
     def open_ledger(self) -> Ledger:
         """The record of what this worker trains on in this attempt."""
         return Ledger(self.run.ledger(self.context.rendezvous.attempt, self.rank))
+
+    def open_gradient_ledger(self) -> GradientLedger | None:
+        """The checksums of its gradients in this attempt, for `train.exact`."""
+        if not self.train.exact:
+            return None
+        return GradientLedger(self.run.gradient_ledger(self.context.rendezvous.attempt, self.rank))
 
     def announce(self, total_steps: int, samples: int | None) -> None:
         """Tell how far this run goes; one rank is enough."""

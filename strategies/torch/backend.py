@@ -233,6 +233,10 @@ class TorchBackend:
         self._late.next_step()
         return {"loss": total} | metrics if metrics else total
 
+    def gradient_checksums(self) -> list[int]:
+        """See `ChecksGradients.gradient_checksums`."""
+        return self._exact.checksums() if self._exact else []
+
     def own_work(self) -> float | None:
         """See `TimesOwnWork.own_work`."""
         return self._own_work.take() if self._own_work else None

@@ -80,12 +80,26 @@ class ExactSums:
         self.last_pass = True
         self._own = PartialSums()
         self._buckets: list[_Bucket] = []
+        self._checksums: list[Any] = []
+        """Of the gradients of each pass of the newest step."""
         self._kept: list[Any] = []
         """Copies of the model's buffers as the first of this worker's shards left them."""
 
     def begin_pass(self, *, last: bool) -> None:
         """One backward pass is about to begin."""
+        if self.last_pass:
+            self._checksums = []
+        self._checksums.append(0)
         self.last_pass = last
+
+    def see(self, gradients: Iterable[Any]) -> None:
+        """Gradients of the pass under way, before they are added to any other."""
+        for gradient in gradients:
+            self._checksums[-1] = self._checksums[-1] + bits(gradient)
+
+    def checksums(self) -> list[int]:
+        """Of each pass of the newest step; waits for the device."""
+        return [int(checksum) % (1 << 64) for checksum in self._checksums]
 
     def end_pass(self, parameters: Iterable[Any], *, reduced: bool) -> None:
         """One backward pass is done. Keep its gradients, or after the last one put the mean in their place; `reduced`: something
@@ -97,6 +111,7 @@ class ExactSums:
             self._finish_buckets()
             return
         gradients = {key: local(parameter.grad) for key, parameter in with_gradient.items()}
+        self.see(gradients.values())
         if not self.last_pass:
             self._own.push({key: gradient.clone() for key, gradient in gradients.items()})
             for parameter in with_gradient.values():
@@ -125,6 +140,7 @@ class ExactSums:
         future.set_result(buffer)
         if not self.last_pass:  # a pass whose gradients are thrown away
             return future
+        self.see([buffer])
         views = dict(zip(map(id, bucket.parameters()), bucket.gradients(), strict=True))
         self._own.add_to(views)
         self._buckets.append(_Bucket(buffer, group, self.world_size))
@@ -178,6 +194,18 @@ class _Bucket:
         self._buffer.copy_(self._mean[: self._buffer.numel()])
 
 
+def bits(gradient: Any) -> Any:
+    """The sum of a gradient's bits, value by value; a number, or on a device a tensor."""
+    import torch
+
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[gradient.element_size()]
+    whole = gradient.detach().contiguous().view(kind)
+    if whole.device.type != "cpu":
+        return whole.sum(dtype=torch.int64)
+    values = whole.numpy()
+    return int(values.view(f"u{values.itemsize}").sum(dtype="u8"))
+
+
 def scaled(total: Any, scale: float) -> Any:
     """A sum times a power of two, without negative zeros."""
     return total * scale + 0.0
@@ -199,6 +227,7 @@ def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
             return torch.empty(*size, dtype=dtype, device=device)
 
         def __call__(self, output_tensor: Any, input_tensor: Any, group: Any, op: Any, async_op: bool = False) -> None:  # noqa: FBT001, FBT002
+            sums.see([input_tensor])
             if not sums.last_pass:
                 self._own.push({0: input_tensor.clone()})
                 output_tensor.zero_()

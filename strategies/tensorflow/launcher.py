@@ -21,6 +21,10 @@ class TensorFlowStrategy:
         """TensorFlow and what a first step would import."""
         return backend.PRELOAD
 
+    def peak_device_memory(self) -> int:
+        """See `MeasuresDeviceMemory.peak_device_memory`."""
+        return backend.peak_device_memory()
+
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
         """See `ClassifiesErrors.classify`."""
         return errors.of_tensorflow(type_names, message)

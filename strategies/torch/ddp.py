@@ -12,6 +12,7 @@ from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.spec.job import MEGABYTES
 
 from . import backend
+from .measures import peak_device_memory
 from .parallel import Parallel, Precision, checkpointed, compiled
 
 
@@ -39,6 +40,7 @@ class DDP(backend.OneADevice):
     """One process a device, gloo on CPUs and NCCL on GPUs."""
 
     Options = DDPOptions
+    peak_device_memory = staticmethod(peak_device_memory)
 
     def __init__(self, options: DDPOptions) -> None:
         self.options = options

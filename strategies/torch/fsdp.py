@@ -12,6 +12,7 @@ from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
 from dtrain.spec.job import COUNT, POSITIVE, Resources
 
 from . import backend
+from .measures import peak_device_memory
 from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
 
 
@@ -47,6 +48,7 @@ class FSDP(backend.OneADevice):
     """One process a device, each holding its share of the model."""
 
     Options: type = FSDPOptions
+    peak_device_memory = staticmethod(peak_device_memory)
 
     def __init__(self, options: FSDPOptions) -> None:
         self.options = options

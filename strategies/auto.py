@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
+from dtrain.api.measured import MeasuredStrategies, StrategyChoice, as_good
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.job import Device, Job
 
@@ -25,6 +27,8 @@ class AutoOptions:
     """Of the model, if it may be too large for one device (`7e9`)."""
     device_memory_gb: float = 80.0
     """Of one device."""
+    measured: bool = True
+    """Take what `dtrain bench` measured to be the fastest, if it has measured this task on this machine."""
 
 
 class Auto:
@@ -55,6 +59,23 @@ class Auto:
                 f"{need:.0f} GB of model and optimizer state do not fit a device of {self.options.device_memory_gb:g} GB",
             )
         return "ddp", {}, f"{resources.workers} workers, and the model fits each of them as far as is known"
+
+    def learned(self, choice: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
+        """See `LearnsFromBench.learned`: the fastest of at least two whose loss is not much higher than the lowest."""
+        name, options, reason = choice
+        found = measured.found
+        if not self.options.measured:
+            return choice
+        if len(found) < 2:
+            why = f"what was measured is outdated: {measured.outdated[0]}" if measured.outdated else ""
+            why = why or ("only one strategy was measured" if found else "nothing was measured here")
+            return name, options, f"{reason} (by rule; {why}: dtrain bench compares strategies)"
+        first, *others = [one for one in found if as_good(one.loss, [other.loss for other in found])]
+        day = time.strftime("%Y-%m-%d", time.localtime(first.time))
+        text = f"dtrain bench measured {first.samples_per_second:,.0f} samples/s on {day}"
+        if others:
+            text += f", {others[0].name} {others[0].samples_per_second:,.0f}"
+        return first.name, first.options, f"{text} (the rule: {name})"
 
     def _tensorflow(self, job: Job) -> tuple[str, dict[str, Any], str]:
         resources = job.resources

@@ -12,7 +12,14 @@ from typing import Annotated
 
 import typer
 
-from dtrain.cli import completion_commands, doctor_commands, inspect_commands, report_commands, tracker_commands
+from dtrain.cli import (
+    bench_commands,
+    completion_commands,
+    doctor_commands,
+    inspect_commands,
+    report_commands,
+    tracker_commands,
+)
 from dtrain.cli.options import RUNS, Json, RunName, Runs
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
@@ -244,31 +251,8 @@ def plan(
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    shown = plan_view.plan_view(planner.make(recipe.load(path, given, here=False)), runs)
+    shown = plan_view.plan_view(planner.make(recipe.load(path, given, here=False, runs=runs)), runs)
     print(json.dumps(asdict(shown), indent=1) if as_json else plan_view.plan_text(shown))
-
-
-@app.command()
-def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
-    """Check from the workers' ledgers that every sample of every committed step was trained on exactly once.
-
-    Example: dtrain audit last"""
-    from dtrain.run.audit import audit as audit_of
-
-    found = audit_of(_find(runs, name))
-    if found is None:
-        raise UsageError(
-            "this run has no record of samples", "Scripts keep their own data order; tasks and functions are recorded."
-        )
-    if as_json:
-        print(json.dumps(asdict(found) | {"clean": found.clean}, indent=1))
-    else:
-        print(
-            f"{found.steps} committed steps, {found.samples} samples: {found.twice} twice, {found.skipped} skipped, {found.altered} altered"
-        )
-        print(f"{found.repeated_steps} steps were undone by failures and trained again")
-        print("\n".join(found.problems[:20]))
-    raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
 
 
 @app.command()
@@ -345,7 +329,14 @@ def explain(
     print(explained(key or ""))
 
 
-for commands in (report_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands):
+for commands in (
+    bench_commands,
+    report_commands,
+    inspect_commands,
+    tracker_commands,
+    doctor_commands,
+    completion_commands,
+):
     commands.add_to(app)
 
 

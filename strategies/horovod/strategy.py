@@ -14,6 +14,7 @@ from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
 from .. import environments, errors, task_framework
 from ..tensorflow import backend as tensorflow_backend
+from ..tensorflow.numbers import peak_device_memory as tensorflow_memory
 from ..torch import backend as torch_backend
 from ..torch.measures import StepMeasures, peak_device_memory
 from ..torch.parallel import Parallel
@@ -81,7 +82,7 @@ class Horovod:
         """See `MeasuresDeviceMemory.peak_device_memory`."""
         if "torch" in sys.modules:
             return peak_device_memory()
-        return tensorflow_backend.peak_device_memory()
+        return tensorflow_memory()
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
         """See `ClassifiesErrors.classify`."""

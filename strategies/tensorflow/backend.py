@@ -71,14 +71,6 @@ def _gpus(rank_info: RankInfo) -> list[str]:
     return [f"GPU:{number}" for number in range(rank_info.replicas)]
 
 
-def peak_device_memory() -> int:
-    """Over this process's GPUs."""
-    import tensorflow as tf
-
-    gpus = range(len(tf.config.list_logical_devices("GPU")))
-    return sum(int(tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"]) for number in gpus)
-
-
 def all_reduced(tensors: list[Any]) -> list[Any]:
     """In a replica: sums over all replicas of the strategy."""
     import tensorflow as tf

@@ -60,7 +60,7 @@ def _row(bar: NamedValue, top: int, left: float, scale: float) -> str:
         low, high = (left + value * scale for value in bar.spread)
         end = max(end, high)
         parts.append(
-            f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8" class="cross" fill="none"/>'
+            f'<path d="M{low:.1f} {middle}H{high:.1f}M{low:.1f} {middle - 4}v8M{high:.1f} {middle - 4}v8" class="whisker"/>'
         )
     parts.append(f'<text x="{end + 7:.1f}" y="{middle + 4}">{escape(bar.text)}</text>')
     return "".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -54,9 +55,10 @@ def bench(
         print(json.dumps(bench_result.as_json(result), indent=1))
     else:
         print(bench_views.text(result, shutil.get_terminal_size((100, 24)).columns, colored=sys.stdout.isatty()))
-    if result.measured and html:
-        write_page(html, bench_views.html(result))
-    if result.measured and png:
-        bench_views.write_png(result, png)
-        print(png)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        if result.measured and html:
+            write_page(html, bench_views.html(result))
+        if result.measured and png:
+            bench_views.write_png(result, png)
+            print(png)
     raise typer.Exit(measuring.exit_code)

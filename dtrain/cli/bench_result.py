@@ -13,7 +13,6 @@ from dtrain.run.measurement import Measurement
 
 CLOSE = 0.95
 """Times the highest speed: what reaches it is as fast, and other things decide."""
-SPREAD_WORTH_SAYING = 0.15
 START_WORTH_SAYING = 2.0
 """Seconds by which a first step must come later to be weighed against the speed."""
 

@@ -85,8 +85,9 @@ class Bench:
     def _measure(self, index: int, turn: int) -> None:
         variant = self._variants[index]
         assert variant.job is not None
-        number = turn * len(self._variants) + index + 1
-        title = f"[{number}/{self._repeats * len(self._variants)}] {variant.label}"
+        able = [place for place, one in enumerate(self._variants) if one.job]
+        number = turn * len(able) + able.index(index) + 1
+        title = f"[{number}/{self._repeats * len(able)}] {variant.label}"
         began = time.monotonic()
         run = runs_of_recipes.made(variant.job, variant.recipe, self._runs)
         problem = self._problem_of(run, title)

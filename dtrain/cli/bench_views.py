@@ -94,11 +94,13 @@ def _spread(one: Measurement) -> str:
 def text(result: BenchResult, width: int, *, colored: bool) -> str:
     """Table, bars and recommendation for a terminal or a pipe."""
     if not result.measured:
-        parts = ["nothing was measured"]
+        parts = [
+            "nothing was measured",
+            *(f"  {row.variant.label}: {row.problem}" for row in result.rows if not result.interrupted),
+        ]
     else:
-        parts = ["", columns([heads(result), *(cells(result, row) for row in result.rows)])]
+        parts = ["", _table(result)]
         parts += ["", bar_chart.text(_speeds(result), min(110, width))] if len(result.measured) > 1 else []
-    parts += [f"not measured: {row.variant.label}: {row.problem}" for row in result.rows if row.problem]
     parts += [f"note: {note}" for note in notes(result)]
     chosen = result.recommendation()
     if chosen:
@@ -118,6 +120,20 @@ def notes(result: BenchResult) -> list[str]:
             "efficiency: speed of a worker as a share of a worker's on the fewest workers; the global batch stays the same"
         )
     return found
+
+
+def _table(result: BenchResult) -> str:
+    """All rows; one that was not measured says why in the place of its numbers."""
+    rows = [cells(result, row) for row in result.rows]
+    named = len(heads(result)) - len(_columns(result))
+    head, *lines = columns([heads(result), *rows]).split("\n")
+    shown = columns([heads(result)[:named], *(row[:named] for row in rows)]).split("\n")[1:]
+    width = max(len(name) for name in [*shown, "  ".join(heads(result)[:named])])
+    reasons = (
+        f"{name:<{width}}  {row.problem}" if row.problem else line
+        for name, row, line in zip(shown, result.rows, lines, strict=True)
+    )
+    return "\n".join([head, *reasons])
 
 
 def _speeds(result: BenchResult) -> list[NamedValue]:
@@ -197,8 +213,9 @@ def _scaling(result: BenchResult) -> str:
     groups: dict[str, list[Row]] = {}
     for row in sorted(result.measured, key=lambda row: row.workers):
         if result.efficiency(row) is not None:
-            values = [f"{row.variant.name}", *(value for key, value in row.variant.values.items() if key != WORKERS)]
-            groups.setdefault(", ".join(values), []).append(row)
+            values = [value for key, value in row.variant.values.items() if key != WORKERS]
+            name = [row.variant.name] if result.several_recipes or not values else []
+            groups.setdefault(", ".join([*name, *values]), []).append(row)
     lines = list[Line]()
     for index, (name, rows) in enumerate(groups.items()):
         least, color = rows[0], f"--line-{index % COLORS}"

@@ -13,6 +13,8 @@ from dtrain.run.measurement import Measurement
 
 CLOSE = 0.95
 """Times the highest speed: what reaches it is as fast, and other things decide."""
+CLOSE_BY_CHANCE = 0.85
+"""The same if the reports of the two overlap."""
 START_WORTH_SAYING = 2.0
 """Seconds by which a first step must come later to be weighed against the speed."""
 
@@ -90,12 +92,16 @@ class BenchResult:
         if not good:
             return None
         fastest = max(good, key=lambda row: row.speed)
-        chosen = min((row for row in good if row.speed >= CLOSE * fastest.speed), key=_cost)
+        chosen = min((row for row in good if _as_fast(row, fastest)), key=_cost)
         return Recommendation(chosen, tuple(_reasons(self, chosen, fastest, good)))
 
 
 def _apart_from_workers(row: Row) -> tuple[Any, ...]:
     return row.variant.recipe, *((key, value) for key, value in row.variant.values.items() if key != WORKERS)
+
+
+def _as_fast(row: Row, fastest: Row) -> bool:
+    return row.speed >= (CLOSE_BY_CHANCE if _overlap(row, fastest) else CLOSE) * fastest.speed
 
 
 def _cost(row: Row) -> tuple[float, float, float]:
@@ -121,7 +127,7 @@ def _speed_reason(chosen: Row, fastest: Row, next_one: Row) -> str:
         why = (
             f"with {counted(chosen.workers, 'worker')} instead of {fastest.workers}" if fewer else _less_memory(chosen)
         )
-        return f"{chosen.speed:,.0f} samples/s, within 5 % of the fastest ({fastest.variant.label}: {fastest.speed:,.0f}), {why}"
+        return f"{chosen.speed:,.0f} samples/s, as fast within the spread of the reports as the fastest ({fastest.variant.label}: {fastest.speed:,.0f}), {why}"
     text = (
         f"{chosen.speed:,.0f} samples/s, {chosen.speed / next_one.speed:.2f} times the next ({next_one.variant.label})"
     )
@@ -136,8 +142,9 @@ def _less_memory(row: Row) -> str:
 
 
 def _overlap(one: Row, other: Row) -> bool:
+    """Whether the middle halves of their reports have speeds in common."""
     mine, theirs = (row.measurement.spread if row.measurement else None for row in (one, other))
-    return bool(mine and theirs and mine[0] <= theirs[1])
+    return bool(mine and theirs and mine[0] <= theirs[1] and theirs[0] <= mine[1])
 
 
 def _loss_reason(chosen: Row, others: Sequence[Row]) -> list[str]:

@@ -214,8 +214,8 @@ def _scaling(result: BenchResult) -> str:
     for row in sorted(result.measured, key=lambda row: row.workers):
         if result.efficiency(row) is not None:
             values = [value for key, value in row.variant.values.items() if key != WORKERS]
-            name = [row.variant.name] if result.several_recipes or not values else []
-            groups.setdefault(", ".join([*name, *values]), []).append(row)
+            first = [row.variant.name] if result.several_recipes or not values else []
+            groups.setdefault(", ".join([*first, *values]), []).append(row)
     lines = list[Line]()
     for index, (name, rows) in enumerate(groups.items()):
         least, color = rows[0], f"--line-{index % COLORS}"

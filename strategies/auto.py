@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.api.measured import MeasuredStrategies, StrategyChoice, as_good
+from dtrain.api.measured import MeasuredStrategies, MeasuredStrategy, StrategyChoice, as_good
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.job import Device, Job
 
@@ -70,11 +71,13 @@ class Auto:
             why = f"what was measured is outdated: {measured.outdated[0]}" if measured.outdated else ""
             why = why or ("only one strategy was measured" if found else "nothing was measured here")
             return name, options, f"{reason} (by rule; {why}: dtrain bench compares strategies)"
-        first, *others = [one for one in found if as_good(one.loss, [other.loss for other in found])]
+        first, *others = [
+            one for one in found if as_good(one.loss, [other.loss for other in found if other.samples == one.samples])
+        ]
         day = time.strftime("%Y-%m-%d", time.localtime(first.time))
-        text = f"dtrain bench measured {first.samples_per_second:,.0f} samples/s on {day}"
+        text = f"dtrain bench measured {_with_options(first)}{first.samples_per_second:,.0f} samples/s on {day}"
         if others:
-            text += f", {others[0].name} {others[0].samples_per_second:,.0f}"
+            text += f", {others[0].name} {_with_options(others[0])}{others[0].samples_per_second:,.0f}"
         return first.name, first.options, f"{text} (the rule: {name})"
 
     def _tensorflow(self, job: Job) -> tuple[str, dict[str, Any], str]:
@@ -96,3 +99,8 @@ class Auto:
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """Only the rank."""
         return {"RANK": str(rank_info.rank)}
+
+
+def _with_options(one: MeasuredStrategy) -> str:
+    text = ", ".join(f"{name}={json.dumps(value)}" for name, value in one.options.items())
+    return f"with {text} " if text else ""

@@ -17,9 +17,12 @@ class MeasuredStrategy:
 
     name: str
     options: dict[str, Any]
+    """Those that are not the default."""
     samples_per_second: float
     loss: float | None
-    """After as many samples as the others."""
+    """On held-out data if there is some."""
+    samples: int
+    """That the run had trained on then; losses after other numbers of samples say nothing of each other."""
     run: str
     """Id of the run that measured it."""
     time: float

@@ -87,8 +87,8 @@ class BenchResult:
     def recommendation(self) -> Recommendation | None:
         """The fastest combination whose loss is not much higher than the lowest; of equally fast ones the one with the fewest
         workers, then with the least memory."""
-        losses = [row.measurement.loss for row in self.measured if row.measurement]
-        good = [row for row in self.measured if row.measurement and as_good(row.measurement.loss, losses)]
+        losses = [row.measurement.quality for row in self.measured if row.measurement]
+        good = [row for row in self.measured if row.measurement and as_good(row.measurement.quality, losses)]
         if not good:
             return None
         fastest = max(good, key=lambda row: row.speed)
@@ -110,15 +110,22 @@ def _cost(row: Row) -> tuple[float, float, float]:
 
 
 def _reasons(result: BenchResult, chosen: Row, fastest: Row, good: Sequence[Row]) -> list[str]:
-    others = sorted((row for row in good if row is not chosen), key=lambda row: -row.speed)
+    worse = [row for row in result.measured if row not in good]
+    too_high = [
+        f"{row.variant.label} is faster ({row.speed:,.0f} samples/s), but its loss is {row.measurement.quality:.4g}"
+        for row in worse
+        if row.speed > chosen.speed and row.measurement and row.measurement.quality is not None
+    ]
+    others = [row for row in result.measured if row is not chosen and (row in good or row.speed <= chosen.speed)]
+    others.sort(key=lambda row: -row.speed)
     if not others:
-        only = "it is the only one that was measured" if len(result.measured) == 1 else "no other learned as well"
-        return [f"{only}: {chosen.speed:,.0f} samples/s", *_too_high(result, chosen, good)]
+        only = "it is the only one that was measured" if not too_high else "no other learned as well"
+        return [f"{only}: {chosen.speed:,.0f} samples/s", *too_high]
     found = [_speed_reason(chosen, fastest, others[0])]
     efficiency = result.efficiency(chosen)
     if efficiency is not None and chosen.workers > 1:
         found.append(f"each of its {chosen.workers} workers does {efficiency:.0%} of what one does on the fewest")
-    return found + _loss_reason(chosen, others) + _start_reason(chosen, others[0]) + _too_high(result, chosen, good)
+    return found + _loss_reason(chosen, others) + _start_reason(chosen, others[0]) + too_high
 
 
 def _speed_reason(chosen: Row, fastest: Row, next_one: Row) -> str:
@@ -148,13 +155,14 @@ def _overlap(one: Row, other: Row) -> bool:
 
 
 def _loss_reason(chosen: Row, others: Sequence[Row]) -> list[str]:
-    losses = [row.measurement.loss for row in others if row.measurement and row.measurement.loss is not None]
+    losses = [row.measurement.quality for row in others if row.measurement and row.measurement.quality is not None]
     own = chosen.measurement
-    if own is None or own.loss is None or not losses:
+    if own is None or own.quality is None or not losses:
         return []
     low, high = min(losses), max(losses)
     there = f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g} to {high:.4g}"
-    return [f"loss {own.loss:.4g} after {own.samples:,} samples (the others: {there})"]
+    name = "held-out loss" if own.held_out else "loss"
+    return [f"{name} {own.quality:.4g} after {own.samples:,} samples (the others: {there})"]
 
 
 def _start_reason(chosen: Row, other: Row) -> list[str]:
@@ -169,14 +177,6 @@ def _start_reason(chosen: Row, other: Row) -> list[str]:
     return [
         f"its first step comes {seconds(later)} later than that of {other.variant.label}, which it has caught up with after "
         f"{samples:,.0f} samples ({seconds(samples / chosen.speed)})"
-    ]
-
-
-def _too_high(result: BenchResult, chosen: Row, good: Sequence[Row]) -> list[str]:
-    return [
-        f"{row.variant.label} is faster ({row.speed:,.0f} samples/s), but its loss is {row.measurement.loss:.4g}"
-        for row in result.measured
-        if row not in good and row.speed > chosen.speed and row.measurement and row.measurement.loss is not None
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import math
 import os
 import sys
 import tempfile
@@ -109,8 +108,8 @@ class Bench:
         mean = measurement.together(self._measured[index])
         self._rows[index] = replace(row, measurement=mean, problem="")
         job = self._variants[index].job
-        if job and mean.samples_per_second and (mean.loss is None or math.isfinite(mean.loss)):
-            measured_strategies.keep(self._runs, job, run.id, mean.samples_per_second, mean.loss)
+        if job:
+            measured_strategies.keep(self._runs, job, run.id, mean)
 
     def _problem_of(self, run: RunDir, title: str) -> str:
         """Do a run to its end: '' if it is done, else why it is not; raises `Interrupted`."""

@@ -99,7 +99,7 @@ def text(result: BenchResult, width: int, *, colored: bool) -> str:
             *(f"  {row.variant.label}: {row.problem}" for row in result.rows if not result.interrupted),
         ]
     else:
-        parts = ["", _table(result)]
+        parts = ["", _tables(result, width if colored else None)]
         parts += ["", bar_chart.text(_speeds(result), min(110, width))] if len(result.measured) > 1 else []
     parts += [f"note: {note}" for note in notes(result)]
     chosen = result.recommendation()
@@ -122,18 +122,33 @@ def notes(result: BenchResult) -> list[str]:
     return found
 
 
-def _table(result: BenchResult) -> str:
-    """All rows; one that was not measured says why in the place of its numbers."""
-    rows = [cells(result, row) for row in result.rows]
+def _tables(result: BenchResult, width: int | None) -> str:
+    """All rows; one that was not measured says why in the place of its numbers. What is too wide becomes several tables."""
+    lines = [heads(result), *(cells(result, row) for row in result.rows)]
     named = len(heads(result)) - len(_columns(result))
-    head, *lines = columns([heads(result), *rows]).split("\n")
-    shown = columns([heads(result)[:named], *(row[:named] for row in rows)]).split("\n")[1:]
-    width = max(len(name) for name in [*shown, "  ".join(heads(result)[:named])])
-    reasons = (
-        f"{name:<{width}}  {row.problem}" if row.problem else line
-        for name, row, line in zip(shown, result.rows, lines, strict=True)
-    )
-    return "\n".join([head, *reasons])
+    widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
+    groups: list[list[int]] = [[]]
+    for column in range(named, len(widths)):
+        if width and groups[-1] and sum(widths[:named]) + sum(widths[one] for one in [*groups[-1], column]) > width + 2:
+            groups.append([])
+        groups[-1].append(column)
+    return "\n\n".join(
+        _table(result, [[line[column] for column in (*range(named), *group)] for line in lines], named, first=group is groups[0])
+        for group in groups
+    )  # fmt: skip
+
+
+def _table(result: BenchResult, lines: Sequence[Sequence[str]], named: int, *, first: bool) -> str:
+    names = columns([line[:named] for line in lines]).split("\n")
+    width = max(map(len, names))
+    head, *drawn = columns(lines).split("\n")
+    shown = [head]
+    for name, line, row in zip(names[1:], drawn, result.rows, strict=True):
+        if not row.problem:
+            shown.append(line)
+        elif first:
+            shown.append(f"{name:<{width}}  {row.problem}")
+    return "\n".join(shown)
 
 
 def _speeds(result: BenchResult) -> list[NamedValue]:

@@ -6,9 +6,11 @@ packages are those that were measured.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import time
 from contextlib import suppress
@@ -20,6 +22,7 @@ from dtrain.common.files import private_folder, write_json
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.launch import registry
 from dtrain.run.folder import PRIVATE_FILE
+from dtrain.run.measurement import Measurement
 from dtrain.spec import entrypoint
 from dtrain.spec.job import Job
 
@@ -28,9 +31,13 @@ FOLDER = ".measured"
 LAUNCHER = "dtrain"
 
 
-def keep(runs: Path, job: Job, run: str, samples_per_second: float, loss: float | None) -> None:
-    """Keep what a run of this job measured; a newer measurement replaces an older one."""
-    choice = MeasuredStrategy(job.strategy.name, job.strategy.options, samples_per_second, loss, run, time.time())
+def keep(runs: Path, job: Job, run: str, measured: Measurement) -> None:
+    """Keep what a run of this job measured, if it has a speed and a finite loss; a newer measurement replaces an older one."""
+    speed, loss = measured.samples_per_second, measured.quality
+    if not speed or (loss is not None and not math.isfinite(loss)):
+        return
+    options = _changed_options(job)
+    choice = MeasuredStrategy(job.strategy.name, options, speed, loss, measured.samples, run, time.time())
     kept = to_dict(choice) | {"versions": _versions(job, choice.name), "source": _source(job)}
     folder = private_folder(runs.absolute() / FOLDER)
     name = f"{_problem(job)}-{_digest([choice.name, choice.options])}.json"
@@ -51,6 +58,13 @@ def of_job(runs: Path, job: Job) -> MeasuredStrategies:
                 found.append(choice)
     found.sort(key=lambda one: -one.samples_per_second)
     return MeasuredStrategies(tuple(found), tuple(dict.fromkeys(outdated)))
+
+
+def _changed_options(job: Job) -> dict[str, Any]:
+    """The options of its strategy that are not the default."""
+    options = registry.plugin_class("strategy", job.strategy.name).Options
+    defaults = {field.name: json.dumps(field.default, default=str) for field in dataclasses.fields(options)}
+    return {name: value for name, value in job.strategy.options.items() if json.dumps(value) != defaults[name]}
 
 
 def _changed(versions: dict[str, str], source: str, job: Job, strategy: str) -> str:

@@ -46,6 +46,11 @@ class Measurement:
         return statistics.median(self.speeds) if self.speeds else None
 
     @property
+    def quality(self) -> float | None:
+        """The loss on held-out data if there is one, otherwise that of the last report."""
+        return dict(self.held_out).get("loss", self.loss)
+
+    @property
     def spread(self) -> tuple[float, float] | None:
         """Between these lies the middle half of the reports."""
         if len(self.speeds) < 2:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.api.measured import MeasuredStrategies, MeasuredStrategy, StrategyChoice, as_good
+from dtrain.api.measured import MeasuredStrategies, MeasuredStrategy, StrategyChoice, choice
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.job import Device, Job
 
@@ -61,24 +61,25 @@ class Auto:
             )
         return "ddp", {}, f"{resources.workers} workers, and the model fits each of them as far as is known"
 
-    def learned(self, choice: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
-        """See `LearnsFromBench.learned`: the fastest of at least two whose loss is not much higher than the lowest."""
-        name, options, reason = choice
+    def learned(self, by_rule: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
+        """See `LearnsFromBench.learned`: what a bench would recommend among at least two."""
+        name, options, reason = by_rule
         found = measured.found
         if not self.options.measured:
-            return choice
+            return by_rule
         if len(found) < 2:
             why = f"what was measured is outdated: {measured.outdated[0]}" if measured.outdated else ""
             why = why or ("only one strategy was measured" if found else "nothing was measured here")
             return name, options, f"{reason} (by rule; {why}: dtrain bench compares strategies)"
-        first, *others = [
-            one for one in found if as_good(one.loss, [other.loss for other in found if other.samples == one.samples])
-        ]
+        taken = choice([one.measured for one in found])
+        first = next((one for one in found if one.measured is taken), found[0])
+        others = ", ".join(map(_shown, [one for one in found if one is not first][:2]))
         day = time.strftime("%Y-%m-%d", time.localtime(first.time))
-        text = f"dtrain bench measured {_with_options(first)}{first.samples_per_second:,.0f} samples/s on {day}"
-        if others:
-            text += f", {others[0].name} {_with_options(others[0])}{others[0].samples_per_second:,.0f}"
-        return first.name, first.options, f"{text} (the rule: {name})"
+        return (
+            first.name,
+            first.options,
+            f"dtrain bench measured on {day}: {_shown(first)}; {others} (the rule: {name})",
+        )
 
     def _tensorflow(self, job: Job) -> tuple[str, dict[str, Any], str]:
         resources = job.resources
@@ -101,6 +102,6 @@ class Auto:
         return {"RANK": str(rank_info.rank)}
 
 
-def _with_options(one: MeasuredStrategy) -> str:
-    text = ", ".join(f"{name}={json.dumps(value)}" for name, value in one.options.items())
-    return f"with {text} " if text else ""
+def _shown(one: MeasuredStrategy) -> str:
+    options = ", ".join(f"{name}: {json.dumps(value)}" for name, value in one.options.items())
+    return f"{one.name}{f' ({options})' if options else ''} {one.measured.samples_per_second:,.0f} samples/s"

@@ -60,11 +60,13 @@ def test_auto_takes_what_was_measured_until_the_code_changes(tmp_path: Path) -> 
         return shown["strategy"], shown["reason"]
 
     assert "by rule; nothing was measured here" in planned()[1]
-    rows = measured(recipe, *SHORT, "--over", "strategy=fsdp,ddp", runs=runs)
-    fastest = max(rows, key=lambda row: row["samples_per_second"])
+    found = json.loads(
+        dtrain("bench", recipe, *SHORT, "--over", "strategy=fsdp,ddp", "--json", "--runs", str(runs)).stdout
+    )
+    rows, recommended = found["rows"], found["recommendation"]["label"]
     assert all(row["memory_bytes"] > 0 and row["first_step_seconds"] > 0 for row in rows)
     strategy, reason = planned()
-    assert strategy == fastest["strategy"]
+    assert strategy == recommended
     assert "dtrain bench measured" in reason
     assert "by rule" in planned("--workers", "1")[1]
     assert "(" not in planned("--set", "strategy.measured=false")[1]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from dtrain.api.measured import as_good
+from dtrain.api.measured import Measured, choice
 from dtrain.cli.bench_variants import WORKERS, Variant
 from dtrain.cli.render import counted, seconds, size
 from dtrain.run.measurement import Measurement
 
-CLOSE = 0.95
-"""Times the highest speed: what reaches it is as fast, and other things decide."""
-CLOSE_BY_CHANCE = 0.85
-"""The same if the reports of the two overlap."""
 START_WORTH_SAYING = 2.0
 """Seconds by which a first step must come later to be weighed against the speed."""
 
@@ -36,6 +33,14 @@ class Row:
     def speed(self) -> float:
         """Samples a second; 0 if it was not measured."""
         return (self.measurement.samples_per_second or 0.0) if self.measurement else 0.0
+
+    @cached_property
+    def facts(self) -> Measured | None:
+        """What a choice looks at."""
+        one = self.measurement
+        if one is None or not one.samples_per_second:
+            return None
+        return Measured(one.samples_per_second, one.spread, one.quality, one.samples, self.workers, one.memory_bytes)
 
     @property
     def workers(self) -> int:
@@ -85,28 +90,18 @@ class BenchResult:
         return row.speed / row.workers / (least.speed / least.workers)
 
     def recommendation(self) -> Recommendation | None:
-        """The fastest combination whose loss is not much higher than the lowest; of equally fast ones the one with the fewest
-        workers, then with the least memory."""
-        losses = [row.measurement.quality for row in self.measured if row.measurement]
-        good = [row for row in self.measured if row.measurement and as_good(row.measurement.quality, losses)]
-        if not good:
+        """The combination to take, by the rule of `dtrain.api.measured.choice`; None if nothing can be recommended."""
+        facts = [row.facts for row in self.measured if row.facts]
+        taken = choice(facts)
+        if taken is None:
             return None
-        fastest = max(good, key=lambda row: row.speed)
-        chosen = min((row for row in good if _as_fast(row, fastest)), key=_cost)
-        return Recommendation(chosen, tuple(_reasons(self, chosen, fastest, good)))
+        good = [row for row in self.measured if row.facts and row.facts.as_good_as(facts)]
+        chosen = next(row for row in good if row.facts is taken)
+        return Recommendation(chosen, tuple(_reasons(self, chosen, max(good, key=lambda row: row.speed), good)))
 
 
 def _apart_from_workers(row: Row) -> tuple[Any, ...]:
     return row.variant.recipe, *((key, value) for key, value in row.variant.values.items() if key != WORKERS)
-
-
-def _as_fast(row: Row, fastest: Row) -> bool:
-    return row.speed >= (CLOSE_BY_CHANCE if _overlap(row, fastest) else CLOSE) * fastest.speed
-
-
-def _cost(row: Row) -> tuple[float, float, float]:
-    memory = row.measurement.memory_bytes if row.measurement else None
-    return row.workers, memory or float("inf"), -row.speed
 
 
 def _reasons(result: BenchResult, chosen: Row, fastest: Row, good: Sequence[Row]) -> list[str]:
@@ -138,7 +133,7 @@ def _speed_reason(chosen: Row, fastest: Row, next_one: Row) -> str:
     text = (
         f"{chosen.speed:,.0f} samples/s, {chosen.speed / next_one.speed:.2f} times the next ({next_one.variant.label})"
     )
-    if _overlap(chosen, next_one):
+    if chosen.facts and next_one.facts and chosen.facts.overlaps(next_one.facts):
         text += "; their reports overlap, so this may be chance: measure longer (--steps, --repeats)"
     return text
 
@@ -146,12 +141,6 @@ def _speed_reason(chosen: Row, fastest: Row, next_one: Row) -> str:
 def _less_memory(row: Row) -> str:
     memory = row.measurement.memory_bytes if row.measurement else None
     return f"with less memory ({size(memory)})" if memory else "and not slower by more than chance"
-
-
-def _overlap(one: Row, other: Row) -> bool:
-    """Whether the middle halves of their reports have speeds in common."""
-    mine, theirs = (row.measurement.spread if row.measurement else None for row in (one, other))
-    return bool(mine and theirs and mine[0] <= theirs[1] and theirs[0] <= mine[1])
 
 
 def _loss_reason(chosen: Row, others: Sequence[Row]) -> list[str]:

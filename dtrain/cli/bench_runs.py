@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import sys
 import tempfile
@@ -108,8 +109,9 @@ class Bench:
         mean = measurement.together(self._measured[index])
         self._rows[index] = replace(row, measurement=mean, problem="")
         job = self._variants[index].job
-        if job:
-            measured_strategies.keep(self._runs, job, run.id, mean)
+        measured = self._rows[index].facts
+        if job and measured and (measured.loss is None or math.isfinite(measured.loss)):
+            measured_strategies.keep(self._runs, job, run.id, measured)
 
     def _problem_of(self, run: RunDir, title: str) -> str:
         """Do a run to its end: '' if it is done, else why it is not; raises `Interrupted`."""

@@ -10,19 +10,17 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.measured import MeasuredStrategies, MeasuredStrategy
+from dtrain.api.measured import Measured, MeasuredStrategies, MeasuredStrategy
 from dtrain.common.files import private_folder, write_json
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.launch import registry
 from dtrain.run.folder import PRIVATE_FILE
-from dtrain.run.measurement import Measurement
 from dtrain.spec import entrypoint
 from dtrain.spec.job import Job
 
@@ -31,13 +29,9 @@ FOLDER = ".measured"
 LAUNCHER = "dtrain"
 
 
-def keep(runs: Path, job: Job, run: str, measured: Measurement) -> None:
-    """Keep what a run of this job measured, if it has a speed and a finite loss; a newer measurement replaces an older one."""
-    speed, loss = measured.samples_per_second, measured.quality
-    if not speed or (loss is not None and not math.isfinite(loss)):
-        return
-    options = _changed_options(job)
-    choice = MeasuredStrategy(job.strategy.name, options, speed, loss, measured.samples, run, time.time())
+def keep(runs: Path, job: Job, run: str, measured: Measured) -> None:
+    """Keep what a run of this job measured; a newer measurement replaces an older one."""
+    choice = MeasuredStrategy(job.strategy.name, _changed_options(job), measured, run, time.time())
     kept = to_dict(choice) | {"versions": _versions(job, choice.name), "source": _source(job)}
     folder = private_folder(runs.absolute() / FOLDER)
     name = f"{_problem(job)}-{_digest([choice.name, choice.options])}.json"
@@ -56,7 +50,7 @@ def of_job(runs: Path, job: Job) -> MeasuredStrategies:
                 outdated.append(problem)
             else:
                 found.append(choice)
-    found.sort(key=lambda one: -one.samples_per_second)
+    found.sort(key=lambda one: -one.measured.samples_per_second)
     return MeasuredStrategies(tuple(found), tuple(dict.fromkeys(outdated)))
 
 

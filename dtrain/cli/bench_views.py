@@ -18,6 +18,9 @@ from dtrain.run.measurement import Measurement
 
 MOST_METRICS = 3
 """On held-out data that have columns of their own."""
+SPEED, LEARNED = "Speed and what it costs", "After equally many samples"
+RESTLESS = 0.25
+"""Spread from which a reader is warned."""
 Cell = Callable[[Measurement], str]
 
 
@@ -85,10 +88,13 @@ def _optional(value: float | None, text: Callable[[float], str]) -> str:
 
 
 def _spread(one: Measurement) -> str:
-    if not one.spread or not one.samples_per_second:
-        return "-"
-    low, high = one.spread
-    return f"±{(high - low) / 2 / one.samples_per_second:.0%}"
+    return f"±{_spread_share(one):.0%}" if one.spread else "-"
+
+
+def _spread_share(one: Measurement) -> float:
+    """Half the width of the middle half of the reports, as a share of their median."""
+    low, high = one.spread or (0.0, 0.0)
+    return (high - low) / 2 / (one.samples_per_second or 1.0)
 
 
 def text(result: BenchResult, width: int, *, colored: bool) -> str:
@@ -115,6 +121,11 @@ def text(result: BenchResult, width: int, *, colored: bool) -> str:
 def notes(result: BenchResult) -> list[str]:
     """What a reader of the numbers must know."""
     found = list(result.notes)
+    for row in result.measured:
+        if row.measurement and _spread_share(row.measurement) >= RESTLESS:
+            found.append(
+                f"the reports of {row.variant.label} lie far apart ({_spread(row.measurement)}): something else disturbed it"
+            )
     if any(result.efficiency(row) is not None for row in result.rows):
         found.append(
             "efficiency: speed of a worker as a share of a worker's on the fewest workers; the global batch stays the same"
@@ -169,10 +180,6 @@ def _color(result: BenchResult, row: Row) -> str:
 def html(result: BenchResult) -> str:
     """One page that opens without a network."""
     names = list(dict.fromkeys(row.variant.name for row in result.rows))
-    rows = [cells(result, row) for row in result.rows]
-    colors = [page.key(_color(result, row)) for row in result.rows]
-    marked = [(f"{key}{escape(first)}", *rest) for key, (first, *rest) in zip(colors, rows, strict=True)]
-    named = len(heads(result)) - len(_columns(result))
     problems = [(row.variant.label, row.problem) for row in result.rows if row.problem]
     remarks = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes(result))
     return page.page(
@@ -180,7 +187,7 @@ def html(result: BenchResult) -> str:
         [
             f"<h1>bench: {escape(', '.join(names))}</h1>" + ("<p>Interrupted: not all was measured.</p>" if result.interrupted else ""),
             _advice(result.recommendation()),
-            page.section("Numbers", page.table(heads(result), marked, numeric=range(named, len(heads(result))), raw=(0,)), remarks),
+            *(page.section(title, table, remarks if title == SPEED else "") for title, table in _html_tables(result)),
             page.section("Not measured", page.table(("combination", "why"), problems) if problems else ""),
             page.section("Samples a second", bar_chart.svg("samples a second", _speeds(result))),
             page.section("Scaling", _scaling(result)),
@@ -189,6 +196,22 @@ def html(result: BenchResult) -> str:
             page.section("Loss by samples", _losses(result)),
         ],
     )  # fmt: skip
+
+
+def _html_tables(result: BenchResult) -> Iterator[tuple[str, str]]:
+    """Speed and what it costs; then what was learned: (title, table)."""
+    shown, rows = heads(result), [cells(result, row) for row in result.rows]
+    named = len(shown) - len(_columns(result))
+    learned = next((place for place, head in enumerate(shown) if head.endswith("loss")), len(shown))
+    keys = [page.key(_color(result, row)) for row in result.rows]
+    for title, places in ((SPEED, range(named, learned)), (LEARNED, range(learned, len(shown)))):
+        lines = [
+            (f'<span class="name">{key}{escape(row[0])}</span>', *row[1:named], *(row[place] for place in places))
+            for key, row in zip(keys, rows, strict=True)
+        ]
+        if places:
+            chosen = [*shown[:named], *(shown[place] for place in places)]
+            yield title, page.table(chosen, lines, numeric=range(named, len(chosen)), raw=(0,))
 
 
 def _advice(chosen: Recommendation | None) -> str:

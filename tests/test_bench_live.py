@@ -83,6 +83,9 @@ def test_a_run_that_fails_is_a_row_and_not_the_end(tmp_path: Path) -> None:
     assert good["samples_per_second"] > 0
     only = dtrain("bench", TINY, *SHORT, "--over", "strategy=mirrored", "--runs", str(tmp_path), check=1)
     assert "nothing was measured" in only.stdout
+    unreachable = ("--set", "storage.url=file:///proc/no")
+    gone = dtrain("bench", TINY, *SHORT, *unreachable, "--runs", str(tmp_path), check=3)
+    assert "tiny: cannot write file:///proc/no" in gone.stdout
 
 
 def test_ctrl_c_prints_what_has_been_measured_and_another_bench_waits_meanwhile(tmp_path: Path) -> None:

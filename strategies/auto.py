@@ -29,7 +29,7 @@ class AutoOptions:
     device_memory_gb: float = 80.0
     """Of one device."""
     measured: bool = True
-    """Take what `dtrain bench` measured to be the fastest, if it has measured this task on this machine."""
+    """Take what `dtrain bench` measured to be the best, if it has measured this task on this machine."""
 
 
 class Auto:

@@ -23,6 +23,8 @@ class TrainingBegan:
     """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
     sanity_check_seconds: float = 0.0
     """That trying `metrics` before the first step took (`train.sanity_check`): mostly tracing and compiling."""
+    began: float = 0.0
+    """Seconds since 1970, on the clock of rank 0."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dtrain.cli import (
     report_commands,
     tracker_commands,
 )
-from dtrain.cli.options import RUNS, Json, RunName, Runs
+from dtrain.cli.options import RUNS, Cluster, Gpus, Json, Name, Nodes, RunName, Runs, Set, Strategy, Workers
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
@@ -37,22 +37,6 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
-Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, each on a GPU.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
-Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
-Strategy = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.", autocompletion=completion_commands.plugins("strategy")),
-]  # fmt: skip
-Cluster = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.", autocompletion=completion_commands.plugins("cluster")),
-]  # fmt: skip
-Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.", autocompletion=completion_commands.settings),
-]  # fmt: skip
 Warm = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dtrain.cli import completion_commands
-from dtrain.cli.options import RUNS, Html, Json, Runs
+from dtrain.cli.options import RUNS, Cluster, Gpus, Html, Json, Nodes, Runs, Set, Strategy, Workers
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,12 +27,7 @@ def bench(
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=5, help="Steps of each run; the first fifth is warm-up.")] = 100,
     repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Measure everything so often, in turn, and take the medians.")] = 1,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipes, as section.key=value.", autocompletion=completion_commands.settings)
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.", autocompletion=completion_commands.plugins("cluster"))
-    ] = None,
+    gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None, cluster: Cluster = None, sets: Set = None,
     runs: Runs = RUNS, html: Html = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the table.")] = None,
     as_json: Json = False,
@@ -43,11 +38,15 @@ def bench(
     from dtrain.cli import bench_result, bench_variants, bench_views, overrides, picture
     from dtrain.cli.bench_runs import Bench
     from dtrain.cli.report_commands import write_page
+    from dtrain.common.errors import UsageError
 
-    given = overrides.of_options(cluster=cluster, sets=sets)
+    given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, sets=sets)
     variants = bench_variants.variants(recipes, over or [], given, runs, steps)
     if png:
         picture.require()
+    for path in (html, png):
+        if path and not path.absolute().parent.is_dir():
+            raise UsageError(f"cannot write {path}: there is no folder {path.absolute().parent}")
     measuring = Bench(variants, runs, steps=steps, repeats=repeats, quiet=as_json)
     measuring.say(bench_views.announcement(variants, steps, repeats))
     result = measuring.run()

@@ -103,7 +103,9 @@ class Bench:
         row = self._rows[index]
         row = replace(row, runs=(*row.runs, run.id), strategy=run.job().strategy.name)
         if problem:
-            self._rows[index] = replace(row, problem=row.problem if row.measurement else problem)
+            if row.measurement:
+                self._notes.append(f"one of the repeats of {row.variant.label} failed: {problem}")
+            self._rows[index] = replace(row, problem="" if row.measurement else problem)
             return
         self._measured[index].append(found)
         mean = measurement.together(self._measured[index])

@@ -30,6 +30,8 @@ class Variant:
     """One combination."""
 
     recipe: Path
+    name: str
+    """Of its recipe: the file's, or its path if another has the same."""
     values: dict[str, str]
     """Key of `--over` → value, as they were typed."""
     label: str
@@ -39,11 +41,6 @@ class Variant:
     """The short run that measures it; None if there is a problem."""
     problem: str = ""
     """Why it cannot run."""
-
-    @property
-    def name(self) -> str:
-        """Of its recipe."""
-        return self.recipe.stem
 
 
 @dataclass(frozen=True)
@@ -67,13 +64,15 @@ def variants(recipes: Sequence[Path], overs: Sequence[str], given: Overrides, ru
     """All combinations, those that cannot run with the reason. Raises `UsageError` if none can, or if a name is unknown."""
     members = sweep.members(overs, OPTION)
     _check_names(members)
-    several = len({path.stem for path in recipes}) > 1
+    paths = list(dict.fromkeys(recipes))
+    stems = [path.stem for path in paths]
     found, texts = list[Variant](), list[str]()
-    for path in dict.fromkeys(recipes):
+    for path in paths:
         if not path.is_file():
             recipe.load(path)  # says what is wrong with it
         for member in members:
-            variant, text = _variant(path, member, given, runs, several=several)
+            name = path.stem if stems.count(path.stem) == 1 else str(path)
+            variant, text = _variant(path, member, given, runs, name, several=len(paths) > 1)
             found.append(variant)
             texts += text.splitlines()
     if all(variant.job is None for variant in found):
@@ -96,12 +95,12 @@ def _check_names(members: Sequence[Sequence[Override]]) -> None:
 
 
 def _variant(
-    path: Path, member: Sequence[Override], given: Overrides, runs: Path, *, several: bool
+    path: Path, member: Sequence[Override], given: Overrides, runs: Path, name: str, *, several: bool
 ) -> tuple[Variant, str]:
     """One combination, and what its problem is in full."""
     values = {".".join(where): source.partition("=")[2] for where, _, source in member}
-    label = _label(values, path.stem if several or not values else "")
-    variant = Variant(path, values, label, _command(path, given, member))
+    label = _label(values, name if several or not values else "")
+    variant = Variant(path, name, values, label, _command(path, given, member))
     try:
         # A strategy before its options, in whatever order they were typed.
         job = recipe.load(path, [*given, *sorted(member, key=lambda one: len(one[0]))], runs=runs)

@@ -108,6 +108,8 @@ class TrainingStarted(Event, name="training"):
     """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
     sanity_check_seconds: float = 0.0
     """That trying `metrics` before the first step took: mostly tracing and compiling."""
+    began: float = 0.0
+    """Seconds since 1970 on the clock of rank 0, as its ledger has it; 0: not known."""
     attempt: int = 0
 
 

@@ -82,7 +82,7 @@ def of_events(events: Sequence[Event], ledger: Sequence[Entry], warm_up: int) ->
         samples=reports[-1].step * batch,
         speeds=tuple(event.samples_per_second or 0.0 for event, _ in windows),
         data_wait=_data_wait(windows),
-        first_step_seconds=None if first is None else first - started.time,
+        first_step_seconds=None if first is None else max(0.0, first - started.time),
         compile_seconds=_compile_seconds(training, ledger, warm_up),
         memory_bytes=memory,
         device_memory_bytes=on_devices,
@@ -136,7 +136,7 @@ def _compile_seconds(training: TrainingStarted, ledger: Sequence[Entry], warm_up
     later = [after.time - before.time for before, after in itertools.pairwise(ledger) if before.step >= warm_up]
     if not later:
         return None
-    first = ledger[0].time - training.time
+    first = ledger[0].time - (training.began or training.time)
     return training.sanity_check_seconds + max(0.0, first - statistics.median(later))
 
 

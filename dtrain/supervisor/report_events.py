@@ -26,7 +26,7 @@ def event_of(report: Told, rank: int, attempt: int) -> events.Event:
     if isinstance(report, reports.TrainingBegan):
         return events.TrainingStarted(
             attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples,
-            sanity_check_seconds=report.sanity_check_seconds,
+            sanity_check_seconds=report.sanity_check_seconds, began=report.began,
         )  # fmt: skip
     if isinstance(report, reports.UserWarned):
         return events.UserWarned(attempt=attempt, text=report.text)

@@ -78,7 +78,7 @@ class Trainer:
         """Tell how far this run goes; one rank is enough."""
         if self.rank == 0:
             checked = round(sanity_check_seconds, 4)
-            self.channel.report(TrainingBegan(self.first_step, total_steps, samples, checked))
+            self.channel.report(TrainingBegan(self.first_step, total_steps, samples, checked, time.time()))
 
     def warn(self, text: str) -> None:
         """Tell the user something once, in the live view and the summary; one rank is enough."""

@@ -23,7 +23,7 @@ TINY = PROGRAMS / "tiny.yaml"
 def row(strategy: str, workers: int, speed: float = 0.0, around: float = 0.0, problem: str = "", **numbers: Any) -> Row:
     values = {"strategy": strategy, "resources.workers": str(workers)}
     job = Job("x", resources=Resources(workers=workers))
-    variant = Variant(Path("x.yaml"), values, f"{strategy}, {workers}", f"dtrain run x.yaml --set {strategy}", job)
+    variant = Variant(Path("x.yaml"), "x", values, f"{strategy}, {workers}", f"dtrain run x.yaml --set {strategy}", job)
     if problem:
         return Row(variant, problem=problem)
     speeds = (speed - around, speed, speed + around)

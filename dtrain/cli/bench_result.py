@@ -28,6 +28,8 @@ class Row:
     """Ids of the runs that measured it."""
     strategy: str = ""
     """That it trained with, if the recipe left it to `auto`."""
+    others: float = 0.0
+    """The highest share of this machine's processors that other programs used during one of its runs, 0 to 1."""
 
     @property
     def speed(self) -> float:
@@ -190,5 +192,5 @@ def _row_as_json(result: BenchResult, row: Row) -> dict[str, Any]:
     return {
         "label": variant.label, "recipe": str(variant.recipe), "over": variant.values, "strategy": row.strategy,
         "workers": row.workers or None, "problem": row.problem, "runs": list(row.runs), "command": variant.command,
-        "efficiency": result.efficiency(row), **numbers,
+        "efficiency": result.efficiency(row), "others": row.others, **numbers,
     }  # fmt: skip

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dtrain.agent import usage_meter
 from dtrain.api.plan import LaunchPlan
 from dtrain.cli import foreground, queries, removal, render, runs_of_recipes
 from dtrain.cli.bench_result import BenchResult, Row
 from dtrain.cli.bench_variants import Length, Variant
 from dtrain.cli.stop import stop
 from dtrain.cli.watch import Watcher
-from dtrain.common import environment
+from dtrain.common import environment, processes
 from dtrain.common.errors import DtrainError, Exit
 from dtrain.common.files import users_folder
 from dtrain.launch import measured_strategies, planner, registry
@@ -31,8 +32,6 @@ from dtrain.supervisor.main import supervise
 
 LOCK = "bench.lock"
 POLL_SECONDS = 0.5
-BUSY = 0.5
-"""Load a processor from which the figures are said to be disturbed."""
 BY_COMMAND = "stopped by dtrain stop"
 
 
@@ -69,7 +68,6 @@ class Bench:
         here = any(one.job and registry.cluster_of(one.job).same_machine for one in self._variants)
         try:
             with self._alone() if here else contextlib.nullcontext():
-                self._note_load() if here else None
                 for turn in range(self._repeats):
                     for index, variant in enumerate(self._variants):
                         if variant.job and (turn == 0 or self._measured[index]):
@@ -90,18 +88,20 @@ class Bench:
         title = f"[{number}/{self._repeats * len(able)}] {variant.label}"
         began = time.monotonic()
         run = runs_of_recipes.made(variant.job, variant.recipe, self._runs)
-        problem = self._problem_of(run, title)
+        others = OthersMeter()
+        problem = self._problem_of(run, title, others)
         found = Measurement() if problem else measurement.measure(run, Length(variant.job.train.steps or 1).warm_up)
         if not problem and not found.speeds:
             problem = "its steps were not reported"
-        self._add(index, run, found, problem)
+        self._add(index, run, found, problem, others.share)
         _forget_checkpoints(run)
         result = problem or _in_short(found)
         self.say(f"{title}: {result} ({render.seconds(time.monotonic() - began)})")
 
-    def _add(self, index: int, run: RunDir, found: Measurement, problem: str) -> None:
+    def _add(self, index: int, run: RunDir, found: Measurement, problem: str, others: float) -> None:
         row = self._rows[index]
-        row = replace(row, runs=(*row.runs, run.id), strategy=run.job().strategy.name)
+        others = max(row.others, round(others, 3))
+        row = replace(row, runs=(*row.runs, run.id), strategy=run.job().strategy.name, others=others)
         if problem:
             if row.measurement:
                 self._notes.append(f"one of the repeats of {row.variant.label} failed: {problem}")
@@ -115,13 +115,13 @@ class Bench:
         if job and measured and (measured.loss is None or math.isfinite(measured.loss)):
             measured_strategies.keep(self._runs, job, run.id, measured)
 
-    def _problem_of(self, run: RunDir, title: str) -> str:
+    def _problem_of(self, run: RunDir, title: str, others: OthersMeter) -> str:
         """Do a run to its end: '' if it is done, else why it is not; raises `Interrupted`."""
         launch = planner.make(run.job())
         stopped: list[str] = []
         try:
             here = registry.cluster_of(launch.job).supervises_locally()
-            code = self._supervised(run, launch, title, stopped) if here else self._followed(run)
+            code = self._supervised(run, launch, title, stopped, others) if here else self._followed(run)
         except DtrainError as error:
             self._codes.append(int(error.exit_code))
             return error.message
@@ -133,14 +133,17 @@ class Bench:
         state = queries.state_of(run)
         return render.failure(state.failures[-1]) if state.failures else state.reason or state.outcome
 
-    def _supervised(self, run: RunDir, launch: LaunchPlan, title: str, stopped: list[str]) -> int:
+    def _supervised(self, run: RunDir, launch: LaunchPlan, title: str, stopped: list[str], others: OthersMeter) -> int:
         shown = sys.stdout.isatty() and not self._quiet
+        here = registry.cluster_of(launch.job).same_machine
 
         def hear(event: Event) -> None:
             if isinstance(event, StopRequested):
                 stopped.append(event.why)
-            elif isinstance(event, Metrics) and shown:
-                print(f"\r\x1b[K{title}: step {event.step}/{launch.job.train.steps}", end="", flush=True)
+            elif isinstance(event, Metrics):
+                others.look() if here else None
+                if shown:
+                    print(f"\r\x1b[K{title}: step {event.step}/{launch.job.train.steps}", end="", flush=True)
 
         if shown:
             print(f"{title}: starting", end="", flush=True)
@@ -185,13 +188,23 @@ class Bench:
             file.flush()
             yield
 
-    def _note_load(self) -> None:
-        load, processors = os.getloadavg()[0], len(os.sched_getaffinity(0))
-        if load > BUSY * processors:
-            self._notes.append(
-                f"this machine was busy when the bench began (load {load:.1f} on {render.counted(processors, 'processor')}): "
-                "an idle one gives other figures"
-            )
+
+class OthersMeter:
+    """Measures how much of this machine other programs use while a run trains, from its first report to its last."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float, float] | None = None
+        self.share = 0.0
+        """Of all processors, 0 to 1."""
+
+    def look(self) -> None:
+        """At a report of the run."""
+        busy, ticks = usage_meter.cpu_times()
+        now = busy, ticks, processes.tree_cpu_seconds(os.getpid()) * os.sysconf("SC_CLK_TCK")
+        first = self._first = self._first or now
+        if now[1] > first[1]:
+            used, all_there, own = (later - before for later, before in zip(now, first, strict=True))
+            self.share = min(1.0, max(0.0, (used - own) / all_there))
 
 
 def _locked(file: int) -> bool:

@@ -21,6 +21,8 @@ MOST_METRICS = 3
 SPEED, LEARNED = "Speed and what it costs", "After equally many samples"
 RESTLESS = 0.25
 """Spread from which a reader is warned."""
+DISTURBED = 0.1
+"""Share of the processors that other programs used, from which a reader is warned."""
 Cell = Callable[[Measurement], str]
 
 
@@ -121,11 +123,17 @@ def text(result: BenchResult, width: int, *, colored: bool) -> str:
 def notes(result: BenchResult) -> list[str]:
     """What a reader of the numbers must know."""
     found = list(result.notes)
-    for row in result.measured:
-        if row.measurement and _spread_share(row.measurement) >= RESTLESS:
-            found.append(
-                f"the reports of {row.variant.label} lie far apart ({_spread(row.measurement)}): something else disturbed it"
-            )
+    disturbed = [row for row in result.measured if row.others >= DISTURBED]
+    if disturbed:
+        shares = ", ".join(f"{row.variant.label} {row.others:.0%}" for row in disturbed)
+        found.append(
+            f"other programs used this machine during the runs ({shares} of its processors): repeat it when it is idle"
+        )
+    restless = [row for row in result.measured if row.measurement and _spread_share(row.measurement) >= RESTLESS]
+    if restless:
+        found.append(
+            f"reports lie far apart ({', '.join(row.variant.label for row in restless)}): measure longer (--steps, --repeats)"
+        )
     if any(result.efficiency(row) is not None for row in result.rows):
         found.append(
             "efficiency: speed of a worker as a share of a worker's on the fewest workers; the global batch stays the same"

@@ -115,6 +115,18 @@ def usage(pid: int) -> Usage | None:
     return Usage(seconds, own.state in "Tt")
 
 
+def tree_cpu_seconds(pid: int) -> float:
+    """Processor time of a process and of all below it, those that have ended and were waited for included; 0 if it is gone."""
+    own = _stat(pid)
+    if own is None:
+        return 0.0
+    seconds = own.cpu_seconds
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            seconds += sum(tree_cpu_seconds(int(child)) for child in task.read_text().split())
+    return seconds
+
+
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal; one without would be killed by it."""
     with suppress(OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,23 @@ def test_a_combination_that_was_not_measured_is_a_row_with_its_reason() -> None:
     page = bench_views.html(result)
     assert "is not installed" in page
     assert "Take ddp, 2" in page
+
+
+def test_a_reader_is_told_what_disturbed_the_figures() -> None:
+    quiet, disturbed = row("ddp", 2, 100), replace(row("fsdp", 2, 90, around=60), others=0.43)
+    assert bench_views.notes(BenchResult((quiet,), 10)) == []
+    busy, apart = bench_views.notes(BenchResult((quiet, disturbed), 10))
+    assert "other programs used this machine during the runs (fsdp, 2 43% of its processors)" in busy
+    assert "reports lie far apart (fsdp, 2)" in apart
+
+
+def test_a_table_that_is_too_wide_for_a_terminal_becomes_two_and_loses_nothing() -> None:
+    rows = (row("ddp", 2, 100, memory_bytes=5e8, first_step_seconds=3.0), row("fsdp", 2, problem="cannot " * 9))
+    wide = bench_views.text(BenchResult(rows, 10), 40, colored=False).splitlines()
+    narrow = bench_views.text(BenchResult(rows, 10), 40, colored=True).splitlines()
+    assert all(len(line) <= 40 for line in narrow[1:3])
+    assert {word for line in narrow for word in line.split()} >= {word for line in wide[1:3] for word in line.split()}
+    assert sum("cannot" in line for line in narrow) == 1
 
 
 def test_bars_are_as_long_as_their_values() -> None:

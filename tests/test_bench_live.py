@@ -102,6 +102,7 @@ def test_ctrl_c_prints_what_has_been_measured_and_another_bench_waits_meanwhile(
             out = live.finish(code=130)
             other.finish()
     assert "[1/2] seed=1: " in out
+    assert not list(tmp_path.glob("bench-*/checkpoints/*")), "a bench keeps no weights"
     assert "interrupted: the rest was not measured" in out
     assert [line for line in out.splitlines() if line.startswith("2  ") and line.endswith("not measured")]
 

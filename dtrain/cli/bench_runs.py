@@ -89,12 +89,14 @@ class Bench:
         began = time.monotonic()
         run = runs_of_recipes.made(variant.job, variant.recipe, self._runs)
         others = OthersMeter()
-        problem = self._problem_of(run, title, others)
+        try:
+            problem = self._problem_of(run, title, others)
+        finally:
+            _forget_checkpoints(run)
         found = Measurement() if problem else measurement.measure(run, Length(variant.job.train.steps or 1).warm_up)
         if not problem and not found.speeds:
             problem = "its steps were not reported"
         self._add(index, run, found, problem, others.share)
-        _forget_checkpoints(run)
         result = problem or _in_short(found)
         self.say(f"{title}: {result} ({render.seconds(time.monotonic() - began)})")
 
@@ -108,8 +110,7 @@ class Bench:
             self._rows[index] = replace(row, problem="" if row.measurement else problem)
             return
         self._measured[index].append(found)
-        mean = measurement.together(self._measured[index])
-        self._rows[index] = replace(row, measurement=mean, problem="")
+        self._rows[index] = replace(row, measurement=measurement.together(self._measured[index]), problem="")
         job = self._variants[index].job
         measured = self._rows[index].facts
         if job and measured and (measured.loss is None or math.isfinite(measured.loss)):

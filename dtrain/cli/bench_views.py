@@ -125,14 +125,14 @@ def notes(result: BenchResult) -> list[str]:
     found = list(result.notes)
     disturbed = [row for row in result.measured if row.others >= DISTURBED]
     if disturbed:
-        shares = ", ".join(f"{row.variant.label} {row.others:.0%}" for row in disturbed)
+        shares = "; ".join(f"{row.variant.label}: {row.others:.0%}" for row in disturbed)
         found.append(
-            f"other programs used this machine during the runs ({shares} of its processors): repeat it when it is idle"
+            f"other programs used processors of this machine during the runs ({shares}): repeat it when it is idle"
         )
     restless = [row for row in result.measured if row.measurement and _spread_share(row.measurement) >= RESTLESS]
     if restless:
         found.append(
-            f"reports lie far apart ({', '.join(row.variant.label for row in restless)}): measure longer (--steps, --repeats)"
+            f"reports lie far apart ({'; '.join(row.variant.label for row in restless)}): measure longer (--steps, --repeats)"
         )
     if any(result.efficiency(row) is not None for row in result.rows):
         found.append(

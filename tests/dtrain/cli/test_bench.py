@@ -93,7 +93,7 @@ def test_a_reader_is_told_what_disturbed_the_figures() -> None:
     quiet, disturbed = row("ddp", 2, 100), replace(row("fsdp", 2, 90, around=60), others=0.43)
     assert bench_views.notes(BenchResult((quiet,), 10)) == []
     busy, apart = bench_views.notes(BenchResult((quiet, disturbed), 10))
-    assert "other programs used this machine during the runs (fsdp, 2 43% of its processors)" in busy
+    assert "other programs used processors of this machine during the runs (fsdp, 2: 43%)" in busy
     assert "reports lie far apart (fsdp, 2)" in apart
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,13 @@ from dtrain.common.errors import UsageError
 
 def require() -> None:
     """Raise `UsageError` if what draws them is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
         raise UsageError(
             "pictures are drawn by matplotlib, which is not installed",
             "Install it: pip install 'dtrain[plot]'. A page needs nothing: --html FILE.",
-        )
+        ) from None
 
 
 def figure(width: float, height: float) -> Any:

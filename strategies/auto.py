@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
+from dtrain.api.measured import MeasuredStrategies, MeasuredStrategy, StrategyChoice, choice
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.job import Device, Job
 
@@ -25,6 +28,8 @@ class AutoOptions:
     """Of the model, if it may be too large for one device (`7e9`)."""
     device_memory_gb: float = 80.0
     """Of one device."""
+    measured: bool = True
+    """Take what `dtrain bench` measured to be the best, if it has measured this task on this machine."""
 
 
 class Auto:
@@ -56,6 +61,26 @@ class Auto:
             )
         return "ddp", {}, f"{resources.workers} workers, and the model fits each of them as far as is known"
 
+    def learned(self, by_rule: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
+        """See `LearnsFromBench.learned`: what a bench would recommend among at least two."""
+        name, options, reason = by_rule
+        found = measured.found
+        if not self.options.measured:
+            return by_rule
+        if len(found) < 2:
+            why = f"what was measured is outdated: {measured.outdated[0]}" if measured.outdated else ""
+            why = why or ("only one strategy was measured" if found else "nothing was measured here")
+            return name, options, f"{reason} (by rule; {why}: dtrain bench compares strategies)"
+        taken = choice([one.measured for one in found])
+        first = next((one for one in found if one.measured is taken), found[0])
+        others = ", ".join(map(_shown, [one for one in found if one is not first][:2]))
+        day = time.strftime("%Y-%m-%d", time.localtime(first.time))
+        return (
+            first.name,
+            first.options,
+            f"dtrain bench measured on {day}: {_shown(first)}; {others} (the rule: {name})",
+        )
+
     def _tensorflow(self, job: Job) -> tuple[str, dict[str, Any], str]:
         resources = job.resources
         if resources.device == "tpu":
@@ -75,3 +100,8 @@ class Auto:
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """Only the rank."""
         return {"RANK": str(rank_info.rank)}
+
+
+def _shown(one: MeasuredStrategy) -> str:
+    options = ", ".join(f"{name}: {json.dumps(value)}" for name, value in one.options.items())
+    return f"{one.name}{f' ({options})' if options else ''} {one.measured.samples_per_second:,.0f} samples/s"

@@ -22,6 +22,10 @@ class TrainingBegan:
     total_steps: int
     samples: int | None
     """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
+    sanity_check_seconds: float = 0.0
+    """That trying `metrics` before the first step took (`train.sanity_check`): mostly tracing and compiling."""
+    began: float = 0.0
+    """Seconds since 1970, on the clock of rank 0."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,20 @@ class UserWarned:
     """Rank 0: something the user may not expect."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class MemoryUsed:
+    """The most memory that this rank has taken; said at its end by the first `MOST_RANKS` ranks."""
+
+    bytes: int
+    """Resident (VmHWM); pages that it shares with others count in each."""
+    device_bytes: int = 0
+    """Of its devices, as the framework's allocator counts; 0: not known."""
+
+
+MOST_RANKS = 64
+"""Ranks that report their memory: those of a training are alike."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +233,7 @@ Report = (
     | RankTimes
     | EvaluationMetrics
     | UserWarned
+    | MemoryUsed
     | LogShortened
     | StopAsked
     | ShardWritten
@@ -237,6 +256,7 @@ NAMES: dict[str, type[Any]] = {
     "times": RankTimes,
     "evaluation": EvaluationMetrics,
     "warning": UserWarned,
+    "memory": MemoryUsed,
     "log_shortened": LogShortened,
     "stop": StopAsked,
     "part": ShardWritten,

@@ -289,6 +289,14 @@ class TimesOwnWork(Protocol):
 
 
 @runtime_checkable
+class MeasuresDeviceMemory(Protocol):
+    """A strategy whose framework counts the memory of a device."""
+
+    def peak_device_memory(self) -> int:
+        """In a worker: the most bytes that its devices have held at once; 0: they are CPUs, or it is not known."""
+
+
+@runtime_checkable
 class ForksSafely(Protocol):
     """A training backend whose process may fork data workers while it trains: its framework's threads hold no lock that
     these would wait for. They fetch samples, and use no device."""

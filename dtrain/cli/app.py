@@ -12,8 +12,15 @@ from typing import Annotated
 
 import typer
 
-from dtrain.cli import completion_commands, doctor_commands, inspect_commands, report_commands, tracker_commands
-from dtrain.cli.options import RUNS, Json, RunName, Runs
+from dtrain.cli import (
+    bench_commands,
+    completion_commands,
+    doctor_commands,
+    inspect_commands,
+    report_commands,
+    tracker_commands,
+)
+from dtrain.cli.options import RUNS, Cluster, Gpus, Json, Name, Nodes, RunName, Runs, Set, Strategy, Workers
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
@@ -30,22 +37,6 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
-Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, each on a GPU.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
-Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
-Strategy = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.", autocompletion=completion_commands.plugins("strategy")),
-]  # fmt: skip
-Cluster = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.", autocompletion=completion_commands.plugins("cluster")),
-]  # fmt: skip
-Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.", autocompletion=completion_commands.settings),
-]  # fmt: skip
 Warm = Annotated[
     str | None,
     typer.Option(
@@ -245,31 +236,8 @@ def plan(
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    shown = plan_view.plan_view(planner.make(recipe.load(path, given, here=False)), runs)
+    shown = plan_view.plan_view(planner.make(recipe.load(path, given, here=False, runs=runs)), runs)
     print(json.dumps(asdict(shown), indent=1) if as_json else plan_view.plan_text(shown))
-
-
-@app.command()
-def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
-    """Check from the workers' ledgers that every sample of every committed step was trained on exactly once.
-
-    Example: dtrain audit last"""
-    from dtrain.run.audit import audit as audit_of
-
-    found = audit_of(_find(runs, name))
-    if found is None:
-        raise UsageError(
-            "this run has no record of samples", "Scripts keep their own data order; tasks and functions are recorded."
-        )
-    if as_json:
-        print(json.dumps(asdict(found) | {"clean": found.clean}, indent=1))
-    else:
-        print(
-            f"{found.steps} committed steps, {found.samples} samples: {found.twice} twice, {found.skipped} skipped, {found.altered} altered"
-        )
-        print(f"{found.repeated_steps} steps were undone by failures and trained again")
-        print("\n".join(found.problems[:20]))
-    raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
 
 
 @app.command()
@@ -346,7 +314,14 @@ def explain(
     print(explained(key or ""))
 
 
-for commands in (report_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands):
+for commands in (
+    bench_commands,
+    report_commands,
+    inspect_commands,
+    tracker_commands,
+    doctor_commands,
+    completion_commands,
+):
     commands.add_to(app)
 
 

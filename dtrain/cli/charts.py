@@ -108,6 +108,11 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def whole_ticks(low: float, high: float, most: int) -> list[float]:
+    """Those of them that are whole numbers: steps, samples and workers come in one piece."""
+    return [value for value in ticks(low, high, most) if value.is_integer()]
+
+
 def time_ticks(low: float, high: float, most: int) -> list[float]:
     """Round durations in a range of seconds."""
     steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -126,7 +131,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one axis of steps or of seconds."""
+    """Lines over one axis of steps (or other whole numbers) or of seconds."""
 
     title: str
     lines: Sequence[Line]
@@ -172,7 +177,7 @@ class Chart:
 
     def _grid(self, across: Axis, up: Axis) -> str:
         rows = _log_ticks(up.low, up.high) if up.logarithmic else ticks(up.low, up.high, 5)
-        columns = time_ticks(self.low, self.high, 8) if self.timed else ticks(self.low, self.high, 8)
+        columns = time_ticks(self.low, self.high, 8) if self.timed else whole_ticks(self.low, self.high, 8)
         parts = []
         for value in rows:
             y = up.place(value)

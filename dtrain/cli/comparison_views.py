@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from dtrain.cli import charts, comparison, page
+from dtrain.cli import charts, comparison, page, picture
 from dtrain.cli.charts import Chart
 from dtrain.cli.comparison import Comparison
 from dtrain.cli.summary import columns
@@ -88,19 +88,13 @@ def _chart(found: Comparison, name: str) -> str:
 
 def write_png(found: Comparison, path: Path, metrics: Sequence[str]) -> None:
     """A picture of the curves; raises `UsageError` if what draws it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError(
-            "pictures are drawn by matplotlib, which is not installed",
-            "Install it: pip install 'dtrain[plot]'. A page needs nothing: --html FILE.",
-        ) from None
+    picture.require()
     names = (list(metrics) or found.metrics)[:PICTURES]
     if not names:
         raise UsageError("these runs have no metrics to draw")
     across = min(3, len(names))
     down = -(-len(names) // across)
-    figure = Figure(figsize=(5.5 * across, 3.4 * down), layout="constrained")
+    figure = picture.figure(5.5 * across, 3.4 * down)
     for place, name in enumerate(names, start=1):
         axes = figure.add_subplot(down, across, place)
         for label, record in zip(found.names, found.records, strict=True):
@@ -112,7 +106,4 @@ def write_png(found: Comparison, path: Path, metrics: Sequence[str]) -> None:
         axes.grid(alpha=0.3)
         if place == 1:
             axes.legend(fontsize="small")
-    try:
-        figure.savefig(path, format="png", dpi=150)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}", "Name another file.") from None
+    picture.save(figure, path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtrain.cli.completion_commands import run_ids
+from dtrain.cli.completion_commands import plugins, run_ids, settings
 from dtrain.common import environment
 
 if TYPE_CHECKING:
@@ -27,6 +27,22 @@ Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", h
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that opens without a network.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Gpus = Annotated[int | None, typer.Option(metavar="N", help="Number of workers, each on a GPU.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Replicas that train, one a device.")]
+Nodes = Annotated[int | None, typer.Option(metavar="N", help="Machines to spread them over.")]
+Strategy = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How the workers train together; see 'dtrain plugins'.", autocompletion=plugins("strategy")),
+]  # fmt: skip
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.", autocompletion=plugins("cluster")),
+]  # fmt: skip
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.", autocompletion=settings),
+]  # fmt: skip
 RUNS = Path("runs")
 
 

@@ -42,7 +42,13 @@ def table(
     """A table; `numeric` columns stand at the right, the cells of `raw` ones are HTML already."""
 
     def cell(tag: str, index: int, text: str) -> str:
-        kind = ' class="num"' if index in numeric else ' class="wide"' if tag == "td" and len(text) > 40 else ""
+        kind = (
+            ' class="num"'
+            if index in numeric
+            else ' class="wide"'
+            if tag == "td" and len(text) > 40 and index not in raw
+            else ""
+        )
         return f"<{tag}{kind}>{text if index in raw and tag == 'td' else escape(text)}</{tag}>"
 
     head = "".join(cell("th", index, text) for index, text in enumerate(columns))

@@ -1,4 +1,4 @@
-"""The commands that look back at runs: report, compare, rm and clean."""
+"""The commands that look back at runs: report, compare, audit, rm and clean."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dtrain.cli.options import RUNS, Html, Json, RunName, RunNames, Runs, Yes, find
+from dtrain.common.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from dtrain.cli.removal import Removal
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (report, compare, rm, clean):
+    for command in (report, compare, audit, rm, clean):
         app.command()(command)
 
 
@@ -67,6 +69,28 @@ def compare(
     elif not html and not png:
         width, colored = shutil.get_terminal_size((100, 24)).columns, sys.stdout.isatty()
         print(comparison_views.text(found, drawn, colored=colored, width=width))
+
+
+def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
+    """Check from the workers' ledgers that every sample of every committed step was trained on exactly once.
+
+    Example: dtrain audit last"""
+    from dtrain.run.audit import audit as audit_of
+
+    found = audit_of(find(runs, name))
+    if found is None:
+        raise UsageError(
+            "this run has no record of samples", "Scripts keep their own data order; tasks and functions are recorded."
+        )
+    if as_json:
+        print(json.dumps(asdict(found) | {"clean": found.clean}, indent=1))
+    else:
+        print(
+            f"{found.steps} committed steps, {found.samples} samples: {found.twice} twice, {found.skipped} skipped, {found.altered} altered"
+        )
+        print(f"{found.repeated_steps} steps were undone by failures and trained again")
+        print("\n".join(found.problems[:20]))
+    raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
 
 
 def rm(
@@ -118,7 +142,6 @@ def _remove(removals: Sequence[Removal], *, yes: bool, checkpoints_only: bool) -
 def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
     """The runs that were meant, each once; a prefix or a pattern means all that fit it. Raises `UsageError` for fewer than two."""
     from dtrain.cli.run_list import is_named
-    from dtrain.common.errors import UsageError
     from dtrain.run import folder
     from dtrain.storage import run_sync
 
@@ -140,7 +163,6 @@ def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
 def write_page(path: Path, text: str) -> None:
     """Write a page and say where; what stands in it may be private."""
     from dtrain.cli.render import size
-    from dtrain.common.errors import UsageError
     from dtrain.common.files import write_whole
     from dtrain.run.folder import PRIVATE_FILE
 

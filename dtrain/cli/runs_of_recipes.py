@@ -25,17 +25,18 @@ DIFFERENCE_LINES = 20
 
 def new_run(path: Path, runs: Path, given: Overrides) -> RunDir:
     """A new run folder for a recipe; raises `UsageError` for every mistake in it."""
-    return _made(recipe.load(path, given), path, runs)
+    return made(recipe.load(path, given, runs=runs), path, runs)
 
 
 def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -> list[Callable[[], RunDir]]:
     """For each member of a sweep what makes its run; all members are checked before the first is made."""
     members = sweep.members(sweeps)
-    jobs = [sweep.named(recipe.load(path, [*given, *member]), member) for member in members]
-    return [lambda job=job: _made(job, path, runs) for job in jobs]  # type: ignore[misc]
+    jobs = [sweep.named(recipe.load(path, [*given, *member], runs=runs), member) for member in members]
+    return [lambda job=job: made(job, path, runs) for job in jobs]  # type: ignore[misc]
 
 
-def _made(job: Job, path: Path, runs: Path) -> RunDir:
+def made(job: Job, path: Path, runs: Path) -> RunDir:
+    """The folder of a new run of this job, with a copy of its recipe."""
     run = folder.create(runs, job)
     shutil.copyfile(path, run.recipe_copy)
     run.recipe_copy.chmod(PRIVATE_FILE)
@@ -47,7 +48,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
     """Give a run the settings that it goes on with; raises `UsageError` if it cannot go on, or not with these."""
     queries.refuse_while_it_goes_on(run)
     before, state = run.job(), queries.state_of(run)
-    job = recipe.load(path, given) if path else _overridden(run, before, given)
+    job = recipe.load(path, given, runs=run.path.parent) if path else _overridden(run, before, given)
     job = replace(job, name=before.name)
     _refuse_if_finished(run, state, before, job)
     if state.saved_step:

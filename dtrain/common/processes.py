@@ -115,6 +115,18 @@ def usage(pid: int) -> Usage | None:
     return Usage(seconds, own.state in "Tt")
 
 
+def tree_cpu_seconds(pid: int) -> float:
+    """Processor time of a process and of all below it, those that have ended and were waited for included; 0 if it is gone."""
+    own = _stat(pid)
+    if own is None:
+        return 0.0
+    seconds = own.cpu_seconds
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            seconds += sum(tree_cpu_seconds(int(child)) for child in task.read_text().split())
+    return seconds
+
+
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal; one without would be killed by it."""
     with suppress(OSError, ValueError):
@@ -148,6 +160,15 @@ def resident_megabytes(pid: int) -> float:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) / 1e3
     return 0.0
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has taken since it was forked (VmHWM); 0 if the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtrain.api.cluster import ChecksReach
+from dtrain.api.measured import LearnsFromBench
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
-from dtrain.launch import checks, exactness, registry
+from dtrain.launch import checks, exactness, measured_strategies, registry
 from dtrain.spec import entrypoint, task_class
 from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
 from dtrain.storage import object_store
 
 
-def resolve(job: Job) -> Job:
-    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, what `train.exact` needs."""
+def resolve(job: Job, runs: Path | None = None) -> Job:
+    """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, and what `train.exact` needs.
+    Measurements of `dtrain bench` are looked for in the folder `runs`."""
     strategy = registry.strategy_of(job)
     if isinstance(strategy, MetaStrategy):
         name, options, reason = strategy.resolve(job)
+        if runs and job.kind != "script" and isinstance(strategy, LearnsFromBench):
+            name, options, reason = strategy.learned((name, options, reason), measured_strategies.of_job(runs, job))
         job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
     return exactness.fixed(job)
 
@@ -47,13 +51,13 @@ def make(job: Job) -> LaunchPlan:
     )
 
 
-def checked(job: Job, *, here: bool = True) -> tuple[Job, list[Problem]]:
-    """The resolved job, and everything that keeps it from running, each with what to do instead; none: it can start.
-    Without `here`, what keeps this machine from starting it is left out."""
+def checked(job: Job, *, here: bool = True, runs: Path | None = None) -> tuple[Job, list[Problem]]:
+    """The resolved job (see `resolve`), and everything that keeps it from running, each with what to do instead; none: it can
+    start. Without `here`, what keeps this machine from starting it is left out."""
     found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
     if found:
         return job, found
-    plan = make(job)
+    plan = make(resolve(job, runs))
     found += [
         *_of_strategy(plan),
         *exactness.problems(plan.job, registry.strategy_of(plan.job)),

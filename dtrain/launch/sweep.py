@@ -16,20 +16,30 @@ from dtrain.spec.job import Job
 LONGEST_NAME = 64
 
 
-def members(sweeps: Sequence[str]) -> list[list[recipe.Override]]:
+def members(sweeps: Sequence[str], option: str = "--sweep") -> list[list[recipe.Override]]:
     """The overrides of each member: every combination of the values; one member without any if nothing is swept."""
-    axes = [[recipe.override(f"{key}={value}") for value in values] for key, values in map(_axis, sweeps)]
+    parsed = [_axis(text, option) for text in sweeps]
+    keys = [key for key, _ in parsed]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UsageError(f"{option} {twice}: given twice", f"Give all its values at once: {option} {twice}=a,b,c")
+    axes = [[_override(key, value, option) for value in values] for key, values in parsed]
     return [list(member) for member in itertools.product(*axes)]
 
 
-def _axis(text: str) -> tuple[str, list[str]]:
+def _override(key: str, value: str, option: str) -> recipe.Override:
+    path, typed, _ = recipe.override(f"{key}={value}")
+    return path, typed, f"{option} {key}={value}"
+
+
+def _axis(text: str, option: str) -> tuple[str, list[str]]:
     key, sign, values = text.partition("=")
     found = values.split(",")
-    if not sign or not key or not all(found):
-        raise UsageError(f"--sweep {text}: not of the form section.key=a,b,c", "For example: --sweep train.seed=0,1,2")
+    if not sign or not all(key.split(".")) or not all(found):
+        example = f"For example: {option} train.seed=0,1,2"
+        raise UsageError(f"{option} {text}: not of the form section.key=a,b,c", example)
     if len(set(found)) < len(found):
-        raise UsageError(f"--sweep {text}: a value stands there twice", "Give each value once.")
-    return key, found
+        raise UsageError(f"{option} {text}: a value stands there twice", "Give each value once.")
+    return key.strip(), found
 
 
 def named(job: Job, member: Sequence[recipe.Override]) -> Job:

@@ -81,6 +81,10 @@ class TrainingStarted(Event, name="training"):
     total_steps: int
     samples: int | None = None
     """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
+    sanity_check_seconds: float = 0.0
+    """That trying `metrics` before the first step took: mostly tracing and compiling."""
+    began: float = 0.0
+    """Seconds since 1970 on the clock of rank 0, as its ledger has it; 0: not known."""
     attempt: int = 0
 
 
@@ -116,6 +120,18 @@ class Metrics(Event, name="metrics"):
     """Of rank 0."""
     optimizer: dict[str, float] = field(default_factory=dict)
     """`learning_rate` and `gradient_norm` of the step; with `/NAME` if there are several."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUsed(Event, name="memory"):
+    """The most memory that a rank has taken in an attempt, as it said at its end."""
+
+    rank: int
+    bytes: int
+    """Resident; pages that it shares with others count in each."""
+    device_bytes: int = 0
+    """Of its devices, as the framework's allocator counts; 0: not known."""
     attempt: int = 0
 
 

@@ -7,7 +7,7 @@ from dtrain.run import events
 
 Told = (
     reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned | reports.LogShortened
-    | reports.StepsProfiled
+    | reports.StepsProfiled | reports.MemoryUsed
 )  # fmt: skip
 """Reports that nothing follows from but an event."""
 
@@ -21,10 +21,13 @@ def event_of(report: Told, rank: int, attempt: int) -> events.Event:
             attempt=attempt, rank=rank, request=report.request, step=report.step, steps=report.steps, file=report.file,
             operations=report.operations, problem=report.problem,
         )  # fmt: skip
+    if isinstance(report, reports.MemoryUsed):
+        return events.MemoryUsed(attempt=attempt, rank=rank, bytes=report.bytes, device_bytes=report.device_bytes)
     if isinstance(report, reports.TrainingBegan):
         return events.TrainingStarted(
-            attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples
-        )
+            attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples,
+            sanity_check_seconds=report.sanity_check_seconds, began=report.began,
+        )  # fmt: skip
     if isinstance(report, reports.UserWarned):
         return events.UserWarned(attempt=attempt, text=report.text)
     if isinstance(report, reports.StepMetrics):

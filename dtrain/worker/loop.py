@@ -94,11 +94,13 @@ def _train(trainer: Trainer, task: Task) -> None:
     stopping = EarlyStopping(train.stop_when) if train.stop_when else None
     if stopping:
         backend.register(STOP_WHEN, stopping)
+    began = time.perf_counter()
     if trainer.checkpoint:
         backend.load(trainer.checkpoint)
+        began = time.perf_counter()
     elif train.sanity_check:
         _try_out(trainer, task, held_out, sampler)
-    trainer.announce(sampler.total_steps, sampler.size)
+    trainer.announce(sampler.total_steps, sampler.size, time.perf_counter() - began)
     trainer.warn_about(data)
     trainer.channel.listen()
     trainer.channel.report(LoopPhase(stepping=True))

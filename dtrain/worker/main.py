@@ -14,10 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.api.reports import StepsDone
+from dtrain.api.reports import MOST_RANKS, MemoryUsed, StepsDone
 from dtrain.api.strategy import (
     ERROR_FILE,
     ExplainsErrors,
+    MeasuresDeviceMemory,
     NeedsService,
     RankInfo,
     RendezvousInfo,
@@ -27,7 +28,7 @@ from dtrain.api.strategy import (
 )
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
-from dtrain.common.processes import die_with_parent, set_name
+from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
 from dtrain.run.folder import RunDir
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, shards_on
@@ -119,6 +120,8 @@ def _run(
                 _run_script(job, listener)
             else:
                 _train(run, strategy, context, channel, assignment, debugger)
+                if assignment.rank_info.rank < MOST_RANKS:
+                    channel.report(_memory(strategy))
                 channel.report(StepsDone())
     except BaseException as error:
         if os.getpid() != worker:
@@ -133,6 +136,12 @@ def _run(
         failure_report.send(channel, error, job, strategy=strategy, explanation=explanation)
         return FAILED
     return 0
+
+
+def _memory(strategy: Strategy) -> MemoryUsed:
+    """The most that this process has taken so far."""
+    on_devices = strategy.peak_device_memory() if isinstance(strategy, MeasuresDeviceMemory) else 0
+    return MemoryUsed(peak_resident_bytes(), on_devices)
 
 
 def _exit_code(error: SystemExit) -> int:

@@ -84,10 +84,11 @@ class Trainer:
             return None
         return GradientLedger(self.run.gradient_ledger(self.context.rendezvous.attempt, self.rank))
 
-    def announce(self, total_steps: int, samples: int | None) -> None:
+    def announce(self, total_steps: int, samples: int | None, sanity_check_seconds: float = 0.0) -> None:
         """Tell how far this run goes; one rank is enough."""
         if self.rank == 0:
-            self.channel.report(TrainingBegan(self.first_step, total_steps, samples))
+            checked = round(sanity_check_seconds, 4)
+            self.channel.report(TrainingBegan(self.first_step, total_steps, samples, checked, time.time()))
 
     def warn(self, text: str) -> None:
         """Tell the user something once, in the live view and the summary; one rank is enough."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
 from .. import environments, errors, task_framework
 from ..tensorflow import backend as tensorflow_backend
+from ..tensorflow.numbers import peak_device_memory as tensorflow_memory
 from ..torch import backend as torch_backend
-from ..torch.measures import StepMeasures
+from ..torch.measures import StepMeasures, peak_device_memory
 from ..torch.parallel import Parallel
 from . import launcher
 
@@ -75,6 +77,12 @@ class Horovod:
     def problems(self, resources: Resources) -> list[str]:
         """Horovod is there, and can do what is asked."""
         return [] if launcher.installed() else [launcher.MISSING]
+
+    def peak_device_memory(self) -> int:
+        """See `MeasuresDeviceMemory.peak_device_memory`."""
+        if "torch" in sys.modules:
+            return peak_device_memory()
+        return tensorflow_memory()
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
         """See `ClassifiesErrors.classify`."""

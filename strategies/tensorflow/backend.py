@@ -33,10 +33,13 @@ class DevicesMissing(DtrainError):
     """TensorFlow does not see the devices that were asked for."""
 
 
-def prepare(context: WorkerContext, *, replicas: int | None = None, deterministic: bool = True) -> list[str]:
+def prepare(
+    context: WorkerContext, *, replicas: int | None = None, deterministic: bool = True, eagerly: bool = False
+) -> list[str]:
     """This process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
     import tensorflow as tf
 
+    tf.config.run_functions_eagerly(eagerly)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
@@ -168,8 +171,10 @@ class TensorFlowBackend:
         return self._reported.values()
 
     def called(self, function: Any, *arguments: Any) -> Any:
-        """What a step function gives; it is looked at before its first call."""
-        if function not in self._inspected:
+        """What a step function gives; its graph, if it has one, is looked at before its first call."""
+        import tensorflow as tf
+
+        if function not in self._inspected and not tf.config.functions_run_eagerly():
             self.inspect(function.get_concrete_function(*arguments).graph)
             self._inspected.append(function)
         return function(*arguments)

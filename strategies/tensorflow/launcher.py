@@ -10,6 +10,7 @@ from dtrain.spec.job import Device, Job
 
 from .. import errors
 from . import backend
+from .numbers import peak_device_memory
 
 
 class TensorFlowStrategy:
@@ -20,6 +21,10 @@ class TensorFlowStrategy:
     def preload(self, job: Job) -> tuple[str, ...]:
         """TensorFlow and what a first step would import."""
         return backend.PRELOAD
+
+    def peak_device_memory(self) -> int:
+        """See `MeasuresDeviceMemory.peak_device_memory`."""
+        return peak_device_memory()
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
         """See `ClassifiesErrors.classify`."""

@@ -20,6 +20,8 @@ class MirroredOptions:
 
     reduction: Literal["auto", "nccl", "hierarchical_copy", "reduction_to_one_device"] = "auto"
     """How gradients are summed over the devices (`tf.distribute.CrossDeviceOps`)."""
+    run_eagerly: bool = False
+    """Steps run line by line as Python instead of as a graph, for a debugger; many times slower."""
 
 
 class Mirrored(OneANode):
@@ -48,7 +50,7 @@ class Mirrored(OneANode):
         """Nobody to connect to: take the devices."""
         import tensorflow as tf
 
-        devices = backend.prepare(context)
+        devices = backend.prepare(context, eagerly=self.options.run_eagerly)
         strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=self._reduction())
         yield backend.TensorFlowBackend(context.rank_info, strategy)
 

@@ -23,6 +23,8 @@ class MultiWorkerMirroredOptions:
 
     communication: Literal["auto", "ring", "nccl"] = "auto"
     """How gradients are summed: ring over gRPC, NCCL between GPUs, or what TensorFlow takes to be best."""
+    run_eagerly: bool = False
+    """Steps run line by line as Python instead of as a graph, for a debugger; many times slower."""
 
 
 class MultiWorkerMirrored(TensorFlowStrategy):
@@ -60,7 +62,7 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         """Start this worker's server on its reserved port, and wait for the others'."""
         import tensorflow as tf
 
-        backend.prepare(context)
+        backend.prepare(context, eagerly=self.options.run_eagerly)
         kind = tf.distribute.experimental.CommunicationImplementation[self.options.communication.upper()]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)

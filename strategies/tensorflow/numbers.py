@@ -66,3 +66,11 @@ class Measures:
             return {}
         numbers, rate = self._newest
         return {"learning_rate": rate, "gradient_norm": numbers.gradient_norm()}
+
+
+def peak_device_memory() -> int:
+    """Over this process's GPUs."""
+    import tensorflow as tf
+
+    gpus = range(len(tf.config.list_logical_devices("GPU")))
+    return sum(int(tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"]) for number in gpus)

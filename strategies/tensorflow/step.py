@@ -6,7 +6,7 @@ Importing this module imports no framework; every function that needs TensorFlow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,8 +174,8 @@ class TrainStep:
             return self._shard(tf.nest.map_structure(lambda tensor: tensor[number], batches), states[number])
 
         count = states.shape[0]
-        if count == 1:
-            return shard(0)
+        if count == 1 or tf.executing_eagerly():
+            return _summed(shard(number) for number in range(count))
         self._find_names((tf.nest.map_structure(lambda tensor: tensor[0], batches), states[0]))
         there: list[bool] = []
 
@@ -255,6 +255,14 @@ class TrainStep:
         if pairs:
             values = [value for _, value in pairs]
             tf.__internal__.distribute.interim.maybe_merge_call(assign, self._strategy, values)
+
+
+def _summed(shards: Iterable[list[Any]]) -> list[Any]:
+    """Position by position; None stays what it is."""
+    totals, *others = shards
+    for parts in others:
+        totals = [None if total is None else total + part for total, part in zip(totals, parts, strict=True)]
+    return totals
 
 
 def _norm(gradients: Sequence[Any]) -> Any:

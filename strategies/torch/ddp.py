@@ -14,6 +14,7 @@ from dtrain.spec.job import MEGABYTES, Job
 from . import backend, launcher
 from .backend import exact_sums
 from .exact import ExactSums
+from .measures import peak_device_memory
 from .parallel import Parallel, Precision, checkpointed, compiled
 
 
@@ -41,6 +42,7 @@ class DDP(launcher.OneADevice):
     """One process a device, gloo on CPUs and NCCL on GPUs."""
 
     Options = DDPOptions
+    peak_device_memory = staticmethod(peak_device_memory)
 
     def __init__(self, options: DDPOptions) -> None:
         self.options = options

@@ -13,6 +13,7 @@ from dtrain.spec.job import COUNT, POSITIVE, Job, Resources
 
 from . import backend, launcher
 from .exact import ExactSums, clip, reduce_scatter
+from .measures import peak_device_memory
 from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
 
 
@@ -48,6 +49,7 @@ class FSDP(launcher.OneADevice):
     """One process a device, each holding its share of the model."""
 
     Options: type = FSDPOptions
+    peak_device_memory = staticmethod(peak_device_memory)
 
     def __init__(self, options: FSDPOptions) -> None:
         self.options = options

@@ -41,6 +41,13 @@ class StepMeasures:
         return {name: float(value) for name, value in (self._values or rates(optimizers)).items()}
 
 
+def peak_device_memory() -> int:
+    """See `MeasuresDeviceMemory.peak_device_memory`."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else 0
+
+
 def rates(optimizers: Mapping[str, Any]) -> dict[str, Any]:
     """`learning_rate`, with the optimizer's name and the number of the group if there are several."""
     found: dict[str, Any] = {}

@@ -221,3 +221,14 @@ def test_doctor_profile_and_debugger_reach_the_nodes(lab: RayLab, tmp_path: Path
         live.wait_event("debugger_left", rank=3)
         dtrain("stop", str(live.run.path), "--now")
         live.finish(code=4)
+
+
+def test_a_bench_measures_on_the_cluster(lab: RayLab, tmp_path: Path) -> None:
+    over = ("--over", "resources.workers=2,4", "--set", "resources.nodes=2", "--steps", "10", "--json")
+    done = dtrain("bench", RECIPE, "--cluster", "ray", *over, "--runs", str(tmp_path), **on(lab))
+    two, four = json.loads(done.stdout)["rows"]
+    assert two["efficiency"] == 1.0
+    assert four["samples_per_second"] > 0
+    assert four["memory_bytes"] > two["memory_bytes"] > 0
+    assert "--cluster ray" in four["command"]
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)

@@ -580,3 +580,23 @@ def test_a_second_supervisor_waits_for_the_first_and_disturbs_nothing(
         assert second.wait(20) == 0
     assert len(live.events("run")) == len(live.events("attempt")) == len(live.events("end")) == 1
     assert_as_if_nothing_happened(live, undisturbed)
+
+
+def test_a_bench_submits_its_runs_one_after_another_and_follows_them(lab: SlurmLab, runs: Path) -> None:
+    over = ("--over", "strategy=ddp,fsdp", "--set", "resources.workers=2", "--set", "resources.nodes=2")
+    out = command(lab, runs, "bench", RECIPE, *SLURM, *over, "--steps", "10")
+    assert out.count("submitted bench-contract-") == 2
+    assert "take ddp" in out or "take fsdp" in out
+    began = [run.submitted() for run in all_runs(runs)]
+    ends = [json.loads(run.events.read_text().splitlines()[-1])["time"] for run in all_runs(runs)]
+    assert began[1] is not None
+    assert began[1].time >= ends[0], "one after the other"
+
+
+def test_an_interrupted_bench_takes_its_run_back(lab: SlurmLab, runs: Path) -> None:
+    more = ("--steps", "1000", "--set", "params.pause=0.05", "--set", "resources.workers=2")
+    with start(RECIPE, *SLURM, *more, runs=runs, command="bench", **lab.environment) as live:
+        live.wait_step(2)
+        live.process.send_signal(signal.SIGINT)
+        assert "interrupted" in live.finish(code=130)
+    wait_for(lambda: not lab.run("squeue", "-h").stdout, "an empty queue", 30)

@@ -206,6 +206,27 @@ def test_control_flow_on_tensors_in_the_users_loss_works() -> None:
     assert all(np.isfinite(losses))
 
 
+def test_a_debugger_sees_numbers_in_steps_that_run_eagerly() -> None:
+    seen = []
+
+    class Looked(Task):
+        def loss(self, model: Any, batch: Any) -> Any:
+            loss = super().loss(model, batch)
+            seen.append(getattr(loss, "numpy", lambda: None)())
+            return loss
+
+    static = trained(session(1, Looked()), range(3))
+    assert not any(seen)
+    seen.clear()
+    tf.config.run_functions_eagerly(run_eagerly=True)
+    try:
+        assert trained(session(1, Looked()), range(3)) == pytest.approx(static, rel=1e-4)
+    finally:
+        tf.config.run_functions_eagerly(run_eagerly=False)
+    assert len(seen) == 3 * SHARDS
+    assert all(seen)
+
+
 def test_random_numbers_that_do_not_follow_from_the_step_are_refused() -> None:
     class Own(Task):
         def loss(self, model: Any, batch: Any) -> Any:

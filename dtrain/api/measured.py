@@ -1,0 +1,96 @@
+"""What `dtrain bench` measured, which of it to take, and how a strategy that stands for others learns from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+CLOSE = 0.95
+"""Times the highest speed: what reaches it is as fast, and other things decide."""
+CLOSE_BY_CHANCE = 0.85
+"""The same if the reports of the two overlap."""
+MUCH_HIGHER = 1.5
+"""Times the lowest loss: what is faster at such a price is not taken."""
+StrategyChoice = tuple[str, dict[str, Any], str]
+"""Name and options of a strategy, and why it was chosen."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a choice looks at."""
+
+    samples_per_second: float
+    spread: tuple[float, float] | None
+    """Between these lies the middle half of the reports."""
+    loss: float | None
+    """On held-out data if there is some."""
+    samples: int
+    """That it had trained on then; losses after other numbers of samples say nothing of each other."""
+    workers: int
+    memory_bytes: int | None
+
+    def overlaps(self, other: Measured) -> bool:
+        """Whether the middle halves of their reports have speeds in common."""
+        mine, theirs = self.spread, other.spread
+        return bool(mine and theirs and mine[0] <= theirs[1] and theirs[0] <= mine[1])
+
+    def as_fast_as(self, fastest: Measured) -> bool:
+        """Whether the difference to the fastest is small, or may be chance."""
+        share = CLOSE_BY_CHANCE if self.overlaps(fastest) else CLOSE
+        return self.samples_per_second >= share * fastest.samples_per_second
+
+    def as_good_as(self, others: Sequence[Measured]) -> bool:
+        """Whether its loss is finite and not much higher than the lowest after as many samples; one that is not known is."""
+        if self.loss is None:
+            return True
+        losses = [one.loss for one in others if one.samples == self.samples and one.loss is not None]
+        lowest = min((loss for loss in losses if math.isfinite(loss)), default=self.loss)
+        return math.isfinite(self.loss) and (lowest <= 0 or self.loss <= MUCH_HIGHER * lowest)
+
+
+def choice(measured: Sequence[Measured]) -> Measured | None:
+    """Pure. The fastest whose loss is not much higher than the lowest; of equally fast ones the one with the fewest workers, then
+    with the least memory. None if there is none."""
+    good = [one for one in measured if one.as_good_as(measured)]
+    fastest = max(good, key=lambda one: one.samples_per_second, default=None)
+    if fastest is None:
+        return None
+    return min((one for one in good if one.as_fast_as(fastest)), key=_cost)
+
+
+def _cost(one: Measured) -> tuple[float, float, float]:
+    return one.workers, one.memory_bytes or math.inf, -one.samples_per_second
+
+
+@dataclass(frozen=True)
+class MeasuredStrategy:
+    """A strategy that was measured."""
+
+    name: str
+    options: dict[str, Any]
+    """Those that are not the default."""
+    measured: Measured
+    run: str
+    """Id of the run that measured it."""
+    time: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class MeasuredStrategies:
+    """What was measured of strategies for one job on one machine."""
+
+    found: tuple[MeasuredStrategy, ...] = ()
+    """The fastest first."""
+    outdated: tuple[str, ...] = ()
+    """Why other measurements do not count any more."""
+
+
+@runtime_checkable
+class LearnsFromBench(Protocol):
+    """A `MetaStrategy` that prefers what was measured."""
+
+    def learned(self, by_rule: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
+        """Pure. What to use, and why, if `resolve` chose `by_rule` and this was measured."""

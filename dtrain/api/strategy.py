@@ -280,6 +280,14 @@ class ChecksGradients(Protocol):
 
 
 @runtime_checkable
+class HasFingerprint(Protocol):
+    """A training backend that can tell processors, and builds of its framework, whose arithmetic differs."""
+
+    def fingerprints(self) -> list[str]:
+        """Collective. Of each rank, the digest of a small computation, whose bits depend on the kernels that it ran in."""
+
+
+@runtime_checkable
 class TimesOwnWork(Protocol):
     """A training backend that can tell a rank's own work from waiting for others."""
 

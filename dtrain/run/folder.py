@@ -140,6 +140,11 @@ class RunDir:
         """Checksums of a rank's gradients in an attempt."""
         return self.ledgers / f"gradients-attempt-{attempt:04d}-rank-{rank:05d}.bin"
 
+    @property
+    def arithmetic(self) -> Path:
+        """Fingerprint of the arithmetic that a run with `train.exact` began on."""
+        return self.path / "arithmetic"
+
     def append_only_files(self) -> list[Path]:
         """The workers' and agents' files that only grow."""
         return sorted(itertools.chain(self.logs.glob("*.log"), self.ledgers.glob("*.bin")))

@@ -18,6 +18,7 @@ from dtrain.api.reports import EndedEarly, LoopPhase
 from dtrain.api.strategy import (
     ChecksGradients,
     FetchesFiles,
+    HasFingerprint,
     NonFiniteLoss,
     StepNumber,
     TrainingBackend,
@@ -31,6 +32,7 @@ from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import Stream
 from dtrain.run.folder import RunDir
 from dtrain.spec import entrypoint
+from dtrain.worker import arithmetic
 from dtrain.worker import task as tasks
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.context import Context, Leaving
@@ -100,6 +102,10 @@ def _train(trainer: Trainer, task: Task) -> None:
         began = time.perf_counter()
     elif train.sanity_check:
         _try_out(trainer, task, held_out, sampler)
+    if train.exact and isinstance(backend, HasFingerprint):
+        found = backend.fingerprints()
+        for text in arithmetic.warnings(found, trainer.run.arithmetic) if trainer.rank == 0 else ():
+            trainer.warn(text)
     trainer.announce(sampler.total_steps, sampler.size, time.perf_counter() - began)
     trainer.warn_about(data)
     trainer.channel.listen()

@@ -18,6 +18,7 @@ from ..tensorflow.numbers import peak_device_memory as tensorflow_memory
 from ..torch import backend as torch_backend
 from ..torch.measures import StepMeasures, peak_device_memory
 from ..torch.parallel import Parallel
+from ..torch.process_group import connected
 from . import launcher
 
 
@@ -108,7 +109,7 @@ class Horovod:
             return
         import horovod.torch as hvd
 
-        with torch_backend.connected(context) as device:
+        with connected(context) as device:
             hvd.init()
             yield torch_backend.TorchBackend(context.rank_info, device, Averaged(self.options))
             hvd.shutdown()

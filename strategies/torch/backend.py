@@ -1,4 +1,4 @@
-"""What the PyTorch strategies share: connecting, one training step, evaluation, and state that moves between them.
+"""What the PyTorch strategies share: one training step, evaluation, and state that moves between them.
 
 Importing this module imports no framework; every function that needs torch imports it.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, WorkerContext, nothing_to_fetch
+from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, nothing_to_fetch
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
@@ -20,7 +19,6 @@ from dtrain.spec.job import Train
 from . import exact, network
 from .batches import Mover, evaluating
 from .buffers import BufferSync
-from .exact import ExactSums
 from .losses import LateLosses
 from .measures import StepMeasures
 from .optimizers import check_trained, sorted_out
@@ -35,53 +33,7 @@ PRELOAD = (
     "torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint",
     "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "dtrain.worker.loop",
 )  # fmt: skip
-CONNECT_SECONDS = 300
-LEAST_TIMEOUT_SECONDS = 1800.0
-"""Of the process group's collectives."""
-HANGS = 3.0
-"""Times `recovery.hang_seconds`: later than dtrain's own look at the ranks."""
 Metrics = Callable[[Any, Any], Any]
-
-
-@contextmanager
-def connected(context: WorkerContext) -> Iterator[Any]:
-    """Collective. The default process group over the reserved port; yields this worker's device."""
-    import torch
-    import torch.distributed as dist
-
-    rank_info, rendezvous, listener = context.rank_info, context.rendezvous, context.listener
-    on_gpu = context.job.resources.device == "gpu"
-    device = torch.device("cuda", rank_info.local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    if listener is not None:
-        listener.listen(1024)
-    store = dist.TCPStore(
-        rendezvous.addresses[0],
-        rendezvous.ports[0],
-        rank_info.world_size,
-        is_master=listener is not None,
-        timeout=timedelta(seconds=CONNECT_SECONDS),
-        wait_for_workers=False,
-        # The store closes what it is given when it ends: let it have a copy.
-        master_listen_fd=listener.dup().detach() if listener is not None else None,
-    )
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=store, rank=rank_info.rank, world_size=rank_info.world_size,
-        # A hang is for dtrain to find: its report names the rank and has the stacks.
-        timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * context.job.recovery.hang_seconds)),
-    )  # fmt: skip
-    if context.job.train.exact:
-        exact.settings(device, context.job.resources.cpus_per_worker or 1)
-    yield device
-    # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
-    dist.destroy_process_group()
-
-
-def exact_sums(context: WorkerContext) -> ExactSums | None:
-    """What sums the gradients if the recipe asks for the same bits at every size."""
-    train = context.job.train
-    return ExactSums(train.shards or 1, context.rank_info.world_size) if train.exact else None
 
 
 class TorchBackend:
@@ -121,6 +73,11 @@ class TorchBackend:
         self._task = task
         self._name = getattr(task, "name", type(task).__name__)
         self._own_step = hasattr(task, "train_step")
+        if self._exact and self._own_step:
+            raise UserError(
+                f"{self._name}.train_step takes its gradients itself: train.exact needs a task with `loss`, whose shards dtrain "
+                "computes one by one"
+            )
         self._train = train
         several = hasattr(task, "models")
         self._models = {
@@ -128,6 +85,8 @@ class TorchBackend:
             for name, model in self._made(task, several=several).items()
         }
         self._state.models = plain = {name: self._parallel.plain(model) for name, model in self._models.items()}
+        if self._exact:
+            exact.refuse(plain.values(), self._name)
         method = f"{self._name}.{'optimizers' if hasattr(task, 'optimizers') else 'optimizer'}"
         given = (task.optimizers if hasattr(task, "optimizers") else task.optimizer)(plain if several else plain[ONLY])
         optimizers, self._state.schedulers = sorted_out(given, method)
@@ -236,6 +195,14 @@ class TorchBackend:
     def gradient_checksums(self) -> list[int]:
         """See `ChecksGradients.gradient_checksums`."""
         return self._exact.checksums() if self._exact else []
+
+    def fingerprints(self) -> list[str]:
+        """See `HasFingerprint.fingerprints`."""
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self._rank_info.world_size
+        dist.all_gather_object(found, exact.fingerprint(self._device), group=self._saving)
+        return found
 
     def own_work(self) -> float | None:
         """See `TimesOwnWork.own_work`."""

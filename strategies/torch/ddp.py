@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.spec.job import MEGABYTES, Job
 
-from . import backend, launcher
-from .backend import exact_sums
+from . import backend, exact, launcher
 from .exact import ExactSums
 from .measures import peak_device_memory
 from .parallel import Parallel, Precision, checkpointed, compiled
+from .process_group import connected
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class DDP(launcher.OneADevice):
     @contextmanager
     def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect over a store whose port was reserved for this attempt."""
-        with backend.connected(context) as device:
+        with connected(context) as device:
             yield backend.TorchBackend(
-                context.rank_info, device, Replicated(self.options, context.rank_info.world_size, exact_sums(context))
+                context.rank_info, device, Replicated(self.options, context.rank_info.world_size, exact.of_job(context))
             )
 
 
@@ -67,8 +67,8 @@ class Replicated(Parallel):
 
     rearranges = True
 
-    def __init__(self, options: DDPOptions, world_size: int, exact: ExactSums | None = None) -> None:
-        super().__init__(precision=options.precision, exact=exact)
+    def __init__(self, options: DDPOptions, world_size: int, sums: ExactSums | None = None) -> None:
+        super().__init__(precision=options.precision, exact=sums)
         self.options = options
         self.alone = world_size == 1
 

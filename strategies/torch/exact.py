@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dtrain.api.strategy import WorkerContext
+from dtrain.common.errors import UserError
+
 LATE = 2
 """The slices of a bucket are gathered when so many buckets more are on their way: by then they are there."""
 
@@ -69,6 +72,12 @@ def tree_sum(parts: Any) -> Any:
 def local(tensor: Any) -> Any:
     """The part of a DTensor that is on this worker, or the tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def of_job(context: WorkerContext) -> ExactSums | None:
+    """What sums the gradients if the recipe asks for the same bits at every size."""
+    train = context.job.train
+    return ExactSums(train.shards or 1, context.rank_info.world_size) if train.exact else None
 
 
 class ExactSums:
@@ -286,6 +295,19 @@ def _all_rows(gradient: Any) -> Any:
     begin = offset[0] if offset else 0
     whole[begin : begin + squares.shape[0]] = squares[:, 0]
     return whole
+
+
+def refuse(models: Iterable[Any], name: str) -> None:
+    """Raise `UserError` for a layer whose output depends on how many workers there are."""
+    import torch
+
+    for model in models:
+        for path, module in model.named_modules():
+            if isinstance(module, torch.nn.SyncBatchNorm):
+                raise UserError(
+                    f"{name}.model: {path} is a SyncBatchNorm, whose statistics are of all workers' samples: with train.exact, use "
+                    "BatchNorm, whose statistics are of one shard"
+                )
 
 
 def settings(device: Any, threads: int) -> None:

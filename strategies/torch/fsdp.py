@@ -11,10 +11,11 @@ from typing import Annotated, Any
 from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
 from dtrain.spec.job import COUNT, POSITIVE, Job, Resources
 
-from . import backend, launcher
-from .exact import ExactSums, clip, reduce_scatter
+from . import backend, exact, launcher
+from .exact import ExactSums
 from .measures import peak_device_memory
 from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
+from .process_group import connected
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class FSDP(launcher.OneADevice):
         """Connect, and lay the workers out in a mesh."""
         from torch.distributed.device_mesh import init_device_mesh
 
-        with backend.connected(context) as device:
+        with connected(context) as device:
             shape = self.shape(context.rank_info)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-            parallel = Sharded(self.options, mesh, backend.exact_sums(context))
+            parallel = Sharded(self.options, mesh, exact.of_job(context))
             yield backend.TorchBackend(context.rank_info, device, parallel)
 
     def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
@@ -106,8 +107,8 @@ class Sharded(Parallel):
     shards = True
     waits_inside = True  # for the parameters of the other ranks
 
-    def __init__(self, options: FSDPOptions, mesh: Any, exact: ExactSums | None = None) -> None:
-        super().__init__(exact=exact)
+    def __init__(self, options: FSDPOptions, mesh: Any, sums: ExactSums | None = None) -> None:
+        super().__init__(exact=sums)
         self.options = options
         self.mesh = mesh
 
@@ -141,7 +142,7 @@ class Sharded(Parallel):
             replicas = self.mesh.get_group("replicate") if self.mesh.ndim > 1 else None
             for module in model.modules():
                 if isinstance(module, FSDPModule):
-                    module.set_custom_reduce_scatter(reduce_scatter(self.exact, replicas))
+                    module.set_custom_reduce_scatter(exact.reduce_scatter(self.exact, replicas))
         return compiled(model, when=self.options.compile)
 
     def _shard_group(self) -> Any:
@@ -153,7 +154,7 @@ class Sharded(Parallel):
 
     def clip(self, parameters: Iterable[Any], most: float) -> Any:
         """See `Parallel.clip`."""
-        return clip(parameters, most, self._shard_group()) if self.exact else super().clip(parameters, most)
+        return exact.clip(parameters, most, self._shard_group()) if self.exact else super().clip(parameters, most)
 
     def _parts(self, model: Any) -> list[Any]:
         """The modules to be gathered one at a time, inner ones before those around them. Modules that share a parameter

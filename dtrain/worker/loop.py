@@ -103,8 +103,8 @@ def _train(trainer: Trainer, task: Task) -> None:
     elif train.sanity_check:
         _try_out(trainer, task, held_out, sampler)
     if train.exact and isinstance(backend, HasFingerprint):
-        found = backend.fingerprints()
-        for text in arithmetic.warnings(found, trainer.run.arithmetic) if trainer.rank == 0 else ():
+        fingerprints = backend.fingerprints()
+        for text in arithmetic.warnings(fingerprints, trainer.run.arithmetic) if trainer.rank == 0 else ():
             trainer.warn(text)
     trainer.announce(sampler.total_steps, sampler.size, time.perf_counter() - began)
     trainer.warn_about(data)

@@ -27,6 +27,7 @@ ORDER = (
     "checkpoint",
     "api",
     "launch",
+    "weights",
     "worker",
     "agent",
     "supervisor",

@@ -104,7 +104,7 @@ class TensorFlowBackend:
         with self.strategy.scope():
             noise = keras.random.SeedGenerator(train.seed % SEEDS)
             use_for_unseeded(noise)
-            model = _made(task, name)
+            model = made(task, name)
             optimizer = task.optimizer(model)
             if not isinstance(optimizer, keras.optimizers.Optimizer):
                 raise UserError(f"{name}.optimizer gave {gave(optimizer)}; expected an optimizer of keras.optimizers")
@@ -304,7 +304,7 @@ class TensorFlowBackend:
         """See `TrainingBackend.whole`. It is built once more, outside of the strategy."""
         if self._rank_info.rank:
             return None
-        model = _made(self._built.task, self._name)
+        model = made(self._built.task, self._name)
         for variable, array in zip(model.weights, self.arrays()["model"].values(), strict=True):
             variable.assign(array)
         return model
@@ -320,7 +320,7 @@ def _stacked(*parts: Any) -> Any:
     return np.stack(parts) if len(parts) > 1 else np.asarray(parts[0])[np.newaxis]
 
 
-def _made(task: Any, name: str) -> Any:
+def made(task: Any, name: str) -> Any:
     """The task's model, with weights."""
     import keras
 

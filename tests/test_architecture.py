@@ -15,7 +15,7 @@ from live import PROGRAMS, RECIPES
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "dtrain").rglob("*.py"))
-FOLDERS = ("strategies", "clusters", "trackers")
+FOLDERS = ("strategies", "clusters", "trackers", "exporters")
 """Of plugins."""
 PLUGINS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 ORDER = (
@@ -29,6 +29,7 @@ ORDER = (
     "launch",
     "weights",
     "worker",
+    "export",
     "agent",
     "supervisor",
     "cli",

@@ -5,17 +5,19 @@ One class for each framework, found through the entry points `dtrain.frameworks`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from dtrain.api.exporter import Inference
 from dtrain.common.errors import UserError
 
 Weights = dict[str, Any]
 """Name → tensor: of PyTorch as in a state dict, a numpy array otherwise."""
 Shape = tuple[int, ...]
 MOST_SHOWN = 100
+HINT = "Give the model that was trained, or have only what fits loaded: strict=False, in a recipe init_from: {source: …, strict: false}."
 FOLDER = "/"
 """The ending of a folder, where others have `.safetensors`."""
 
@@ -43,16 +45,17 @@ class Unmatched:
 
     def told(self) -> str:
         """What was left out, in one sentence for a warning."""
-        kept = [*self.missing, *(name for name, _, _ in self.reshaped)]
-        parts = [f"{_listed(kept)} of the model kept their initial values"] if kept else []
-        unused = [*self.unexpected, *(name for name, _, _ in self.reshaped)]
-        parts += [f"{_listed(unused)} of the source were not used"] if unused else []
-        return ", and ".join(parts)
+        told = (
+            ("not in the source, so that the model kept its own", self.missing),
+            ("of another shape in the source, so that the model kept its own", [name for name, _, _ in self.reshaped]),
+            ("in the source only, and not used", self.unexpected),
+        )
+        return "; ".join(f"{text}: {_listed(names)}" for text, names in told if names)
 
     def refuse(self, source: str, model: str, hint: str) -> None:
         """Raise `UserError` that lists all of them, if there are any."""
         if self:
-            raise UserError(f"{source} does not fit {model}:\n  " + "\n  ".join(self.lines()), hint)
+            raise UserError(f"{source} does not fit {model}:\n  " + ";\n  ".join(self.lines()) + ".", hint)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -69,6 +72,19 @@ def compared(there: Mapping[str, Shape], here: Mapping[str, Shape], tied: Sequen
         tuple(name for name in there if name not in here),
         tuple((name, there[name], here[name]) for name in here if name in there and there[name] != here[name]),
     )
+
+
+ReadWeights = Callable[[type["Framework"], Callable[[], Any]], Weights]
+"""From a framework, and a function that builds a model of the shape that is to get them, to the weights of a source; waits."""
+
+
+@runtime_checkable
+class StartsFromWeights(Protocol):
+    """A training backend that can begin with given weights (`init_from`)."""
+
+    def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
+        """Collective, after `build`. Give the model on every rank the weights that `read` gives on at least one. What does not fit is
+        raised as a `UserError` that lists all of it or, unless `strict`, left out and returned."""
 
 
 class Framework(Protocol):
@@ -88,9 +104,9 @@ class Framework(Protocol):
         """The model's weights in a checkpoint's folder, whole, in the memory of this process."""
 
     @staticmethod
-    def read_file(path: Path, model: Any) -> Weights:
-        """The weights in a file, or a folder, of the framework's world, by the names that `shapes` of this model has; runs nothing that
-        stands in it. Raises `UserError` if it is none."""
+    def read_file(path: Path, model: Callable[[], Any]) -> Weights:
+        """The weights in a file, or a folder, of the framework's world, by the names that `shapes` has of the model that is built by
+        `model`; runs nothing that stands in it. Raises `UserError` if it is none."""
 
     @staticmethod
     def shapes(model: Any) -> dict[str, Shape]:
@@ -104,6 +120,10 @@ class Framework(Protocol):
     @staticmethod
     def build(task: Any, name: str) -> Any:
         """The model of a task (or the dict of several) on the CPU, not trained."""
+
+    @staticmethod
+    def inference(model: Any) -> Inference:
+        """A model of `build`, one of several, for use outside of a training."""
 
     @staticmethod
     def write(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str]) -> list[str]:

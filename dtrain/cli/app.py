@@ -12,7 +12,14 @@ from typing import Annotated
 
 import typer
 
-from dtrain.cli import completion_commands, doctor_commands, inspect_commands, report_commands, tracker_commands
+from dtrain.cli import (
+    completion_commands,
+    doctor_commands,
+    export_commands,
+    inspect_commands,
+    report_commands,
+    tracker_commands,
+)
 from dtrain.cli.options import RUNS, Json, RunName, Runs
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
@@ -244,7 +251,7 @@ def plan(
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    shown = plan_view.plan_view(planner.make(recipe.load(path, given, here=False)), runs)
+    shown = plan_view.plan_view(planner.make(recipe.load(path, given, here=False, runs=runs)), runs)
     print(json.dumps(asdict(shown), indent=1) if as_json else plan_view.plan_text(shown))
 
 
@@ -345,7 +352,14 @@ def explain(
     print(explained(key or ""))
 
 
-for commands in (report_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands):
+for commands in (
+    report_commands,
+    export_commands,
+    inspect_commands,
+    tracker_commands,
+    doctor_commands,
+    completion_commands,
+):
     commands.add_to(app)
 
 

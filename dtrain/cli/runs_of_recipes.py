@@ -25,13 +25,13 @@ DIFFERENCE_LINES = 20
 
 def new_run(path: Path, runs: Path, given: Overrides) -> RunDir:
     """A new run folder for a recipe; raises `UsageError` for every mistake in it."""
-    return _made(recipe.load(path, given), path, runs)
+    return _made(recipe.load(path, given, runs=runs), path, runs)
 
 
 def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -> list[Callable[[], RunDir]]:
     """For each member of a sweep what makes its run; all members are checked before the first is made."""
     members = sweep.members(sweeps)
-    jobs = [sweep.named(recipe.load(path, [*given, *member]), member) for member in members]
+    jobs = [sweep.named(recipe.load(path, [*given, *member], runs=runs), member) for member in members]
     return [lambda job=job: _made(job, path, runs) for job in jobs]  # type: ignore[misc]
 
 
@@ -47,8 +47,8 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
     """Give a run the settings that it goes on with; raises `UsageError` if it cannot go on, or not with these."""
     queries.refuse_while_it_goes_on(run)
     before, state = run.job(), queries.state_of(run)
-    job = recipe.load(path, given) if path else _overridden(run, before, given)
-    job = replace(job, name=before.name)
+    job = recipe.load(path, given, runs=run.path.parent) if path else _overridden(run, before, given)
+    job = replace(job, name=before.name, init_from=before.init_from)
     _refuse_if_finished(run, state, before, job)
     if state.saved_step:
         _refuse_another_history(run, state.saved_step, before, job)
@@ -62,6 +62,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
 def _overridden(run: RunDir, before: Job, given: Overrides) -> Job:
     data = to_dict(before)
     where = Path(data.pop("folder"))
+    data.pop("init_from")  # what it was then; the file may be gone
     for kind in ("strategy", "cluster"):
         data[kind] = {"name": data[kind]["name"]} | data[kind]["options"]
     if data["track"] is not None:

@@ -15,7 +15,8 @@ from dtrain.api.cluster import ChecksReach
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
-from dtrain.launch import checks, registry
+from dtrain.launch import checks, initial_weights, registry
+from dtrain.run.folder import default_root
 from dtrain.spec import entrypoint, task_class
 from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
 from dtrain.storage import object_store
@@ -47,10 +48,11 @@ def make(job: Job) -> LaunchPlan:
     )
 
 
-def checked(job: Job, *, here: bool = True) -> tuple[Job, list[Problem]]:
+def checked(job: Job, *, here: bool = True, runs: Path | None = None) -> tuple[Job, list[Problem]]:
     """The resolved job, and everything that keeps it from running, each with what to do instead; none: it can start.
-    Without `here`, what keeps this machine from starting it is left out."""
-    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
+    Without `here`, what keeps this machine from starting it is left out. `runs` is where runs that it names are looked for."""
+    job, found = initial_weights.resolved(job, default_root(runs))
+    found += [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
     if found:
         return job, found
     plan = make(job)

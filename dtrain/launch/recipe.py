@@ -23,14 +23,14 @@ from dtrain.spec.job import Job, PluginChoice
 Override = tuple[tuple[str, ...], Any, str]
 """Path, value, and the option that gave it."""
 PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
-TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster", "track")
+TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster", "track", "init_from")
 """Sections whose numbers have a type; those of `params` are the user's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True) -> Job:
+def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, runs: Path | None = None) -> Job:
     """The resolved job of a recipe file; raises `UsageError` that lists every mistake. Without `here`, this machine need not be
-    able to start it."""
+    able to start it. `runs` is where runs that it names are looked for."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -41,10 +41,12 @@ def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True) -
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}:1:1: not UTF-8 or UTF-16 text ({error.reason} at byte {error.start})") from None
     document = parse(text, str(path))
-    return from_document(document, path.absolute().parent, overrides, here=here)
+    return from_document(document, path.absolute().parent, overrides, here=here, runs=runs)
 
 
-def from_document(document: Document, folder: Path, overrides: Sequence[Override] = (), *, here: bool = True) -> Job:
+def from_document(
+    document: Document, folder: Path, overrides: Sequence[Override] = (), *, here: bool = True, runs: Path | None = None
+) -> Job:
     """The job of a parsed recipe; see `load`."""
     if not document.problems:
         for where, value, source in overrides:
@@ -53,7 +55,7 @@ def from_document(document: Document, folder: Path, overrides: Sequence[Override
             document.data["name"] = Path(document.source).stem
     job, problems = _typed(document, folder)
     if job and not problems:
-        job, found = planner.checked(job, here=here)
+        job, found = planner.checked(job, here=here, runs=runs)
         problems = [
             (document.mark(problem.path), ".".join(map(str, problem.path)), problem.message) for problem in found
         ]
@@ -75,6 +77,18 @@ def override(text: str) -> Override:
     if not sign or not all(key.split(".")):
         raise UsageError(f"--set {text}: not of the form section.key=value", "For example: --set train.steps=500")
     return tuple(key.strip().split(".")), scalar(value), f"--set {text}"
+
+
+def typed_options(cls: type, given: dict[str, Any], source: str) -> dict[str, Any]:
+    """Options of a plugin that were typed on a command line, checked; raises `UsageError`."""
+    try:
+        return dataclasses.asdict(_adapter(cls).validate_json(json.dumps(_whole_numbers(given))))
+    except ValidationError as error:
+        lines = (
+            f"{source} {item['loc'][-1]}: {_words(item['msg'], item.get('input'))}"
+            for item in error.errors(include_url=False)
+        )
+        raise UsageError("\n".join(lines)) from None
 
 
 def schema() -> dict[str, Any]:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dtrain.api.weights import Framework, Weights
+from dtrain.checkpoint import choice
 from dtrain.checkpoint.factory import store_of
-from dtrain.checkpoint.store import Manifest, numbers_of
-from dtrain.common import environment
-from dtrain.common.errors import FrameworkMissing, UsageError, nearest
+from dtrain.checkpoint.store import Manifest
+from dtrain.common.errors import FrameworkMissing, UsageError
 from dtrain.launch import registry
-from dtrain.run import event_log
-from dtrain.run.events import Evaluation
-from dtrain.run.folder import RunDir
-from dtrain.run.metric_curves import lower_is_better
+from dtrain.run.folder import RunDir, default_root
 from dtrain.spec.job import Job
-from dtrain.storage import run_sync
-
-RUNS = Path("runs")
-STEP_FOLDER = re.compile(r"step-(\d+)(-attempt-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -35,7 +25,7 @@ class SavedWeights:
     job: Job
     folder: Path
     manifest: Manifest
-    framework: Framework
+    framework: type[Framework]
 
     @property
     def name(self) -> str:
@@ -56,54 +46,15 @@ class SavedWeights:
         return self.framework.read(self.folder)
 
 
-def runs_folder(runs: str | os.PathLike[str] | None = None) -> Path:
-    """Where run folders are if nobody says so."""
-    return Path(runs or os.environ.get(environment.RUNS) or RUNS)
-
-
 def saved(runs: Path, name: str, step: int | None = None, best: str | None = None) -> SavedWeights:
     """The checkpoint of a run that was meant: of a step, or the best by a metric of its evaluations, or the newest. `name` may also
     be the path of a checkpoint's folder. Raises `UsageError` for what is not there, `CheckpointError` for a damaged one."""
-    if step is not None and best is not None:
-        raise UsageError("a checkpoint is chosen by its step or by a metric, not by both", "Leave out one of them.")
-    of_folder = STEP_FOLDER.fullmatch(Path(name).name) if "://" not in name and step is None and best is None else None
-    if of_folder and (Path(name).absolute().parent.parent / "job.json").is_file():
-        name, step = str(Path(name).absolute().parent.parent), int(of_folder[1])
-    run = run_sync.find(runs, name)
-    job = run.job()
-    if job.kind == "script":
-        raise UsageError(
-            f"{run.id} ran a script, which keeps its own checkpoints: dtrain knows no weights of it",
-            "Read the files that the script wrote.",
-        )
-    store = store_of(run, job)
-    chosen, manifest = store.verified(best_step(run, job, store.steps(), best) if best else step)
-    return SavedWeights(run, job, chosen, manifest, _framework_of(chosen, manifest))
+    run, job, chosen = choice.of_name(runs, name, step, best)
+    folder, manifest = store_of(run, job).verified(chosen)
+    return SavedWeights(run, job, folder, manifest, _framework_of(folder, manifest))
 
 
-def best_step(run: RunDir, job: Job, steps: Sequence[int], metric: str) -> int:
-    """The step of the committed checkpoint whose evaluation was the best by a metric; of equally good ones the earlier."""
-    values: dict[int, float] = {}
-    known: dict[str, None] = {}
-    for event in event_log.read(run.events):
-        if isinstance(event, Evaluation):
-            known |= dict.fromkeys(event.values)
-            values[event.step] = event.values.get(metric, math.nan)
-    if metric not in known:
-        hint = nearest(metric, list(known)) if known else "It has no evaluations: set train.evaluate_every."
-        raise UsageError(f"the evaluations of {run.id} have no metric '{metric}'", hint)
-    there = [step for step in steps if math.isfinite(values.get(step, math.nan))]
-    if not there:
-        raise UsageError(
-            f"no checkpoint of {run.id} is of a step that was evaluated: there are those of the steps {numbers_of(steps)}",
-            f"checkpoint: {{keep_best: {{metric: {metric}, mode: max}}}} in the recipe saves at evaluations; or choose a step.",
-        )
-    kept = job.checkpoint.keep_best
-    lowest = kept.mode == "min" if kept and kept.metric == metric else lower_is_better(metric)
-    return min(there, key=lambda step: (values[step] if lowest else -values[step], step))
-
-
-def _framework_of(folder: Path, manifest: Manifest) -> Framework:
+def _framework_of(folder: Path, manifest: Manifest) -> type[Framework]:
     """Whose weights a checkpoint holds; raises `FrameworkMissing` if that is not installed here."""
     import importlib.util
 
@@ -123,7 +74,7 @@ def load(
     runs: str | os.PathLike[str] | None = None,
 ) -> Weights:  # fmt: skip
     """See `dtrain.load`."""
-    return saved(runs_folder(runs), os.fspath(run), step, best).read()
+    return saved(default_root(runs), os.fspath(run), step, best).read()
 
 
 def load_weights(
@@ -131,7 +82,7 @@ def load_weights(
     runs: str | os.PathLike[str] | None = None,
 ) -> Any:  # fmt: skip
     """See `dtrain.load_weights`."""
-    source = saved(runs_folder(runs), os.fspath(run), step, best)
+    source = saved(default_root(runs), os.fspath(run), step, best)
     source.framework.shapes(model)
     left = source.framework.load_into(model, source.read(), strict=strict, source=source.name)
     if left:

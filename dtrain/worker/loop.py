@@ -84,9 +84,8 @@ def _train(trainer: Trainer, task: Task) -> None:
     stopping = EarlyStopping(train.stop_when) if train.stop_when else None
     if stopping:
         backend.register(STOP_WHEN, stopping)
-    if trainer.checkpoint:
-        backend.load(trainer.checkpoint)
-    elif train.sanity_check:
+    trainer.begin()
+    if train.sanity_check and not trainer.checkpoint:
         _try_out(trainer, task, held_out, sampler)
     trainer.announce(sampler.total_steps, sampler.size)
     trainer.warn_about(data)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, Snapshot, StepNumber, WorkerContext, nothing_to_fetch
+from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import DtrainError, UserError
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
@@ -23,6 +24,7 @@ from .numbers import Measures, StepNumbers
 from .profiler import TensorFlowProfiler
 from .state import STATE, NoSnapshot, Registered, Snapshots, keyed, load
 from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
+from .weights import KerasWeights
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
 SEEDS = 1 << 32
@@ -291,6 +293,12 @@ class TensorFlowBackend:
         self.fetch(folder, [STATE])
         load(folder, self._parts())
         self._registered.load(folder)
+
+    def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
+        """See `StartsFromWeights.start_from`. Every process reads them."""
+        weights = read(KerasWeights, lambda: made(self._built.task, self._name))
+        with self.strategy.scope():
+            return KerasWeights.load_into(self.model, weights, strict=strict, source=f"init_from: {source}")
 
     def register(self, name: str, thing: Any) -> None:
         """See `TrainingBackend.register`."""

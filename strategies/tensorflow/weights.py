@@ -9,16 +9,17 @@ import io
 import mmap
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from dtrain.api.weights import Shape, Unmatched, Weights, compared
+from dtrain.api.weights import HINT, Shape, Unmatched, Weights, compared
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
 from dtrain.common.errors import UserError
 from dtrain.spec.contract import gave
 
+from .inference import KerasInference
 from .state import NAMES, STATE, keyed
 
 KERAS = ".keras"
@@ -51,12 +52,12 @@ class KerasWeights:
         return {name.removeprefix(PART): array for name, array in _arrays(folder / STATE) if name.startswith(PART)}
 
     @staticmethod
-    def read_file(path: Path, model: Any) -> Weights:
+    def read_file(path: Path, model: Callable[[], Any]) -> Weights:
         """See `Framework.read_file`."""
         try:
             if path.suffix == SUFFIX:
                 return {name.removeprefix(PART): array for name, array in _arrays(path)}
-            return _by_number(_of_h5(path), model)
+            return _by_number(_of_h5(path), model())
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path} holds no weights that can be read: {error}",
@@ -76,12 +77,10 @@ class KerasWeights:
         there = {name: tuple(array.shape) for name, array in weights.items()}
         found = compared(there, here)
         if strict:
-            found.refuse(
-                source, "the model", "Build it as the one that was trained, or load what fits with strict=False."
-            )
+            found.refuse(source, "the model", HINT)
         for name, variable in keyed(model.weights).items():
             if there.get(name) == here[name]:
-                variable.assign(weights[name])
+                variable.value.assign(weights[name])
         return found
 
     @staticmethod
@@ -90,6 +89,11 @@ class KerasWeights:
         from .backend import made
 
         return made(task, name)
+
+    @staticmethod
+    def inference(model: Any) -> KerasInference:
+        """See `Framework.inference`."""
+        return KerasInference(model)
 
     @staticmethod
     def needs_model(ending: str) -> bool:

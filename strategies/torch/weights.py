@@ -9,19 +9,21 @@ import json
 import mmap
 import pickle
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from dtrain.api.strategy import nothing_to_fetch
-from dtrain.api.weights import FOLDER, Shape, Unmatched, Weights, compared
+from dtrain.api.weights import FOLDER, HINT, Shape, Unmatched, Weights, compared
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
 from dtrain.common.errors import UserError
 from dtrain.spec.contract import gave
 
+from .inference import TorchInference
+from .models import made
 from .snapshot import METADATA
-from .state import Stored
+from .state import ONLY, Stored, plain_name
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -52,7 +54,7 @@ class TorchWeights:
         return Stored(folder, None, nothing_to_fetch).weights()
 
     @staticmethod
-    def read_file(path: Path, model: Any) -> Weights:
+    def read_file(path: Path, model: Callable[[], Any]) -> Weights:
         """See `Framework.read_file`. A state dict may lie in a dict of `torch.save`, and begin with the names of wrappers."""
         try:
             found = _of_folder(path) if path.is_dir() else _of_file(path)
@@ -81,9 +83,7 @@ class TorchWeights:
         there = {name: _shape(value) for name, value in weights.items()}
         found = compared(there, here, tied(model))
         if strict:
-            found.refuse(
-                source, "the model", "Build it as the one that was trained, or load what fits with strict=False."
-            )
+            found.refuse(source, "the model", HINT)
         fitting = {name: value for name, value in weights.items() if here.get(name) == there[name]}
         with torch.no_grad():
             for prefix, module in _modules(model):
@@ -94,10 +94,15 @@ class TorchWeights:
     @staticmethod
     def build(task: Any, name: str) -> Any:
         """See `Framework.build`."""
-        model = task.models() if hasattr(task, "models") else task.model()
-        for _, module in _modules(model):
-            module.eval()
-        return model
+        models = made(task, name, several=hasattr(task, "models"))
+        for model in models.values():
+            model.eval()
+        return models.get(ONLY, models)
+
+    @staticmethod
+    def inference(model: Any) -> TorchInference:
+        """See `Framework.inference`."""
+        return TorchInference(model)
 
     @staticmethod
     def needs_model(ending: str) -> bool:
@@ -131,7 +136,7 @@ def tied(model: Any) -> list[list[str]]:
     names: dict[int, list[str]] = defaultdict(list)
     for prefix, module in _modules(model):
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            names[id(parameter)].append(prefix + name)
+            names[id(parameter)].append(prefix + plain_name(name))
     return [group for group in names.values() if len(group) > 1]
 
 

@@ -1,0 +1,35 @@
+"""Keras's own file: the model with its weights, for keras.saving.load_model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from dtrain.api.exporter import ExportError, Tolerance, TrainedModel
+
+from .options import NoOptions
+from .torch_export import first_line
+
+
+class KerasFile:
+    """The whole Keras model in a .keras file, for keras.saving.load_model"""
+
+    Options = NoOptions
+    frameworks = ("tensorflow",)
+    ending = ".keras"
+    runtime = "dtrain.exporters.runtimes.keras"
+    packages: ClassVar[tuple[str, ...]] = ()
+    tolerance = Tolerance(1e-5, 1e-5)
+
+    def __init__(self, options: NoOptions) -> None:
+        pass
+
+    def export(self, trained: TrainedModel, path: Path) -> None:
+        """See `Exporter.export`."""
+        try:
+            trained.model.save(path)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ExportError(
+                f"Keras cannot write {type(trained.model).__name__}: {first_line(error)}",
+                "Give its layers get_config(), or take --to savedmodel; dtrain weights RUN --to X.weights.h5 keeps the weights.",
+            ) from error

@@ -11,14 +11,15 @@ from .torch_export import first_line
 
 def save(trained: TrainedModel, path: Path) -> None:
     """Write it to a new folder. Raises `ExportError` for a model that decides in Python by the values of a tensor."""
-    import tensorflow as tf
+    import keras
 
-    module = tf.Module()
-    module.model = trained.model
-    module.serve = trained.function
+    archive, function = keras.export.ExportArchive(), trained.function
+    archive.track(trained.model)
     try:
-        graph = module.serve.get_concrete_function()
-        tf.saved_model.save(module, str(path), signatures={"serving_default": graph})
+        archive.add_endpoint(
+            "serving_default", function.python_function, input_signature=list(function.input_signature)
+        )
+        archive.write_out(str(path), verbose=False)
     except Exception as error:
         raise refused(error, trained) from error
 

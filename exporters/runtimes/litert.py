@@ -15,7 +15,7 @@ def load(path: str) -> Any:
 
     def run(arrays: list[Any]) -> list[Any]:
         given = runner(**dict(zip(inputs, arrays, strict=True)))
-        return [given[name] for name in outputs]
+        return [given[name].copy() for name in outputs]  # they lie in memory that the next call writes
 
     return run
 

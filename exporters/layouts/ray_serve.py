@@ -46,6 +46,6 @@ class RayServe:
         (folder / "requirements.txt").write_text(f"ray[serve]\nnumpy\n{PACKAGES[exported.format]}\n")
         names = ", ".join(f'"{spec.name}": […]' for spec in exported.inputs)
         return [
-            f"pip install -r {exported.name}/requirements.txt; serve run --working-dir {exported.name} serve_app:app",
+            f"cd {exported.name}; pip install -r requirements.txt; serve run --working-dir . serve_app:app",
             f"""curl -d '{{"inputs": {{{names}}}}}' http://localhost:8000/""",
         ]

@@ -1,4 +1,4 @@
-"""Serves the newest version of the model in this folder with Ray Serve: `serve run --working-dir FOLDER serve_app:app`.
+"""Serves the newest version of the model in this folder with Ray Serve: `cd FOLDER; serve run --working-dir . serve_app:app`.
 
 POST {"inputs": {NAME: nested lists}} gives {"outputs": {NAME: nested lists}}; the first dimension is the batch. Requests that
 come at the same time are answered in one batch.
@@ -23,7 +23,7 @@ class WrongInputs(ValueError):
     """What was posted does not fit the model."""
 
 
-@serve.deployment
+@serve.deployment(max_ongoing_requests=2 * MOST_REQUESTS)
 class Model:
     """One copy of the model in a process of its own."""
 

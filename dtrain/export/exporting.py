@@ -77,7 +77,7 @@ def export(
         result = _asked(request, folder, log)
         assert result.verification is not None, "it was exported"
         if result.verification.problem:
-            raise _differs(result.verification, name)
+            raise _refused(result.verification, name)
         record = _record(saved, name, result)
         if layout:
             runtime = registry.plugin_class("exporter", name).runtime
@@ -171,11 +171,16 @@ def _kept(log: Path) -> Path:
     return Path(file.name)
 
 
-def _differs(found: Verification, name: str) -> ExportError:
+def _refused(found: Verification, name: str) -> ExportError:
+    if found.absolute:
+        return ExportError(
+            f"the model as {name} is not equal to the trained one: {found.problem}. Nothing was written",
+            f"The largest difference is {found.absolute:.3g} over {found.samples} {found.data}. Take another form, or look in the model's "
+            "code for what depends on the batch.",
+        )
     return ExportError(
-        f"the exported model is not equal to the trained one: {found.problem}; nothing was written",
-        f"The largest difference is {found.absolute:.3g} over {found.samples} {found.data}. What {name} does to this model cannot be "
-        "believed: take another form, or look for what depends on the batch or on chance in its code.",
+        f"the model as {name} does not run: {found.problem}. Nothing was written",
+        "Take another form, or look in the model's code for what depends on the size of the batch.",
     )
 
 

@@ -98,6 +98,7 @@ def _exported(request: ExportRequest, request_file: Path, job: Job, framework: t
     inputs, outputs = specs_of(shown, exported.inference.outputs_of(shown[0].call))
     if not inputs:
         raise ExportError(f"{task.name} calls its model without any tensor", "Give it a method example_input().")
+    verification.require_repeatable(exported, shown[0], outputs, exporter.tolerance)
     call, own = shown[0].call, own_weights(weights, model, request.model)
     trained = TrainedModel(
         framework.framework, chosen(model, request.model), exported.inference.function(call, inputs, outputs), inputs, outputs,

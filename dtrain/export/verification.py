@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.exporter import Arrays, Exporter, TensorSpec, Tolerance
-from dtrain.common.errors import DtrainError, Exit
+from dtrain.api.exporter import Arrays, Exporter, ExportError, TensorSpec, Tolerance
 from dtrain.export import runner
 from dtrain.export.request import Speed, Verification
 from dtrain.export.subject import Shown, Subject
@@ -25,12 +24,6 @@ SPEED_SECONDS = 1.0
 """Spent on measuring one batch size."""
 MOST_CALLS = 200
 WARM_UP_CALLS = 3
-
-
-class Differs(DtrainError):
-    """An exported model does not do what the trained one does."""
-
-    exit_code = Exit.USER_CODE
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,17 @@ def in_fresh_process(
             [file[f"{number}.{place}"] for place in range(count)] for number, count in enumerate(answer["counts"])
         ]
     return Ran(outputs, answer["versions"], {int(size): ms for size, ms in answer["speeds"].items()})
+
+
+def require_repeatable(subject: Subject, shown: Shown, outputs: Sequence[TensorSpec], tolerance: Tolerance) -> None:
+    """Raise `ExportError` for a model that gives something else for the same batch: nothing could be equal to it."""
+    again = subject.inference.run(shown.call, [array for _, array in shown.call.inputs])
+    for wanted, got, spec in zip(shown.call.outputs, again, outputs, strict=True):
+        if text := _difference(wanted, got, spec, tolerance)[2]:
+            raise ExportError(
+                f"the trained model itself does not give the same twice for one batch: {text}",
+                "It draws random numbers, or keeps something, in evaluation mode: have it do so in training mode only.",
+            )
 
 
 def compared(

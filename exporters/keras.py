@@ -26,6 +26,12 @@ class KerasFile:
 
     def export(self, trained: TrainedModel, path: Path) -> None:
         """See `Exporter.export`."""
+        own = sorted({type(layer).__name__ for layer in trained.model._flatten_layers() if not _is_keras(type(layer))})
+        if own:
+            raise ExportError(
+                f"a .keras file of this model names your own classes ({', '.join(own)}), and without their code nothing can load it",
+                "Take --to savedmodel, which needs none. 'dtrain weights RUN --to X.keras' writes the file for programs that import them.",
+            )
         try:
             trained.model.save(path)
         except (TypeError, ValueError, NotImplementedError) as error:
@@ -33,3 +39,7 @@ class KerasFile:
                 f"Keras cannot write {type(trained.model).__name__}: {first_line(error)}",
                 "Give its layers get_config(), or take --to savedmodel; dtrain weights RUN --to X.weights.h5 keeps the weights.",
             ) from error
+
+
+def _is_keras(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "keras"

@@ -20,7 +20,6 @@ WEIGHTS_FILE = ".data"
 UNKNOWN_TORCH = re.compile(
     r"No (?:ONNX function|decompositions) .*?(?:OpOverload\(op='([\w.]+)'|for ([\w.:]+))", re.DOTALL
 )
-UNKNOWN_TF = re.compile(r"Tensorflow op \[[^:\]]*: (\w+)\] is not supported|Unsupported ops: Counter\(\{'(\w+)'")
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,14 @@ def _refused_by_torch(error: Exception, trained: TrainedModel) -> ExportError:
         causes.append(cause)
     for cause in causes:
         if found := UNKNOWN_TORCH.search(str(cause)):
-            return ExportError(
-                f"ONNX has no form of the operator {found[1] or found[2]}, which {type(trained.model).__name__} uses",
-                "Write it with other operators, or take --to pt2, which holds all of PyTorch's.",
-            )
+            return _unknown(found[1] or found[2], trained, "--to pt2, which holds all of PyTorch's")
     inner = next((cause for cause in reversed(causes) if isinstance(cause, Exception)), error)
     found_error = refused(inner, trained)
     return ExportError(found_error.message, found_error.hint)
 
 
 def _of_keras(trained: TrainedModel, opset: int | None) -> Any:
+    import onnx
     import tf2onnx
 
     names = [spec.name for spec in trained.inputs]
@@ -112,11 +109,19 @@ def _of_keras(trained: TrainedModel, opset: int | None) -> Any:
             trained.function, input_signature=trained.function.input_signature, opset=opset
         )
     except Exception as error:
-        found = UNKNOWN_TF.search(str(error))
-        what = f"ONNX has no form of the operator {found[1] or found[2]}" if found else first_line(error)
         raise ExportError(
-            f"tf2onnx cannot convert {type(trained.model).__name__}: {what}",
-            "Write it with other operators, or take --to savedmodel, which holds all of TensorFlow's.",
+            f"tf2onnx cannot convert {type(trained.model).__name__}: {first_line(error)}",
+            "Take --to savedmodel, which holds all of TensorFlow's operators.",
         ) from error
     assert [one.name for one in model.graph.input] == names, "the signature names them"
+    unknown = sorted({node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)})
+    if unknown:
+        raise _unknown(", ".join(unknown), trained, "--to savedmodel, which holds all of TensorFlow's")
     return model
+
+
+def _unknown(operators: str, trained: TrainedModel, instead: str) -> ExportError:
+    return ExportError(
+        f"ONNX has no form of the operator {operators}, which {type(trained.model).__name__} uses",
+        f"Write it with other operators, or take {instead}.",
+    )

@@ -204,6 +204,8 @@ USER_TEXT = {
     "dtrain/cli/app.py": "help texts name what there is",
     "dtrain/agent/node_checks.py": "nvidia-smi has an option of such a name",
     "dtrain/cli/tensorboard_view.py": "the command's own name",
+    "dtrain/cli/recipe_commands.py": "help texts name what there is",
+    "dtrain/cli/export_commands.py": "help texts name what there is",
     "dtrain/cli/starter.py": "templates are recipes of the built-in plugins",
 }
 

@@ -113,6 +113,22 @@ class Call:
     """The framework's own: everything else about the arguments."""
 
 
+def specs_of(calls: Sequence[Call], names: Sequence[str]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a model from several calls; a dimension whose size was not always the same is free."""
+    inputs = [[array for _, array in call.inputs] for call in calls]
+    outputs = [call.outputs for call in calls]
+    return (
+        tuple(_spec(name, [arrays[place] for arrays in inputs]) for place, (name, _) in enumerate(calls[0].inputs)),
+        tuple(_spec(name, [arrays[place] for arrays in outputs]) for place, name in enumerate(names)),
+    )
+
+
+def _spec(name: str, arrays: Sequence[Any]) -> TensorSpec:
+    sizes = [{array.shape[axis] for array in arrays} for axis in range(arrays[0].ndim)]
+    shape = tuple(next(iter(found)) if len(found) == 1 else None for found in sizes)
+    return TensorSpec(name, arrays[0].dtype.name, shape)
+
+
 class Inference(Protocol):
     """A trained model that is used outside of a training, in the terms of numpy."""
 

@@ -53,10 +53,10 @@ def write_weights(saved: SavedWeights, path: Path, code: Path | None) -> Made:
     """The weights of a run in the form that the path's ending says. Raises `UsageError` for what is there already."""
     ending = _ending(saved, path)
     _refuse_taken(path)
-    with _aside(path) as (folder, log):
+    with _aside(path) as (folder, work):
         target = folder / path.name
         request = _request(saved, target, code)
-        result = _asked(dataclasses.replace(request, ending=ending), folder, log)
+        result = _asked(dataclasses.replace(request, ending=ending), work)
         size = _size(target)
         _move(target, path)
     return Made(path, size, result)
@@ -68,17 +68,17 @@ def export(
 ) -> Made:  # fmt: skip
     """A run's model in a form, verified, at this path. Raises `ExportError` if it differs: then nothing is there."""
     _refuse_taken(path / str(version) if layout and _is_repository(path) else path)
-    with _aside(path) as (folder, log):
+    with _aside(path) as (folder, work):
         ending = registry.plugin_class("exporter", name).ending
         target = folder / (path.name if not layout else f"model{ending if ending != FOLDER else ''}")
         request = dataclasses.replace(
             _request(saved, target, code), exporter=name, options=options, model=model, latency=latency
         )
-        result = _asked(request, folder, log)
+        result = _asked(request, work)
         assert result.verification is not None, "it was exported"
         if result.verification.problem:
             raise _refused(result.verification, name)
-        record = _record(saved, name, result)
+        record = _record(saved, name, options, result)
         if layout:
             runtime = registry.plugin_class("exporter", name).runtime
             exported = Exported(path.name, target, name, runtime, result.inputs, result.outputs)
@@ -120,22 +120,22 @@ def _refuse_taken(path: Path) -> None:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder beside a path, for what will be moved to it, and a file for output; neither stays."""
+    """A folder beside a path, for what will be moved to it, and one on the disk of temporary files; neither stays."""
     path = path.absolute()
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".aside", dir=path.parent))
     except OSError as error:
         raise UsageError(f"nothing can be written in {path.parent}: {error.strerror}", "Name another place.") from None
     try:
-        yield folder, folder / ".output.log"
+        with tempfile.TemporaryDirectory(prefix="dtrain-export-") as work:
+            yield folder, Path(work)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _asked(request: ExportRequest, folder: Path, log: Path) -> ExportResult:
+def _asked(request: ExportRequest, work: Path) -> ExportResult:
     """Have a process of its own answer a request; raises `Failed` with what it says."""
-    asked, answered = folder / ".request" / "request.json", folder / ".request" / "result.json"
-    asked.parent.mkdir()
+    asked, answered, log = work / "request.json", work / "result.json", work / "output.log"
     write_json(asked, to_dict(request))
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
@@ -155,7 +155,7 @@ def _asked(request: ExportRequest, folder: Path, log: Path) -> ExportResult:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
         raise ExportError(
             f"the process that exports ended with {how}",
-            f"Its output is in {_kept(log)}; -9 is what a lack of memory gives.",
+            f"Its output is in {_kept(log)}; a lack of memory gives signal 9.",
         ) from None
     if result.error:
         raise Failed(
@@ -180,15 +180,21 @@ def _refused(found: Verification, name: str) -> ExportError:
         )
     return ExportError(
         f"the model as {name} does not run: {found.problem}. Nothing was written",
-        "Take another form, or look in the model's code for what depends on the size of the batch.",
+        "Take another form"
+        + (
+            ", or look in the model's code for what depends on the size of the batch."
+            if "on a batch" in found.problem
+            else "."
+        ),
     )
 
 
-def _record(saved: SavedWeights, name: str, result: ExportResult) -> JsonObject:
+def _record(saved: SavedWeights, name: str, options: JsonObject, result: ExportResult) -> JsonObject:
     """What stands beside an export."""
     return {
         "format": name, "run": saved.run.id, "name": saved.job.name, "step": saved.manifest.step,
         "weights_digest": saved.manifest.weights, "strategy": saved.job.strategy.name, "exported": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "options": options,
     } | {key: value for key, value in to_dict(result).items() if key not in ("error", "hint", "exit_code")}  # fmt: skip
 
 

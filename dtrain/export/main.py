@@ -5,26 +5,27 @@ It imports the user's code and the framework, so that the command line need not,
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import errno
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
 
-from dtrain.api.exporter import Exporter, ExportError, TrainedModel
+from dtrain.api.exporter import Exporter, ExportError, TrainedModel, specs_of
 from dtrain.api.weights import FOLDER, Framework
 from dtrain.common.errors import DtrainError, Exit
 from dtrain.common.files import write_json
 from dtrain.common.processes import die_with_parent
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.export import verification
+from dtrain.export.process import prepared, versions
 from dtrain.export.request import ExportRequest, ExportResult
-from dtrain.export.subject import Shown, built, chosen, own_weights, specs_of, subject
+from dtrain.export.subject import Shown, built, chosen, own_weights, subject
 from dtrain.launch import registry
-from dtrain.run.folder import RunDir
 from dtrain.spec.job import Job
+
+ROOM_BYTES = 1 << 16
 
 
 def main() -> None:
@@ -49,24 +50,23 @@ def main() -> None:
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         result = ExportResult(text, _place(error, request.code), int(Exit.USER_CODE))
+    if result.error and ("No space left" in result.error or _is_full(Path(request.path).parent)):
+        result = ExportResult(
+            f"no space left on the disk of {Path(request.path).parent.parent}",
+            "Free some, or name another place.",
+            int(Exit.GAVE_UP),
+        )
     write_json(result_file, to_dict(result))
 
 
-def prepared(request: ExportRequest) -> Job:
-    """Have this process find the user's code as a worker does, and no accelerator; the run's job."""
-    job = RunDir(Path(request.run)).job()
-    os.environ.update(job.env)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if Path(request.code).is_dir():
-        os.chdir(request.code)
-        sys.path.insert(0, request.code)
-    return job if job.folder == request.code else _moved(job, request.code)
-
-
-def _moved(job: Job, folder: str) -> Job:
-    import dataclasses
-
-    return dataclasses.replace(job, folder=folder)
+def _is_full(folder: Path) -> bool:
+    """Whether nothing can be written to a disk any more; libraries have many words for it."""
+    try:
+        (folder / ".room").write_bytes(bytes(ROOM_BYTES))
+    except OSError as error:
+        return error.errno == errno.ENOSPC
+    (folder / ".room").unlink()
+    return False
 
 
 def _place(error: Exception, folder: str) -> str:
@@ -95,7 +95,7 @@ def _exported(request: ExportRequest, request_file: Path, job: Job, framework: t
     framework.load_into(model, weights, strict=True, source=request.source)
     exported = subject(task, framework, model, request.model)
     data, shown = exported.shown()
-    inputs, outputs = specs_of(shown, exported.inference.outputs_of(shown[0].call))
+    inputs, outputs = specs_of([one.call for one in shown], exported.inference.outputs_of(shown[0].call))
     if not inputs:
         raise ExportError(f"{task.name} calls its model without any tensor", "Give it a method example_input().")
     verification.require_repeatable(exported, shown[0], outputs, exporter.tolerance)
@@ -118,16 +118,6 @@ def _exported(request: ExportRequest, request_file: Path, job: Job, framework: t
 def _speed_sizes(shown: list[Shown]) -> tuple[int, ...]:
     """One sample, and a batch."""
     return tuple(dict.fromkeys((1, shown[0].size)))
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Of packages, as they are installed here under one name or another."""
-    found = {}
-    names = importlib.metadata.packages_distributions()
-    for package in ("dtrain", *packages):
-        for distribution in names.get(package, [package]):
-            found[distribution] = importlib.metadata.version(distribution)
-    return found
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dtrain.common.processes import die_with_parent
+from dtrain.export import timing
 
 
 def main() -> None:
@@ -35,8 +37,6 @@ def main() -> None:
 def _answer(ask: dict[str, Any], answer: dict[str, Any]) -> None:
     import numpy as np
 
-    from dtrain.export.verification import milliseconds
-
     run, answer["versions"] = _loaded(ask)
     found: dict[str, Any] = {}
     first: list[Any] = []
@@ -51,13 +51,8 @@ def _answer(ask: dict[str, Any], answer: dict[str, Any]) -> None:
     answer["batch"] = None
     np.savez(ask["outputs"], **found)
     for size in ask["speeds"]:
-        inputs = of_size(first, size, len(first[0]) if first and first[0].ndim else 1)
-        answer["speeds"][size] = milliseconds(lambda inputs=inputs: run(inputs))  # type: ignore[misc]
-
-
-def of_size(inputs: list[Any], size: int, there: int) -> list[Any]:
-    """The first samples of a batch of `there`; inputs without that dimension as they are."""
-    return [array[:size].copy() if array.ndim and array.shape[0] == there else array for array in inputs]
+        inputs = timing.first_samples(first, size, len(first[0]) if first and first[0].ndim else 1)
+        answer["speeds"][size] = timing.milliseconds(partial(run, inputs))
 
 
 def _loaded(ask: dict[str, Any]) -> tuple[Any, dict[str, str]]:

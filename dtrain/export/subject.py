@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.exporter import Call, Inference, TensorSpec
+from dtrain.api.exporter import Call, Inference
 from dtrain.api.weights import Framework
 from dtrain.common.errors import UsageError, UserError, nearest
 from dtrain.data.stream import Stream
@@ -118,23 +118,6 @@ def _of_size(data: Any) -> Iterator[tuple[Any, int]]:
 def _of_stream(data: Stream) -> Iterator[tuple[Any, int]]:
     for size, limit in ((BATCH, BATCH), (OTHER_BATCH, OTHER_BATCH)):
         yield from ((batch, count) for batch, count in data.one_epoch(size, 0, 1, limit) if count)
-
-
-def specs_of(shown: list[Shown], names: tuple[str, ...]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a model; a dimension whose size was not always the same is free."""
-    first = shown[0].call
-    inputs = [[array for _, array in one.call.inputs] for one in shown]
-    outputs = [one.call.outputs for one in shown]
-    return (
-        tuple(_spec(name, [arrays[place] for arrays in inputs]) for place, (name, _) in enumerate(first.inputs)),
-        tuple(_spec(name, [arrays[place] for arrays in outputs]) for place, name in enumerate(names)),
-    )
-
-
-def _spec(name: str, arrays: list[Any]) -> TensorSpec:
-    sizes = [{array.shape[axis] for array in arrays} for axis in range(arrays[0].ndim)]
-    shape = tuple(next(iter(found)) if len(found) == 1 else None for found in sizes)
-    return TensorSpec(name, arrays[0].dtype.name, shape)
 
 
 def built(job: Job, framework: type[Framework], request: ExportRequest) -> tuple[Task, Any]:

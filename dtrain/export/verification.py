@@ -6,24 +6,18 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from dtrain.api.exporter import Arrays, Exporter, ExportError, TensorSpec, Tolerance
-from dtrain.export import runner
+from dtrain.export import runner, timing
 from dtrain.export.request import Speed, Verification
 from dtrain.export.subject import Shown, Subject
-
-SPEED_SECONDS = 1.0
-"""Spent on measuring one batch size."""
-MOST_CALLS = 200
-WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -140,24 +134,11 @@ def _metrics(subject: Subject, shown: Sequence[Shown], ran: Ran) -> dict[str, tu
     return {name: (trained, exported) for name, (trained, exported) in sums.items()}
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Median time of a call."""
-    for _ in range(WARM_UP_CALLS):
-        call()
-    taken: list[float] = []
-    end = time.perf_counter() + SPEED_SECONDS
-    while len(taken) < MOST_CALLS and (len(taken) < WARM_UP_CALLS or time.perf_counter() < end):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return 1000 * median(taken)
-
-
 def speeds(subject: Subject, shown: Sequence[Shown], ran: Ran) -> tuple[Speed, ...]:
     """Of the trained model in its framework beside the exported one in its runtime, one after the other on the same threads."""
     call = shown[0].call
     found = []
     for size, exported in ran.speeds.items():
-        inputs = runner.of_size([array for _, array in call.inputs], size, shown[0].size)
-        found.append(Speed(size, milliseconds(lambda inputs=inputs: subject.inference.run(call, inputs)), exported))  # type: ignore[misc]
+        inputs = timing.first_samples([array for _, array in call.inputs], size, shown[0].size)
+        found.append(Speed(size, timing.milliseconds(partial(subject.inference.run, call, inputs)), exported))
     return tuple(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 from dtrain.api.exporter import Run
 from dtrain.api.weights import Framework
 from dtrain.common.serde import from_dict
-from dtrain.export.main import prepared, versions
+from dtrain.export.process import prepared, versions
 from dtrain.export.request import ExportRequest
 from dtrain.export.subject import built, chosen, subject
 from dtrain.launch import registry

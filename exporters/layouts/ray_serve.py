@@ -18,7 +18,7 @@ PACKAGES = {
     "litert": "ai-edge-litert", "keras": "tensorflow",
 }  # fmt: skip
 """Exporter → what its runtime needs."""
-PROGRAM = Path(__file__).with_name("serve_program.py")
+PROGRAM = Path(__file__).with_name("serve_app.py.txt")
 
 
 class RayServe:

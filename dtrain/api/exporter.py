@@ -111,6 +111,8 @@ class Call:
     outputs: Arrays
     form: Any
     """The framework's own: everything else about the arguments."""
+    note: str = ""
+    """What the user should know of it."""
 
 
 def specs_of(calls: Sequence[Call], names: Sequence[str]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -17,6 +17,8 @@ from dtrain.run.metric_curves import lower_is_better
 from dtrain.spec.job import Job
 from dtrain.storage import run_sync
 
+FETCHED = ".fetched"
+"""Folder below that of the runs for what is brought here of runs that are kept elsewhere; it is no run itself."""
 STEP_FOLDER = re.compile(r"step-(\d+)(-attempt-\d+)?")
 
 
@@ -31,7 +33,7 @@ def of_name(runs: Path, name: str, step: int | None = None, best: str | None = N
         if best is not None or step not in (None, int(named[1])):
             raise UsageError(f"{name} is one checkpoint", "To choose another one of its run, name the run.")
         name, step = str(path.parent.parent), int(named[1])
-    run = run_sync.find(runs, name)
+    run = run_sync.find(runs / FETCHED if "://" in name else runs, name)
     job = run.job()
     if job.kind == "script":
         raise UsageError(

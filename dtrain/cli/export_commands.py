@@ -81,7 +81,8 @@ def export(
 
     saved = source.saved(runs, name, step, best)
     form = choice.exporter(saved, to, layout, sets or [])
-    path = output or Path(f"{saved.job.name}{'' if layout else form.ending.rstrip('/')}")
+    own = f"{saved.job.name}-{model}" if model else saved.job.name
+    path = output or Path(f"{own}{'' if layout else form.ending.rstrip('/')}")
     made = exporting.export(
         saved, form.name, path, options=form.options, model=model, latency=latency, code=code, layout=layout or "", version=version,
     )  # fmt: skip

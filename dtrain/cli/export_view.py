@@ -45,7 +45,10 @@ def _verified(found: Verification) -> list[str]:
         _row("", f"largest difference: absolute {found.absolute:.3g}, relative {found.relative:.3g} ({allowed})"),
     ]
     if not found.metrics:
-        return [*lines, _row("", "the task's metrics are not compared: they do more than one call of the model")]
+        return [
+            *lines,
+            _row("", "the task's metrics are not compared: they need more of the model than one call's outputs"),
+        ]
     lines.append(_row("", f"{'':16} {'trained':>12} {'exported':>12}"))
     return lines + [_row("", f"{name:16} {one:12.6g} {other:12.6g}") for name, (one, other) in found.metrics.items()]
 

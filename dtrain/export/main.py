@@ -103,7 +103,7 @@ def _exported(request: ExportRequest, request_file: Path, job: Job, framework: t
     trained = TrainedModel(
         framework.framework, chosen(model, request.model), exported.inference.function(call, inputs, outputs), inputs, outputs,
         [array for _, array in call.inputs], lambda path: framework.write(path, own, None, request.metadata),
-        request.metadata, [],
+        request.metadata, [call.note] if call.note else [],
     )  # fmt: skip
     exporter.export(trained, Path(request.path))
     sizes = _speed_sizes(shown) if request.latency else ()

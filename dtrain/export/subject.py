@@ -46,6 +46,8 @@ class Subject:
     inference: Inference
     view: Any
     """What the task's methods are given: the model, or a dict of all of them."""
+    name: str = ""
+    """Of the model, if there are several: then `example_input` is given it."""
 
     def shown(self) -> tuple[str, list[Shown]]:
         """In words what data it is, and batches of two sizes, the first of which are one of each."""
@@ -59,7 +61,16 @@ class Subject:
                 break
             use = self._use(self.inference.batch(batch))
             found.append(Shown(size, use, self.inference.record(use, only)))
-        return name, found
+        return name, found + self._example(found[0].call)
+
+    def _example(self, like: Call) -> list[Shown]:
+        """The task's example, if it has one of these inputs: sizes that it has otherwise than the data are free."""
+        if not hasattr(self.task, EXAMPLE):
+            return []
+        call = self.inference.called(self.inference.batch(self._given()))
+        fits = [array.ndim for _, array in call.inputs] == [array.ndim for _, array in like.inputs]
+        size = len(call.inputs[0][1]) if call.inputs and call.inputs[0][1].ndim else 1
+        return [Shown(size, None, call)] if fits else []
 
     def first_call(self) -> Call:
         """How the task calls its model on the first of those batches."""
@@ -70,22 +81,27 @@ class Subject:
 
     def _names(self) -> tuple[str, ...]:
         """Of the inputs that the example names; empty if it names none."""
-        example = getattr(self.task, EXAMPLE, lambda: None)()
+        example = self._given() if hasattr(self.task, EXAMPLE) else None
         return tuple(example) if isinstance(example, Mapping) else ()
+
+    def _given(self) -> Any:
+        """What the task gives for an example."""
+        method = getattr(self.task, EXAMPLE)
+        return method(self.name) if self.name else method()
 
     def _use(self, batch: Any) -> Callable[[], Any]:
         method = self.task.metrics if hasattr(self.task, "metrics") else getattr(self.task, "loss", None)
         if method is None:
             raise UserError(
                 f"{self.task.name} has neither metrics nor loss, so that the inputs of its model are not known",
-                f"Give it a method {EXAMPLE}() that returns a batch of them.",
+                f"Give it a method {EXAMPLE}({'model_name' if self.name else ''}) that returns a batch of them.",
             )
         return lambda: method(self.view, batch)
 
     def _batches(self) -> tuple[str, list[tuple[Any, int]]]:
         """Of the held-out data, or of the training's if there is none; a few samples are shown more than once."""
-        positional = hasattr(self.task, EXAMPLE) and not self._names()
-        if positional and not (hasattr(self.task, "metrics") or hasattr(self.task, "loss")):
+        used = hasattr(self.task, "metrics") or hasattr(self.task, "loss")
+        if hasattr(self.task, EXAMPLE) and not used:
             return "", []
         split = EVAL
         data = self.task.batches(split)
@@ -96,7 +112,7 @@ class Subject:
         return words, list(_of_stream(data) if isinstance(data, Stream) else _of_size(data))
 
     def _examples(self) -> Iterator[Shown]:
-        example = self.inference.batch(getattr(self.task, EXAMPLE)())
+        example = self.inference.batch(self._given())
         for size in (BATCH, OTHER_BATCH):
             call = self.inference.called(example)
             inputs = [np.resize(array, (size, *array.shape[1:])) for _, array in call.inputs]
@@ -154,7 +170,7 @@ def subject(task: Task, framework: type[Framework], model: Any, name: str) -> Su
     """The model to export, as its task uses it."""
     inference = framework.inference(chosen(model, name))
     view = {**model, name: inference.model} if isinstance(model, Mapping) else inference.model
-    return Subject(task, inference, view)
+    return Subject(task, inference, view, name)
 
 
 def own_weights(weights: Mapping[str, Any], model: Any, name: str) -> dict[str, Any]:

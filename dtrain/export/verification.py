@@ -121,10 +121,10 @@ def _difference(wanted: Any, got: Any, spec: TensorSpec, tolerance: Tolerance) -
 def _metrics(subject: Subject, shown: Sequence[Shown], ran: Ran) -> dict[str, tuple[float, float]]:
     """Weighted by the samples of the batches; empty if they cannot be told from the outputs alone."""
     sums: dict[str, list[float]] = {}
-    total = sum(one.size for one in shown)
+    total = sum(one.size for one in shown if one.use)
     for one, outputs in zip(shown, ran.outputs, strict=False):
         if one.use is None:
-            return {}
+            continue
         pair = [subject.inference.metrics(one.use, one.call, given) for given in (one.call.outputs, outputs)]
         for side, values in enumerate(pair):
             if values is None:

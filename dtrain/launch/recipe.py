@@ -244,6 +244,8 @@ def _fields(cls: type) -> list[str]:
 def _class_at(cls: type, path: Sequence[str | int]) -> type | None:
     """The dataclass that a path of field names leads to."""
     for part in path:
+        if part == cls.__name__:  # one of several forms
+            continue
         hint = typing.get_type_hints(cls).get(str(part))
         inner = next(
             (arg for arg in (hint, *typing.get_args(hint)) if isinstance(arg, type) and dataclasses.is_dataclass(arg)),

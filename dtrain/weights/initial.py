@@ -12,9 +12,6 @@ from dtrain.launch import initial_weights
 from dtrain.spec.job import InitFrom, Job
 from dtrain.weights import source
 
-FETCHED = "init_from"
-"""Folder in a run's for a run that is brought from a URL."""
-
 
 def of_job(job: Job) -> InitFrom | None:
     """What the job begins with."""
@@ -27,7 +24,7 @@ def read(begins: InitFrom, root: Path, framework: type[Framework], model: Callab
     """The weights of a resolved `init_from`; `root` is a folder for what is fetched. Raises `UserError` for those of another
     framework and for a file that is not on this node."""
     if "://" in begins.source or initial_weights.is_of_run(Path(begins.source)):
-        found = source.saved(root / FETCHED, begins.source, begins.step)
+        found = source.saved(root, begins.source, begins.step)
         if found.framework is not framework:
             raise UserError(
                 f"init_from: {begins.source} holds weights of {found.framework.framework}, and this run trains with "

@@ -5,6 +5,7 @@ Importing this module imports no framework.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,10 @@ class TorchInference:
                 "Give the task a method example_input() that returns a batch of them.",
             )
         arguments, named = calls[0]
-        return self._called(*self._chosen(arguments, named, only))
+        kept = self._chosen(arguments, named, only)
+        left_out = LABELS in named and LABELS not in kept[1]
+        note = f"the model is exported without {LABELS}, which nobody has after the training" if left_out else ""
+        return dataclasses.replace(self._called(*kept), note=note)
 
     def _chosen(
         self, arguments: tuple[Any, ...], named: dict[str, Any], only: Sequence[str]

@@ -52,6 +52,10 @@ class Chance(nn.Module):
         return values + torch.rand_like(values)
 
 
+class Relu(Base):
+    layer = nn.ReLU
+
+
 class Branching(Base):
     layer = Branch
 

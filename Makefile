@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py trackers/*.py recipes/*)
+SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py trackers/*.py exporters/*.py exporters/*/*.py recipes/*)
 
 .PHONY: demo test test-gpu check campaign bench clean
 
@@ -28,7 +28,7 @@ check: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy dtrain
-	$(VENV)/bin/mypy strategies clusters trackers
+	$(VENV)/bin/mypy strategies clusters trackers exporters
 	$(VENV)/bin/mypy tests benchmarks --exclude programs/
 
 bench: $(VENV)/.test
@@ -53,7 +53,7 @@ $(VENV)/.demo: $(VENV)/.python $(SOURCES)
 	touch $@
 
 $(VENV)/.test: $(VENV)/.python $(SOURCES)
-	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,trackers,test]'
+	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,trackers,export,serve,test]'
 	$(PIP) --no-deps tf-keras   # it asks for the large build of TensorFlow by name
 	$(VENV)/bin/python -P -m dtrain.strategies.horovod.build
 	touch $@

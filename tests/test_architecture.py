@@ -15,7 +15,7 @@ from live import PROGRAMS, RECIPES
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "dtrain").rglob("*.py"))
-FOLDERS = ("strategies", "clusters", "trackers")
+FOLDERS = ("strategies", "clusters", "trackers", "exporters")
 """Of plugins."""
 PLUGINS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 ORDER = (
@@ -27,7 +27,9 @@ ORDER = (
     "checkpoint",
     "api",
     "launch",
+    "weights",
     "worker",
+    "export",
     "agent",
     "supervisor",
     "cli",
@@ -202,6 +204,8 @@ USER_TEXT = {
     "dtrain/cli/app.py": "help texts name what there is",
     "dtrain/agent/node_checks.py": "nvidia-smi has an option of such a name",
     "dtrain/cli/tensorboard_view.py": "the command's own name",
+    "dtrain/cli/recipe_commands.py": "help texts name what there is",
+    "dtrain/cli/export_commands.py": "help texts name what there is",
     "dtrain/cli/starter.py": "templates are recipes of the built-in plugins",
 }
 

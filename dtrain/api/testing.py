@@ -1,4 +1,4 @@
-"""Contract tests for plugins: call these functions from a test of your own strategy, cluster or tracker.
+"""Contract tests for plugins: call these functions from a test of your own strategy, cluster, tracker or exporter.
 
 Each raises `AssertionError` if the plugin does not do what the supervisor relies on. Those of clusters start real agents.
 """
@@ -12,17 +12,19 @@ import queue
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dtrain.api.cluster import Allocation, Cluster, ClusterEvent, NodeLost
+from dtrain.api.exporter import Call, Exporter, TrainedModel, specs_of
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import AgentReady, Event, PortsReserved, ReservePorts
 from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
 from dtrain.api.tracker import Ending, Entry, TrackedRun, Tracker
+from dtrain.api.weights import Framework
 from dtrain.common.processes import alive
 from dtrain.run import folder
 from dtrain.run.folder import RunDir
@@ -122,6 +124,77 @@ def check_tracker(make: Callable[[], Tracker], folder: Path, name: str = "contra
     held = _reopened(make, run, 3, entries[3:6], Ending(4, "stopped", requeued=True))
     held = _reopened(make, run, 6, entries[6:], None, held)
     _reopened(make, run, len(entries), [], Ending(0, "finished"), held)
+
+
+RUN_EXPORTED = """
+import importlib, sys
+import numpy as np
+run = importlib.import_module(sys.argv[1]).load(sys.argv[2])
+found = {}
+with np.load(sys.argv[3]) as file:
+    for batch in range(int(sys.argv[4])):
+        arrays = run([file[name] for name in sorted(file.files) if name.startswith(f"{batch}.")])
+        found |= {f"{batch}.{place:03d}": array for place, array in enumerate(arrays)}
+np.savez(sys.argv[5], **found)
+print([name for name in sys.modules if name.startswith("dtrain.") and not name.startswith("dtrain.exporters")])
+"""
+
+
+def check_exporter(
+    exporter: Exporter,
+    framework: type[Framework],
+    model: Any,
+    weights: Mapping[str, Any],
+    batches: Sequence[Any],
+    folder: Path,
+) -> None:
+    """An exporter writes a model of this framework, with these weights, where it is told to, and its runtime, which imports nothing of
+    dtrain, gives in a fresh process what the model gives on each of these batches of inputs; they differ in size."""
+    assert dataclasses.is_dataclass(exporter.Options)
+    assert framework.framework in exporter.frameworks
+    assert exporter.tolerance.absolute >= 0 and exporter.tolerance.relative >= 0
+    inference = framework.inference(model)
+    calls = [inference.called(batch) for batch in batches]
+    inputs, outputs = specs_of(calls, inference.outputs_of(calls[0]))
+    trained = TrainedModel(
+        framework.framework, model, inference.function(calls[0], inputs, outputs), inputs, outputs,
+        [array for _, array in calls[0].inputs], lambda path: framework.write(path, dict(weights), None, {}), {"dtrain.run": "contract"}, [],
+    )  # fmt: skip
+    path = folder / f"model{exporter.ending.rstrip('/')}"
+    exporter.export(trained, path)
+    assert path.is_dir() if exporter.ending.endswith("/") else path.is_file(), "it is not where it was told to write"
+    assert all(one.name.startswith(path.name) for one in folder.iterdir()), "it left something else there"
+    if not exporter.runtime:
+        read = framework.read_file(path, lambda: model)
+        assert {name: tuple(value.shape) for name, value in read.items()} == framework.shapes(model)
+        return
+    for wanted, got in zip(calls, _run_exported(exporter.runtime, path, calls, folder), strict=True):
+        for one, other in zip(wanted.outputs, got, strict=True):
+            largest = float(abs(one).max())
+            allowed = exporter.tolerance.absolute + exporter.tolerance.relative * largest
+            assert one.shape == other.shape and float(abs(one - other).max()) <= allowed, "it gives something else"
+
+
+def _run_exported(runtime: str, path: Path, calls: Sequence[Call], folder: Path) -> list[list[Any]]:
+    import subprocess
+    import sys
+
+    import numpy as np
+
+    given = {
+        f"{number}.{place:03d}": one for number, call in enumerate(calls) for place, (_, one) in enumerate(call.inputs)
+    }
+    np.savez(folder / "in.npz", **given)
+    arguments = [runtime, str(path), str(folder / "in.npz"), str(len(calls)), str(folder / "out.npz")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", RUN_EXPORTED, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]", f"the runtime imports {done.stdout.splitlines()[-1]}"
+    with np.load(folder / "out.npz") as file:
+        return [
+            [file[name] for name in sorted(file.files) if name.startswith(f"{number}.")] for number in range(len(calls))
+        ]
 
 
 def _reopened(

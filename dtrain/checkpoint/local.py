@@ -15,10 +15,13 @@ from dtrain.checkpoint.store import (
     CheckpointOrigin,
     CheckpointShard,
     Files,
+    Manifest,
     Quarantined,
     Stays,
+    chosen_step,
     manifest_of,
     parsed,
+    refused,
     verify,
 )
 from dtrain.common.errors import CheckpointError
@@ -87,6 +90,17 @@ class LocalCheckpointStore:
             assert not isinstance(manifest, str)
             yield manifest.committed(path.name)
             return
+
+    def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
+        """See `CheckpointStore.verified`."""
+        steps = self.steps()
+        chosen = chosen_step(steps, step)
+        path = next(path for path in self._committed() if _step(path) == chosen)
+        manifest = parsed(_text(path / MANIFEST))
+        problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._damage, path))
+        if isinstance(manifest, str) or problem:
+            raise refused(chosen, problem, steps)
+        return path, manifest
 
     def prune(self, stays: Stays) -> None:
         """See `CheckpointStore.prune`."""

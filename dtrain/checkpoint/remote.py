@@ -20,10 +20,13 @@ from dtrain.checkpoint.store import (
     CheckpointOrigin,
     CheckpointShard,
     Files,
+    Manifest,
     Quarantined,
     Stays,
+    chosen_step,
     manifest_of,
     parsed,
+    refused,
     verify,
 )
 from dtrain.checkpoint.tensor_file import SUFFIX
@@ -114,6 +117,18 @@ class RemoteCheckpointStore:
             yield manifest.committed(name)
             return
 
+    def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
+        """See `CheckpointStore.verified`: what is here already is hashed, the rest is fetched."""
+        newest = {_step(name): name for name in reversed(self._committed())}
+        steps = sorted(newest, reverse=True)
+        chosen = chosen_step(steps, step)
+        folder = self._cache / newest[chosen]
+        manifest = self._manifest_here(folder)
+        problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._brought, folder))
+        if isinstance(manifest, str) or problem:
+            raise refused(chosen, problem, steps)
+        return folder, manifest
+
     def prune(self, stays: Stays) -> None:
         """See `CheckpointStore.prune`; of several attempts' checkpoints of one step, the last one's."""
         with suppress(StorageError):
@@ -128,14 +143,20 @@ class RemoteCheckpointStore:
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
         """See `CheckpointStore.local_folder`: what is not here comes when it is fetched."""
         folder = self._cache / name
-        with _alone(folder, MANIFEST):
-            data = self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}") or b""
-            manifest = parsed(data or None)
-            if isinstance(manifest, str):
-                raise CheckpointError(f"the checkpoint {name} cannot be used: {manifest}")
-            write_whole(folder / MANIFEST, data.decode())  # another rank may just be reading it
+        manifest = self._manifest_here(folder)
+        if isinstance(manifest, str):
+            raise CheckpointError(f"the checkpoint {name} cannot be used: {manifest}")
         self.fetch(folder, attempt, [file for file in manifest.files if whole or not file.endswith(SUFFIX)])
         return folder
+
+    def _manifest_here(self, folder: Path) -> Manifest | str:
+        """Bring a manifest here; what is wrong with it."""
+        with _alone(folder, MANIFEST):
+            data = self._remote.read(f"{CHECKPOINTS}/{folder.name}/{MANIFEST}") or b""
+            manifest = parsed(data or None)
+            if not isinstance(manifest, str):
+                write_whole(folder / MANIFEST, data.decode())  # another rank may just be reading it
+        return manifest
 
     def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
         """See `CheckpointStore.fetch`: one worker does it for all of the node's, each file once an attempt."""
@@ -152,11 +173,21 @@ class RemoteCheckpointStore:
         with _alone(folder, file):
             if good.exists():
                 return ""
-            if not ((folder / file).is_file() and hashed(folder / file) == entry):
-                self._remote.get(f"{CHECKPOINTS}/{folder.name}/{file}", folder / file, entry[0])
-                if hashed(folder / file) != entry:
-                    return "was damaged on its way to this node"
-            good.touch()
+            problem = self._copied(folder, file, entry)
+            if not problem:
+                good.touch()
+        return problem
+
+    def _brought(self, folder: Path, file: str, entry: tuple[int, str]) -> str:
+        """Have a file on this node, whatever was believed of it before; what is wrong with it then, or ''."""
+        with _alone(folder, file):
+            return self._copied(folder, file, entry)
+
+    def _copied(self, folder: Path, file: str, entry: tuple[int, str]) -> str:
+        if not ((folder / file).is_file() and hashed(folder / file) == entry):
+            self._remote.get(f"{CHECKPOINTS}/{folder.name}/{file}", folder / file, entry[0])
+            if hashed(folder / file) != entry:
+                return "was damaged on its way to this node, or is not what was written (its digest differs)"
         return ""
 
     def _folders(self) -> dict[str, dict[str, int]]:

@@ -6,11 +6,12 @@ Only the supervisor commits, and only parts of the attempt it runs now: a stale 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dtrain.common.errors import CheckpointError, UsageError
 from dtrain.common.files import digest, is_safe_name
 from dtrain.common.serde import JsonObject, to_dict
 
@@ -110,6 +111,10 @@ class CheckpointStore(Protocol):
         """Walk from the newest checkpoint back: yields each damaged one as it is quarantined, and ends with the first valid one, if
         there is any."""
 
+    def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
+        """The committed checkpoint of a step, the newest if not given, in a folder on this node: every file of it is there and is
+        what was written. Changes nothing in the run. Raises `CheckpointError`, and `UsageError` if there is none of that step."""
+
     def prune(self, stays: Stays) -> None:
         """Delete committed checkpoints but those that stay, and all but the newest quarantined ones; a half-deleted one has no
         manifest and is no checkpoint."""
@@ -151,6 +156,31 @@ def parsed(text: bytes | str | None) -> Manifest | str:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
+
+
+def chosen_step(steps: Sequence[int], step: int | None) -> int:
+    """A step, or the newest of the committed ones, which come first; raises `UsageError` if there is no such checkpoint."""
+    if not steps:
+        raise UsageError("this run has no checkpoint yet", "Wait for its first one, or choose another run.")
+    if step is None or step in steps:
+        return steps[0] if step is None else step
+    raise UsageError(f"there is no checkpoint of step {step}", f"There are those of the steps {numbers_of(steps)}.")
+
+
+def numbers_of(steps: Sequence[int]) -> str:
+    """Steps for a message, in rising order."""
+    return ", ".join(map(str, sorted(steps)))
+
+
+def refused(step: int, problem: str, steps: Sequence[int]) -> CheckpointError:
+    """The error for a checkpoint that somebody asked for and that is damaged."""
+    others = [other for other in steps if other != step]
+    hint = (
+        f"Take another one: there are those of the steps {numbers_of(others)}."
+        if others
+        else "It is the only one of this run."
+    )
+    return CheckpointError(f"the checkpoint of step {step} cannot be used: {problem}", hint)
 
 
 def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:

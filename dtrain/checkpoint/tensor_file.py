@@ -62,11 +62,12 @@ class TensorFile:
         return last.begin + last.length if last else len(self.header)
 
 
-def laid_out(tensors: Iterable[TensorEntry]) -> TensorFile:
+def laid_out(tensors: Iterable[TensorEntry], metadata: Mapping[str, str] | None = None) -> TensorFile:
     """The file of these tensors, those of large values first, which aligns all of them without holes."""
     ordered = sorted(tensors, key=lambda tensor: (-ITEM_BYTES[tensor.dtype], tensor.name))
     ends = list(itertools.accumulate((tensor.length for tensor in ordered), initial=0))
-    described = {
+    described: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    described |= {
         tensor.name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
         for tensor, offsets in zip(ordered, itertools.pairwise(ends), strict=True)
     }
@@ -82,10 +83,19 @@ def laid_out(tensors: Iterable[TensorEntry]) -> TensorFile:
 def entries_of(path: Path) -> list[TensorEntry]:
     """What is in a file of tensors; raises `ValueError` if it is none."""
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if length > size:
+            raise ValueError(f"{path} is no file of tensors, or was cut short")
         described = json.loads(file.read(length))
-    return [
-        TensorEntry(name, one["dtype"], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
-        for name, one in described.items()
-        if name != "__metadata__"
-    ]
+    try:
+        found = [
+            TensorEntry(name, one["dtype"], tuple(one["shape"]), 8 + length + one["data_offsets"][0])
+            for name, one in described.items()
+            if name != "__metadata__"
+        ]
+        whole = all(entry.begin + entry.length <= size for entry in found)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of tensors: {type(error).__name__} {error}") from None
+    if not whole:
+        raise ValueError(f"{path} was cut short")
+    return found

@@ -16,7 +16,9 @@ from dtrain.cli import (
     bench_commands,
     completion_commands,
     doctor_commands,
+    export_commands,
     inspect_commands,
+    recipe_commands,
     report_commands,
     tracker_commands,
 )
@@ -274,54 +276,9 @@ def plugins(as_json: Json = False) -> None:
     print(json.dumps([asdict(row) for row in rows], indent=1) if as_json else plugin_text(rows))
 
 
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False, help="Where to write; this folder if not given.")] = Path(),
-    template: Annotated[str, typer.Option(metavar="NAME", help="torch, tensorflow, function, script, gpt, horovod, or a recipe's own name.")] = "torch",
-    script: Annotated[Path | None, typer.Option("--from", metavar="SCRIPT", help="Write a recipe for this program instead.")] = None,
-    list_them: Annotated[bool, typer.Option("--list", help="Only list the templates.")] = False,
-) -> None:  # fmt: skip
-    """Write a recipe and a small task that run at once; nothing that is there is overwritten.
-
-    Example: dtrain init --from train.py"""
-    from dtrain.cli import starter
-
-    if list_them:
-        print("\n".join(f"{name:22} {text}" for name, text in starter.templates().items()))
-    else:
-        print(starter.write_for_script(script, folder) if script else starter.copy_template(template, folder))
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of recipes, for editors.
-
-    Example: dtrain schema > recipe.schema.json"""
-    from dtrain.launch import recipe
-
-    print(json.dumps(recipe.schema(), indent=1))
-
-
-@app.command()
-def explain(
-    key: Annotated[str | None, typer.Argument(metavar="KEY", help="A key of a recipe, as section.key; without it, all sections.")] = None,
-) -> None:  # fmt: skip
-    """Say what a key of a recipe means, its type and default, with an example.
-
-    Example: dtrain explain train.global_batch"""
-    from dtrain.launch.explain import explain as explained
-
-    print(explained(key or ""))
-
-
 for commands in (
-    bench_commands,
-    report_commands,
-    inspect_commands,
-    tracker_commands,
-    doctor_commands,
-    completion_commands,
-):
+    recipe_commands, bench_commands, report_commands, export_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands,
+):  # fmt: skip
     commands.add_to(app)
 
 

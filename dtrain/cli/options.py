@@ -48,9 +48,6 @@ RUNS = Path("runs")
 
 def find(runs: Path, name: str) -> RunDir:
     """The run that was meant, as it is now, also if it is kept on remote storage."""
-    from dtrain.run import folder
     from dtrain.storage import run_sync
 
-    chosen = run_sync.fetched(runs, name) if "://" in name else folder.find(runs, name)
-    run_sync.refresh(chosen)
-    return chosen
+    return run_sync.find(runs, name)

@@ -10,7 +10,7 @@ from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.cli.render import counted
 from dtrain.common.secrets import redacted
-from dtrain.launch import planner, registry
+from dtrain.launch import initial_weights, planner, registry
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import shards_on
 
@@ -55,6 +55,8 @@ class PlanView:
     """None for a script, which has its own loop."""
     ranks: tuple[RankView, ...]
     commands: str
+    init_from: str
+    """The weights that it begins with; '': new ones."""
     out_of_reach: tuple[str, ...]
     """What keeps this machine from starting it."""
 
@@ -67,7 +69,8 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
         cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload, threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
-        ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), out_of_reach=tuple(planner.out_of_reach(launch)),
+        ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
+        out_of_reach=tuple(planner.out_of_reach(launch)),
     )  # fmt: skip
 
 
@@ -106,6 +109,8 @@ def plan_text(shown: PlanView) -> str:
     )
     if shown.reason:
         lines.append(f"  {shown.strategy} was chosen since: {shown.reason}")
+    if shown.init_from:
+        lines.append(f"  begins with the weights of {shown.init_from}")
     if shown.numbers:
         batch, shards = shown.numbers.global_batch, shown.numbers.shards
         passes = counted(shards // shown.workers, "pass")

@@ -54,6 +54,6 @@ def plugin_text(rows: Sequence[PluginRow]) -> str:
     """Plugins for reading."""
     width = max((len(row.name) for row in rows), default=0)
     return "\n".join(
-        f"{row.kind:8}  {row.name:{width}}  {'ready  ' if row.ready else 'MISSING'}  {row.note}  [{row.package}]"
+        f"{row.kind:9}  {row.name:{width}}  {'ready  ' if row.ready else 'MISSING'}  {row.note}  [{row.package}]"
         for row in rows
     )

@@ -18,7 +18,7 @@ from dtrain.run.folder import PRIVATE_FILE, RunDir
 from dtrain.run.status import RunState
 from dtrain.spec.job import Job
 
-HISTORY = ("global_batch", "seed", "shuffle", "shards")
+HISTORY = ("global_batch", "seed", "shuffle", "shards", "exact")
 """Keys of `train` that decide which samples a step trains on: they cannot change between two steps of one run."""
 DIFFERENCE_LINES = 20
 
@@ -49,7 +49,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
     queries.refuse_while_it_goes_on(run)
     before, state = run.job(), queries.state_of(run)
     job = recipe.load(path, given, runs=run.path.parent) if path else _overridden(run, before, given)
-    job = replace(job, name=before.name)
+    job = replace(job, name=before.name, init_from=before.init_from)
     _refuse_if_finished(run, state, before, job)
     if state.saved_step:
         _refuse_another_history(run, state.saved_step, before, job)
@@ -63,6 +63,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
 def _overridden(run: RunDir, before: Job, given: Overrides) -> Job:
     data = to_dict(before)
     where = Path(data.pop("folder"))
+    data.pop("init_from")  # what it was then; the file may be gone
     for kind in ("strategy", "cluster"):
         data[kind] = {"name": data[kind]["name"]} | data[kind]["options"]
     if data["track"] is not None:

@@ -16,7 +16,8 @@ from dtrain.api.measured import LearnsFromBench
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
-from dtrain.launch import checks, exactness, measured_strategies, registry
+from dtrain.launch import checks, exactness, initial_weights, measured_strategies, registry
+from dtrain.run.folder import default_root
 from dtrain.spec import entrypoint, task_class
 from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
 from dtrain.storage import object_store
@@ -53,8 +54,9 @@ def make(job: Job) -> LaunchPlan:
 
 def checked(job: Job, *, here: bool = True, runs: Path | None = None) -> tuple[Job, list[Problem]]:
     """The resolved job (see `resolve`), and everything that keeps it from running, each with what to do instead; none: it can
-    start. Without `here`, what keeps this machine from starting it is left out."""
-    found = [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
+    start. Without `here`, what keeps this machine from starting it is left out. `runs` is where runs that it names are looked for."""
+    job, found = initial_weights.resolved(job, default_root(runs))
+    found += [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
     if found:
         return job, found
     plan = make(resolve(job, runs))

@@ -23,14 +23,14 @@ from dtrain.spec.job import Job, PluginChoice
 Override = tuple[tuple[str, ...], Any, str]
 """Path, value, and the option that gave it."""
 PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
-TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster", "track")
+TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster", "track", "init_from")
 """Sections whose numbers have a type; those of `params` are the user's."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, runs: Path | None = None) -> Job:
     """The resolved job of a recipe file; raises `UsageError` that lists every mistake. Without `here`, this machine need not be
-    able to start it. `strategy: auto` learns from what was measured in the folder `runs`."""
+    able to start it. In the folder `runs`, runs that it names are looked for, and measurements that `strategy: auto` learns from."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -77,6 +77,18 @@ def override(text: str) -> Override:
     if not sign or not all(key.split(".")):
         raise UsageError(f"--set {text}: not of the form section.key=value", "For example: --set train.steps=500")
     return tuple(key.strip().split(".")), scalar(value), f"--set {text}"
+
+
+def typed_options(cls: type, given: dict[str, Any], source: str) -> dict[str, Any]:
+    """Options of a plugin that were typed on a command line, checked; raises `UsageError`."""
+    try:
+        return dataclasses.asdict(_adapter(cls).validate_json(json.dumps(_whole_numbers(given))))
+    except ValidationError as error:
+        lines = (
+            f"{source} {item['loc'][-1]}: {_words(item['msg'], item.get('input'))}"
+            for item in error.errors(include_url=False)
+        )
+        raise UsageError("\n".join(lines)) from None
 
 
 def schema() -> dict[str, Any]:
@@ -232,6 +244,8 @@ def _fields(cls: type) -> list[str]:
 def _class_at(cls: type, path: Sequence[str | int]) -> type | None:
     """The dataclass that a path of field names leads to."""
     for part in path:
+        if part == cls.__name__:  # one of several forms
+            continue
         hint = typing.get_type_hints(cls).get(str(part))
         inner = next(
             (arg for arg in (hint, *typing.get_args(hint)) if isinstance(arg, type) and dataclasses.is_dataclass(arg)),

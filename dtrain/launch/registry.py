@@ -1,4 +1,4 @@
-"""Finding strategies, clusters and trackers, our own and other people's, through entry points."""
+"""Finding strategies, clusters, trackers, exporters and frameworks, our own and other people's, through entry points."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from dtrain.api.cluster import Cluster
+from dtrain.api.exporter import Exporter
 from dtrain.api.strategy import ChecksInstallation, Strategy
 from dtrain.api.tracker import Tracker
+from dtrain.api.weights import Framework
 from dtrain.common.errors import UsageError, nearest
 from dtrain.common.serde import from_dict
 from dtrain.spec.job import Job, PluginChoice
 
-Kind = Literal["strategy", "cluster", "tracker"]
+Kind = Literal["strategy", "cluster", "tracker", "framework", "exporter", "layout"]
 GROUPS: dict[Kind, str] = {
     "strategy": "dtrain.strategies",
     "cluster": "dtrain.clusters",
     "tracker": "dtrain.trackers",
+    "framework": "dtrain.frameworks",
+    "exporter": "dtrain.exporters",
+    "layout": "dtrain.layouts",
 }
 DEFAULTS = "dtrain.defaults"
 """A group of entry points whose values are names of plugins."""
@@ -85,6 +90,17 @@ def tracker(name: str, options: dict[str, Any]) -> Tracker:
     """The tracker of this name with its typed options."""
     chosen: Tracker = _with_options(plugin_class("tracker", name), options)
     return chosen
+
+
+def exporter(name: str, options: dict[str, Any]) -> Exporter:
+    """The exporter of this name with its typed options."""
+    chosen: Exporter = _with_options(plugin_class("exporter", name), options)
+    return chosen
+
+
+def frameworks() -> list[type[Framework]]:
+    """What each framework's weights are; those that need something which is not installed, too."""
+    return [plugin_class("framework", name) for name in installed("framework")]
 
 
 def trackers_of(job: Job) -> tuple[PluginChoice, ...]:

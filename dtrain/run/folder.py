@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtrain.common import environment
 from dtrain.common.errors import RunNotFound, UsageError
 from dtrain.common.files import write_json
 from dtrain.common.serde import from_dict, to_dict
@@ -204,6 +205,11 @@ class RunDir:
     def locked(self) -> bool:
         """Whether a supervisor holds the lock (as far as this machine can see)."""
         return is_locked(self.lock_file)
+
+
+def default_root(runs: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of run folders if nobody names one."""
+    return Path(runs or os.environ.get(environment.RUNS) or "runs")
 
 
 def create(root: Path, job: Job) -> RunDir:

@@ -87,6 +87,21 @@ class ScriptModule:
 
 
 @dataclass(frozen=True)
+class InitFrom:
+    """What a run's model has for weights before the first step."""
+
+    source: str
+    """A run (id, prefix, `last`, folder, URL), a checkpoint's folder, or a file beside the recipe: safetensors, a state dict
+    of torch.save, a .keras or .weights.h5 file, a folder of Hugging Face."""
+    step: Annotated[int, STEPS] | None = None
+    """Of a run, the checkpoint of this step; the newest when neither this nor `best` is given."""
+    best: str | None = None
+    """Of a run, the checkpoint that is the best by this metric of its evaluations."""
+    strict: bool = True
+    """False: names and shapes may differ; what fits is taken, and the run says what was left out."""
+
+
+@dataclass(frozen=True)
 class Resources:
     """What the run asks of the cluster."""
 
@@ -301,6 +316,9 @@ class Job:
     preload: tuple[str, ...] = ()
     """Modules to import once a node, before workers are forked, so that a restart need not import them again; not your
     own files, whose changes are to be seen."""
+    init_from: InitFrom | str | None = None
+    """Weights that the training begins with, instead of new ones: a run, or a file. A run that goes on from a checkpoint of its own
+    does not look at it."""
     strategy: PluginChoice = PluginChoice("")
     """How the workers train together; a script needs none."""
     cluster: PluginChoice = PluginChoice("")

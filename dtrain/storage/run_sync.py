@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dtrain.common.errors import StorageError, UsageError
 from dtrain.common.files import read_at, write_whole
-from dtrain.run import log_retention
+from dtrain.run import folder, log_retention
 from dtrain.run.event_log import EventLog
 from dtrain.run.events import StorageFailed, StorageWorks
 from dtrain.run.folder import RunDir
@@ -323,6 +323,13 @@ def fetched(root: Path, url: str) -> RunDir:
     if not run.job_file.exists():
         raise StorageError(f"there is no run at {url}", "Name its folder: storage.url/run-id.")
     return run
+
+
+def find(runs: Path, name: str) -> RunDir:
+    """The run that was meant by an id, a prefix, a path, a URL or `last`, as it is now; raises `RunNotFound`."""
+    chosen = fetched(runs, name) if "://" in name else folder.find(runs, name)
+    refresh(chosen)
+    return chosen
 
 
 def _part(name: str, begin: int) -> str:

@@ -123,8 +123,7 @@ class Context:
         task = self._several(named) if named else self._single(model, optimizer)
         self._prepared = True
         models, optimizers = self.backend.build(task, self._trainer.train)
-        if self._trainer.checkpoint:
-            self.backend.load(self._trainer.checkpoint)
+        self._trainer.begin()
         if not named:
             return models, optimizers
         return {name: (models[name], optimizers.get(name)) for name in models}

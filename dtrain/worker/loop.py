@@ -96,11 +96,9 @@ def _train(trainer: Trainer, task: Task) -> None:
     stopping = EarlyStopping(train.stop_when) if train.stop_when else None
     if stopping:
         backend.register(STOP_WHEN, stopping)
+    trainer.begin()
     began = time.perf_counter()
-    if trainer.checkpoint:
-        backend.load(trainer.checkpoint)
-        began = time.perf_counter()
-    elif train.sanity_check:
+    if train.sanity_check and not trainer.checkpoint:
         _try_out(trainer, task, held_out, sampler)
     if train.exact and isinstance(backend, HasFingerprint):
         fingerprints = backend.fingerprints()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import numpy as np
 
 from dtrain.api.reports import EvaluationMetrics, LeftAtStep, LoopPhase, StepMetrics, TrainingBegan, UserWarned
 from dtrain.api.strategy import ForksSafely, MeasuresSteps, NonFiniteLoss, TrainingBackend, WorkerContext
+from dtrain.api.weights import StartsFromWeights
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import Stream, StreamState
+from dtrain.launch import initial_weights
 from dtrain.run.folder import RunDir
 from dtrain.run.gradient_ledger import GradientLedger
 from dtrain.run.sample_ledger import Ledger
 from dtrain.spec.job import Train, memory_bytes
+from dtrain.weights import initial
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
@@ -113,6 +117,26 @@ class Trainer:
                 f"the global batch ({self.train.global_batch}) is larger than the data set ({data.size} samples): "
                 "every step trains on samples more than once"
             )
+
+    def begin(self) -> None:
+        """Collective, after the model was built: load the checkpoint that the run goes on from or, at the beginning of a run, give
+        the model the weights that the recipe names (`init_from`)."""
+        if self.checkpoint:
+            self.backend.load(self.checkpoint)
+            return
+        begins = initial.of_job(self.context.job)
+        if begins is None:
+            return
+        if not isinstance(self.backend, StartsFromWeights):
+            raise UserError(
+                f"init_from: the strategy '{self.context.job.strategy.name}' cannot begin with given weights",
+                "Leave it out, or load them in the model's own code.",
+            )
+        name = initial_weights.told(self.context.job)
+        left = self.backend.start_from(partial(initial.read, begins, self.run.path), name, strict=begins.strict)
+        print(f"the training begins with the weights of {name}")
+        if left:
+            self.warn(f"init_from: {left.told()}")
 
     @contextmanager
     def no_steps(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, Snapshot, StepNumber, WorkerContext, nothing_to_fetch
+from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import DtrainError, UserError
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
@@ -23,6 +24,7 @@ from .numbers import Measures, StepNumbers
 from .profiler import TensorFlowProfiler
 from .state import STATE, NoSnapshot, Registered, Snapshots, keyed, load
 from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
+from .weights import KerasWeights
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
 SEEDS = 1 << 32
@@ -107,7 +109,7 @@ class TensorFlowBackend:
         with self.strategy.scope():
             noise = keras.random.SeedGenerator(train.seed % SEEDS)
             use_for_unseeded(noise)
-            model = _made(task, name)
+            model = made(task, name)
             optimizer = task.optimizer(model)
             if not isinstance(optimizer, keras.optimizers.Optimizer):
                 raise UserError(f"{name}.optimizer gave {gave(optimizer)}; expected an optimizer of keras.optimizers")
@@ -297,6 +299,12 @@ class TensorFlowBackend:
         load(folder, self._parts())
         self._registered.load(folder)
 
+    def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
+        """See `StartsFromWeights.start_from`. Every process reads them."""
+        weights = read(KerasWeights, lambda: made(self._built.task, self._name))
+        with self.strategy.scope():
+            return KerasWeights.load_into(self.model, weights, strict=strict, source=f"init_from: {source}")
+
     def register(self, name: str, thing: Any) -> None:
         """See `TrainingBackend.register`."""
         self._registered.add(name, thing)
@@ -309,7 +317,7 @@ class TensorFlowBackend:
         """See `TrainingBackend.whole`. It is built once more, outside of the strategy."""
         if self._rank_info.rank:
             return None
-        model = _made(self._built.task, self._name)
+        model = made(self._built.task, self._name)
         for variable, array in zip(model.weights, self.arrays()["model"].values(), strict=True):
             variable.assign(array)
         return model
@@ -325,7 +333,7 @@ def _stacked(*parts: Any) -> Any:
     return np.stack(parts) if len(parts) > 1 else np.asarray(parts[0])[np.newaxis]
 
 
-def _made(task: Any, name: str) -> Any:
+def made(task: Any, name: str) -> Any:
     """The task's model, with weights."""
     import keras
 

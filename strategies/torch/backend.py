@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, nothing_to_fetch
+from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
-from . import exact, network
+from . import exact, initial, network
 from .batches import Mover, evaluating
 from .buffers import BufferSync
 from .losses import LateLosses
 from .measures import StepMeasures
+from .models import made
 from .optimizers import check_trained, sorted_out
 from .own_step import OwnStep
 from .own_work import OwnWork
@@ -82,7 +84,7 @@ class TorchBackend:
         several = hasattr(task, "models")
         self._models = {
             name: self._parallel.wrap(model.to(self._device), self._device)
-            for name, model in self._made(task, several=several).items()
+            for name, model in made(task, self._name, several=several).items()
         }
         self._state.models = plain = {name: self._parallel.plain(model) for name, model in self._models.items()}
         if self._exact:
@@ -105,23 +107,6 @@ class TorchBackend:
             for model in self._models.values():
                 model.register_forward_hook(self._own_work.watch_output)
         return self._view(self._models), self._view(self._optimizers)
-
-    def _made(self, task: Any, *, several: bool) -> dict[str, Any]:
-        """The user's models by name, checked."""
-        import torch
-
-        method = f"{self._name}.{'models' if several else 'model'}"
-        models = task.models() if several else {ONLY: task.model()}
-        if not isinstance(models, Mapping) or not models:
-            raise UserError(f"{method} gave {gave(models)}; expected a dict of modules by name")
-        for name, model in models.items():
-            if not isinstance(model, torch.nn.Module):
-                raise UserError(
-                    f"{method} gave {gave(model)}{f' for {name!r}' if name else ''}; expected a torch.nn.Module"
-                )
-            if name and not str(name).isidentifier():
-                raise UserError(f"{method} names a model {name!r}; expected an identifier, like 'generator'")
-        return dict(models)
 
     def _view(self, things: dict[str, Any]) -> Any:
         """As the user gave them: one, or several by name."""
@@ -348,6 +333,10 @@ class TorchBackend:
         """See `TrainingBackend.load`."""
         self._stored = self._state.load(folder, self._saving, self.fetch)
 
+    def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
+        """See `StartsFromWeights.start_from`."""
+        return initial.start_from(self._state, self._saving, self._rank_info.rank, read, source, strict=strict)
+
     def register(self, name: str, thing: Any) -> None:
         """See `TrainingBackend.register`."""
         if self._state.registered.get(name, thing) is not thing:
@@ -371,7 +360,7 @@ class TorchBackend:
         states = {name: get_model_state_dict(model, options=options) for name, model in self._state.models.items()}
         if self._rank_info.rank:
             return None
-        models = self._made(self._task, several=ONLY not in states)
+        models = made(self._task, self._name, several=ONLY not in states)
         for name, model in models.items():
             model.load_state_dict(states[name])
         return self._view(models)

@@ -7,6 +7,7 @@ imports no framework.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,19 @@ class Stored:
             storage_reader=safe_reader.reader(self.folder, self._fetch),
             planner=safe_reader.planner(self.folder),
             process_group=self._group,
+            no_dist=self._group is None,
         )
+
+    def weights(self) -> dict[str, Any]:
+        """The state of the models, whole, on the host; the names of one of several models begin with its own. Without a group."""
+        chosen = {key: path for key, path in self._paths.items() if path[0] in ("model", "models")}
+        state: dict[str, Any] = {}
+        for key, path in chosen.items():
+            _put(state, path, self._template(key))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+            self.read(state)
+        return {".".join(map(str, path[1:])): _got(state, path) for path in chosen.values()}
 
     def names(self, section: str) -> list[str]:
         """Of the things in a section."""
@@ -278,3 +291,9 @@ def _put(container: Any, path: Sequence[Any], value: Any) -> None:
     if isinstance(container, list):
         container.extend([None] * (path[-1] + 1 - len(container)))
     container[path[-1]] = value
+
+
+def _got(container: Any, path: Sequence[Any]) -> Any:
+    for part in path:
+        container = container[part]
+    return container

@@ -1,0 +1,34 @@
+"""What the processes that import the user's code have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+from dtrain.export.request import ExportRequest
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job
+
+
+def prepared(request: ExportRequest) -> Job:
+    """Have this process find the user's code as a worker does, and no accelerator; the run's job."""
+    job = RunDir(Path(request.run)).job()
+    os.environ.update(job.env)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if Path(request.code).is_dir():
+        os.chdir(request.code)
+        sys.path.insert(0, request.code)
+    return dataclasses.replace(job, folder=request.code)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of packages, as they are installed here under one name or another."""
+    found = {}
+    names = importlib.metadata.packages_distributions()
+    for package in ("dtrain", *packages):
+        for distribution in names.get(package, [package]):
+            found[distribution] = importlib.metadata.version(distribution)
+    return found

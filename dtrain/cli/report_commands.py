@@ -1,4 +1,4 @@
-"""The commands that look back at runs: report, compare, audit, rm and clean."""
+"""The commands that look back at runs: report, compare, audit, verify, rm and clean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtrain.cli.options import RUNS, Html, Json, RunName, RunNames, Runs, Yes, find
+from dtrain.cli.options import (
+    RUNS,
+    Cluster,
+    Gpus,
+    Html,
+    Json,
+    Nodes,
+    RunName,
+    RunNames,
+    Runs,
+    Set,
+    Strategy,
+    Workers,
+    Yes,
+    find,
+)  # fmt: skip
 from dtrain.common.errors import Exit, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +37,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (report, compare, audit, rm, clean):
+    for command in (report, compare, audit, verify, rm, clean):
         app.command()(command)
 
 
@@ -91,6 +106,35 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
         print(f"{found.repeated_steps} steps were undone by failures and trained again")
         print("\n".join(found.problems[:20]))
     raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
+
+
+def verify(
+    name: RunName, runs: Runs = RUNS, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    cluster: Cluster = None, sets: Set = None,
+    step: Annotated[int | None, typer.Option(metavar="N", min=1, help="Up to the checkpoint of this step; the newest if not given.")] = None,
+    every: Annotated[int | None, typer.Option(metavar="N", min=1, help="Again and again while the run goes on, every N of its steps.")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train the steps between two checkpoints again, on this machine or where you say, and compare weights and optimizer to the
+    last bit: the proof that a run is what its recipe gives, and a detector of processors that compute wrongly.
+
+    Example: dtrain verify last --workers 2"""
+    from dtrain.cli import overrides, verification
+
+    if step is not None and every is not None:
+        raise UsageError("--step is one checkpoint, --every many of them", "Use one of them.")
+    run = find(runs, name)
+    given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, sets=sets)
+    found = (
+        verification.followed(run, given, every, quiet=as_json) if every
+        else iter([verification.verify(run, given, step, quiet=as_json)])
+    )  # fmt: skip
+    equal = True
+    for one in found:
+        print(json.dumps(one.public(), indent=1) if as_json else one.text(), flush=True)
+        equal &= one.equal
+    if not equal:
+        raise typer.Exit(int(Exit.USER_CODE))
 
 
 def rm(

@@ -48,7 +48,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
     """Give a run the settings that it goes on with; raises `UsageError` if it cannot go on, or not with these."""
     queries.refuse_while_it_goes_on(run)
     before, state = run.job(), queries.state_of(run)
-    job = recipe.load(path, given, runs=run.path.parent) if path else _overridden(run, before, given)
+    job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)
     job = replace(job, name=before.name, init_from=before.init_from)
     _refuse_if_finished(run, state, before, job)
     if state.saved_step:
@@ -60,7 +60,8 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
     run.write_job(job)
 
 
-def _overridden(run: RunDir, before: Job, given: Overrides) -> Job:
+def overridden(run: RunDir, before: Job, given: Overrides) -> Job:
+    """The job of a run with these settings changed; raises `UsageError` for every mistake."""
     data = to_dict(before)
     where = Path(data.pop("folder"))
     data.pop("init_from")  # what it was then; the file may be gone

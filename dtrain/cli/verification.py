@@ -1,0 +1,248 @@
+"""`dtrain verify`: trains the steps between two checkpoints of a run again, and compares everything that was saved to the last bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dtrain.checkpoint import difference
+from dtrain.checkpoint.difference import TensorDifference
+from dtrain.checkpoint.factory import store_of
+from dtrain.cli import foreground, queries, removal, render, runs_of_recipes
+from dtrain.cli.overrides import Overrides
+from dtrain.cli.watch import Watcher
+from dtrain.common.errors import DtrainError, Exit, UsageError
+from dtrain.common.serde import JsonObject
+from dtrain.launch import planner, registry
+from dtrain.run import event_log, folder, gradient_ledger, history
+from dtrain.run.events import CheckpointSaved, Event, Metrics, WorkersStarted
+from dtrain.run.folder import RunDir
+from dtrain.spec.job import Checkpoint, Job, Notify, Storage
+from dtrain.storage import run_sync
+from dtrain.supervisor.main import supervise
+
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class GradientDifference:
+    """The first step in which a gradient was another one."""
+
+    step: int
+    """Counted from 0."""
+    shards: tuple[int, ...]
+    ranks: tuple[int, ...]
+    """That computed them in the run."""
+    nodes: tuple[str, ...]
+    every: bool
+    """All shards of the step differ: something went wrong between the gradients of the step before and the weights."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a repetition showed."""
+
+    run: str
+    begin: int
+    """Steps done in the checkpoint that it began with; 0: it began at the beginning."""
+    end: int
+    """Steps done in the checkpoint that was compared."""
+    tensor: TensorDifference | None
+    """The first one that differs, of weights and optimizer."""
+    gradient: GradientDifference | None
+    """None if no checksum differs, or the run has none (`train.exact` writes them)."""
+    checked_gradients: int
+    """Checksums that were compared."""
+    repetition: str = ""
+    """Id of the run that repeated the steps, if it is kept."""
+
+    @property
+    def equal(self) -> bool:
+        """To the last bit."""
+        return self.tensor is None and self.gradient is None
+
+    def text(self) -> str:
+        """For reading."""
+        steps = f"steps {self.begin + 1} to {self.end}"
+        if self.equal:
+            checked = (
+                f"; so are the gradients of {render.counted(self.checked_gradients, 'shard')}"
+                if self.checked_gradients
+                else ""
+            )
+            return f"{self.run}: {steps} were trained again: weights and optimizer are equal to the last bit{checked}"
+        lines = [f"{self.run}: {steps} were trained again, and the result DIFFERS"]
+        if self.tensor:
+            lines.append(f"  {self.tensor.name} {self.tensor.text}")
+        if found := self.gradient:
+            if found.every:
+                lines.append(
+                    f"  all gradients differ from step {found.step + 1} on, and none before: step {found.step} was summed up, or "
+                    "its optimizer step done, differently"
+                )
+            else:
+                who = f"{render.ranks(found.ranks)} ({', '.join(found.nodes)})"
+                what = "shard" if len(found.shards) == 1 else "shards"
+                lines.append(
+                    f"  the first other gradient: step {found.step + 1}, {what} {', '.join(map(str, found.shards))}, which {who} computed"
+                )
+        elif not self.checked_gradients:
+            lines.append("  which step and rank it was is not known: only train.exact keeps checksums of gradients")
+        return "\n".join([*lines, f"  the repetition is kept: {self.repetition}"])
+
+    def public(self) -> JsonObject:
+        """For `--json`."""
+        tensor, gradient = self.tensor, self.gradient
+        return {
+            "run": self.run, "begin": self.begin, "end": self.end, "equal": self.equal, "checked_gradients": self.checked_gradients,
+            "tensor": tensor and {"name": tensor.name, "text": tensor.text},
+            "gradient": gradient and {
+                "step": gradient.step, "shards": gradient.shards, "ranks": gradient.ranks, "nodes": gradient.nodes,
+                "every": gradient.every,
+            },
+            "repetition": self.repetition,
+        }  # fmt: skip
+
+
+def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> Verification:
+    """Repeat the steps up to the newest checkpoint, or to that of a step, from the one before it. Raises `UsageError` if there is
+    nothing to repeat, `DtrainError` if the repetition fails."""
+    job = run.job()
+    if job.kind == "script":
+        raise UsageError(f"{run.id} ran a script, whose steps dtrain cannot repeat", "Verify a task or a function.")
+    store = store_of(run, job)
+    steps = sorted(store.steps())
+    end = store.verified(step)[1].step
+    begin = max((one for one in steps if one < end), default=0)
+    again = _repetition(run, job, given, end)
+    if begin:
+        _place(store.verified(begin)[0], again)
+    what = f"training steps {begin + 1} to {end} again on {render.counted(again.job().resources.workers, 'worker')}"
+    print(f"{run.id}: {what} ({again.id})", file=sys.stderr, flush=True)
+    _train(again, quiet=quiet)
+    there = store_of(again, again.job()).verified(end)[0]
+    tensor = difference.first_difference(store.verified(end)[0], there)
+    gradient, checked = _gradients(run, again, begin, end)
+    equal = tensor is None and gradient is None
+    if equal:
+        removal.remove(removal.planned(again), checkpoints_only=False)
+    return Verification(run.id, begin, end, tensor, gradient, checked, "" if equal else again.id)
+
+
+def _repetition(run: RunDir, job: Job, given: Overrides, end: int) -> RunDir:
+    """A run of its own that ends after so many steps and does nothing else that takes time."""
+    chosen = {".".join(path) for path, _, _ in given}
+    if "cluster" not in chosen:
+        given = [(("cluster",), "local", "dtrain verify"), *given]
+        if "resources.nodes" not in chosen:
+            given = [(("resources", "nodes"), 1, "dtrain verify"), *given]
+    wanted = runs_of_recipes.overridden(run, job, given)
+    if not job.train.exact:
+        _refuse_another_size(run, wanted, end)
+    short = replace(
+        wanted, name=f"verify-{job.name}"[:60], train=replace(wanted.train, until=end, evaluate_every=None, stop_when=None),
+        checkpoint=Checkpoint(every_steps=end, keep=1), storage=Storage(), notify=Notify(), track=(), init_from=job.init_from,
+        resources=replace(wanted.resources, min_workers=None),
+    )  # fmt: skip
+    return folder.create(run.path.parent, short)
+
+
+def _refuse_another_size(run: RunDir, wanted: Job, end: int) -> None:
+    """Without `train.exact`, only the same number of workers computes the same bits."""
+    saved = [event for event in event_log.read(run.events) if isinstance(event, CheckpointSaved) and event.step == end]
+    started = [
+        event for event in event_log.read(run.events)
+        if isinstance(event, WorkersStarted) and saved and event.attempt == saved[-1].attempt
+    ]  # fmt: skip
+    processes = sum(len(event.pids) for event in started)
+    now = planner.make(wanted).processes
+    if processes and processes != now:
+        raise UsageError(
+            f"{run.id} trained up to step {end} in {render.counted(processes, 'process')}, and would be repeated in {now}: without "
+            "train.exact, other numbers of workers give other bits",
+            f"Repeat it on as many: --workers {processes}",
+        )
+
+
+def _place(checkpoint: Path, again: RunDir) -> None:
+    """Give the repetition the checkpoint to begin with; linked where that can be, for checkpoints are large."""
+    target = again.checkpoints / checkpoint.name.partition("-attempt-")[0]
+
+    def link(source: str, place: str) -> None:
+        try:
+            os.link(source, place)
+        except OSError:
+            shutil.copy2(source, place)
+
+    shutil.copytree(checkpoint, target, copy_function=link)
+
+
+def _train(again: RunDir, *, quiet: bool) -> None:
+    """To its end; raises `DtrainError` if it does not come to it."""
+    launch = planner.make(again.job())
+    shown = sys.stderr.isatty() and not quiet
+
+    def hear(event: Event) -> None:
+        if shown and isinstance(event, Metrics):
+            print(f"\r\x1b[Kstep {event.step} of {launch.job.train.until}", end="", file=sys.stderr, flush=True)
+
+    if registry.cluster_of(launch.job).supervises_locally():
+        code = int(supervise(again, launch=launch, on_event=hear))
+        print("\r\x1b[K" if shown else "", end="", file=sys.stderr, flush=True)
+    else:
+        foreground.submit(again)
+        code = Watcher(again).wait()
+    if code != Exit.DONE:
+        state = queries.state_of(again)
+        why = render.failure(state.failures[-1]) if state.failures else state.reason or state.outcome
+        error = DtrainError(f"the repetition did not come to its end: {why}", f"See it: dtrain report {again.id}")
+        error.exit_code = Exit(code)
+        raise error
+
+
+def _gradients(run: RunDir, again: RunDir, begin: int, end: int) -> tuple[GradientDifference | None, int]:
+    """The first step whose gradients differ, and how many checksums were compared."""
+    before = gradient_ledger.read(run, history.attempt_starts(event_log.read(run.events)))
+    now = gradient_ledger.read(again, history.attempt_starts(event_log.read(again.events)))
+    both = {key for key in before.keys() & now.keys() if begin <= key[0] < end}
+    wrong = sorted(key for key in both if before[key].checksum != now[key].checksum)
+    if not wrong:
+        return None, len(both)
+    first = wrong[0][0]
+    shards = tuple(shard for step, shard in wrong if step == first)
+    computed = [before[first, shard] for shard in shards]
+    every = len(shards) == sum(step == first for step, _ in both) > 1
+    return (
+        GradientDifference(
+            first, shards, tuple(sorted({one.rank for one in computed})), _nodes(run, computed), every and first > begin
+        ),
+        len(both),
+    )
+
+
+def _nodes(run: RunDir, computed: Sequence[gradient_ledger.ShardGradient]) -> tuple[str, ...]:
+    started = [event for event in event_log.read(run.events) if isinstance(event, WorkersStarted)]
+    where = {(event.attempt, int(rank)): event.node for event in started for rank in event.pids}
+    return tuple(sorted({where.get((one.attempt, one.rank), "?") for one in computed}))
+
+
+def followed(run: RunDir, given: Overrides, every: int, *, quiet: bool) -> Iterator[Verification]:
+    """Verify the newest checkpoint again and again while a run goes on, each at least so many steps after the one before it, and
+    the last one of the run."""
+    last = 0
+    while True:
+        goes_on = queries.goes_on(run)
+        run_sync.refresh(run)
+        newest = max(store_of(run, run.job()).steps(), default=0)
+        if newest > last and (newest >= last + every or not goes_on):
+            last = newest
+            yield verify(run, given, newest, quiet=quiet)
+        elif not goes_on:
+            return
+        else:
+            time.sleep(POLL_SECONDS)

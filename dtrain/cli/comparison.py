@@ -1,4 +1,5 @@
-"""`dtrain compare`: runs beside each other: differences of their recipes, numbers, and where their losses part. Pure."""
+"""`dtrain compare`: runs beside each other: differences of their recipes, numbers, and where their losses part. Pure, but for the checkpoints
+that it reads to the last bit."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dtrain.checkpoint import difference
 from dtrain.cli.render import seconds
 from dtrain.common.secrets import PRIVATE_KEYS, SECRET
 from dtrain.common.serde import JsonObject, to_dict
+from dtrain.run.folder import RunDir
 from dtrain.run.metric_curves import HELD_OUT, lower_is_better
 from dtrain.run.run_record import RunRecord
 from dtrain.spec.job import Job
@@ -116,8 +119,24 @@ def verdict(first: RunRecord, other: RunRecord) -> str:
     equal = [step for step in both if first.digests[step] == other.digests[step]]
     if equal and equal[-1] == both[-1]:
         return f"the weights are equal at step {both[-1]}"
+    if alike := _to_the_last_bit(first.run, other.run, both[-1]):
+        return f"{alike}; {where}"
     since = f" (equal until step {equal[-1]})" if equal else ""
     return f"the weights differ at step {both[-1]}{since}; {where}"
+
+
+def _to_the_last_bit(one: RunDir, other: RunDir, step: int) -> str:
+    """What two checkpoints say whose digests differ, perhaps only because other ranks hold other parts; '' if not both are here."""
+    folders = [run.checkpoints / f"step-{step:08d}" for run in (one, other)]
+    if not all(folder.is_dir() for folder in folders):
+        return ""
+    try:
+        found = difference.first_difference(*folders)
+    except (OSError, ValueError):
+        return ""
+    if found is None:
+        return f"weights and optimizer are equal to the last bit at step {step}"
+    return f"the weights differ at step {step}: {found.name} {found.text}"
 
 
 def differing_columns(comparison: Comparison) -> list[str]:

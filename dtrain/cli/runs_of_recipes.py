@@ -80,9 +80,12 @@ def _refuse_if_finished(run: RunDir, state: RunState, before: Job, job: Job) -> 
         raise UsageError(
             f"the run {run.id} is finished: its script ended with exit code 0", "To run it again: dtrain run."
         )
-    if (job.train.steps, job.train.epochs) == (before.train.steps, before.train.epochs):
+    if (job.train.steps, job.train.epochs, job.train.until) == (
+        before.train.steps, before.train.epochs, before.train.until
+    ):  # fmt: skip
         more = 2 * (state.total_steps or 0) or 1000
         key = f"train.epochs={2 * before.train.epochs:g}" if before.train.epochs else f"train.steps={more}"
+        key = "train.until=null" if before.train.until else key
         raise UsageError(
             f"the run {run.id} is finished: it did {state.step} of {state.total_steps} steps",
             f"To train further: dtrain resume {run.id} --set {key}",

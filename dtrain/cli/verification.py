@@ -138,7 +138,7 @@ def _repetition(run: RunDir, job: Job, given: Overrides, end: int) -> RunDir:
     """A run of its own that ends after so many steps and does nothing else that takes time."""
     chosen = {".".join(path) for path, _, _ in given}
     if "cluster" not in chosen:
-        given = [(("cluster",), "local", "dtrain verify"), *given]
+        given = [(("cluster",), registry.default("cluster"), "dtrain verify"), *given]
         if "resources.nodes" not in chosen:
             given = [(("resources", "nodes"), 1, "dtrain verify"), *given]
     wanted = runs_of_recipes.overridden(run, job, given)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from dtrain.api.plan import Problem
 from dtrain.api.strategy import Strategy, SumsExactly
+from dtrain.launch import registry
 from dtrain.spec.job import Job
 
 MOST_SHARDS = 8
@@ -29,6 +30,12 @@ def fixed(job: Job) -> Job:
     )
 
 
+def _exact() -> list[str]:
+    """The installed strategies that can."""
+    names = registry.installed("strategy")
+    return [name for name in names if issubclass(registry.plugin_class("strategy", name), SumsExactly)]
+
+
 def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
     """What keeps a job that asks for it from it, each with what to do instead."""
     if not job.train.exact:
@@ -43,8 +50,8 @@ def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
     elif not isinstance(strategy, SumsExactly):
         yield Problem(
             key,
-            f"'{job.strategy.name}' adds gradients in an order of its own, which depends on the number of workers: choose ddp, "
-            "fsdp or hsdp, or leave train.exact out",
+            f"'{job.strategy.name}' adds gradients in an order of its own, which depends on the number of workers: choose one of "
+            f"{', '.join(_exact())}, or leave train.exact out",
         )
     else:
         yield from (Problem(key, text) for text in strategy.inexact(job))

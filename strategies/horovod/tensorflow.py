@@ -9,7 +9,7 @@ from typing import Any
 from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.common.errors import UsageError
 
-from ..tensorflow import backend
+from ..tensorflow import backend, devices
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def joined(context: WorkerContext, compression: str, op: str) -> Iterator[Traini
 
     if op != "average":
         raise UsageError(f"the op {op} is for PyTorch tasks", "Set strategy.op to average.")
-    (device,) = backend.prepare(context)
+    (device,) = devices.prepare(context)
     hvd.init()
     kind = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
 

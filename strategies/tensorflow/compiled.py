@@ -10,7 +10,8 @@ from typing import Any
 
 from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
 
-from .backend import Metrics, TensorFlowBackend, prepare
+from .backend import Metrics, TensorFlowBackend
+from .devices import prepare
 from .graph import not_compiled, refuse_dynamic_shapes
 from .numbers import StepNumbers
 from .step import tensors

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.spec.job import Resources
 
-from . import backend
+from . import backend, devices
 from .launcher import OneANode
 
 
@@ -50,8 +50,8 @@ class Mirrored(OneANode):
         """Nobody to connect to: take the devices."""
         import tensorflow as tf
 
-        devices = backend.prepare(context, eagerly=self.options.run_eagerly)
-        strategy = tf.distribute.MirroredStrategy(devices, cross_device_ops=self._reduction())
+        names = devices.prepare(context, eagerly=self.options.run_eagerly)
+        strategy = tf.distribute.MirroredStrategy(names, cross_device_ops=self._reduction())
         yield backend.TensorFlowBackend(context.rank_info, strategy)
 
     def _reduction(self) -> Any:

@@ -11,7 +11,7 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, Worke
 from dtrain.spec.job import Device, Resources
 
 from .. import environments
-from . import backend
+from . import backend, devices
 from .launcher import TensorFlowStrategy
 
 END_MILLISECONDS = 30_000
@@ -62,11 +62,11 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         """Start this worker's server on its reserved port, and wait for the others'."""
         import tensorflow as tf
 
-        backend.prepare(context, eagerly=self.options.run_eagerly)
+        devices.prepare(context, eagerly=self.options.run_eagerly)
         kind = tf.distribute.experimental.CommunicationImplementation[self.options.communication.upper()]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-        training = backend.TensorFlowBackend(context.rank_info, backend.checked(strategy, context.rank_info))
+        training = backend.TensorFlowBackend(context.rank_info, devices.checked(strategy, context.rank_info))
         yield training
         # A worker that leaves while others still compute looks like one that failed.
         training.mean({})

@@ -14,7 +14,6 @@ from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.common.errors import DtrainError
 from dtrain.spec.job import Resources
 
-from . import backend
 from .launcher import OneANode
 
 CONNECT_SECONDS = 30.0
@@ -68,13 +67,13 @@ class TPU(OneANode):
     @contextmanager
     def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect to the TPU and start its system, or take one CPU; raises `TPUMissing`."""
-        from . import compiled
+        from . import compiled, devices
 
         steps = self.options.steps_per_call
         if self.options.rehearse:
             yield compiled.rehearsal(context, steps)
         else:
-            strategy = backend.checked(self._strategy(), context.rank_info)
+            strategy = devices.checked(self._strategy(), context.rank_info)
             yield compiled.CompiledBackend(context.rank_info, strategy, steps_per_call=steps)
 
     def _strategy(self) -> Any:

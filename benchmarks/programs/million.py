@@ -12,10 +12,16 @@ from torch.nn import functional as F
 
 
 class Million:
-    """Regression on made-up numbers."""
+    """Regression on made-up numbers; with a width of 4,750, it has 25 million parameters."""
+
+    def __init__(self, width=768):
+        self.width = width
 
     def model(self):
-        return nn.Sequential(nn.Linear(256, 768), nn.ReLU(), nn.Linear(768, 768), nn.ReLU(), nn.Linear(768, 256))
+        width = self.width
+        return nn.Sequential(
+            nn.Linear(256, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 256)
+        )
 
     def optimizer(self, model):
         return torch.optim.AdamW(model.parameters(), lr=1e-3)

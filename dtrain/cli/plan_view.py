@@ -51,6 +51,8 @@ class PlanView:
     preload: tuple[str, ...]
     threads: int | None
     """Of a worker; None: the node's CPUs divided by its workers."""
+    exact_buffers: int | None
+    """With `train.exact`, the copies of the gradients that its sums need at most; None without it."""
     numbers: BatchView | None
     """None for a script, which has its own loop."""
     ranks: tuple[RankView, ...]
@@ -67,11 +69,19 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     run = RunDir(runs.absolute() / f"{job.name}-<time>")
     return PlanView(
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
-        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload, threads=job.resources.cpus_per_worker,
+        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload, exact_buffers=_exact_buffers(launch), threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
         out_of_reach=tuple(planner.out_of_reach(launch)),
     )  # fmt: skip
+
+
+def _exact_buffers(launch: LaunchPlan) -> int | None:
+    """Partial sums of a worker's own shards, as the digits of a binary counter, and what is received from the others."""
+    if not launch.job.train.exact:
+        return None
+    passes = shards_on(launch.job.train, launch.workers) // launch.workers
+    return passes.bit_length() - 1 + (launch.workers > 1)
 
 
 def _rank_views(launch: LaunchPlan, run_id: str, *, same_machine: bool) -> tuple[RankView, ...]:
@@ -117,6 +127,11 @@ def plan_text(shown: PlanView) -> str:
         each = math.ceil(batch / shown.workers)
         lines.append(
             f"  global batch {batch}: each worker computes {each} samples in {passes} of {math.ceil(batch / shards)}"
+        )
+    if shown.exact_buffers is not None:
+        lines.append(
+            f"  the same bits at every size: up to {counted(shown.exact_buffers, 'gradient buffer')} more on each worker; "
+            f"{shown.threads or 'the same number of'} threads everywhere"
         )
     for rank in shown.ranks:
         lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")

@@ -16,6 +16,7 @@ from typing import Any
 from dtrain.api.strategy import WorkerContext
 from dtrain.common.errors import UserError
 
+CACHED_VALUES = 1 << 15
 LATE = 2
 """The slices of a bucket are gathered when so many buckets more are on their way: by then they are there."""
 
@@ -64,8 +65,15 @@ def _add(sums: dict[int, Any], more: dict[int, Any]) -> None:
 
 def tree_sum(parts: Any) -> Any:
     """The sum over the first dimension, whose length is a power of two: neighbours first."""
-    while parts.shape[0] > 1:
-        parts = parts[0::2] + parts[1::2]
+    return tree_sum_in_place(parts.clone())
+
+
+def tree_sum_in_place(parts: Any) -> Any:
+    """The same in the first of the parts, without a buffer more."""
+    distance = 1
+    while distance < parts.shape[0]:
+        parts[0 :: 2 * distance].add_(parts[distance :: 2 * distance])
+        distance *= 2
     return parts[0]
 
 
@@ -88,7 +96,10 @@ class ExactSums:
         self.world_size = world_size
         self.last_pass = True
         self._own = PartialSums()
+        self._known: dict[tuple[int, int], _Bucket] = {}
+        """(Number, values) → what is kept for a bucket of DDP."""
         self._buckets: list[_Bucket] = []
+        """Those of the step under way."""
         self._checksums: list[Any] = []
         """Of the gradients of each pass of the newest step."""
         self._kept: list[Any] = []
@@ -115,20 +126,22 @@ class ExactSums:
         else has summed them (a reduce-scatter of `TreeReduceScatter`)."""
         if reduced:
             return
-        with_gradient = {id(parameter): parameter for parameter in parameters if parameter.grad is not None}
+        everyone = {id(parameter): parameter for parameter in parameters}
+        with_gradient = {key: parameter for key, parameter in everyone.items() if parameter.grad is not None}
         if self._buckets:
             self._finish_buckets()
             return
         gradients = {key: local(parameter.grad) for key, parameter in with_gradient.items()}
         self.see(gradients.values())
         if not self.last_pass:
-            self._own.push({key: gradient.clone() for key, gradient in gradients.items()})
-            for parameter in with_gradient.values():
+            for parameter in with_gradient.values():  # the next pass makes new ones: these are kept without a copy
                 parameter.grad = None
+            self._own.push(gradients)
             return
-        for key, total in self._own.last(dict(gradients)).items():
-            if key in gradients:
-                gradients[key].copy_(scaled(total, self.scale))
+        for key, total in self._own.last(gradients).items():
+            scaled(total, self.scale)
+            if key not in with_gradient:  # the last shard left it out
+                everyone[key].grad = total
 
     def keep_buffers(self, buffers: Sequence[Any], *, first: bool, last: bool) -> None:
         """After a pass: buffers (batch norm's running statistics) change with the first shard of a worker alone. Those of rank 0,
@@ -152,7 +165,11 @@ class ExactSums:
         self.see([buffer])
         views = dict(zip(map(id, bucket.parameters()), bucket.gradients(), strict=True))
         self._own.add_to(views)
-        self._buckets.append(_Bucket(buffer, group, self.world_size))
+        key = (bucket.index(), buffer.numel())
+        if key not in self._known:
+            self._known[key] = _Bucket(buffer.numel(), buffer, self.world_size)
+        self._known[key].send(buffer, group)
+        self._buckets.append(self._known[key])
         if len(self._buckets) > LATE:
             self._buckets[-1 - LATE].gather(self.scale)
         return future
@@ -167,40 +184,47 @@ class ExactSums:
 
 
 class _Bucket:
-    """Gradients of DDP between the ranks. Every rank calls the same methods in the same order."""
+    """Gradients of DDP between the ranks, in buffers that are kept. Every rank calls the same methods in the same order."""
 
-    def __init__(self, buffer: Any, group: Any, world_size: int) -> None:
-        import torch
+    def __init__(self, size: int, like: Any, world_size: int) -> None:
+        self._padded = like.new_zeros(-(-size // world_size) * world_size) if size % world_size else None
+        self._received = (like if self._padded is None else self._padded).new_empty(
+            (world_size, -(-size // world_size))
+        )
+        self._work: Any = None
+        self._gathering = False
+
+    def send(self, buffer: Any, group: Any) -> None:
+        """Begin to send every rank its slice."""
         import torch.distributed as dist
 
-        self._buffer = buffer
-        self._group = group
-        self._world_size = world_size
-        size = -(-buffer.numel() // world_size) * world_size
-        sent = buffer
-        if size != buffer.numel():
-            sent = buffer.new_zeros(size)
-            sent[: buffer.numel()] = buffer
-        self._sent = sent
-        self._received = torch.empty_like(sent)
-        self._exchange = dist.all_to_all_single(self._received, sent, group=group, async_op=True)
-        self._gathering: Any = None
+        self._buffer, self._group = buffer, group
+        if self._padded is not None:
+            self._padded[: buffer.numel()] = buffer
+        self._sent = buffer if self._padded is None else self._padded
+        self._work = dist.all_to_all_single(self._received.view(-1), self._sent, group=group, async_op=True)
+        self._gathering = False
 
     def gather(self, scale: float) -> None:
-        """Add this rank's slice of all ranks' sums, and send it to all."""
+        """Add this rank's slice of all ranks' sums, and begin to send it to all."""
         import torch.distributed as dist
 
-        if self._gathering is not None:
+        if self._gathering:
             return
-        self._exchange.wait()
-        mine = scaled(tree_sum(self._received.view(self._world_size, -1)), scale)
-        self._mean = self._sent if self._sent is not self._buffer else self._received
-        self._gathering = dist.all_gather_into_tensor(self._mean, mine, group=self._group, async_op=True)
+        self._gathering = True
+        self._work.wait()
+        mine = scaled(tree_sum_in_place(self._received), scale)
+        if mine.device.type == "cpu":  # gloo's all_gather takes three times as long
+            self._received[1:].copy_(mine)
+            self._work = dist.all_to_all_single(self._sent, self._received.view(-1), group=self._group, async_op=True)
+        else:
+            self._work = dist.all_gather_into_tensor(self._sent, mine, group=self._group, async_op=True)
 
     def finish(self) -> None:
         """Wait for the slices of the others: the bucket has the mean."""
-        self._gathering.wait()
-        self._buffer.copy_(self._mean[: self._buffer.numel()])
+        self._work.wait()
+        if self._padded is not None:
+            self._buffer.copy_(self._padded[: self._buffer.numel()])
 
 
 def bits(gradient: Any) -> Any:
@@ -216,8 +240,8 @@ def bits(gradient: Any) -> Any:
 
 
 def scaled(total: Any, scale: float) -> Any:
-    """A sum times a power of two, without negative zeros."""
-    return total * scale + 0.0
+    """A sum times a power of two, in place, without negative zeros."""
+    return total.mul_(scale).add_(0.0)
 
 
 def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
@@ -231,6 +255,7 @@ def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
 
         def __init__(self) -> None:
             self._own = PartialSums()
+            self._received: Any = None
 
         def allocate(self, size: Sequence[Any], *, dtype: Any, device: Any) -> Any:
             return torch.empty(*size, dtype=dtype, device=device)
@@ -242,9 +267,10 @@ def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
                 output_tensor.zero_()
                 return
             whole = self._own.last({0: input_tensor})[0]
-            received = torch.empty_like(whole)
-            dist.all_to_all_single(received, whole, group=group)
-            total = tree_sum(received.view(group.size(), -1))
+            if self._received is None:
+                self._received = torch.empty_like(whole)
+            dist.all_to_all_single(self._received, whole, group=group)
+            total = tree_sum_in_place(self._received.view(group.size(), -1))
             if replicas is not None:
                 total = self._over_replicas(total)
             output_tensor.copy_(scaled(total, sums.scale))
@@ -261,7 +287,7 @@ def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
 
 def clip(parameters: Iterable[Any], most: float, group: Any = None) -> Any:
     """As `clip_grad_norm_`, with a norm whose bits do not depend on who holds which rows: squares are added in float64 row by row,
-    halves of a row first, and then over all rows; `group` are the ranks that a parameter's rows are spread over. Returns the norm."""
+    and then over all rows; `group` are the ranks that a parameter's rows are spread over. Returns the norm."""
     import torch
     import torch.distributed as dist
 
@@ -277,24 +303,44 @@ def clip(parameters: Iterable[Any], most: float, group: Any = None) -> Any:
 
 def _all_rows(gradient: Any) -> Any:
     """The sum of squares of each row of a gradient, 0 for the rows of other ranks; float64, of the whole gradient's rows."""
-    import torch
 
     mine = local(gradient)
-    squares = mine.detach().to(torch.float64).square()
-    squares = squares.reshape(squares.shape[0], -1) if squares.ndim > 1 else squares.reshape(-1, 1)
-    while squares.shape[1] > 1:
-        half = squares.shape[1] // 2
-        added = squares[:, :half] + squares[:, half : 2 * half]
-        squares = torch.cat([added, squares[:, 2 * half :]], dim=1) if squares.shape[1] % 2 else added
+    matrix = mine.detach().reshape(mine.shape[0], -1) if mine.ndim > 1 else mine.detach().reshape(-1, 1)
+    squares = _row_sums_on_host(matrix) if matrix.device.type == "cpu" else _row_sums(matrix)
     if mine is gradient:
-        return squares[:, 0]
+        return squares
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     _, offset = compute_local_shape_and_global_offset(gradient.shape, gradient.device_mesh, gradient.placements)
     whole = squares.new_zeros(gradient.shape[0] if gradient.ndim else 1)
     begin = offset[0] if offset else 0
-    whole[begin : begin + squares.shape[0]] = squares[:, 0]
+    whole[begin : begin + squares.shape[0]] = squares
     return whole
+
+
+def _row_sums(matrix: Any) -> Any:
+    """Halves of a row added to each other, until one value is left."""
+    import torch
+
+    squares = matrix.to(torch.float64).square()
+    while squares.shape[1] > 1:
+        half = squares.shape[1] // 2
+        added = squares[:, :half] + squares[:, half : 2 * half]
+        squares = torch.cat([added, squares[:, 2 * half :]], dim=1) if squares.shape[1] % 2 else added
+    return squares[:, 0]
+
+
+def _row_sums_on_host(matrix: Any) -> Any:
+    """numpy adds a row that lies together in pairs, whatever the other rows are; a few rows at a time, which fit into a cache."""
+    import numpy as np
+    import torch
+
+    values = matrix.to(torch.float32).contiguous().numpy()
+    sums = np.empty(len(values), np.float64)
+    rows = max(1, CACHED_VALUES // max(1, values.shape[1]))
+    for begin in range(0, len(values), rows):
+        sums[begin : begin + rows] = np.square(values[begin : begin + rows], dtype=np.float64).sum(axis=1)
+    return torch.from_numpy(sums)
 
 
 def refuse(models: Iterable[Any], name: str) -> None:

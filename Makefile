@@ -23,6 +23,7 @@ test-gpu: $(VENV)/.test
 ROUNDS ?= 20
 campaign: $(VENV)/.test
 	$(VENV)/bin/python tests/campaign.py --rounds $(ROUNDS)
+	$(VENV)/bin/python tests/exact_matrix.py
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -39,6 +40,7 @@ bench: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/pipeline.py
 	$(VENV)/bin/python benchmarks/checkpoint.py
 	$(VENV)/bin/python benchmarks/compile.py
+	$(VENV)/bin/python benchmarks/exact.py
 	$(VENV)/bin/python benchmarks/scale.py
 	$(VENV)/bin/python benchmarks/trackers.py
 	$(VENV)/bin/python benchmarks/clusters.py

@@ -47,7 +47,7 @@ def _verified(found: Verification) -> list[str]:
     if not found.metrics:
         return [
             *lines,
-            _row("", "the task's metrics are not compared: they need more of the model than one call's outputs"),
+            _row("", "no metrics are compared: there are none that follow from the outputs of one call alone"),
         ]
     lines.append(_row("", f"{'':16} {'trained':>12} {'exported':>12}"))
     return lines + [_row("", f"{name:16} {one:12.6g} {other:12.6g}") for name, (one, other) in found.metrics.items()]

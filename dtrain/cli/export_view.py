@@ -80,4 +80,4 @@ def as_json(saved: SavedWeights, made: Made) -> JsonObject:
     return {
         "path": str(made.path.absolute()), "bytes": made.bytes, "run": saved.run.id, "step": saved.manifest.step,
         "weights_digest": saved.manifest.weights,
-    } | to_dict(made.result)  # fmt: skip
+    } | {key: value for key, value in to_dict(made.result).items() if key not in ("error", "hint", "exit_code")}  # fmt: skip

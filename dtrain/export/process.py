@@ -32,5 +32,6 @@ def versions(*packages: str) -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             distributions = importlib.metadata.packages_distributions().get(package, [])
-            found |= {package: importlib.metadata.version(one) for one in distributions[:1]}
+            if distributions:
+                found[package] = importlib.metadata.version(distributions[0])
     return found

@@ -8,9 +8,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from live import PROGRAMS, finished, start, stopped, wait_for
+from safetensors.numpy import load_file
+
+import dtrain
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 SIZES = (1, 2, 4)
@@ -74,6 +79,32 @@ def test_every_checkpoint_loads_here(
     tmp_path: Path,
 ) -> None:
     assert digests(framework, strategy, size, checkpoints[framework], tmp_path) == expected[framework]
+
+
+def by_hand(folder: str) -> dict[str, Any]:
+    """The model's weights as they stand in a checkpoint's safetensors files, parts put together by the offsets in their names."""
+    found: dict[str, Any] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        for name, array in load_file(path).items():
+            if not name.startswith(("model.", "model/")):
+                continue
+            name, _, offsets = name[len("model.") :].partition("@")
+            begins = [int(offset) for offset in offsets.split(",")] if offsets else [0] * array.ndim
+            ends = [begin + size for begin, size in zip(begins, array.shape, strict=True)]
+            before = found.get(name, np.zeros((0,) * array.ndim, array.dtype))
+            whole = np.zeros([max(one, end) for one, end in zip(before.shape, ends, strict=True)], array.dtype)
+            whole[tuple(map(slice, before.shape))] = before
+            whole[tuple(map(slice, begins, ends))] = array
+            found[name] = whole
+    return found
+
+
+@pytest.mark.parametrize("framework", list(LAYOUTS))
+def test_plain_python_reads_every_checkpoint(framework: str, checkpoints: dict[str, list[str]]) -> None:
+    for folder in checkpoints[framework]:
+        weights, expected = dtrain.load(folder), by_hand(folder)
+        assert weights.keys() == expected.keys()
+        assert all(np.array_equal(np.asarray(weights[name]), expected[name]) for name in expected), folder
 
 
 def test_the_checkpoints_are_not_all_alike(expected: dict[str, dict[str, str]]) -> None:

@@ -133,6 +133,16 @@ def test_what_a_form_cannot_hold_is_said_once_with_what_else_would_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("function", ["loop", "own_data"])
+def test_the_model_of_a_function_is_exported_without_training_it(function: str, tmp_path: Path) -> None:
+    options = ("--set", "task=null", "--set", f"function=exports.py:{function}")
+    live = finished(str(PROGRAMS / "exports.yaml"), *options, runs=tmp_path / "runs")
+    found = json.loads(exported(live, "--to", "onnx", "--output", "m.onnx", "--json", folder=tmp_path).stdout)
+    assert found["verification"]["batch_sizes"] == [16, 5]
+    assert found["inputs"][0]["shape"] == [None, 6]
+    assert found["weights_digest"] == live.weights()
+
+
 def test_what_gives_something_else_is_not_left_there(odd: Callable[[str], Live], tmp_path: Path) -> None:
     live = odd("exports.py:Relu")
     exported(live, "--to", "elsewhere", folder=tmp_path, PYTHONPATH=THIRD_PARTY)

@@ -47,7 +47,7 @@ def _verified(found: Verification) -> list[str]:
     if not found.metrics:
         return [
             *lines,
-            _row("", "the task's metrics are not compared: they need more of the model than one call's outputs"),
+            _row("", "no metrics are compared: there are none that follow from the outputs of one call alone"),
         ]
     lines.append(_row("", f"{'':16} {'trained':>12} {'exported':>12}"))
     return lines + [_row("", f"{name:16} {one:12.6g} {other:12.6g}") for name, (one, other) in found.metrics.items()]
@@ -80,4 +80,4 @@ def as_json(saved: SavedWeights, made: Made) -> JsonObject:
     return {
         "path": str(made.path.absolute()), "bytes": made.bytes, "run": saved.run.id, "step": saved.manifest.step,
         "weights_digest": saved.manifest.weights,
-    } | to_dict(made.result)  # fmt: skip
+    } | {key: value for key, value in to_dict(made.result).items() if key not in ("error", "hint", "exit_code")}  # fmt: skip

@@ -69,7 +69,8 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     run = RunDir(runs.absolute() / f"{job.name}-<time>")
     return PlanView(
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
-        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload, exact_buffers=_exact_buffers(launch), threads=job.resources.cpus_per_worker,
+        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
+        exact_buffers=_exact_buffers(launch), threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
         out_of_reach=tuple(planner.out_of_reach(launch)),

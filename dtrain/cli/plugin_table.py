@@ -47,6 +47,9 @@ def _missing(plugin: Any) -> str:
     framework = getattr(plugin, "framework", None)
     if framework and importlib.util.find_spec(framework) is None:
         return f"needs {framework}: pip install 'dtrain[{framework}]'"
+    frameworks = getattr(plugin, "frameworks", ())
+    if frameworks and not any(map(importlib.util.find_spec, frameworks)):
+        return f"needs {' or '.join(frameworks)}: pip install 'dtrain[{frameworks[0]}]'"
     return plugin.missing_here() if isinstance(plugin, ChecksInstallation) else ""
 
 

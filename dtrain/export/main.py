@@ -21,7 +21,8 @@ from dtrain.common.serde import from_dict, to_dict
 from dtrain.export import verification
 from dtrain.export.process import prepared, versions
 from dtrain.export.request import ExportRequest, ExportResult
-from dtrain.export.subject import Shown, built, chosen, own_weights, subject
+from dtrain.export.shown import Shown
+from dtrain.export.subject import built, chosen, own_weights, subject
 from dtrain.launch import registry
 from dtrain.spec.job import Job
 

@@ -25,10 +25,13 @@ def prepared(request: ExportRequest) -> Job:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of packages, as they are installed here under one name or another."""
+    """Of modules, by their own names, whatever distribution brings them."""
     found = {}
-    names = importlib.metadata.packages_distributions()
     for package in ("dtrain", *packages):
-        for distribution in names.get(package, [package]):
-            found[distribution] = importlib.metadata.version(distribution)
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            distributions = importlib.metadata.packages_distributions().get(package, [])
+            if distributions:
+                found[package] = importlib.metadata.version(distributions[0])
     return found

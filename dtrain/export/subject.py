@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dtrain.api.exporter import Call, Inference
 from dtrain.api.weights import Framework
 from dtrain.common.errors import UsageError, UserError, nearest
-from dtrain.data.stream import Stream
+from dtrain.export.function_subject import FunctionModel, FunctionSubject
 from dtrain.export.request import ExportRequest
+from dtrain.export.shown import Shown, batches_of, resized
 from dtrain.spec.job import Job
 from dtrain.worker import task as tasks
 from dtrain.worker.task import EVAL, TRAIN, Task
 
-BATCH, OTHER_BATCH = 16, 5
-"""Samples of the two sizes that are tried."""
-MOST_SAMPLES = 256
 MOST_SECONDS = 30.0
 """Spent on what the trained model gives; two batches there are at least."""
 EXAMPLE = "example_input"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A batch that the trained model was shown."""
-
-    size: int
-    """Samples."""
-    use: Callable[[], Any] | None
-    """Has the task compute its metrics (or loss) of it; None if the inputs are the task's example."""
-    call: Call
 
 
 @dataclass
@@ -54,7 +39,7 @@ class Subject:
         only = self._names()
         name, batches = self._batches()
         if not batches:
-            return f"samples like {self.task.name}.{EXAMPLE}()", list(self._examples())
+            return f"samples like {self.task.name}.{EXAMPLE}()", list(resized(self.inference, self._of_example()))
         found, began = [], time.monotonic()
         for number, (batch, size) in enumerate(batches):
             if number >= 2 and time.monotonic() - began > MOST_SECONDS:
@@ -67,7 +52,7 @@ class Subject:
         """The task's example, if it has one of these inputs: sizes that it has otherwise than the data are free."""
         if not hasattr(self.task, EXAMPLE):
             return []
-        call = self.inference.called(self.inference.batch(self._given()))
+        call = self._of_example()
         fits = [array.ndim for _, array in call.inputs] == [array.ndim for _, array in like.inputs]
         size = len(call.inputs[0][1]) if call.inputs and call.inputs[0][1].ndim else 1
         return [Shown(size, None, call)] if fits else []
@@ -76,13 +61,16 @@ class Subject:
         """How the task calls its model on the first of those batches."""
         _, batches = self._batches()
         if not batches:
-            return next(self._examples()).call
+            return self._of_example()
         return self.inference.record(self._use(self.inference.batch(batches[0][0])), self._names())
 
     def _names(self) -> tuple[str, ...]:
         """Of the inputs that the example names; empty if it names none."""
         example = self._given() if hasattr(self.task, EXAMPLE) else None
         return tuple(example) if isinstance(example, Mapping) else ()
+
+    def _of_example(self) -> Call:
+        return self.inference.called(self.inference.batch(self._given()))
 
     def _given(self) -> Any:
         """What the task gives for an example."""
@@ -109,44 +97,18 @@ class Subject:
             split, data = TRAIN, self.task.batches(TRAIN)
         assert data is not None, "only held-out data may be missing"
         words = "held-out samples" if split == EVAL else "samples of the training data (there are no held-out ones)"
-        return words, list(_of_stream(data) if isinstance(data, Stream) else _of_size(data))
-
-    def _examples(self) -> Iterator[Shown]:
-        example = self.inference.batch(self._given())
-        for size in (BATCH, OTHER_BATCH):
-            call = self.inference.called(example)
-            inputs = [np.resize(array, (size, *array.shape[1:])) for _, array in call.inputs]
-            outputs = self.inference.run(call, inputs)
-            names = [name for name, _ in call.inputs]
-            yield Shown(size, None, Call(tuple(zip(names, inputs, strict=True)), outputs, call.form))
+        return words, list(batches_of(data))
 
 
-def _of_size(data: Any) -> Iterator[tuple[Any, int]]:
-    total = min(data.size, MOST_SAMPLES)
-    first = min(BATCH, max(2, total))
-    yield data.fetch(np.arange(first) % data.size), first
-    other = min(OTHER_BATCH, first - 1)
-    yield data.fetch(np.arange(first, first + other) % data.size), other
-    for begin in range(first + other, total - first + 1, first):
-        yield data.fetch(np.arange(begin, begin + first)), first
-
-
-def _of_stream(data: Stream) -> Iterator[tuple[Any, int]]:
-    for size, limit in ((BATCH, BATCH), (OTHER_BATCH, OTHER_BATCH)):
-        yield from ((batch, count) for batch, count in data.one_epoch(size, 0, 1, limit) if count)
-
-
-def built(job: Job, framework: type[Framework], request: ExportRequest) -> tuple[Task, Any]:
-    """The run's task, and its model or models, not trained."""
-    if job.kind == "function":
-        raise UsageError(
-            f"{job.target} is a function, which builds its model itself: there is no task to export",
-            "Take its weights: dtrain weights RUN --to model.safetensors, or dtrain.load in a program of your own.",
-        )
+def built(job: Job, framework: type[Framework], request: ExportRequest) -> tuple[Task | FunctionModel, Any]:
+    """The run's task or function, and its model or models, not trained."""
     if not Path(request.code).is_dir():
         raise UsageError(
             f"the run's code is not on this machine: there is no folder {request.code}", "Name it: --code FOLDER"
         )
+    if job.kind == "function":
+        function = FunctionModel(job)
+        return function, function.build(framework)
     task = tasks.of_job(job)
     return task, framework.build(task, task.name)
 
@@ -166,10 +128,12 @@ def chosen(model: Any, name: str) -> Any:
     return model[name]
 
 
-def subject(task: Task, framework: type[Framework], model: Any, name: str) -> Subject:
-    """The model to export, as its task uses it."""
+def subject(task: Task | FunctionModel, framework: type[Framework], model: Any, name: str) -> Subject | FunctionSubject:
+    """The model to export, as its task or function uses it."""
     inference = framework.inference(chosen(model, name))
     view = {**model, name: inference.model} if isinstance(model, Mapping) else inference.model
+    if isinstance(task, FunctionModel):
+        return FunctionSubject(task, inference, view)
     return Subject(task, inference, view, name)
 
 

@@ -16,8 +16,10 @@ import numpy as np
 
 from dtrain.api.exporter import Arrays, Exporter, ExportError, TensorSpec, Tolerance
 from dtrain.export import runner, timing
+from dtrain.export.function_subject import FunctionSubject
 from dtrain.export.request import Speed, Verification
-from dtrain.export.subject import Shown, Subject
+from dtrain.export.shown import Shown
+from dtrain.export.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def in_fresh_process(
     return Ran(outputs, answer["versions"], {int(size): ms for size, ms in answer["speeds"].items()})
 
 
-def require_repeatable(subject: Subject, shown: Shown, outputs: Sequence[TensorSpec], tolerance: Tolerance) -> None:
+def require_repeatable(
+    subject: Subject | FunctionSubject, shown: Shown, outputs: Sequence[TensorSpec], tolerance: Tolerance
+) -> None:
     """Raise `ExportError` for a model that gives something else for the same batch: nothing could be equal to it."""
     again = subject.inference.run(shown.call, [array for _, array in shown.call.inputs])
     for wanted, got, spec in zip(shown.call.outputs, again, outputs, strict=True):
@@ -80,7 +84,12 @@ def require_repeatable(subject: Subject, shown: Shown, outputs: Sequence[TensorS
 
 
 def compared(
-    subject: Subject, data: str, shown: Sequence[Shown], ran: Ran, outputs: Sequence[TensorSpec], tolerance: Tolerance
+    subject: Subject | FunctionSubject,
+    data: str,
+    shown: Sequence[Shown],
+    ran: Ran,
+    outputs: Sequence[TensorSpec],
+    tolerance: Tolerance,
 ) -> Verification:
     """Every value of every batch, and the task's metrics of both."""
     absolute = relative = 0.0
@@ -118,7 +127,7 @@ def _difference(wanted: Any, got: Any, spec: TensorSpec, tolerance: Tolerance) -
     return absolute, relative, text
 
 
-def _metrics(subject: Subject, shown: Sequence[Shown], ran: Ran) -> dict[str, tuple[float, float]]:
+def _metrics(subject: Subject | FunctionSubject, shown: Sequence[Shown], ran: Ran) -> dict[str, tuple[float, float]]:
     """Weighted by the samples of the batches; empty if they cannot be told from the outputs alone."""
     sums: dict[str, list[float]] = {}
     total = sum(one.size for one in shown if one.use)
@@ -134,7 +143,7 @@ def _metrics(subject: Subject, shown: Sequence[Shown], ran: Ran) -> dict[str, tu
     return {name: (trained, exported) for name, (trained, exported) in sums.items()}
 
 
-def speeds(subject: Subject, shown: Sequence[Shown], ran: Ran) -> tuple[Speed, ...]:
+def speeds(subject: Subject | FunctionSubject, shown: Sequence[Shown], ran: Ran) -> tuple[Speed, ...]:
     """Of the trained model in its framework beside the exported one in its runtime, one after the other on the same threads."""
     call = shown[0].call
     found = []

@@ -55,6 +55,7 @@ def _properties(node: JsonObject, whole: JsonObject) -> dict[str, JsonObject]:
     forms = [form for form in _forms(node, whole) if form.get("type") != "null"]
     listed = [inner for form in forms if "items" in form for inner in _forms(form["items"], whole)]
     forms = [*(form for form in forms if "items" not in form), *listed]
+    several = sum("properties" in form for form in forms) > 1
     for form in forms:
         title = form.get("title", "")
         for name, child in form.get("properties", {}).items():
@@ -62,7 +63,7 @@ def _properties(node: JsonObject, whole: JsonObject) -> dict[str, JsonObject]:
             if "const" in child:
                 continue
             text = child.get("description", "")
-            found.setdefault(name, child | ({"description": f"({title}) {text}"} if len(forms) > 1 else {}))
+            found.setdefault(name, child | ({"description": f"({title}) {text}"} if several else {}))
     return found
 
 

@@ -6,6 +6,7 @@ Importing this module imports no framework.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ class Form:
     inputs: Any
     outputs: Any
     output_names: tuple[str, ...]
+
+
+class _Called(BaseException):
+    """Ends what uses a model at its first call; not an `Exception`, so that the user's own handlers let it pass."""
 
 
 class KerasInference:
@@ -50,11 +55,12 @@ class KerasInference:
 
         def recording(inputs: Any) -> Any:
             calls.append(inputs)
-            return self._model(inputs, training=False)
+            raise _Called
 
         self._answer = recording
         try:
-            use()
+            with suppress(_Called):
+                use()
         finally:
             self._answer = None
         if not calls:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ class Form:
     output_names: tuple[str, ...]
 
 
+class _Called(BaseException):
+    """Ends what uses a model at its first call; not an `Exception`, so that the user's own handlers let it pass."""
+
+
 class TorchInference:
     """One module; several calls of it give the same."""
 
@@ -55,15 +60,14 @@ class TorchInference:
         import torch
 
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        forward = self._model.forward
 
         def recording(*arguments: Any, **named: Any) -> Any:
             calls.append((arguments, named))
-            return forward(*arguments, **named)
+            raise _Called
 
         self._model.forward = recording
         try:
-            with torch.no_grad():
+            with torch.no_grad(), suppress(_Called):
                 use()
         finally:
             del self._model.forward

@@ -25,8 +25,10 @@ hosts = "elsewhere_cluster:Hosts"
 ompi = "elsewhere_strategy:Ompi"
 [project.entry-points."dtrain.trackers"]
 lines = "elsewhere_tracker:Lines"
+[project.entry-points."dtrain.exporters"]
+matrices = "elsewhere_exporter:Matrices"
 [tool.setuptools]
-py-modules = ["elsewhere_cluster", "elsewhere_strategy", "elsewhere_tracker"]
+py-modules = ["elsewhere_cluster", "elsewhere_strategy", "elsewhere_tracker", "elsewhere_exporter"]
 """
 CONTRACT = """
 from pathlib import Path
@@ -103,10 +105,12 @@ def test_the_plugins_of_the_pages_are_found_checked_and_run(fresh: Path, tmp_pat
     (package / "pyproject.toml").write_text(PLUGIN)
     (package / "elsewhere_cluster.py").write_text(example(ROOT / "clusters/README.md"))
     (package / "elsewhere_tracker.py").write_text(example(ROOT / "trackers/README.md"))
+    (package / "elsewhere_exporter.py").write_text(example(ROOT / "exporters/README.md"))
     (package / "elsewhere_strategy.py").write_text(example(ROOT / "strategies/README.md"))
     run(fresh / "pip", "install", "--quiet", "--no-deps", package, cwd=tmp_path)
     listed = run(fresh / "dtrain", "plugins", cwd=tmp_path)
     assert "[elsewhere]" in listed
+    assert "exporter   matrices" in listed
     assert "[dtrain]" in listed
     (tmp_path / "contract.py").write_text(CONTRACT)
     assert "kept the contract" in run(fresh / "python", "contract.py", cwd=tmp_path)

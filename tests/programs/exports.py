@@ -70,3 +70,28 @@ class Fixed(Base):
 
 class Random(Base):
     layer = Chance
+
+
+def loop(context):
+    """A loop of its own on the run's batches."""
+    task = Relu()
+    model, optimizer = context.prepare(task.model, task.optimizer)
+    for batch in context.batches(task.data("train")):
+        loss = task.loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        context.report(loss=loss)
+
+
+def own_data(context):
+    """A loop of its own on data of its own."""
+    task = Relu()
+    model, optimizer = context.prepare(task.model, task.optimizer)
+    inputs, labels = map(torch.from_numpy, task.data("train"))
+    for _ in range(context.step, context.total_steps):
+        loss = task.loss(model, (inputs, labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        context.report(loss=loss)

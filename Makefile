@@ -9,9 +9,10 @@ SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py st
 demo: $(VENV)/.demo
 	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
 
-# The tests kill processes and nodes at moments that a loaded machine shifts: what fails is tried once more, in sight of all.
+# Two files of tests at a time: they wait more than they compute. They kill processes and nodes at moments that a loaded machine shifts:
+# what fails is tried once more, alone, in sight of all.
 test: $(VENV)/.test check
-	$(VENV)/bin/python -P -m pytest tests || { \
+	$(VENV)/bin/python -P -m pytest tests -n 2 --dist loadfile || { \
 	  echo "--- the tests that failed, once more: they must pass now ---"; \
 	  $(VENV)/bin/python -P -m pytest tests --last-failed --last-failed-no-failures=none; }
 

@@ -92,6 +92,23 @@ def test_a_chain_of_kills_shrinks_grows_and_other_strategies_ends_as_undisturbed
     )
 
 
+def test_a_function_that_computes_its_shards_one_by_one_has_the_same_bits_and_another_one_is_refused(
+    alone: Live, tmp_path: Path
+) -> None:
+    text = Path(RECIPE).read_text().replace("task: exact.py:Task", f"function: {PROGRAMS}/exact.py:train")
+    (tmp_path / "r.yaml").write_text(text.replace("clip_norm: 0.5, ", ""))
+    recipe = str(tmp_path / "r.yaml")
+    one = finished(recipe, "--set", "params.by_shards=true", runs=tmp_path / "one")
+    many = finished(recipe, "--set", "params.by_shards=true", *at(4, "fsdp", "--nodes", "2"), runs=tmp_path / "many")
+    assert_equal(many, one)
+    task = finished(RECIPE, "--set", "train.clip_norm=null", *at(2, "ddp"), runs=tmp_path / "task")
+    model = "checkpoints/step-00000012"
+    assert first_difference(one.run.path / model, task.run.path / model) is None, "the same as dtrain's own loop"
+    assert "so are the gradients of 32 shards" in dtrain("verify", str(many.run.path), "--workers", "2").stdout
+    with start(recipe, "--workers", "2", runs=tmp_path / "refused") as live:
+        assert "step 0 was done without context.shards" in live.finish(code=1)
+
+
 def test_without_it_other_sizes_give_other_bits(tmp_path: Path) -> None:
     loose = ("--set", "train.exact=false", "--set", "train.shards=8")
     one = finished(RECIPE, *loose, runs=tmp_path / "one")
@@ -145,10 +162,9 @@ def test_a_run_is_verified_while_it_goes_on(tmp_path: Path) -> None:
             "6 is no power of two",
         ),
         ("strategy: {name: ddp, compression: bf16}", "leave strategy.compression out"),
-        ("task: null\nfunction: exact.py:train", "a function takes its gradients itself"),
         ("strategy: {name: hsdp, replicas: 4}\nresources: {workers: 4}", "groups of one worker each split nothing"),
     ],
-    ids=["horovod", "workers", "power-of-two", "compression", "function", "hsdp"],
+    ids=["horovod", "workers", "power-of-two", "compression", "hsdp"],
 )
 def test_what_cannot_be_exact_is_refused_before_the_start(change: str, words: str, tmp_path: Path) -> None:
     changed = [line.partition(":")[0] for line in change.splitlines()]

@@ -245,14 +245,6 @@ class SplitsUnevenly(Protocol):
 
 
 @runtime_checkable
-class SumsExactly(Protocol):
-    """A strategy whose weights are the same to the last bit on every number of workers, if the job asks for it (`train.exact`)."""
-
-    def inexact(self, job: Job) -> list[str]:
-        """Pure. What keeps this job from it, each with what to do instead."""
-
-
-@runtime_checkable
 class WeighsShards(Protocol):
     """A training backend whose shards may differ in size."""
 
@@ -268,23 +260,6 @@ class MeasuresSteps(Protocol):
     def measured(self) -> dict[str, float]:
         """`learning_rate` and `gradient_norm` of the newest step that is reported (every `train.log_every`), with `/NAME` if there
         are several; what is not known is left out. Called after such a step; may wait for the device."""
-
-
-@runtime_checkable
-class ChecksGradients(Protocol):
-    """A training backend that can tell whether a computation gave the same gradients as another one (`train.exact`)."""
-
-    def gradient_checksums(self) -> list[int]:
-        """Of each shard of the newest step: the sum of its gradient's bits, value by value, modulo 2^64; see
-        `dtrain.run.gradient_ledger`."""
-
-
-@runtime_checkable
-class HasFingerprint(Protocol):
-    """A training backend that can tell processors, and builds of its framework, whose arithmetic differs."""
-
-    def fingerprints(self) -> list[str]:
-        """Collective. Of each rank, the digest of a small computation, whose bits depend on the kernels that it ran in."""
 
 
 @runtime_checkable

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from dtrain.api.exactness import SumsExactly
 from dtrain.api.plan import Problem
-from dtrain.api.strategy import Strategy, SumsExactly
+from dtrain.api.strategy import Strategy
 from dtrain.launch import registry
 from dtrain.spec.job import Job
 
@@ -41,13 +42,7 @@ def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
     if not job.train.exact:
         return
     key = ("train", "exact")
-    if job.kind != "task":
-        yield Problem(
-            key,
-            f"a {job.kind} takes its gradients itself, and in one pass: train.exact needs a task with `loss`, whose shards "
-            "dtrain computes one by one",
-        )
-    elif not isinstance(strategy, SumsExactly):
+    if not isinstance(strategy, SumsExactly):
         yield Problem(
             key,
             f"'{job.strategy.name}' adds gradients in an order of its own, which depends on the number of workers: choose one of "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dtrain.api.exactness import ChecksGradients, PassesShards
 from dtrain.api.reports import EvaluationMetrics, LoopLeft
 from dtrain.api.strategy import TrainingBackend
 from dtrain.common.errors import UserError
@@ -18,6 +19,7 @@ from dtrain.data.batches import Collate
 from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import opened
+from dtrain.run.gradient_ledger import GradientLedger
 from dtrain.run.sample_ledger import Ledger
 from dtrain.spec import contract
 from dtrain.worker.trainer import Report, Trainer
@@ -69,6 +71,9 @@ class Context:
         self._sampler: Sampler | None = None
         self._report: Report | None = None
         self._ledger: Ledger | None = None
+        self._gradients: GradientLedger | None = None
+        self._summed = False
+        """The gradients of the step under way are those of `shards`."""
         rank_info = trainer.context.rank_info
         self.params: dict[str, Any] = trainer.context.job.params
         self.rank = rank_info.rank
@@ -200,6 +205,42 @@ class Context:
                     trainer.channel.ask_to_stop(self._reason)
         self._left = self._done < sampler.total_steps
 
+    def shards(self, batch: Any) -> Iterator[Any]:
+        """The parts of this worker's batch to compute one after the other, each with its own forward and backward pass::
+
+            for batch in context.batches(data):
+                optimizer.zero_grad()
+                for part in context.shards(batch):
+                    loss = loss_of(model, part)
+                    loss.backward()
+                optimizer.step()
+
+        With `train.exact` they are the shards, whose gradients are summed in one fixed tree: `.grad` is then the mean over the global
+        batch, the same to the last bit on every number of workers. Without it, there is one part: the batch."""
+        trainer = self._trainer
+        if not trainer.train.exact:
+            yield batch
+            return
+        assert isinstance(self.backend, PassesShards), "the plan refuses others"
+        try:
+            yield from self.backend.shard_passes(
+                batch, [step_seed(trainer.train.seed, self._done, shard) for shard in trainer.shards]
+            )
+        except ValueError as error:
+            raise UserError(f"{self._name}: context.shards: {error}") from None
+        self._summed = True
+
+    def _keep_exact(self) -> None:
+        """Refuse a step whose gradients were not summed in the tree, and keep their checksums."""
+        if not self._summed:
+            raise UserError(
+                f"{self._name}: train.exact: step {self._done} was done without context.shards, whose parts are to be computed one "
+                "after the other: for part in context.shards(batch)"
+            )
+        self._summed = False
+        if self._gradients and isinstance(self.backend, ChecksGradients):
+            self._gradients.add(self._done, self._trainer.shards, self.backend.gradient_checksums())
+
     def report(self, **values: Any) -> None:
         """Named numbers of the step under way (loss, accuracy); their mean over ranks is shown every `log_every` steps.
 
@@ -274,11 +315,14 @@ class Context:
         self._report = Report(self._trainer, total_steps)
         self._clock = self._trainer.step_clock()
         self._ledger = self._trainer.open_ledger()
+        self._gradients = self._trainer.open_gradient_ledger()
 
     def _complete(self, begin: int, indices: Any) -> None:
         """Collective. The step under way is done."""
         assert self._ledger is not None and self._report is not None, "a step was begun"
         self._ledger.add(self._done, begin, indices)
+        if self._trainer.train.exact:
+            self._keep_exact()
         self._done += 1
         self._report.count(self._done, self._values)
         self._values = {}

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from dtrain.api.exactness import ChecksGradients, HasFingerprint
 from dtrain.api.reports import EndedEarly, LoopPhase
 from dtrain.api.strategy import (
-    ChecksGradients,
     FetchesFiles,
-    HasFingerprint,
     NonFiniteLoss,
     StepNumber,
     TrainingBackend,

@@ -18,7 +18,7 @@ from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
 from . import exact, initial, network
-from .batches import Mover, evaluating
+from .batches import Mover, evaluating, part_of
 from .buffers import BufferSync
 from .losses import LateLosses
 from .measures import StepMeasures
@@ -118,6 +118,17 @@ class TorchBackend:
         self.seed(seed)
         self._begin_own_work()
         return self._moved(batch)
+
+    def shard_passes(self, batch: Any, seeds: Sequence[int]) -> Iterator[Any]:
+        """See `PassesShards.shard_passes`."""
+        assert self._exact is not None, "only then are there shards"
+        self._late.next_step()
+        for number, seed in enumerate(seeds, start=1):
+            self.seed(seed)
+            seed_host(seed)
+            with self._passing(last=number == len(seeds)):
+                yield part_of(batch, number - 1, len(seeds))
+            self._exact.keep_buffers(self._buffers(), first=number == 1, last=number == len(seeds))
 
     def _begin_own_work(self) -> None:
         if self._own_work:

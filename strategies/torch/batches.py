@@ -88,3 +88,30 @@ def evaluating(models: Iterable[Any]) -> Iterator[None]:
             model.train()
         for module, mode in modes:
             module.training = mode
+
+
+def part_of(batch: Any, number: int, count: int) -> Any:
+    """One of equal parts of a batch: slices of its tensors along the first dimension, in the structure it has. Raises `ValueError`
+    for a tensor that cannot be cut so."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        if batch.ndim == 0:
+            return batch
+        if batch.shape[0] % count:
+            raise ValueError(f"a tensor of shape {list(batch.shape)} cannot be cut into {count} equal parts")
+        each = batch.shape[0] // count
+        return batch[number * each : (number + 1) * each]
+    if isinstance(batch, Mapping):
+        parts = {name: part_of(part, number, count) for name, part in batch.items()}
+        return parts if type(batch) is dict else _like(batch, parts)
+    if isinstance(batch, tuple | list):
+        found = [part_of(part, number, count) for part in batch]
+        if hasattr(batch, "_fields"):
+            return type(batch)(*found)
+        return found if isinstance(batch, list) else tuple(found)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        from dtrain.data.batches import with_fields
+
+        return with_fields(batch, lambda name: part_of(getattr(batch, name), number, count))
+    return batch

@@ -94,7 +94,8 @@ class ExactSums:
     def __init__(self, shards: int, world_size: int) -> None:
         self.scale = 1.0 / shards
         self.world_size = world_size
-        self.last_pass = True
+        self.last_pass = False
+        self._in_step = False
         self._own = PartialSums()
         self._known: dict[tuple[int, int], _Bucket] = {}
         """(Number, values) → what is kept for a bucket of DDP."""
@@ -107,14 +108,15 @@ class ExactSums:
 
     def begin_pass(self, *, last: bool) -> None:
         """One backward pass is about to begin."""
-        if self.last_pass:
+        if not self._in_step:
             self._checksums = []
+        self._in_step = not last
         self._checksums.append(0)
         self.last_pass = last
 
     def see(self, gradients: Iterable[Any]) -> None:
         """Gradients of the pass under way, before they are added to any other."""
-        for gradient in gradients:
+        for gradient in gradients if self._checksums else ():
             self._checksums[-1] = self._checksums[-1] + bits(gradient)
 
     def checksums(self) -> list[int]:
@@ -124,6 +126,7 @@ class ExactSums:
     def end_pass(self, parameters: Iterable[Any], *, reduced: bool) -> None:
         """One backward pass is done. Keep its gradients, or after the last one put the mean in their place; `reduced`: something
         else has summed them (a reduce-scatter of `TreeReduceScatter`)."""
+        last, self.last_pass = self.last_pass, False
         if reduced:
             return
         everyone = {id(parameter): parameter for parameter in parameters}
@@ -133,7 +136,7 @@ class ExactSums:
             return
         gradients = {key: local(parameter.grad) for key, parameter in with_gradient.items()}
         self.see(gradients.values())
-        if not self.last_pass:
+        if not last:
             for parameter in with_gradient.values():  # the next pass makes new ones: these are kept without a copy
                 parameter.grad = None
             self._own.push(gradients)
@@ -160,7 +163,7 @@ class ExactSums:
         buffer = bucket.buffer()
         future: Any = torch.futures.Future()
         future.set_result(buffer)
-        if not self.last_pass:  # a pass whose gradients are thrown away
+        if not self.last_pass:  # of nobody's: the user's function did not say that it is a pass
             return future
         self.see([buffer])
         views = dict(zip(map(id, bucket.parameters()), bucket.gradients(), strict=True))

@@ -65,4 +65,14 @@ class ByItself(Task):
 
 
 def train(context):
-    raise AssertionError("refused before")
+    task = Task()
+    model, optimizer = context.prepare(task.model, task.optimizer)
+    for batch in context.batches(task.data("train")):
+        optimizer.zero_grad()
+        total = 0.0
+        for part in context.shards(batch) if context.params.get("by_shards") else [batch]:
+            loss = task.loss(model, part)
+            loss.backward()
+            total += loss.detach().double()
+        optimizer.step()
+        context.report(loss=total * context.world_size / 8)

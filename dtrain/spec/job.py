@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 Device = Literal["cpu", "gpu", "tpu"]
+FailureClass = Literal["bug", "transient", "out of memory", "crash"]
 Moment = Literal["started", "stalled", "recovered", "requeued", "finished", "stopped", "failed"]
 """Of a run, that somebody may want to be told of."""
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
@@ -291,6 +292,9 @@ class Recovery:
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, SECONDS] = 600.0
     """Longest wait for the cluster to give the nodes, and for a node to start its workers."""
+    classes: dict[str, FailureClass] = field(default_factory=dict)
+    """Name of an exception → the class that it is: {DataError: transient, CudaAssert: bug}. `bug` and `out of memory` end the run,
+    `transient` is tried once more, `crash` as often as `restarts` says."""
     hold_seconds: Annotated[float, NOT_NEGATIVE] = 0.0
     """A rank that an exception ends waits for so long for `dtrain debug` before it fails."""
     retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()

@@ -105,7 +105,7 @@ class Attempt:
         self._start_watch = StartWatch(self._settings.provision_seconds)
         self._failures = FailureAttribution(
             self._owner, partial(error_kind, context.strategy), script=plan.job.kind == "script",
-            retry_exit_codes=self._settings.retry_exit_codes,
+            retry_exit_codes=self._settings.retry_exit_codes, classes=self._settings.classes,
         )  # fmt: skip
         self._drain = DrainAgreement()
         self._retention = CheckpointRetention(plan.job.checkpoint, context.log.path)

@@ -12,6 +12,10 @@ from dtrain.spec.failures import Failure, FailureKind, exit_kind
 from dtrain.supervisor.early_exits import EarlyExits
 from dtrain.supervisor.failure_policy import cause, conclusive
 
+KINDS = {
+    "bug": FailureKind.BUG, "transient": FailureKind.TRANSIENT, "out of memory": FailureKind.OUT_OF_MEMORY, "crash": FailureKind.CRASH,
+}  # fmt: skip
+"""`recovery.classes` says → the class of a failure."""
 BUG_SETTLE_SECONDS = 0.25
 SETTLE_SECONDS = 1.5
 
@@ -26,9 +30,12 @@ class FailureAttribution:
         *,
         script: bool,
         retry_exit_codes: Sequence[int] = (),
+        classes: Mapping[str, str] | None = None,
     ) -> None:
         self._classify = classify
         """Of exceptions by the names of their types and their text."""
+        self._classes = {name: KINDS[one] for name, one in (classes or {}).items()}
+        """Those of the recipe, by the names of exceptions."""
         self._owner = owner
         """Rank → node."""
         self._retry_exit_codes = retry_exit_codes
@@ -40,6 +47,7 @@ class FailureAttribution:
         """A worker reported its exception; it counts when the worker has ended."""
         name = report.message.partition(":")[0].partition("(")[0]
         kind = FailureKind(report.failure) if report.failure else self._classify([name], report.message)
+        kind = self._classes.get(name, kind)
         self._reports[rank] = Failure(
             kind, report.message, rank=rank, node=self._owner[rank],
             traceback=report.traceback, where=report.where, exit_code=report.exit_code,

@@ -72,3 +72,19 @@ def test_errors_that_an_agent_found_are_classified_by_the_supervisor(message: st
     cause = attribution.cause()
     assert cause is not None
     assert (cause.kind, cause.message) == (kind, message)
+
+
+def test_a_recipe_may_say_what_an_exception_of_its_own_is() -> None:
+    classify = partial(error_kind, registry.strategy("script", {}))
+    classes = {"DataError": "transient", "ConnectionError": "bug"}
+    for name, reported, kind in (
+        ("DataError", "bug", FailureKind.TRANSIENT),
+        ("ConnectionError", "", FailureKind.BUG),
+        ("OtherError", "bug", FailureKind.BUG),
+    ):
+        attribution = FailureAttribution({0: "node0"}, classify, script=False, classes=classes)
+        attribution.report(0, WorkerFailed(reported, f"{name}: a sample cannot be read"))
+        attribution.exited(WorkerExited(1, 0, 1, None, out_of_memory=False), 0)
+        cause = attribution.cause()
+        assert cause is not None
+        assert cause.kind is kind

@@ -132,7 +132,7 @@ def plan_text(shown: PlanView) -> str:
     if shown.exact_buffers is not None:
         lines.append(
             f"  the same bits at every size: up to {counted(shown.exact_buffers, 'gradient buffer')} more on each worker; "
-            f"{shown.threads or 'the same number of'} threads everywhere"
+            f"{counted(shown.threads, 'thread') if shown.threads else 'as many threads'} everywhere"
         )
     for rank in shown.ranks:
         lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")

@@ -16,6 +16,7 @@ from dtrain.cli import (
     bench_commands,
     completion_commands,
     doctor_commands,
+    drill_commands,
     inspect_commands,
     report_commands,
     tracker_commands,
@@ -316,6 +317,7 @@ def explain(
 
 for commands in (
     bench_commands,
+    drill_commands,
     report_commands,
     inspect_commands,
     tracker_commands,

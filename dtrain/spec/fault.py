@@ -136,7 +136,8 @@ class Fault:
     @property
     def text(self) -> str:
         """As it is typed: `kill@23:1`, `kill@evaluation:0`."""
-        return f"{self.name}@{self.where}:{self.rank}"
+        of = "" if self.type.side is Side.SUPERVISOR else f":{self.rank}"
+        return f"{self.name}@{self.where}{of}"
 
 
 Schedule = tuple[Fault, ...]

@@ -28,7 +28,7 @@ def drill(
     budget: Annotated[str, typer.Option(metavar="TIME", help="Begin no further run after this time: 90s, 10m, 2h.")] = "10m",
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="FAULT,FAULT", help="Only these: kill, kill@23 (a step), kill@evaluation (a phase), kill@23:1 (a rank), kill@23+hang (one after the other in one run)."),
+        typer.Option(metavar="FAULT,FAULT", help="Only these: kill, kill@23:1 (step, rank), kill@evaluation (phase), kill@23+hang (both in one run); see --list."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the steps and ranks that are left open.")] = 0,
     random: Annotated[str | None, typer.Option(metavar="TIME", help="Instead, faults at random, this far apart on average: 5s, 60s.")] = None,

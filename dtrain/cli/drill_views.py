@@ -12,7 +12,7 @@ from dtrain.cli import page
 from dtrain.cli.drill_result import DrillResult, Row
 from dtrain.cli.render import counted, seconds
 from dtrain.cli.summary import columns
-from dtrain.spec.fault import PHASES, STEP, Fault
+from dtrain.spec.fault import PHASES, STEP, Fault, Side
 
 HEADS = (
     "fault", "strikes", "detected after", "class given", "next step after", "steps lost", "time lost", "restarts charged",
@@ -61,7 +61,7 @@ def cells(row: Row) -> list[str]:
     return [
         "+".join(fault.name for fault in row.case.schedule), ", then ".join(map(_where, row.case.schedule)),
         _after(row.detected_seconds), " + ".join(dict.fromkeys(row.classes)) or "-", _after(row.next_step_seconds),
-        "-" if row.steps_lost is None else str(row.steps_lost), _after(row.seconds_lost), str(row.restarts_charged),
+        "-" if row.steps_lost is None or row.exit_code else str(row.steps_lost), _after(row.seconds_lost), str(row.restarts_charged),
         row.end, row.verdict,
     ]  # fmt: skip
 
@@ -69,11 +69,7 @@ def cells(row: Row) -> list[str]:
 def _where(fault: Fault) -> str:
     if fault.seconds is not None:
         return f"after {fault.seconds:g} s, rank {fault.rank}"
-    of = (
-        ""
-        if fault.phase == "commit" and not fault.type.charged and fault.type.side.value == "supervisor"
-        else f", rank {fault.rank}"
-    )
+    of = "" if fault.type.side is Side.SUPERVISOR else f", rank {fault.rank}"
     if fault.phase == STEP:
         return f"step {fault.step}{of}"
     return f"{fault.phase.replace('-', ' ')}{f' from step {fault.step} on' if fault.step else ''}{of}"

@@ -57,7 +57,8 @@ class CheckpointCommits:
     def add(self, rank: int, report: ShardWritten) -> None:
         """A rank's shard is on disk; the last one begins the commit."""
         step = report.step
-        if step in self._failed:
+        if step in self._failed:  # it was written beside the removal of what others had staged
+            self._lane.run(lambda: self._store.abandon(self._attempt, step), _ignore)
             return
         shards = self._shards.setdefault(step, {})
         shards[rank] = report

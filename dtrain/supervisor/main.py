@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dtrain.api.cluster import NodeDraining
 from dtrain.api.plan import SHIPPED_ENVIRONMENT, SHIPPED_JOB, LaunchPlan
+from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError, DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
@@ -134,7 +135,10 @@ def _supervise(
             sync.start(patience_seconds)
             tracking.start(job, log)
             watcher.start()
-            return Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
+            code = Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
+            # No worker is left that writes: unfinished checkpoints only take space.
+            LocalCheckpointStore(run.checkpoints).clear_staging()
+            return code
     except LeaseTaken:
         raise
     except DtrainError as error:

@@ -173,7 +173,7 @@ def _parsed(text: str) -> Wanted:
     if where is None:
         return Wanted(name, rank=rank)
     if where.isdigit():
-        return Wanted(name, STEP, int(where), rank)
+        return Wanted(name, TYPES[name].phases[0], int(where), rank)
     if _SECONDS.match(where):
         return Wanted(name, rank=rank, seconds=float(where[:-1]))
     phase, _, number = where.rpartition("-") if where.rpartition("-")[2].isdigit() else (where, "", "")

@@ -155,6 +155,14 @@ class History:
         return sum(costs) if costs and self.next_step_seconds is not None else self.next_step_seconds
 
 
+def too_late(history: History) -> str:
+    """Why a fault that asks the run to leave shows nothing; '' if it shows something."""
+    asks = [fault for fault in history.schedule if fault.type.side is Side.SUPERVISOR]
+    if asks and history.codes == (Exit.DONE,) and len(history.of(AttemptStarted)) <= len(history.schedule):
+        return f"the run was done before it could leave after {asks[-1].text}: use more --steps"
+    return ""
+
+
 def alarms(history: History) -> list[str]:
     """What an undisturbed run should not have."""
     found = [f"a false alarm: {event.name} {_of_alarm(event)}" for event in history.events if isinstance(event, ALARMS)]

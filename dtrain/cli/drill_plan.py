@@ -20,6 +20,8 @@ HANG_SECONDS = 5.0
 RESTARTS = 5
 EARLIEST, LATEST = 0.35, 0.8
 """Between which shares of the steps a fault strikes."""
+EARLIEST_REQUEST, LATEST_REQUEST = 0.1, 0.4
+"""The same for what asks the run to leave, which it must do before it is done."""
 OTHER_PHASES = (
     "kill@first-step", "kill@collective", "kill@evaluation", "kill@staging", "kill@writing", "kill@commit", "kill@import",
     "kill@rendezvous", "stop@collective", "kill+kill@build", "agent+kill@first-step",
@@ -116,7 +118,9 @@ def _placed(one: Wanted, span: Span, drawn: random.Random, after: int) -> Fault:
     processes = span.launch.processes
     if one.rank is not None and one.rank >= processes:
         raise UsageError(f"there is no rank {one.rank}: the job has {processes} processes")
-    first, last = max(1, after + 1, round(EARLIEST * span.steps)), max(1, round(LATEST * span.steps))
+    asks = TYPES[one.name].side is Side.SUPERVISOR
+    begin, end = (EARLIEST_REQUEST, LATEST_REQUEST) if asks else (EARLIEST, LATEST)
+    first, last = max(1, after + 1, round(begin * span.steps)), max(1, round(end * span.steps))
     step, rank = drawn.randint(min(first, last), last), drawn.randrange(processes)
     rank = rank if one.rank is None else one.rank
     if span.launch.job.kind == "script":

@@ -98,7 +98,7 @@ class Drill:
 
     def _judged(self, case: Case, history: History) -> Row:
         struck = len({one.attempt for one in history.injected})
-        problem = next((one.problem for one in history.injected if one.problem), "")
+        problem = next((one.problem for one in history.injected if one.problem), "") or drill_checks.too_late(history)
         row = Row(
             case, str(history.run.path), struck == len(case.schedule), problem, history.detected_seconds,
             tuple(failure.kind for failure in history.failures), history.next_step_seconds, history.steps_lost,

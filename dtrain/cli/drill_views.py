@@ -76,7 +76,7 @@ def _where(fault: Fault) -> str:
 
 
 def _after(value: float | None) -> str:
-    return "-" if value is None else seconds(value) if value >= 0.01 else f"{value * 1000:.0f} ms"
+    return "-" if value is None else seconds(value) if value >= 1 else f"{value * 1000:.0f} ms"
 
 
 def _missing(result: DrillResult) -> list[str]:

@@ -70,7 +70,9 @@ def clusters(wanted: Sequence[str], folder: Path) -> Iterator[dict[str, Mapping[
             if reason := missing():
                 print(f"{name}: not drilled: {reason}")
                 continue
-            found[name] = stack.enter_context(made(name, folder)).environment
+            lab = made(name, folder)
+            stack.callback(lab.stop)
+            found[name] = lab.environment
         yield found
 
 

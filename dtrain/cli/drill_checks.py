@@ -98,6 +98,12 @@ class History:
         """Whether dtrain sees no steps."""
         return self.run.job().kind == "script"
 
+    @property
+    def workers_seconds(self) -> float:
+        """From the start of the workers to the end."""
+        started = [event.time for event in self.of(WorkersStarted)]
+        return self.events[-1].time - started[-1] if started else self.seconds
+
     def losses(self) -> dict[int, float]:
         """Step → loss of the last attempt that did it."""
         return {event.step: event.values["loss"] for event in self.of(Metrics) if "loss" in event.values}
@@ -147,7 +153,9 @@ class History:
 
     @cached_property
     def seconds_lost(self) -> float | None:
-        """That failures cost; for a run that was resumed, up to its next step."""
+        """That failures cost; for a run that was resumed, and for a script, up to the next step or start."""
+        if self.is_script:
+            return self.next_step_seconds
         found = goodput.builder(self.run)
         for event in self.events:
             found.add(event)

@@ -54,7 +54,7 @@ class Span:
     launch: LaunchPlan
     steps: int
     seconds: float
-    """That a program whose steps are not known ran undisturbed."""
+    """That the workers of the undisturbed run lived."""
 
 
 def short(job: Job, steps: int, *, keep_all: bool) -> Job:
@@ -124,7 +124,7 @@ def _placed(one: Wanted, span: Span, drawn: random.Random, after: int) -> Fault:
     step, rank = drawn.randint(min(first, last), last), drawn.randrange(processes)
     rank = rank if one.rank is None else one.rank
     if span.launch.job.kind == "script":
-        seconds = one.seconds or round(max(0.1, drawn.uniform(EARLIEST, LATEST) * span.seconds), 1)
+        seconds = one.seconds or round(max(0.02, drawn.uniform(EARLIEST, LATEST) * span.seconds), 2)
         return Fault(one.name, rank, seconds=seconds)
     phase = one.phase or TYPES[one.name].phases[0]
     if one.step is not None and one.step >= span.steps:

@@ -69,7 +69,8 @@ class Drill:
         history = self._run("undisturbed", ())
         self._undisturbed = history
         row = Row(
-            Case("undisturbed"), str(history.run.path), exit_code=_last(history), end=f"step {history.saved_step}",
+            Case("undisturbed"), str(history.run.path), exit_code=_last(history),
+            end=f"exit code {_last(history)}" if history.is_script else f"step {history.saved_step}",
             broken=tuple(drill_checks.alarms(history)), seconds=history.seconds,
         )  # fmt: skip
         return row, history

@@ -57,7 +57,8 @@ class Session:
         self._job = drill_plan.short(loaded, asked.steps, keep_all=asked.explain)
         self._launch: LaunchPlan = planner.make(self._job)
         # A mistake in a step or a rank is found before anything runs.
-        drill_plan.cases(self._wanted, Span(self._launch, asked.steps, 1.0), asked.seed, everything=False)
+        planned = drill_plan.cases(self._wanted, Span(self._launch, asked.steps, 1.0), asked.seed, everything=False)
+        self._able = sum(not case.not_applicable for case in planned)
         folder = runs.absolute() / f"drill-{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self._drill = Drill(self._job, asked.recipe, folder, keep=asked.keep, explain=asked.explain, quiet=quiet)
         self._began = time.monotonic()
@@ -83,15 +84,17 @@ class Session:
         )  # fmt: skip
 
     def exit_code(self, result: DrillResult) -> int:
-        """1 if a promise was broken; the undisturbed run's own if that failed."""
+        """1 if a promise was broken, 3 if nothing was drilled; the undisturbed run's own if that failed."""
         if result.interrupted:
             return int(Exit.INTERRUPTED)
         if result.undisturbed.exit_code:
             return max(1, result.undisturbed.exit_code)
-        return int(bool(result.broken))
+        if result.broken:
+            return 1
+        return int(Exit.DONE if result.drilled else Exit.GAVE_UP)
 
     def _all(self, undisturbed: History) -> None:
-        span = Span(self._launch, self._asked.steps, undisturbed.seconds)
+        span = Span(self._launch, self._asked.steps, undisturbed.workers_seconds)
         if self._mean:
             self._random(span, _step_seconds(undisturbed))
             return
@@ -149,7 +152,7 @@ class Session:
         return f"{job.target}, {where}, {size}, hang_seconds {job.recovery.hang_seconds:g}"
 
     def _announcement(self) -> str:
-        count = self._asked.rounds if self._mean else len(self._wanted)
+        count = self._asked.rounds if self._mean else self._able
         return (
             f"drill of {self._description()}\n"
             f"one undisturbed run and {render.counted(count, 'run')} with faults, one after another, for {self._asked.budget} at most"

@@ -178,7 +178,7 @@ def test_what_broke_is_shown_with_the_command_that_repeats_it() -> None:
     )
     shown = drill_views.text(result(kept, broke, absent), ["--strategy", "fsdp"], colored=False)
     assert (
-        "kill   step 23, rank 1  0.04 s          killed       0.4 s            5           0.6 s      1                 bit-equal      kept"
+        "kill   step 23, rank 1  40 ms           killed       400 ms           5           600 ms     1                 bit-equal      kept"
         in shown
     )
     assert "  again: dtrain drill 'a b.yaml' --steps 40 --only kill@23:1 --strategy fsdp" in shown

@@ -45,7 +45,7 @@ def test_pytorch_keeps_its_promises_under_faults_and_the_page_says_so(tmp_path: 
         "kill@10:0+kill@build:1": (["killed", "killed"], 2, "bit-equal"),
     }
     assert rows["kill"]["detected_seconds"] < rows["kill"]["next_step_seconds"]
-    assert "kill" in page.read_text() and "every promise was kept under 7 faults" in page.read_text()
+    assert "kill" in page.read_text() and "every promise was kept under 8 faults in 7 runs" in page.read_text()
     assert not list(tmp_path.glob("drill-*/*/checkpoints/*")), "a drill keeps no weights"
     assert json.loads(dtrain("ps", "--json", "--runs", str(tmp_path)).stdout) == [], (
         "its runs are in a folder of their own"

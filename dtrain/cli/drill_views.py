@@ -12,13 +12,15 @@ from dtrain.cli import page
 from dtrain.cli.drill_result import DrillResult, Row
 from dtrain.cli.render import counted, seconds
 from dtrain.cli.summary import columns
-from dtrain.spec.fault import PHASES, STEP, Fault, Side
+from dtrain.spec.fault import PHASES, STEP, Fault, Schedule, Side
 
 HEADS = (
     "fault", "strikes", "detected after", "class given", "next step after", "steps lost", "time lost", "restarts charged",
     "end state", "verdict",
 )  # fmt: skip
 NUMERIC = (2, 4, 5, 6, 7)
+MOST_NAMED = 3
+"""Faults of a run whose names stand in the table."""
 
 
 def command(result: DrillResult, row: Row, given: Sequence[str]) -> str:
@@ -53,17 +55,26 @@ def conclusion(result: DrillResult) -> str:
         return f"{ended}no fault was drilled"
     if broken:
         return f"{ended}{counted(broken, 'run')} of {drilled} broke a promise; the runs are in {result.folder}"
-    return f"{ended}every promise was kept under {counted(drilled, 'fault')}; the undisturbed run raised no false alarm"
+    faults = sum(len(row.case.schedule) for row in result.drilled)
+    where = "" if drilled == 1 else f" in {drilled} runs"
+    return f"{ended}every promise was kept under {counted(faults, 'fault')}{where}; the undisturbed run raised no false alarm"
 
 
 def cells(row: Row) -> list[str]:
     """A row of the table."""
     return [
-        "+".join(fault.name for fault in row.case.schedule), ", then ".join(map(_where, row.case.schedule)),
+        *_faults(row.case.schedule),
         _after(row.detected_seconds), " + ".join(dict.fromkeys(row.classes)) or "-", _after(row.next_step_seconds),
         "-" if row.steps_lost is None or row.exit_code else str(row.steps_lost), _after(row.seconds_lost), str(row.restarts_charged),
         row.end, row.verdict,
     ]  # fmt: skip
+
+
+def _faults(schedule: Schedule) -> tuple[str, str]:
+    """What strikes, and where."""
+    if len(schedule) > MOST_NAMED:
+        return f"{len(schedule)} faults", f"from {_where(schedule[0])}, to {_where(schedule[-1])}"
+    return "+".join(fault.name for fault in schedule), ", then ".join(map(_where, schedule))
 
 
 def _where(fault: Fault) -> str:

@@ -26,7 +26,9 @@ from dtrain.run.events import (
     HangDetected,
     Metrics,
     NodeLost,
+    Requeued,
     ResizeRequested,
+    RunStarted,
     StopRequested,
     WorkersStarted,
 )
@@ -191,7 +193,7 @@ def always(history: History) -> list[str]:
     """What holds of every run, whatever happened to it."""
     if history.is_script:
         return list(map(_left_behind, history.leftovers))
-    found = [*_commits(history), *_samples(history), *_checkpoints(history)]
+    found = [*_supervisors(history), *_commits(history), *_samples(history), *_checkpoints(history)]
     return found + list(map(_left_behind, history.leftovers))
 
 
@@ -227,6 +229,13 @@ def _classified(history: History) -> Iterator[str]:
     charged = sum(fault.type.charged for fault in history.schedule)
     if charged != history.charged:
         yield f"it was charged {history.charged} restarts and not {charged}"
+
+
+def _supervisors(history: History) -> Iterator[str]:
+    """No more of them than were started by the drill, or by a cluster that was asked to."""
+    started = len(history.of(RunStarted))
+    if started > len(history.codes) + len(history.of(Requeued)) + bool(history.overdue):
+        yield f"{started} supervisors worked on the run, and {len(history.codes)} were started"
 
 
 def _commits(history: History) -> Iterator[str]:

@@ -189,6 +189,13 @@ def broken(history: History) -> list[str]:
     return [*_ended(history, finishes=finishes), *_classified(history), *always(history)]
 
 
+def not_struck(history: History) -> list[str]:
+    """What broke in a run whose faults did not all strike: it must have ended by those that did, or well."""
+    struck = {one.attempt for one in history.injected if not one.problem}
+    faults = [fault for number, fault in enumerate(history.schedule) if number + 1 in struck]
+    return [*_ended(history, finishes=all(fault.type.finishes for fault in faults)), *always(history)]
+
+
 def always(history: History) -> list[str]:
     """What holds of every run, whatever happened to it."""
     if history.is_script:

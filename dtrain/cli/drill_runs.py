@@ -27,7 +27,8 @@ from dtrain.common import environment
 from dtrain.common.errors import Exit
 from dtrain.common.processes import die_with_parent
 from dtrain.launch import registry
-from dtrain.run import fault_injection
+from dtrain.run import event_log, fault_injection
+from dtrain.run.events import Requeued, RunEnded
 from dtrain.run.folder import RunDir
 from dtrain.spec.fault import Schedule, Side, encode
 from dtrain.spec.job import Job
@@ -108,8 +109,9 @@ class Drill:
         if problem or not row.struck:
             missed = case.schedule[min(struck, len(case.schedule) - 1)]
             why = problem or f"{missed.text} was not reached"
-            always = [*([history.overdue] if history.overdue else []), *drill_checks.always(history)]
-            return replace(row, problem=why, end=f"exit code {row.exit_code}", broken=tuple(always))
+            return replace(
+                row, problem=why, end=f"exit code {row.exit_code}", broken=tuple(drill_checks.not_struck(history))
+            )
         end, parted = self._end_state(history)
         return replace(row, end=end, broken=(*drill_checks.broken(history), *([parted] if parted else [])))
 
@@ -210,7 +212,8 @@ class Drill:
                 if time.monotonic() > deadline:
                     stop(run, now=True, wait=True)
                     return None
-            return code
+            # A supervisor that was killed leaves no end; nobody but the drill starts another one.
+            return code if isinstance(event_log.read(run.events)[-1], RunEnded | Requeued) else -signal.SIGKILL
         except KeyboardInterrupt:
             self.say(f"{title}: stopping {run.id}")
             stop(run, now=True, wait=True)

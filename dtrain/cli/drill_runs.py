@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from dtrain.api.plan import supervisor_command
-from dtrain.cli import drill_checks, drill_equality, foreground, render, runs_of_recipes
+from dtrain.cli import drill_checks, drill_equality, foreground, removal, render, runs_of_recipes
 from dtrain.cli.drill_checks import History
 from dtrain.cli.drill_plan import Case
 from dtrain.cli.drill_result import Row
@@ -24,7 +23,7 @@ from dtrain.cli.leftovers import Leftovers, adopt_orphans
 from dtrain.cli.stop import stop
 from dtrain.cli.watch import Watcher
 from dtrain.common import environment
-from dtrain.common.errors import Exit
+from dtrain.common.errors import DtrainError, Exit
 from dtrain.common.processes import die_with_parent
 from dtrain.launch import registry
 from dtrain.run import event_log, fault_injection
@@ -248,8 +247,9 @@ def _folder_name(schedule: Schedule) -> str:
 
 
 def _forget_checkpoints(run: RunDir) -> None:
-    for path in run.checkpoints.iterdir() if run.checkpoints.is_dir() else ():
-        shutil.rmtree(path, ignore_errors=True)
+    """Here and on remote storage; the events and logs stay."""
+    with suppress(DtrainError, OSError):
+        removal.remove(removal.planned(run), checkpoints_only=True)
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def conclusion(result: DrillResult) -> str:
     """One sentence."""
     drilled, broken = len(result.drilled), len(result.broken)
     ended = "interrupted: " if result.interrupted else ""
+    if result.undisturbed.exit_code:
+        return f"{ended}the undisturbed run failed: nothing was drilled"
     if result.undisturbed.broken:
         return f"{ended}the undisturbed run itself is not as promised: see above"
     if not drilled:

@@ -20,9 +20,11 @@ test: $(VENV)/.test check
 test-gpu: $(VENV)/.test
 	$(VENV)/bin/python -P -m pytest tests -m gpu
 
-# Random kills against real runs, compared with undisturbed ones; ROUNDS for each strategy.
+# Random kills against real runs, compared with undisturbed ones, ROUNDS for each strategy; then every fault of `dtrain drill` under
+# every strategy, and the main ones on real SLURM and Ray (about an hour on two CPUs).
 ROUNDS ?= 20
 campaign: $(VENV)/.test
+	$(VENV)/bin/python tests/drills.py
 	$(VENV)/bin/python tests/campaign.py --rounds $(ROUNDS)
 	$(VENV)/bin/python tests/exact_matrix.py
 

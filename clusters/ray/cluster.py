@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -188,6 +189,7 @@ def connected(address: str | None, runtime_env: dict[str, Any]) -> Iterator[None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "dtrain"}
     if runtime_env and OF_A_JOB not in os.environ:  # a job has its own already
         quiet["runtime_env"] = runtime_env
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -197,6 +199,8 @@ def connected(address: str | None, runtime_env: dict[str, Any]) -> Iterator[None
         raise ClusterError(
             f"cannot connect to Ray at {address or 'this machine'}: {error}", "Check `ray status`."
         ) from error
+    with suppress(ValueError):  # outside the main thread, Ray sets no handler of its own either
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -338,8 +342,7 @@ class RayAllocation:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
         environment = self._cluster.env_vars() | {variables.CPUS: str(max(1, int(self._bundle["CPU"])))}
-        if variables.WARM in os.environ:
-            environment[variables.WARM] = os.environ[variables.WARM]
+        environment |= {name: os.environ[name] for name in (variables.WARM, variables.DRILL) if name in os.environ}
         command = self._plan.agent_command(self._run, node)
         actor = ray.remote(AgentHost).options(**options).remote(command, environment, dict(self._plan.job.env))
         channel = RayChannel(actor, number, group, bundle)

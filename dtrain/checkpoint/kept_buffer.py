@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from dtrain.checkpoint.tensor_file import TensorFile
 from dtrain.common.processes import machine_memory
+from dtrain.run import fault_injection
 
 Buffer = TypeVar("Buffer", bound="KeptBuffer")
 
@@ -20,6 +21,7 @@ class KeptBuffer:
     can map it too. Raises `OSError` if there is not that much memory."""
 
     def __init__(self, file: TensorFile) -> None:
+        fault_injection.reach("memory")
         if file.size > machine_memory()[1]:
             # The kernel would end some process instead.
             raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {file.size / 1e6:,.0f} MB")

@@ -59,6 +59,8 @@ class LocalCheckpointStore:
             if not (staged / name).is_file() or (staged / name).stat().st_size != size:
                 raise CheckpointError(f"the checkpoint of step {step} misses {name}, or it was cut short")
         try:
+            # Before anybody can find the checkpoint: what is written to from then on is read again before it is used.
+            states = {name: _state(staged / name) for name in manifest.files}
             write_whole(staged / MANIFEST, manifest.text)
             flush_folder(staged)
             final = self.folder / f"step-{step:08d}"
@@ -66,7 +68,7 @@ class LocalCheckpointStore:
                 self._quarantine(final)
             os.rename(staged, final)
             flush_folder(self.folder)
-            self._known |= {final / name: _state(final / name) for name in manifest.files}
+            self._known |= {final / name: state for name, state in states.items()}
         except OSError as error:
             raise CheckpointError(f"the checkpoint of step {step} was not committed: {error}") from error
         return manifest.committed(final.name)

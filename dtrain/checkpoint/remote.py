@@ -78,11 +78,11 @@ class RemoteCheckpointStore:
             for file, (size, _) in manifest.files.items():
                 if there.get(f"{CHECKPOINTS}/{name}/{file}") != size:
                     raise CheckpointError(f"the checkpoint of step {step} misses {file}, or it was cut short")
+            with suppress(StorageError):  # without it, they are read before they are used
+                self._known = self._remote.versions(f"{CHECKPOINTS}/{name}")
             self._remote.write(f"{CHECKPOINTS}/{name}/{MANIFEST}", manifest.text.encode())
         except StorageError as error:
             raise CheckpointError(f"the checkpoint of step {step} was not committed: {error.message}") from error
-        with suppress(StorageError):  # without it, they are read before they are used
-            self._known = self._remote.versions(f"{CHECKPOINTS}/{name}")
         return manifest.committed(name)
 
     def _check_mark(self) -> None:

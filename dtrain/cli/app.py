@@ -16,6 +16,7 @@ from dtrain.cli import (
     bench_commands,
     completion_commands,
     doctor_commands,
+    drill_commands,
     export_commands,
     inspect_commands,
     recipe_commands,
@@ -277,7 +278,7 @@ def plugins(as_json: Json = False) -> None:
 
 
 for commands in (
-    recipe_commands, bench_commands, report_commands, export_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands,
+    recipe_commands, bench_commands, drill_commands, report_commands, export_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands,
 ):  # fmt: skip
     commands.add_to(app)
 

@@ -32,7 +32,7 @@ class Watcher:
     def wait(self) -> int:
         """The exit code of the run."""
         while True:
-            code = self._poll()
+            code = self.poll()
             if code is not None:
                 return code
             time.sleep(POLL_SECONDS)
@@ -41,7 +41,8 @@ class Watcher:
         """Ask the cluster at the next poll."""
         self._ask_at = time.monotonic()
 
-    def _poll(self) -> int | None:
+    def poll(self) -> int | None:
+        """Does not wait. The exit code of the run, as soon as it has ended."""
         run_sync.refresh(self._run)
         code = self._logged_end()
         if code is not None or time.monotonic() < self._ask_at:

@@ -22,5 +22,7 @@ FOLDER = "DTRAIN_FOLDER"
 """Set by clusters for agents: the recipe's folder on this node, if the cluster shipped it."""
 SHIPPED = "DTRAIN_SHIPPED"
 """Set by clusters for a submitted supervisor: the name of a module with what was sent along (`dtrain.api.plan.SHIPPED_JOB`)."""
+DRILL = "DTRAIN_DRILL"
+"""Set by `dtrain drill` for the processes of its runs, and not seen by the user's code: the faults to inject."""
 OF_AGENTS = frozenset({ADDRESS, CPUS, LINE_BYTES, FOLDER, SHIPPED})
 """Not passed on to workers."""

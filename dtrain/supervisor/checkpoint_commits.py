@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dtrain.api.reports import ShardWritten
 from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointShard, CheckpointStore
 from dtrain.common.errors import CheckpointError
+from dtrain.run import fault_injection
 from dtrain.run.event_log import EventLog
 from dtrain.run.events import CheckpointFailed, CheckpointSaved
 from dtrain.run.lock import Lease
@@ -56,7 +57,8 @@ class CheckpointCommits:
     def add(self, rank: int, report: ShardWritten) -> None:
         """A rank's shard is on disk; the last one begins the commit."""
         step = report.step
-        if step in self._failed:
+        if step in self._failed:  # it was written beside the removal of what others had staged
+            self._lane.run(lambda: self._store.abandon(self._attempt, step), _ignore)
             return
         shards = self._shards.setdefault(step, {})
         shards[rank] = report
@@ -75,6 +77,7 @@ class CheckpointCommits:
             self._log.add(CheckpointFailed(attempt=self._attempt, step=step, error=error))
 
     def _commit(self, step: int, reports: list[ShardWritten]) -> CheckpointInfo:
+        fault_injection.reach("commit", step, self._attempt)
         self._lease.check()
         shards = [CheckpointShard(report.files, report.weights) for report in reports]
         return self._store.commit(self._attempt, step, shards, self._origin)

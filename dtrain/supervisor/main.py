@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dtrain.api.cluster import NodeDraining
 from dtrain.api.plan import SHIPPED_ENVIRONMENT, SHIPPED_JOB, LaunchPlan
+from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError, DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
 from dtrain.launch import planner, registry
-from dtrain.run import history
+from dtrain.run import fault_injection, history
 from dtrain.run.event_log import EventLog
 from dtrain.run.events import Event, RunEnded, RunStarted
 from dtrain.run.folder import RunDir
@@ -110,6 +112,10 @@ def _supervise(
         if request := parsed_request(text):
             put(request)
 
+    def on_drain(node: str) -> None:
+        inbox.put((node, NodeDraining("it is about to be taken away (injected by dtrain drill)")))
+
+    fault_injection.begin(os.environ.get(environment.DRILL, ""), run, notice=on_drain)
     job = launch.job if launch else run.job()
     requests = {run_sync.STOP: on_stop, run_sync.INSPECT: on_inspect}
     sync = run_sync.RunSyncer(
@@ -129,7 +135,10 @@ def _supervise(
             sync.start(patience_seconds)
             tracking.start(job, log)
             watcher.start()
-            return Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
+            code = Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
+            # No worker is left that writes: unfinished checkpoints only take space.
+            LocalCheckpointStore(run.checkpoints).clear_staging()
+            return code
     except LeaseTaken:
         raise
     except DtrainError as error:

@@ -12,6 +12,7 @@ from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, Wor
 from dtrain.checkpoint.store import CheckpointStore
 from dtrain.common.errors import UserError
 from dtrain.common.files import flush_file
+from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
 from dtrain.worker.control_channel import ControlChannel
 
@@ -60,6 +61,7 @@ class CheckpointWriter:
         wait(self._pending[: len(self._pending) + 1 - MOST_PENDING])
         self.check()
         try:
+            fault_injection.reach("staging", step)
             snapshot = self._backend.snapshot()
         except OSError as error:  # no memory for the copy
             self._channel.report(SaveFailed(step, str(error)))
@@ -86,6 +88,7 @@ class CheckpointWriter:
     def _write(self, snapshot: Snapshot, folder: Path, step: int, began: float, stall_seconds: float) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            fault_injection.reach("writing", step)
             written = snapshot.write(folder)
             self._store.publish(self._attempt, step, written.files)
         except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
@@ -100,6 +103,7 @@ class CheckpointWriter:
         flush_file(self._ledger)
         seconds = time.perf_counter() - began
         self._channel.report(ShardWritten(step, written.files, written.weights, seconds, stall_seconds))
+        fault_injection.reach("commit", step)
 
 
 def _why(error: BaseException, folder: Path) -> str:

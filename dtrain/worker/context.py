@@ -19,6 +19,7 @@ from dtrain.data.batches import Collate
 from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import opened
+from dtrain.run import fault_injection
 from dtrain.run.gradient_ledger import GradientLedger
 from dtrain.run.sample_ledger import Ledger
 from dtrain.spec import contract
@@ -127,6 +128,7 @@ class Context:
             )
         task = self._several(named) if named else self._single(model, optimizer)
         self._prepared = True
+        fault_injection.reach("build")
         models, optimizers = self.backend.build(task, self._trainer.train)
         self._trainer.begin()
         if not named:
@@ -280,6 +282,7 @@ class Context:
             self._left = True
             self._trainer.leave(self._done)
             raise Leaving
+        fault_injection.reach("step", self._done)
 
     def evaluate(
         self, metrics: Callable[[Any, Any], Any], data: Any, collate: Collate | None = None
@@ -290,6 +293,7 @@ class Context:
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
         size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
         began = time.perf_counter()
+        fault_injection.reach("evaluation", self._done)
         values = self.backend.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:
             seconds = round(time.perf_counter() - began, 4)

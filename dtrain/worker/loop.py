@@ -29,6 +29,7 @@ from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import Stream
+from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
 from dtrain.spec import entrypoint
 from dtrain.worker import arithmetic
@@ -65,6 +66,7 @@ def run(
         run, context, backend, channel, debugger, CheckpointWriter(backend, channel, store, context, run), folder, step
     )
     try:
+        fault_injection.reach("import")
         if job.function:
             _call(trainer, job.function, Path(job.folder))
         else:
@@ -86,6 +88,7 @@ def _call(trainer: Trainer, function: str, folder: Path) -> None:
 
 def _train(trainer: Trainer, task: Task) -> None:
     backend, train = trainer.backend, trainer.train
+    fault_injection.reach("build")
     backend.build(task, train)
     data = task.batches(TRAIN)
     assert data is not None, "only held-out data may be missing"
@@ -150,6 +153,7 @@ def _evaluate(
     trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int
 ) -> dict[str, float]:
     began = time.perf_counter()
+    fault_injection.reach("evaluation", done)
     values = trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size))
     report.evaluated(done, values, time.perf_counter() - began)
     trainer.require_metrics(values)

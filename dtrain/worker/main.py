@@ -29,6 +29,7 @@ from dtrain.api.strategy import (
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
+from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, shards_on
@@ -172,7 +173,12 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
     strategy = registry.strategy(job.strategy.name, job.strategy.options)
     os.environ.clear()
     os.environ.update(assignment.environment | inheritance.set_by_imports)
+    os.environ.pop(variables.DRILL, None)
     os.environ.update(_environment(run, job, strategy, assignment) | job.env)
+    fault_injection.begin(
+        assignment.environment.get(variables.DRILL, ""), run, rank=rank_info.rank, attempt=assignment.rendezvous.attempt,
+        first_step=assignment.step,
+    )  # fmt: skip
     print(
         f"--- dtrain: attempt {assignment.rendezvous.attempt}, rank {rank_info.rank}, from step {assignment.step} ---"
     )
@@ -224,6 +230,7 @@ def _run_script(job: Job, listener: socket.socket | None) -> None:
     """The user's program, which binds its rendezvous port itself."""
     from dtrain.worker import user_script
 
+    fault_injection.after_a_time()
     if listener is not None:
         listener.close()
     _kept.append(user_script.run(job))
@@ -247,6 +254,7 @@ def _train(
     from dtrain.worker import loop
 
     assert isinstance(strategy, TrainingStrategy), "the plan refuses others"
+    fault_injection.reach("rendezvous")
     with strategy.join(context) as backend:
         _kept.append(backend)
         loop.run(run, context, backend, channel, debugger, assignment.checkpoint, assignment.step)

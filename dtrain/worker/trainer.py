@@ -23,6 +23,7 @@ from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import Stream, StreamState
 from dtrain.launch import initial_weights
+from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
 from dtrain.run.gradient_ledger import GradientLedger
 from dtrain.run.sample_ledger import Ledger
@@ -194,6 +195,7 @@ class Trainer:
             if not self.channel.may_begin(step):
                 self.leave(step)
                 return
+            fault_injection.reach("step", step)
             begin = sampler.begin(step, self.shards.start)
             yield step, begin, sampler.indices(begin, count)
             clock.done(step + 1)
@@ -206,6 +208,7 @@ class Trainer:
         self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler
     ) -> Prefetcher:
         """What gives the batches of these steps; the state of a stream comes with them where it is wanted."""
+        fetch = fault_injection.in_data(fetch)
         if not isinstance(data, Stream) or not data.has_state:
             return self.prefetcher(data, fetch, numbers, self.data_wait)
 

@@ -89,6 +89,14 @@ def test_a_killed_worker_and_a_killed_agent_actor_leave_no_trace(lab: RayLab, lo
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
 
 
+def test_a_sigterm_has_a_run_save_and_leave(lab: RayLab, tmp_path: Path) -> None:
+    """Ray's own handler would end the process at once."""
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.wait_step(6)
+        live.process.send_signal(signal.SIGTERM)
+        assert "saved at step" in live.finish(code=4)
+
+
 def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: RayLab, tmp_path: Path) -> None:
     with start(RECIPE, *FOUR, "--set", "params.pause=0.2", "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
         live.wait_step(2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,26 @@ def test_what_this_store_committed_is_read_again_only_if_somebody_wrote_to_it(
     assert found == before
     assert "rank1" in read
     assert "rank0" not in read[: read.index("rank1")], "of the newest, only the file that somebody wrote to"
+
+
+def test_what_is_damaged_in_the_moment_of_its_commit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that goes bad just then."""
+    store = LocalCheckpointStore(tmp_path)
+    before = store.commit(1, 10, staged(store, 1, 10), ORIGIN)
+    rename = os.rename
+
+    def rename_and_damage(source: Path, target: Path) -> None:
+        rename(source, target)
+        time.sleep(0.05)  # the clock of a file system is coarse
+        with open(target / "rank1", "r+b") as file:
+            file.write(b"x")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "rename", rename_and_damage)
+        store.commit(1, 20, staged(store, 1, 20), ORIGIN)
+    damaged, found = store.latest_valid()
+    assert isinstance(damaged, Quarantined)
+    assert found == before
 
 
 def test_weights_do_not_depend_on_which_rank_writes_what() -> None:

@@ -1,0 +1,35 @@
+"""What becomes of the parts of checkpoints, with a real store."""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+from dtrain.api.reports import ShardWritten
+from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.checkpoint.store import CheckpointOrigin
+from dtrain.run.event_log import EventLog
+from dtrain.run.lock import Lease
+from dtrain.spec.job import Checkpoint
+from dtrain.supervisor.background import Lane, TaskDone
+from dtrain.supervisor.checkpoint_commits import CheckpointCommits
+from dtrain.supervisor.checkpoint_retention import CheckpointRetention
+
+
+def test_a_part_that_arrives_after_its_checkpoint_failed_takes_no_space(tmp_path: Path) -> None:
+    done: queue.SimpleQueue[TaskDone] = queue.SimpleQueue()
+    log, store = EventLog(tmp_path / "events.jsonl"), LocalCheckpointStore(tmp_path)
+    commits = CheckpointCommits(
+        1, store, Lane("test", done.put), log, Lease(tmp_path / "lock", "mark"), ranks=2,
+        retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 2, "a-run"), saved_step=0,
+        changed=lambda: None,
+    )  # fmt: skip
+    commits.fail(5, "No space left on device")
+    done.get(timeout=10).answer()
+    late = store.staging(1, 5)
+    late.mkdir()
+    (late / "part").write_bytes(b"x")
+    commits.add(0, ShardWritten(5, {"part": (1, "")}, "", 0.0, 0.0))
+    done.get(timeout=10).answer()
+    assert not late.exists()
+    log.close()

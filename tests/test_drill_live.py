@@ -1,0 +1,103 @@
+"""Drills by real runs, in both frameworks: what is kept, what is broken, and what is left when somebody interrupts one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from live import PROGRAMS, RECIPES, dtrain, process_tree, running, start, wait_for
+
+from dtrain.common import environment
+from dtrain.spec.fault import Fault, encode
+
+TINY = str(PROGRAMS / "tiny.yaml")
+SHORT = ("--steps", "16")
+
+
+def drilled(*arguments: str, runs: Path, check: int = 0) -> dict[str, Any]:
+    """What a drill found."""
+    found: dict[str, Any] = json.loads(dtrain("drill", *arguments, "--json", "--runs", str(runs), check=check).stdout)
+    return found
+
+
+def by_fault(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Its rows, each of which kept its promises."""
+    assert found["kept"], [row["broken"] for row in (found["undisturbed"], *found["faults"])]
+    assert [row["verdict"] for row in found["faults"]] == ["kept"] * len(found["faults"])
+    return {row["fault"]: row for row in found["faults"]}
+
+
+def test_pytorch_keeps_its_promises_under_faults_and_the_page_says_so(tmp_path: Path) -> None:
+    page = tmp_path / "drill.html"
+    faults = "kill,exit,nan,disk-full,supervisor,corrupt-checkpoint,kill@10:0+kill@build:1"
+    rows = by_fault(drilled(TINY, *SHORT, "--only", faults, "--html", str(page), runs=tmp_path))
+    ends = {fault: (row["classes"], row["restarts_charged"], row["end"].split(",")[0]) for fault, row in rows.items()}
+    assert ends == {
+        "kill": (["killed"], 1, "bit-equal"),
+        "exit": (["bug"], 0, "stopped"),
+        "nan": (["bug"], 0, "stopped"),
+        "disk-full": ([], 0, "bit-equal"),
+        "supervisor": ([], 0, "bit-equal"),
+        "corrupt-checkpoint": (["killed"], 1, "bit-equal"),
+        "kill@10:0+kill@build:1": (["killed", "killed"], 2, "bit-equal"),
+    }
+    assert rows["kill"]["detected_seconds"] < rows["kill"]["next_step_seconds"]
+    assert "kill" in page.read_text() and "every promise was kept under 8 faults in 7 runs" in page.read_text()
+    assert not list(tmp_path.glob("drill-*/*/checkpoints/*")), "a drill keeps no weights"
+    assert json.loads(dtrain("ps", "--json", "--runs", str(tmp_path)).stdout) == [], (
+        "its runs are in a folder of their own"
+    )
+    run = next(tmp_path.glob("drill-*/corrupt-checkpoint-*"))
+    assert "checkpoint_damaged" in (run / "events.jsonl").read_text()
+    assert "dtrain drill: one bit" in "".join(path.read_text() for path in run.glob("logs/rank-*.log"))
+
+
+def test_tensorflow_keeps_its_promises_under_faults(tmp_path: Path) -> None:
+    recipe = str(PROGRAMS / "contract_tensorflow.yaml")
+    rows = by_fault(drilled(recipe, *SHORT, "--only", "kill,nan,shm-full", "--workers", "2", runs=tmp_path))
+    assert [row["end"].split(",")[0] for row in rows.values()] == ["bit-equal", "stopped", "bit-equal"]
+    assert "checkpoint_failed" in next(tmp_path.glob("drill-*/shm-full-*/events.jsonl")).read_text()
+
+
+def test_a_job_that_is_not_the_same_after_a_restart_breaks_a_promise(tmp_path: Path) -> None:
+    options = ("--set", "task=forgetful.py:Forgetful", "--only", "kill@9:1", "--explain")
+    found = drilled(TINY, *SHORT, *options, runs=tmp_path, check=1)
+    (row,) = found["faults"]
+    assert (row["verdict"], row["end"], found["kept"]) == ("BROKEN", "not bit-equal", False)
+    (broken,) = row["broken"]
+    resumed = 9 - row["steps_lost"]
+    assert f"they part at step {resumed + 1}" in broken
+    assert f"the checkpoints part at step {resumed + 2}: " in broken
+
+
+def test_a_script_is_struck_after_a_time_and_starts_again(tmp_path: Path) -> None:
+    found = drilled(str(RECIPES / "script.yaml"), "--only", "kill,nan", runs=tmp_path)
+    kill, nan = found["faults"]
+    assert (kill["verdict"], kill["classes"], kill["exit_code"]) == ("kept", ["killed"], 0)
+    assert nan["verdict"] == "not applicable"
+    assert kill["schedule"].partition(":")[0].endswith("s")
+
+
+def test_no_recipe_injects_faults(tmp_path: Path) -> None:
+    told = f"env.{environment.DRILL}={json.dumps(encode((Fault('kill', 1, 'step', 3),)))}"
+    refused = dtrain("run", TINY, "--set", told, "--runs", str(tmp_path), check=2)
+    assert f"{environment.DRILL} is set by the launcher" in refused.stderr
+
+
+def test_ctrl_c_ends_the_run_under_way_and_shows_what_was_drilled(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    options = ("--only", "kill@8:1,slow@3:0", "--steps", "200")
+    with start(TINY, *options, runs=tmp_path, command="drill", TMPDIR=str(temporary)) as live:
+        log = wait_for(lambda: next(iter(tmp_path.glob("drill-*/slow-*/logs/drill.log")), None), "the second fault")
+        live.pids_seen |= process_tree(live.process.pid)
+        assert len(live.pids_seen) > 4
+        os.kill(live.process.pid, signal.SIGINT)
+        out = live.finish(code=130)
+    assert "interrupted: every promise was kept under 1 fault" in out
+    assert not running(live.pids_seen)
+    assert not list(temporary.iterdir())
+    assert log.exists()

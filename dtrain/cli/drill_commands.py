@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,10 @@ from dtrain.cli.options import RUNS, Cluster, Gpus, Html, Json, Nodes, Runs, Set
 Recipe = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="Of the job; its own runs and checkpoints are not touched.")
 ]
+
+
+WIDE = 300
+"""Letters of a line that no terminal shows."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -57,7 +62,8 @@ def drill(
     if as_json:
         print(json.dumps(drill_result.as_json(result), indent=1))
     else:
-        print(drill_views.text(result, session.options, colored=sys.stdout.isatty()))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+        print(drill_views.text(result, session.options, width=width, colored=sys.stdout.isatty()))
     if html:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             write_page(html, drill_views.html(result, session.options))

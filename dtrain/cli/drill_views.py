@@ -29,12 +29,13 @@ def command(result: DrillResult, row: Row, given: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def text(result: DrillResult, given: Sequence[str], *, colored: bool) -> str:
-    """The whole answer."""
+def text(result: DrillResult, given: Sequence[str], *, width: int, colored: bool) -> str:
+    """The whole answer; a table that is too wide becomes several."""
     parts = list[str]()
     shown = [row for row in result.rows if row.verdict in ("kept", "BROKEN")]
     if shown:
-        parts.append(_colored(columns([HEADS, *(cells(row) for row in shown)]), colored=colored))
+        table = [HEADS, *(cells(row) for row in shown)]
+        parts += [_colored(columns(part), colored=colored) for part in _fitting(table, width)]
     parts += _missing(result)
     for row in result.broken:
         lines = [f"BROKEN: {row.case.text}", *(f"  {one}" for one in row.broken), f"  its run: {row.run}"]
@@ -43,6 +44,19 @@ def text(result: DrillResult, given: Sequence[str], *, colored: bool) -> str:
         parts.append("\n".join(lines))
     parts += [f"note: {note}" for note in result.notes]
     return "\n\n".join([*parts, conclusion(result)])
+
+
+def _fitting(lines: Sequence[Sequence[str]], width: int) -> list[list[list[str]]]:
+    """The table, cut between columns where it is too wide; each part has the fault and its place, and the verdict."""
+    widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
+    last = len(widths) - 1
+    around = widths[0] + widths[1] + widths[last]
+    groups: list[list[int]] = [[]]
+    for column in range(2, last):
+        if groups[-1] and around + sum(widths[one] for one in [*groups[-1], column]) > width + 2:
+            groups.append([])
+        groups[-1].append(column)
+    return [[[line[place] for place in (0, 1, *group, last)] for line in lines] for group in groups]
 
 
 def conclusion(result: DrillResult) -> str:

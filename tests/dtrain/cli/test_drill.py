@@ -176,16 +176,19 @@ def test_what_broke_is_shown_with_the_command_that_repeats_it() -> None:
     absent = Row(
         Case("nan", (Fault("nan", 0, "step", 3),)), problem="its batches hold no floating-point numbers", struck=False
     )
-    shown = drill_views.text(result(kept, broke, absent), ["--strategy", "fsdp"], colored=False)
+    shown = drill_views.text(result(kept, broke, absent), ["--strategy", "fsdp"], width=300, colored=False)
     assert (
         "kill   step 23, rank 1  40 ms           killed       400 ms           5           600 ms     1                 bit-equal      kept"
         in shown
     )
     assert "  again: dtrain drill 'a b.yaml' --steps 40 --only kill@23:1 --strategy fsdp" in shown
     assert "nan: not drilled: its batches hold no floating-point numbers" in shown
+    narrow = drill_views.text(result(kept), [], width=70, colored=False).split("\n\n")
+    assert [part.split()[0] for part in narrow[:3]] == ["fault"] * 3
+    assert max(len(line) for part in narrow[:3] for line in part.splitlines()) <= 70
     assert shown.endswith("1 run of 2 broke a promise; the runs are in /runs/drill")
     page = drill_views.html(result(kept, broke, absent), [])
     assert "the weights differ &lt;b&gt;" in page
     assert as_json(result(kept))["kept"] is True
     assert as_json(result(broke))["kept"] is False
-    assert "every promise was kept under 1 fault" in drill_views.text(result(kept), [], colored=False)
+    assert "every promise was kept under 1 fault" in drill_views.text(result(kept), [], width=300, colored=False)

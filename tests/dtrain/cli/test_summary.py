@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dtrain.cli.summary import account
+from pathlib import Path
+
+from dtrain.cli.summary import account, summary
+from dtrain.run import events, status
+from dtrain.run.folder import RunDir
 
 
 def test_an_account_names_its_goodput_and_what_took_time() -> None:
@@ -24,3 +28,16 @@ def test_an_account_of_an_older_version_is_still_shown() -> None:
 
 def test_a_script_has_no_goodput() -> None:
     assert account({"total": 2.0, "script": 2.0}) == "script 2 s"
+
+
+def test_the_steps_of_a_run_that_failed_before_its_first_report_are_said() -> None:
+    state = status.fold(
+        [
+            events.RunStarted(run="a", target="t", strategy="s", cluster="c", workers=1, nodes=1, kind="task"),
+            events.AttemptStarted(attempt=1, step=0, checkpoint=None, nodes=("n",), workers=1),
+            events.TrainingStarted(step=0, total_steps=40, attempt=1),
+            events.FailureOccurred(kind="bug", message="boom", rank=0, step=23, attempt=1),
+            events.RunEnded(exit_code=1, reason="boom"),
+        ]
+    )
+    assert "steps      23 of 40" in summary(state, RunDir(Path("a")))

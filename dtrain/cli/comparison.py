@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.checkpoint import difference
+from dtrain.checkpoint.difference import TensorDifference
 from dtrain.cli.render import seconds
 from dtrain.common.secrets import PRIVATE_KEYS, SECRET
 from dtrain.common.serde import JsonObject, to_dict
@@ -119,24 +120,24 @@ def verdict(first: RunRecord, other: RunRecord) -> str:
     equal = [step for step in both if first.digests[step] == other.digests[step]]
     if equal and equal[-1] == both[-1]:
         return f"the weights are equal at step {both[-1]}"
-    if alike := _to_the_last_bit(first.run, other.run, both[-1]):
-        return f"{alike}; {where}"
     since = f" (equal until step {equal[-1]})" if equal else ""
-    return f"the weights differ at step {both[-1]}{since}; {where}"
-
-
-def _to_the_last_bit(one: RunDir, other: RunDir, step: int) -> str:
-    """What two checkpoints say whose digests differ, perhaps only because other ranks hold other parts; '' if not both are here."""
-    folders = [run.checkpoints / f"step-{step:08d}" for run in (one, other)]
-    if not all(folder.is_dir() for folder in folders):
-        return ""
+    different = f"the weights differ at step {both[-1]}{since}"
     try:
-        found = difference.first_difference(*folders)
-    except (OSError, ValueError):
-        return ""
+        found = _first_difference(first.run, other.run, both[-1])
+    except (OSError, ValueError):  # one of them is not here any more
+        return f"{different}; {where}"
     if found is None:
-        return f"weights and optimizer are equal to the last bit at step {step}"
-    return f"the weights differ at step {step}: {found.name} {found.text}"
+        return f"weights and optimizer are equal to the last bit at step {both[-1]}; {where}"
+    return f"{different}: {found.name} {found.text}; {where}"
+
+
+def _first_difference(one: RunDir, other: RunDir, step: int) -> TensorDifference | None:
+    """Of two checkpoints whose digests differ, perhaps only because other ranks hold other parts; raises `OSError` or `ValueError` if
+    one of them cannot be read."""
+    folders = [run.checkpoints / f"step-{step:08d}" for run in (one, other)]
+    for folder in folders:
+        folder.stat()
+    return difference.first_difference(*folders)
 
 
 def differing_columns(comparison: Comparison) -> list[str]:

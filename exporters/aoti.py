@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from dtrain.api.exporter import ExportError, Tolerance, TrainedModel
 
+from .error_text import first_line
 from .options import NoOptions
 from .torch_export import program_of
 
@@ -43,6 +44,6 @@ class AotInductor:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         except Exception as error:
             raise ExportError(
-                f"AOTInductor cannot compile {type(trained.model).__name__}: {str(error).strip().splitlines()[0]}",
+                f"AOTInductor cannot compile {type(trained.model).__name__}: {first_line(error)}",
                 "--to pt2 is the same graph without the compilation.",
             ) from error

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from dtrain.api.exporter import ExportError, Tolerance, TrainedModel
 
+from .error_text import first_line
 from .options import NoOptions
-from .torch_export import first_line
 
 
 class KerasFile:

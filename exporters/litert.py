@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from dtrain.api.exporter import ExportError, Tolerance, TrainedModel
 
+from .error_text import first_line
 from .installation import missing
 from .options import NoOptions
 from .saved_graph import save
-from .torch_export import first_line
 
 UNKNOWN = re.compile(r"(?:Flex|Custom|TF Select) ops: ([\w, ]+)")
 UNKNOWN_OP = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar
 from dtrain.api.exporter import ExportError, Tolerance, TrainedModel
 from dtrain.spec.job import Limit
 
+from .error_text import first_line
 from .installation import missing
-from .torch_export import first_line, refused
+from .torch_export import refused
 
 OPSET = Limit(least=11, most=30)
 INLINE_BYTES = 1_500_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dtrain.api.exporter import ExportError, TrainedModel
 
-from .torch_export import first_line
+from .error_text import first_line
 
 
 def save(trained: TrainedModel, path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from dtrain.api.exporter import ExportError, TrainedModel
 
+from .error_text import first_line
+
 OPERATOR = re.compile(r"\b((?:aten|prims|torchvision|_c10d_functional|[a-z_]\w*)(?:::|\.)[a-z_]\w*(?:\.[a-z_]\w*)?)")
 WHERE = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 DYNAMIC = (
@@ -57,12 +59,6 @@ def refused(error: Exception, trained: TrainedModel) -> ExportError:
         f"torch.export cannot trace {model}{place}: {first_line(error)}",
         "--to torchscript may take it; --to safetensors keeps the weights for the model's own code.",
     )
-
-
-def first_line(error: Exception) -> str:
-    """The type of an error and the first line of its text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _place(text: str, error: Exception) -> str:

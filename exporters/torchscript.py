@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from dtrain.api.exporter import ExportError, Tolerance, TrainedModel
 
+from .error_text import first_line
 from .options import NoOptions
-from .torch_export import first_line
 
 DEPRECATED = "PyTorch has deprecated TorchScript: take it for what reads nothing else, and pt2 or onnx otherwise"
 

@@ -114,4 +114,6 @@ def test_nothing_is_left_of_a_bench_that_is_killed(tmp_path: Path) -> None:
         live.process.kill()
         live.process.communicate()
         wait_for(lambda: not running(pids), "the end of its processes", 15)
-    dtrain("bench", TINY, *SHORT, "--runs", str(tmp_path))  # and the lock is free
+    assert not running(pids)
+    again = dtrain("bench", TINY, *SHORT, "--runs", str(tmp_path))
+    assert "another bench" not in again.stdout + again.stderr, "the lock is free"

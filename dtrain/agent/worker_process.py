@@ -86,9 +86,10 @@ class WorkerProcess:
     def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""
         current = usage(self.pid)
-        output = self.output if self.inspected else self.log_size()
+        size = self.log_size()
+        output = self.output if self.inspected else size
         with suppress(OSError):  # a full disk; the next look notes it
-            self._times.note(self.log_size(), time.time())
+            self._times.note(size, time.time())
         step = sample_ledger.last_step(self.ledger)
         cpu = current.cpu_seconds if current else 0.0
         busy = cpu - self.cpu_seconds - self.excused_seconds > IDLE_CPU_SHARE * (now - self.looked)

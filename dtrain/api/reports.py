@@ -45,7 +45,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class RankTimes:
-    """What a step of this rank took, as means over its last steps; every rank, every few seconds."""
+    """How long a step of this rank takes, as means over its last steps; each rank reports it every few seconds."""
 
     step: int
     """Steps done."""
@@ -77,7 +77,7 @@ class UserWarned:
 
 @dataclass(frozen=True)
 class MemoryUsed:
-    """The most memory that this rank has taken; said at its end by the first `MOST_RANKS` ranks."""
+    """Peak memory of this rank; the first `MOST_RANKS` ranks report it at their end."""
 
     bytes: int
     """Resident (VmHWM); pages that it shares with others count in each."""
@@ -159,7 +159,7 @@ class DebuggerStopped:
     where: str
     """File and line, or the exception."""
     seconds: float | None = None
-    """It goes on after this time if nobody comes; None: somebody is known to be there."""
+    """It continues after this time if no terminal attaches; None: a terminal is attached."""
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,15 @@ class DebuggerSaid:
 
     text: str
     prompt: str = ""
-    """If it is not '', it waits for a line now."""
+    """If not empty, the debugger waits for a line of input."""
 
 
 @dataclass(frozen=True)
 class DebuggerLeft:
-    """This rank goes on."""
+    """This rank continues."""
 
     ended: bool = True
-    """No break point is set in it, so it does not come back by itself."""
+    """Whether the debugger has no breakpoints left, so that it does not stop again."""
 
 
 @dataclass(frozen=True)

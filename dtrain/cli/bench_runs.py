@@ -92,7 +92,7 @@ class Bench:
         try:
             problem = self._problem_of(run, title, others)
         finally:
-            _forget_checkpoints(run)
+            removal.forget_checkpoints(run)
         found = Measurement() if problem else measurement.measure(run, Length(variant.job.train.steps or 1).warm_up)
         if not problem and not found.speeds:
             problem = "its steps were not reported"
@@ -131,8 +131,7 @@ class Bench:
         if code == Exit.DONE:
             return ""
         self._codes.append(code)
-        state = queries.state_of(run)
-        return render.failure(state.failures[-1]) if state.failures else state.reason or state.outcome
+        return render.ended_why(queries.state_of(run))
 
     def _supervised(self, run: RunDir, launch: LaunchPlan, title: str, stopped: list[str], others: OthersMeter) -> int:
         shown = sys.stdout.isatty() and not self._quiet
@@ -214,12 +213,6 @@ def _locked(file: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _forget_checkpoints(run: RunDir) -> None:
-    """The weights of a short run are of no use; its events stay."""
-    with contextlib.suppress(DtrainError, OSError):
-        removal.remove(removal.planned(run), checkpoints_only=True)
 
 
 def _in_short(found: Measurement) -> str:

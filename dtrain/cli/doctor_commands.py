@@ -19,9 +19,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(
-    path: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Whose cluster, nodes and devices are checked; otherwise this machine.")] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Check the cluster, nodes and devices of this recipe; without it, this machine.")] = None,
     cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Check the nodes of this cluster.")] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", min=1, help="So many of them.")] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of nodes to check.")] = None,
     runs: Runs = RUNS, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Check this machine, or every node of a cluster: versions, devices, memory, limits, folder, clock, network.

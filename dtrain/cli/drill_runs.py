@@ -23,7 +23,7 @@ from dtrain.cli.leftovers import Leftovers, adopt_orphans
 from dtrain.cli.stop import stop
 from dtrain.cli.watch import Watcher
 from dtrain.common import environment
-from dtrain.common.errors import DtrainError, Exit
+from dtrain.common.errors import Exit
 from dtrain.common.processes import die_with_parent
 from dtrain.launch import registry
 from dtrain.run import event_log, fault_injection
@@ -84,13 +84,13 @@ class Drill:
         row = self._judged(case, history)
         self._say_end(title, row)
         if not row.broken and not self._keep:
-            _forget_checkpoints(history.run)
+            removal.forget_checkpoints(history.run)
         return row
 
     def forget(self) -> None:
         """Free the disk that the undisturbed run takes, unless it is to stay."""
         if self._undisturbed and not self._keep:
-            _forget_checkpoints(self._undisturbed.run)
+            removal.forget_checkpoints(self._undisturbed.run)
 
     def say(self, text: str) -> None:
         """A line about the progress."""
@@ -244,12 +244,6 @@ def _last(history: History) -> int | None:
 def _folder_name(schedule: Schedule) -> str:
     names = "-".join(fault.name for fault in schedule)
     return names[:60].rstrip("-") or "undisturbed"
-
-
-def _forget_checkpoints(run: RunDir) -> None:
-    """Here and on remote storage; the events and logs stay."""
-    with suppress(DtrainError, OSError):
-        removal.remove(removal.planned(run), checkpoints_only=True)
 
 
 @contextmanager

@@ -74,8 +74,8 @@ def profile(
 
 def debug(
     name: RunName, runs: Runs = RUNS,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=0, help="In this rank; else in one that waits for a debugger or fails, or in rank 0.")] = None,
-    at_step: Annotated[int | None, typer.Option("--at-step", metavar="N", min=0, help="Not before this step, counted from 0.")] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=0, help="The rank to debug; without it, one that waits for a debugger or fails, or rank 0.")] = None,
+    at_step: Annotated[int | None, typer.Option("--at-step", metavar="N", min=0, help="Stop at this step (counted from 0) or later.")] = None,
     on_exception: Annotated[bool, typer.Option("--on-exception", help="When an exception ends a rank, at the line that raised it.")] = False,
 ) -> None:  # fmt: skip
     """Open Python's debugger in a rank of a running run: at a step, at breakpoint(), or after an exception. The other ranks

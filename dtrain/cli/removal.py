@@ -7,13 +7,14 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.cli import queries
 from dtrain.cli.queries import RunRow
 from dtrain.cli.render import counted, size
-from dtrain.common.errors import UsageError
+from dtrain.common.errors import DtrainError, UsageError
 from dtrain.run.folder import RunDir
 from dtrain.run.metric_curves import HELD_OUT, lower_is_better
 from dtrain.storage.object_store import of_run
@@ -73,6 +74,13 @@ def agreed(removals: Sequence[Removal], *, yes: bool, what: str) -> bool:
     except EOFError:
         return False
     return answer.strip().lower() in ("y", "yes")
+
+
+def forget_checkpoints(run: RunDir) -> None:
+    """Free the disk, here and on remote storage, that the checkpoints of a short run take; its events and logs stay. What cannot be
+    removed stays, too."""
+    with suppress(DtrainError, OSError):
+        remove(planned(run), checkpoints_only=True)
 
 
 def remove(removal: Removal, *, checkpoints_only: bool = False) -> None:

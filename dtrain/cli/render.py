@@ -175,6 +175,11 @@ def _failure(event: events.FailureOccurred, state: RunState) -> str:
     return f"FAILURE {failure(event)}"
 
 
+def ended_why(state: RunState) -> str:
+    """Why a run that is not done ended: its last failure, or else the reason that was logged."""
+    return failure(state.failures[-1]) if state.failures else state.reason or state.outcome
+
+
 KIND_LABELS = {"chance": "transient error", "cascade": "lost another worker"}
 """What people read for classes of failures whose names say little."""
 

@@ -1,4 +1,4 @@
-"""`dtrain verify`: trains the steps between two checkpoints of a run again, and compares everything that was saved to the last bit."""
+"""`dtrain verify`: repeats the steps between two checkpoints of a run, and compares all saved tensors bit by bit."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class GradientDifference:
-    """The first step in which a gradient was another one."""
+    """The first step in which gradients of the run and of its repetition differ."""
 
     step: int
     """Counted from 0."""
     shards: tuple[int, ...]
     ranks: tuple[int, ...]
-    """That computed them in the run."""
+    """Ranks of the run that computed these shards."""
     nodes: tuple[str, ...]
     every: bool
-    """All shards of the step differ: something went wrong between the gradients of the step before and the weights."""
+    """Whether all shards of the step differ: then the reduction or the optimizer step of the step before gave other weights."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a repetition showed."""
+    """The result of a repetition."""
 
     run: str
     begin: int
-    """Steps done in the checkpoint that it began with; 0: it began at the beginning."""
+    """Step of the checkpoint that the repetition started from; 0: it started from the beginning."""
     end: int
-    """Steps done in the checkpoint that was compared."""
+    """Step of the checkpoint that was compared."""
     tensor: TensorDifference | None
-    """The first one that differs, of weights and optimizer."""
+    """The first tensor of weights or optimizer state that differs."""
     gradient: GradientDifference | None
     """None if no checksum differs, or the run has none (`train.exact` writes them)."""
     checked_gradients: int
@@ -63,7 +63,7 @@ class Verification:
 
     @property
     def equal(self) -> bool:
-        """To the last bit."""
+        """Whether all compared tensors and checksums are equal."""
         return self.tensor is None and self.gradient is None
 
     def text(self) -> str:
@@ -117,7 +117,8 @@ def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> V
         raise UsageError(f"{run.id} ran a script, whose steps dtrain cannot repeat", "Verify a task or a function.")
     store = store_of(run, job)
     steps = sorted(store.steps())
-    end = store.verified(step)[1].step
+    saved, manifest = store.verified(step)
+    end = manifest.step
     begin = max((one for one in steps if one < end), default=0)
     again = _repetition(run, job, given, end)
     if begin:
@@ -126,7 +127,7 @@ def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> V
     print(f"{run.id}: {what} ({again.id})", file=sys.stderr, flush=True)
     _train(again, quiet=quiet)
     there = store_of(again, again.job()).verified(end)[0]
-    tensor = difference.first_difference(store.verified(end)[0], there)
+    tensor = difference.first_difference(saved, there)
     gradient, checked = _gradients(run, again, begin, end)
     equal = tensor is None and gradient is None
     if equal:
@@ -135,7 +136,7 @@ def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> V
 
 
 def _repetition(run: RunDir, job: Job, given: Overrides, end: int) -> RunDir:
-    """A run of its own that ends after so many steps and does nothing else that takes time."""
+    """A new run that ends at step `end`, without evaluations, trackers and notifications."""
     chosen = {".".join(path) for path, _, _ in given}
     if "cluster" not in chosen:
         given = [(("cluster",), registry.default("cluster"), "dtrain verify"), *given]
@@ -154,9 +155,10 @@ def _repetition(run: RunDir, job: Job, given: Overrides, end: int) -> RunDir:
 
 def _refuse_another_size(run: RunDir, wanted: Job, end: int) -> None:
     """Without `train.exact`, only the same number of workers computes the same bits."""
-    saved = [event for event in event_log.read(run.events) if isinstance(event, CheckpointSaved) and event.step == end]
+    happened = event_log.read(run.events)
+    saved = [event for event in happened if isinstance(event, CheckpointSaved) and event.step == end]
     started = [
-        event for event in event_log.read(run.events)
+        event for event in happened
         if isinstance(event, WorkersStarted) and saved and event.attempt == saved[-1].attempt
     ]  # fmt: skip
     processes = sum(len(event.pids) for event in started)
@@ -170,7 +172,7 @@ def _refuse_another_size(run: RunDir, wanted: Job, end: int) -> None:
 
 
 def _place(checkpoint: Path, again: RunDir) -> None:
-    """Give the repetition the checkpoint to begin with; linked where that can be, for checkpoints are large."""
+    """Give the repetition the checkpoint to start from, by hard links if the file system has them."""
     target = again.checkpoints / checkpoint.name.partition("-attempt-")[0]
 
     def link(source: str, place: str) -> None:
@@ -183,7 +185,7 @@ def _place(checkpoint: Path, again: RunDir) -> None:
 
 
 def _train(again: RunDir, *, quiet: bool) -> None:
-    """To its end; raises `DtrainError` if it does not come to it."""
+    """Run the repetition to its end; raises `DtrainError` if it fails."""
     launch = planner.make(again.job())
     shown = sys.stderr.isatty() and not quiet
 
@@ -198,8 +200,7 @@ def _train(again: RunDir, *, quiet: bool) -> None:
         foreground.submit(again)
         code = Watcher(again).wait()
     if code != Exit.DONE:
-        state = queries.state_of(again)
-        why = render.failure(state.failures[-1]) if state.failures else state.reason or state.outcome
+        why = render.ended_why(queries.state_of(again))
         error = DtrainError(f"the repetition did not come to its end: {why}", f"See it: dtrain report {again.id}")
         error.exit_code = Exit(code)
         raise error
@@ -207,7 +208,8 @@ def _train(again: RunDir, *, quiet: bool) -> None:
 
 def _gradients(run: RunDir, again: RunDir, begin: int, end: int) -> tuple[GradientDifference | None, int]:
     """The first step whose gradients differ, and how many checksums were compared."""
-    before = gradient_ledger.read(run, history.attempt_starts(event_log.read(run.events)))
+    happened = event_log.read(run.events)
+    before = gradient_ledger.read(run, history.attempt_starts(happened))
     now = gradient_ledger.read(again, history.attempt_starts(event_log.read(again.events)))
     both = {key for key in before.keys() & now.keys() if begin <= key[0] < end}
     wrong = sorted(key for key in both if before[key].checksum != now[key].checksum)
@@ -219,14 +221,19 @@ def _gradients(run: RunDir, again: RunDir, begin: int, end: int) -> tuple[Gradie
     every = len(shards) == sum(step == first for step, _ in both) > 1
     return (
         GradientDifference(
-            first, shards, tuple(sorted({one.rank for one in computed})), _nodes(run, computed), every and first > begin
+            first,
+            shards,
+            tuple(sorted({one.rank for one in computed})),
+            _nodes(happened, computed),
+            every and first > begin,
         ),
         len(both),
     )
 
 
-def _nodes(run: RunDir, computed: Sequence[gradient_ledger.ShardGradient]) -> tuple[str, ...]:
-    started = [event for event in event_log.read(run.events) if isinstance(event, WorkersStarted)]
+def _nodes(happened: Sequence[Event], computed: Sequence[gradient_ledger.ShardGradient]) -> tuple[str, ...]:
+    """The nodes that these gradients were computed on."""
+    started = [event for event in happened if isinstance(event, WorkersStarted)]
     where = {(event.attempt, int(rank)): event.node for event in started for rank in event.pids}
     return tuple(sorted({where.get((one.attempt, one.rank), "?") for one in computed}))
 

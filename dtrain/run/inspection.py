@@ -35,7 +35,7 @@ class InspectionRequest:
     profile_steps: int = 0
     """If it is not 0, a profile of so many steps of these ranks is wanted, and nothing else."""
     debug: DebugRequest | None = None
-    """If it is given, a debugger is wanted, and nothing else."""
+    """If given, the request is for a debugger alone."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class WorkerUsage:
     gpu: float | None = None
     """How busy its GPU is, 0 to 1; None: not known."""
     gpu_memory_megabytes: float | None = None
-    """In use on that GPU."""
+    """Memory in use on that GPU."""
     step_seconds: float | None = None
-    """A step, as a mean over its last ones; None: not known yet."""
+    """Mean time of the last steps; None: not known yet."""
     data_seconds: float | None = None
-    """Waiting for data, of that."""
+    """Part of it that waits for data."""
     own_seconds: float | None = None
-    """Computing, up to where it waits for the other ranks; None under strategies where that cannot be told."""
+    """Part of it that computes before it waits for other ranks; None: the strategy cannot measure it."""
 
 
 @dataclass(frozen=True)

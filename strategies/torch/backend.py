@@ -126,9 +126,8 @@ class TorchBackend:
         for number, seed in enumerate(seeds, start=1):
             self.seed(seed)
             seed_host(seed)
-            with self._passing(last=number == len(seeds)):
+            with self._passing(number, len(seeds)):
                 yield part_of(batch, number - 1, len(seeds))
-            self._exact.keep_buffers(self._buffers(), first=number == 1, last=number == len(seeds))
 
     def _begin_own_work(self) -> None:
         if self._own_work:
@@ -165,7 +164,7 @@ class TorchBackend:
             if self._exact:
                 seed_host(seed)
             weight = self._weights[number - 1]
-            with self._passing(last=number == len(batches)):
+            with self._passing(number, len(batches)):
                 loss, more = self._loss(batch)
                 self._late.add(loss, number - 1)
                 if self._exact:
@@ -174,8 +173,6 @@ class TorchBackend:
                 else:
                     loss = loss if weight == 1.0 else loss * weight
                     loss.backward()
-            if self._exact:
-                self._exact.keep_buffers(self._buffers(), first=number == 1, last=number == len(batches))
             total = loss.detach() if total is None else total + loss.detach()
             for name, value in more.items():
                 value = value.detach() if hasattr(value, "detach") else value
@@ -253,10 +250,12 @@ class TorchBackend:
                 model.train()
 
     @contextmanager
-    def _passing(self, *, last: bool) -> Iterator[None]:
+    def _passing(self, number: int, count: int) -> Iterator[None]:
+        """Around the forward and backward pass of this number (from 1) of so many in a step."""
+        first, last = number == 1, number == count
         with ExitStack() as stack:
             if self._exact:
-                self._exact.begin_pass(last=last)
+                self._exact.begin_pass(first=first, last=last)
             for model in self._models.values():
                 stack.enter_context(self._parallel.gradient_sync(model, last=last))
             yield
@@ -265,6 +264,7 @@ class TorchBackend:
             self._exact.end_pass(
                 (one for _, one in self._state.named_parameters()), reduced=self._parallel.reduced(model)
             )
+            self._exact.keep_buffers(self._buffers(), first=first, last=last)
 
     def _buffers(self) -> list[Any]:
         return [buffer for model in self._models.values() for buffer in model.buffers()]
@@ -278,7 +278,7 @@ class TorchBackend:
         buffers = [(buffer, buffer.detach().clone()) for buffer in self._buffers()]
         self._to_training()
         self.seed(seed)
-        with self._passing(last=True):
+        with self._passing(1, 1):
             loss, _ = self._loss(batch)
         loss.backward()
         for optimizer in self._optimizers.values():

@@ -93,7 +93,7 @@ class Replicated(Parallel):
             **{buffers: False},  # the backend shares them once a step
         )
         if self.exact:
-            parallel.register_comm_hook(self.exact, lambda sums, bucket: sums.hook(None, bucket))
+            parallel.register_comm_hook(self.exact, lambda sums, bucket: sums.hook(bucket))
             return parallel
         if self.options.compression != "none":
             from torch.distributed.algorithms.ddp_comm_hooks import default_hooks

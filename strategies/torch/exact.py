@@ -17,6 +17,7 @@ from dtrain.api.strategy import WorkerContext
 from dtrain.common.errors import UserError
 
 CACHED_VALUES = 1 << 15
+"""Of a matrix whose rows are summed up at once."""
 LATE = 2
 """The slices of a bucket are gathered when so many buckets more are on their way: by then they are there."""
 
@@ -64,12 +65,7 @@ def _add(sums: dict[int, Any], more: dict[int, Any]) -> None:
 
 
 def tree_sum(parts: Any) -> Any:
-    """The sum over the first dimension, whose length is a power of two: neighbours first."""
-    return tree_sum_in_place(parts.clone())
-
-
-def tree_sum_in_place(parts: Any) -> Any:
-    """The same in the first of the parts, without a buffer more."""
+    """The sum over the first dimension, whose length is a power of two, neighbours first: in place, in the first of the parts."""
     distance = 1
     while distance < parts.shape[0]:
         parts[0 :: 2 * distance].add_(parts[distance :: 2 * distance])
@@ -95,7 +91,6 @@ class ExactSums:
         self.scale = 1.0 / shards
         self.world_size = world_size
         self.last_pass = False
-        self._in_step = False
         self._own = PartialSums()
         self._known: dict[tuple[int, int], _Bucket] = {}
         """(Number, values) → what is kept for a bucket of DDP."""
@@ -106,11 +101,10 @@ class ExactSums:
         self._kept: list[Any] = []
         """Copies of the model's buffers as the first of this worker's shards left them."""
 
-    def begin_pass(self, *, last: bool) -> None:
-        """One backward pass is about to begin."""
-        if not self._in_step:
+    def begin_pass(self, *, first: bool, last: bool) -> None:
+        """One backward pass is about to begin, the first or the last of a step."""
+        if first:
             self._checksums = []
-        self._in_step = not last
         self._checksums.append(0)
         self.last_pass = last
 
@@ -156,7 +150,7 @@ class ExactSums:
                 buffer.detach().copy_(kept)
             self._kept = []
 
-    def hook(self, group: Any, bucket: Any) -> Any:
+    def hook(self, bucket: Any) -> Any:
         """A communication hook of DDP (`register_comm_hook`): sends a bucket while the backward pass goes on."""
         import torch
 
@@ -171,7 +165,7 @@ class ExactSums:
         key = (bucket.index(), buffer.numel())
         if key not in self._known:
             self._known[key] = _Bucket(buffer.numel(), buffer, self.world_size)
-        self._known[key].send(buffer, group)
+        self._known[key].send(buffer)
         self._buckets.append(self._known[key])
         if len(self._buckets) > LATE:
             self._buckets[-1 - LATE].gather(self.scale)
@@ -197,15 +191,15 @@ class _Bucket:
         self._work: Any = None
         self._gathering = False
 
-    def send(self, buffer: Any, group: Any) -> None:
+    def send(self, buffer: Any) -> None:
         """Begin to send every rank its slice."""
         import torch.distributed as dist
 
-        self._buffer, self._group = buffer, group
+        self._buffer = buffer
         if self._padded is not None:
             self._padded[: buffer.numel()] = buffer
         self._sent = buffer if self._padded is None else self._padded
-        self._work = dist.all_to_all_single(self._received.view(-1), self._sent, group=group, async_op=True)
+        self._work = dist.all_to_all_single(self._received.view(-1), self._sent, async_op=True)
         self._gathering = False
 
     def gather(self, scale: float) -> None:
@@ -216,12 +210,12 @@ class _Bucket:
             return
         self._gathering = True
         self._work.wait()
-        mine = scaled(tree_sum_in_place(self._received), scale)
+        mine = scaled(tree_sum(self._received), scale)
         if mine.device.type == "cpu":  # gloo's all_gather takes three times as long
             self._received[1:].copy_(mine)
-            self._work = dist.all_to_all_single(self._sent, self._received.view(-1), group=self._group, async_op=True)
+            self._work = dist.all_to_all_single(self._sent, self._received.view(-1), async_op=True)
         else:
-            self._work = dist.all_gather_into_tensor(self._sent, mine, group=self._group, async_op=True)
+            self._work = dist.all_gather_into_tensor(self._sent, mine, async_op=True)
 
     def finish(self) -> None:
         """Wait for the slices of the others: the bucket has the mean."""
@@ -273,7 +267,7 @@ def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
             if self._received is None:
                 self._received = torch.empty_like(whole)
             dist.all_to_all_single(self._received, whole, group=group)
-            total = tree_sum_in_place(self._received.view(group.size(), -1))
+            total = tree_sum(self._received.view(group.size(), -1))
             if replicas is not None:
                 total = self._over_replicas(total)
             output_tensor.copy_(scaled(total, sums.scale))

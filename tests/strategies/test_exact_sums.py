@@ -85,9 +85,9 @@ def test_one_flipped_bit_changes_a_checksum_and_pieces_do_not() -> None:
     assert exact.bits(gradient) != exact.bits(flipped)
     assert exact.bits(gradient) == sum(exact.bits(piece) for piece in gradient.split(77))
     sums = ExactSums(4, 1)
-    sums.begin_pass(last=False)
+    sums.begin_pass(first=True, last=False)
     sums.see([gradient, flipped])
-    sums.begin_pass(last=True)
+    sums.begin_pass(first=False, last=True)
     sums.see([gradient])
     assert sums.checksums() == [(exact.bits(gradient) + exact.bits(flipped)) % 2**64, exact.bits(gradient) % 2**64]
 

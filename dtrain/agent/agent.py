@@ -21,6 +21,7 @@ from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
 from dtrain.agent.inspector import Inspector
+from dtrain.agent.node_memory import NodeMemory
 from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
@@ -41,6 +42,7 @@ from dtrain.api.protocol import (  # fmt: skip
     WorkerExited,
     WorkerReport,
     WorkersStarted,
+    WriteMemory,
     decode,
     encode,
     fragments,
@@ -58,6 +60,8 @@ if TYPE_CHECKING:  # few agents need one
     from dtrain.agent.node_run_folder import NodeRunFolder
 
 CLOSED_GRACE_SECONDS = 5.0
+FETCHING_SECONDS = 0.01
+"""Between two looks whether an in-memory checkpoint has come from other nodes."""
 
 
 class Agent:
@@ -99,6 +103,7 @@ class Agent:
         self._pulse = Pulse(self.send, beat_seconds)
         self._meter = UsageMeter()
         self._inspector = Inspector(node, self._meter, self.send)
+        self._memory = NodeMemory(run, node, self.send)
 
     @property
     def zygote(self) -> ForkServer:
@@ -140,6 +145,7 @@ class Agent:
                 self._send_what_grew()
                 for rank, one in self._workers.items():
                     self._shorten_log(rank, one)
+                self._memory.look()
         self._pulse.stop()
         self._meter.stop()
         self._end()
@@ -158,14 +164,15 @@ class Agent:
     def _poll(self, timeout: float) -> None:
         pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
         sources: list[Any] = [self._commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
-        ready = wait(sources, timeout)
+        fetching = self._waiting and not self._memory.ready(self._waiting[0])
+        ready = wait(sources, min(timeout, FETCHING_SECONDS) if fetching else timeout)
         for source in ready:
             if source in pipes:
                 self._drain_pipe(pipes[source])
         self._hear_zygote()
         if self._commands in ready:
             self._read()
-        while (self._zygote.warm or self._zygote.broken) and self._waiting:
+        while (self._zygote.warm or self._zygote.broken) and self._waiting and self._memory.ready(self._waiting[0]):
             self._fork(self._waiting.popleft())
             self._hear_zygote()
 
@@ -220,6 +227,9 @@ class Agent:
         elif isinstance(command, StartWorkers):
             self._attempt, self._keep_log_bytes = command.attempt, command.keep_log_bytes
             self._waiting.append(command)
+            self._memory.begin(command)
+        elif isinstance(command, WriteMemory):
+            self._memory.write(command)
         elif command.attempt != self._attempt:
             return
         elif isinstance(command, StopWorkers):
@@ -263,18 +273,20 @@ class Agent:
             port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             port.bind((devices.address(), 0))
             self._ports.append(port)
-        self.send(PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports)))
+        memory_port = self._memory.listen(devices.address(), command.memory_key)
+        self.send(PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports), memory_port))
 
     def _fork(self, start: StartWorkers) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in variables.OF_AGENTS}
         refused: dict[int, str] = {}
         for rank_info in start.ranks:
-            assignment = Assignment(
-                str(self.run.path), rank_info, start.rendezvous, environment, start.checkpoint, start.step
-            )
             try:
+                assignment = Assignment(
+                    str(self.run.path), rank_info, start.rendezvous, environment, start.checkpoint, start.step,
+                    self._memory.folder(start),
+                )  # fmt: skip
                 self._workers[rank_info.rank] = self._forked(start.attempt, assignment)
-            except ForkRefused as error:
+            except (ForkRefused, OSError) as error:
                 refused[rank_info.rank] = str(error)
         self.send(WorkersStarted(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
         broken = self._zygote.broken
@@ -309,6 +321,9 @@ class Agent:
         try:
             while not one.pipe.closed and one.pipe.poll():
                 report: reports.Report = one.pipe.recv()
+                if isinstance(report, reports.MemoryOffered):
+                    self._memory.offer(self._attempt, rank, one.pid, report)
+                    continue
                 one.reported |= isinstance(report, reports.WorkerFailed)
                 if self._private and isinstance(report, reports.StepsProfiled) and report.file:
                     for piece in self._private.written(report.file):
@@ -327,6 +342,9 @@ class Agent:
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()
         self._shorten_log(rank, one)
+        self._memory.exited(rank, code)
+        if not self._workers:
+            self._memory.ended()
         self.send(WorkerExited(self._attempt, rank, code, step, killed_for_memory))
         one.pipe.close()
         if not self._workers:
@@ -352,6 +370,7 @@ class Agent:
         while self._workers and time.monotonic() < deadline and not self._zygote.broken:
             wait([self._zygote.fileno()], max(0.0, deadline - time.monotonic()))
             self._hear_zygote()
+        self._memory.close()
         self._send_what_grew()
         if self._private and self._told_to_quit and not self._broken:
             self._private.remove()

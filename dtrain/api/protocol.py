@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.checkpoint.store import Files
 from dtrain.common.serde import JsonObject, from_dict, to_dict
 from dtrain.run.inspection import SharedStacks, WorkerUsage
 
@@ -29,6 +30,28 @@ class ReservePorts:
 
     attempt: int
     workers: int
+    memory_key: str = ""
+    """If not empty, give in-memory checkpoints to agents that know this key."""
+
+
+@dataclass(frozen=True)
+class MemoryPeer:
+    """An agent that has parts of in-memory checkpoints."""
+
+    address: str
+    port: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MemoryCheckpoint:
+    """An in-memory checkpoint, of which every part is on some node."""
+
+    attempt: int
+    """That made it."""
+    step: int
+    peers: tuple[MemoryPeer, ...] = ()
+    """Who has which ranks' parts; those that the node has itself may be among them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,19 @@ class StartWorkers:
     """Steps that are done in it."""
     keep_log_bytes: int = 0
     """Of each worker's log; 0: everything."""
+    memory: MemoryCheckpoint | None = None
+    """To resume from instead."""
+    partner: MemoryPeer | None = None
+    """Whose parts of the in-memory checkpoints this node keeps copies of."""
+
+
+@dataclass(frozen=True)
+class WriteMemory:
+    """Command: write this node's parts of an in-memory checkpoint to disk, those of some ranks."""
+
+    attempt: int
+    step: int
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -146,6 +182,38 @@ class PortsReserved:
 
     attempt: int
     ports: tuple[int, ...]
+    memory_port: int = 0
+    """Where the agent gives in-memory checkpoints; 0: it does not."""
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One rank's part of an in-memory checkpoint on a node."""
+
+    attempt: int
+    rank: int
+    step: int
+    """-1: this rank has no part of the state, of any step."""
+
+
+@dataclass(frozen=True)
+class MemoryHeld:
+    """Event: all workers of the node have ended, and these parts of in-memory checkpoints are still here."""
+
+    attempt: int
+    parts: tuple[MemoryPart, ...]
+
+
+@dataclass(frozen=True)
+class MemoryWritten:
+    """Event: a part of an in-memory checkpoint is on disk, or could not be written."""
+
+    attempt: int
+    rank: int
+    step: int
+    files: Files = field(default_factory=dict)
+    weights: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,10 +302,12 @@ class Fragment:
     last: bool
 
 
-Command = SetJob | ReservePorts | StartWorkers | StopWorkers | WorkerCommand | DumpStacks | Inspect | Quit
+Command = SetJob | ReservePorts | StartWorkers | WriteMemory | StopWorkers | WorkerCommand | DumpStacks | Inspect | Quit
 Event = (
     AgentReady
     | PortsReserved
+    | MemoryHeld
+    | MemoryWritten
     | WorkersStarted
     | Heartbeat
     | WorkerReport

@@ -121,6 +121,27 @@ class ShardWritten:
 
 
 @dataclass(frozen=True)
+class MemoryOffered:
+    """For the agent: a buffer of in-memory checkpoints of this rank. Without descriptors, the rank has no part of the state."""
+
+    buffer: int = -1
+    """Descriptor in the worker's process of the memory that the files of tensors are in."""
+    record: int = -1
+    """Descriptor of the memory that says what is in it; see `dtrain.checkpoint.memory_record`."""
+
+
+@dataclass(frozen=True)
+class MemoryInterval:
+    """Rank 0: how often in-memory checkpoints are made."""
+
+    every_steps: int
+    seconds: float
+    """That one takes, while training stands still."""
+    bytes: int
+    """Of this rank's part."""
+
+
+@dataclass(frozen=True)
 class SaveFailed:
     """This rank's shard of a checkpoint could not be written."""
 
@@ -237,6 +258,8 @@ Report = (
     | LogShortened
     | StopAsked
     | ShardWritten
+    | MemoryOffered
+    | MemoryInterval
     | SaveFailed
     | StopProposal
     | StepsProfiled
@@ -260,6 +283,8 @@ NAMES: dict[str, type[Any]] = {
     "log_shortened": LogShortened,
     "stop": StopAsked,
     "part": ShardWritten,
+    "memory_offered": MemoryOffered,
+    "memory_interval": MemoryInterval,
     "save_failed": SaveFailed,
     "gate": StopProposal,
     "profiled": StepsProfiled,

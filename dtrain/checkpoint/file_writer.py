@@ -43,6 +43,14 @@ class WrittenFile:
     """The first range with values that are not finite, and how many; '' if there is none."""
 
 
+@dataclass(frozen=True)
+class MemoryFile:
+    """Shared memory of another process's."""
+
+    fd: int
+    size: int
+
+
 class FileWriter:
     """The process is started with the first file, and again if it died. `write` is for one thread, `start` for any."""
 
@@ -60,7 +68,7 @@ class FileWriter:
             finally:
                 self._lock.release()
 
-    def write(self, buffer: KeptBuffer, path: Path, weights: Sequence[WeightsRange]) -> WrittenFile:
+    def write(self, buffer: KeptBuffer | MemoryFile, path: Path, weights: Sequence[WeightsRange]) -> WrittenFile:
         """Write a buffer to a new file and to the disk. Raises `OSError` as the process met it."""
         ranges = [(one.name, one.begin, one.length, one.finite) for one in weights]
         request = {"path": str(path), "weights": ranges}
@@ -79,7 +87,7 @@ class FileWriter:
             answer = received[0]
             if "error" in answer:
                 raise OSError(answer["errno"], answer["error"]) if answer["errno"] else OSError(answer["error"])
-            return WrittenFile(buffer.file.size, answer["digest"], answer["weights"], answer["not_finite"])
+            return WrittenFile(buffer.size, answer["digest"], answer["weights"], answer["not_finite"])
         raise OSError(f"the process that writes checkpoints was killed {TRIES} times")
 
     def _started(self) -> socket.socket:

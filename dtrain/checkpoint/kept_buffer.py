@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from dtrain.checkpoint.memory_record import RecordFile
 from dtrain.checkpoint.tensor_file import TensorFile
 from dtrain.common.processes import machine_memory
 from dtrain.run import fault_injection
@@ -35,30 +36,43 @@ class KeptBuffer:
             os.close(self.fd)
             raise
         self.memory[: len(file.header)] = file.header
+        self.record = RecordFile()
         self.free = threading.Event()
         """Set while it holds no snapshot that is still to be written."""
+        self.step = -1
+        """Of the in-memory checkpoint that it holds; -1: of none."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.file.size
 
     def close(self) -> None:
         """Give the memory back; the mapping goes with the last tensor that looks at it."""
+        self.record.begin()
+        self.record.close()
         os.close(self.fd)
 
 
 class KeptBuffers(Generic[Buffer]):
-    """The buffers of one training: one, and a second if a snapshot is taken while the one before is being written."""
+    """The buffers of one training: one, another if a snapshot is taken while the one before is being written, and one for the newest
+    in-memory checkpoint, which stays until the next is complete."""
 
     def __init__(self, make: Callable[[TensorFile], Buffer]) -> None:
         self._make = make
         self._buffers: list[Buffer] = []
 
     def taken(self, file: TensorFile) -> Buffer:
-        """A buffer for this file that no write needs; with memory for one only, it is waited for. Raises `OSError` if there
-        is no memory at all."""
+        """A buffer for this file that nobody needs; if there is no memory for one more, the newest in-memory checkpoint is given up,
+        or a write waited for. Raises `OSError` if there is no memory at all."""
         useless = [buffer for buffer in self._buffers if buffer.file != file and buffer.free.is_set()]
         for buffer in useless:
             self._buffers.remove(buffer)
             buffer.close()
         fitting = [buffer for buffer in self._buffers if buffer.file == file]
-        found = next((buffer for buffer in fitting if buffer.free.is_set()), None)
+        newest = max((buffer.step for buffer in fitting), default=-1)
+        free = [buffer for buffer in fitting if buffer.free.is_set()]
+        found = next((buffer for buffer in free if buffer.step < max(newest, 0)), None)
         if found is None:
             try:
                 found = self._make(file)
@@ -66,7 +80,9 @@ class KeptBuffers(Generic[Buffer]):
             except OSError:
                 if not fitting:
                     raise
-                found = fitting[0]
+                found = (free or fitting)[0]
                 found.free.wait()
         found.free.clear()
+        found.step = -1
+        found.record.begin()
         return found

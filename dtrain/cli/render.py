@@ -73,7 +73,8 @@ def _evaluation(event: events.Evaluation, state: RunState) -> str:
 
 
 def _attempt(event: events.AttemptStarted, state: RunState) -> str:
-    start = f"from the checkpoint of step {event.step}" if event.checkpoint else "from the beginning"
+    checkpoint = "in-memory checkpoint" if event.memory else "checkpoint"
+    start = f"from the {checkpoint} of step {event.step}" if event.checkpoint or event.memory else "from the beginning"
     return f"attempt {event.attempt} {start}, {counted(event.workers, 'worker')} on {', '.join(event.nodes)}"
 
 

@@ -96,7 +96,7 @@ class Appender:
 CHUNK = 1 << 20
 
 
-def digest(data: bytes = b"") -> Any:
+def digest(data: bytes | memoryview = b"") -> Any:
     """A BLAKE3 hash of 256 bits, as `hashlib` has others; several times as fast as its sha256."""
     from blake3 import blake3
 

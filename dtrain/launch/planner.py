@@ -141,6 +141,8 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
     if job.kind == "script":
         return
     yield from _of_amount(("data", "memory"), job.data.memory)
+    if job.checkpoint.memory_limit is not None:
+        yield from _of_amount(("checkpoint", "memory_limit"), job.checkpoint.memory_limit)
     if job.kind == "task" and not train.evaluate_every:
         for key, wanted in (
             (("train", "stop_when"), train.stop_when),

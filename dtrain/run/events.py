@@ -57,7 +57,9 @@ class AttemptStarted(Event, name="attempt"):
     step: int
     """Steps that are done at its begin."""
     checkpoint: str | None
-    """Name of the checkpoint it begins from."""
+    """Name of the checkpoint it begins from; None: it begins the run, or goes on from memory."""
+    memory: bool = False
+    """Whether it goes on from an in-memory checkpoint."""
     nodes: tuple[str, ...]
     workers: int
     processes: int = 0
@@ -200,6 +202,18 @@ class CheckpointSaved(Event, name="checkpoint"):
     """Until it was written, hashed and flushed."""
     stall_seconds: float = 0.0
     """Training stood still to copy the state."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryInterval(Event, name="memory_interval"):
+    """How often in-memory checkpoints are made, and what one costs."""
+
+    every_steps: int
+    seconds: float
+    """Training stands still for each."""
+    bytes: int
+    """Of rank 0's part."""
     attempt: int = 0
 
 

@@ -68,6 +68,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def memory(self) -> Path:
+        """Views of in-memory checkpoints, a folder for each node, while the run goes on."""
+        return self.path / "memory"
+
+    @property
     def logs(self) -> Path:
         """Logs of workers, agents and a detached supervisor."""
         return self.path / "logs"

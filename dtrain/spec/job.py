@@ -222,6 +222,12 @@ class Checkpoint:
     """Minutes between two checkpoints, looked at every `train.log_every` steps."""
     keep: Annotated[int, COUNT] = 3
     """The newest checkpoints, which stay on disk."""
+    memory_every_steps: Annotated[int, NOT_NEGATIVE] | Literal["auto"] = "auto"
+    """Steps between two in-memory checkpoints, which outlive the workers but not the nodes that have them. `auto`: as often as they
+    cost at most 1 % of the time. 0: there are none."""
+    memory_limit: str | None = None
+    """Most memory of a node for them, in MB or GB; a quarter of its memory when not given. They take three times the node's part of
+    the state, and on several nodes as much again."""
     keep_every: Annotated[int, STEPS] | None = None
     """Checkpoints of steps that this divides stay, too."""
     keep_best: KeepBest | None = None

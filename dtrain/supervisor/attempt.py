@@ -30,7 +30,7 @@ from dtrain.api.protocol import (
     WorkersStarted,
 )
 from dtrain.api.strategy import NeedsAllAddresses, Strategy, error_kind
-from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointStore
+from dtrain.checkpoint.store import CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
 from dtrain.run import events
 from dtrain.run.debugging import DebugRequest
@@ -42,15 +42,18 @@ from dtrain.supervisor.background import Lane
 from dtrain.supervisor.checkpoint_commits import CheckpointCommits
 from dtrain.supervisor.checkpoint_retention import CheckpointRetention
 from dtrain.supervisor.debugging import DebuggerReport, Debugging
+from dtrain.supervisor.departure import Departure
 from dtrain.supervisor.drain import DrainAgreement
 from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
 from dtrain.supervisor.hang_detector import HangDetector
+from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
 from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.profile_window import profile_window, step_ahead
 from dtrain.supervisor.progress_log import ProgressLog
 from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
 from dtrain.supervisor.report_events import event_of
 from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
+from dtrain.supervisor.start_point import StartPoint
 from dtrain.supervisor.start_watch import StartWatch
 from dtrain.supervisor.states import Phase
 from dtrain.supervisor.stragglers import Stragglers
@@ -74,6 +77,7 @@ class AttemptContext:
     log: EventLog
     lease: Lease
     debugging: Debugging
+    memory: MemoryCheckpoints
 
 
 class Attempt:
@@ -85,16 +89,17 @@ class Attempt:
         plan: LaunchPlan,
         nodes: Sequence[AgentInfo],
         context: AttemptContext,
-        resume: CheckpointInfo | None,
+        begin: StartPoint,
     ) -> None:
         self.number = number
         self.nodes = len(nodes)
         self.outcome: Outcome | None = None
         self._plan = plan
+        self._is_script = plan.job.kind == "script"
         self._settings = plan.job.recovery
         self._nodes = nodes
         self._context = context
-        self._resume = resume
+        self._begin = begin
         self._phase = Phase.RENDEZVOUS
         self._ranks = dict(zip((node.name for node in nodes), plan.ranks_by_node(), strict=True))
         self._owner = {rank.rank: node for node, ranks in self._ranks.items() for rank in ranks}
@@ -116,17 +121,12 @@ class Attempt:
             number, context.store, context.lane, context.log, context.lease,
             ranks=len(self._owner), retention=self._retention,
             origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
-            saved_step=resume.step if resume else 0, changed=self._close,
+            saved_step=begin.saved_step, changed=self._close,
         )  # fmt: skip
         self._rate = 0.0
         """Steps a second."""
         self._leaving = False
-        self._left_step: int | None = None
-        self._ended_well = 0
-        """Workers that exited with code 0."""
-        self._stopped = ""
-        """Why the user's function asked for the end."""
-        self._ended_early = ""
+        self._departure = Departure()
         self._deadline: float | None = None
         self._looks_at = 0.0
         self._ending_since: float | None = None
@@ -137,7 +137,8 @@ class Attempt:
             if not one.sees_run:
                 self._send(one.name, SetJob(to_dict(self._plan.job)))
         for node in self._ranks:
-            self._send(node, ReservePorts(self.number, self._rendezvous.ports_wanted(node)))
+            wanted, key = self._rendezvous.ports_wanted(node), self._context.memory.key(self.nodes)
+            self._send(node, ReservePorts(self.number, wanted, key))
 
     def handle(self, node: str, event: Event, now: float) -> None:
         """Something an agent said about this attempt."""
@@ -145,12 +146,13 @@ class Attempt:
             return
         if isinstance(event, PortsReserved):
             self._rendezvous.add(node, event.ports)
+            self._context.memory.listens(node, self._rendezvous.address(node), event.memory_port)
             if self._rendezvous.complete and self._phase is Phase.RENDEZVOUS:
                 self._start(now)
         elif isinstance(event, WorkersStarted):
             self._start_watch.started(node)
             self._context.log.add(events.WorkersStarted(attempt=self.number, node=node, pids=event.pids))
-            if self._leaving and self._phase is Phase.RUNNING and self._plan.job.kind != "script":
+            if self._leaving and self._phase is Phase.RUNNING and not self._is_script:
                 # A proposal that was asked for before the workers were there reached none of them; twice does no harm.
                 self._send(node, _ask_for_proposal(self.number))
         elif isinstance(event, Heartbeat):
@@ -201,7 +203,7 @@ class Attempt:
             return
         self._leaving = True
         self._deadline = now + self._settings.grace_seconds
-        if self._plan.job.kind == "script":
+        if self._is_script:
             self._send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))
         else:
             self._send_all(_ask_for_proposal(self.number))
@@ -239,7 +241,8 @@ class Attempt:
     @property
     def over(self) -> bool:
         """Ended, or asked to end."""
-        return self._leaving or bool(self._stopped) or self._phase in (Phase.ENDING, Phase.COMMITTING, Phase.OVER)
+        ends = self._phase in (Phase.ENDING, Phase.COMMITTING, Phase.OVER)
+        return self._leaving or bool(self._departure.stopped) or ends
 
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""
@@ -265,10 +268,11 @@ class Attempt:
         strategy = self._context.strategy
         if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses(len(self._owner))):
             info = of_rank_zero(info)
-        checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
-        keep = self._plan.job.logs.keep_bytes
+        begin, keep, votes = self._begin, self._plan.job.logs.keep_bytes, self._context.memory
+        votes.begin(self.number, len(self._owner), begin.memory)
         for node, ranks in self._ranks.items():
-            self._send(node, StartWorkers(self.number, tuple(ranks), info, checkpoint, step, keep))
+            where, partner = (begin.checkpoint, begin.step), votes.partner(node, self._ranks)
+            self._send(node, StartWorkers(self.number, tuple(ranks), info, *where, keep, begin.memory, partner))
 
     def _on_report(self, rank: int, report: reports.Report) -> None:
         if isinstance(report, reports.ShardWritten):
@@ -281,9 +285,9 @@ class Attempt:
         elif isinstance(report, reports.StopAsked):
             self._stop_by_function(report.reason)
         elif isinstance(report, reports.LeftAtStep):
-            self._left_step = report.step
+            self._departure.left_step = report.step
         elif isinstance(report, reports.EndedEarly):
-            self._ended_early = f"ended early at step {report.step}: {report.reason}"
+            self._departure.ended_early = f"ended early at step {report.step}: {report.reason}"
         elif isinstance(report, reports.LoopPhase):
             self._hangs.phase(rank, stepping=report.stepping)
         elif isinstance(report, reports.LoopLeft):
@@ -296,7 +300,7 @@ class Attempt:
             self.stragglers.heard(rank, report)
         elif isinstance(report, DebuggerReport):
             self._context.debugging.hear(self, rank, report)
-        else:
+        elif not isinstance(report, reports.MemoryOffered):  # which is for the agent
             event = event_of(report, rank, self.number)
             if isinstance(event, events.Metrics) and event.samples_per_second:
                 self._rate = event.samples_per_second / self._plan.job.train.global_batch
@@ -305,8 +309,8 @@ class Attempt:
 
     def _stop_by_function(self, reason: str) -> None:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
-        if not self._stopped:
-            self._stopped = reason
+        if not self._departure.stopped:
+            self._departure.stopped = reason
             self._send_all(_ask_for_proposal(self.number))
 
     def _agree(self) -> None:
@@ -317,9 +321,9 @@ class Attempt:
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
-        self._ended_well += event.code == 0
+        self._departure.ended_well += event.code == 0
         reported = self._failures.has_report(event.rank)
-        asked_to = self._leaving and (self._plan.job.kind == "script" or event.code == -signal.SIGTERM)
+        asked_to = self._leaving and (self._is_script or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
             self._on_failure(self._failures.exited(event, self._commits.saved_step), now)
         ends = self._leaving or self._phase is Phase.ENDING
@@ -352,19 +356,10 @@ class Attempt:
         self.stragglers.end()
         if failure is not None:
             self.outcome = Failed(failure)
-        elif self._leaving and not self._finished_first():
-            self.outcome = Drained(self._left_step)
+        elif self._leaving and not self._departure.finished_first(len(self._owner), script=self._is_script):
+            self.outcome = Drained(self._departure.left_step)
         else:
-            self.outcome = Succeeded(self._commits.unsaved, self._stopped_early())
-
-    def _stopped_early(self) -> str:
-        step = "" if self._left_step is None else f" at step {self._left_step}"
-        return f"stopped by the function{step}: {self._stopped}" if self._stopped else self._ended_early
-
-    def _finished_first(self) -> bool:
-        """Whether all workers ended well by themselves before they were told a step to leave at."""
-        ended_well = self._ended_well == len(self._owner)
-        return ended_well and self._left_step is None and self._plan.job.kind != "script"
+            self.outcome = Succeeded(self._commits.unsaved, self._departure.early())
 
     def _look_for_hang(self, now: float) -> None:
         hang = self._hangs.find(self._running, now)

@@ -138,6 +138,7 @@ def _supervise(
             code = Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
             # No worker is left that writes: unfinished checkpoints only take space.
             LocalCheckpointStore(run.checkpoints).clear_staging()
+            shutil.rmtree(run.memory, ignore_errors=True)  # an agent that was killed left it
             return code
     except LeaseTaken:
         raise

@@ -20,6 +20,10 @@ class Rendezvous:
         """One port a worker and one more, which on the first node serves what rank 0 serves (Horovod's rendezvous)."""
         return len(self._ranks[node]) + 1
 
+    def address(self, node: str) -> str:
+        """Of a node."""
+        return self._addresses[node]
+
     def add(self, node: str, ports: tuple[int, ...]) -> None:
         """A node reserved its ports."""
         self._ports[node] = ports

@@ -7,7 +7,7 @@ from dtrain.run import events
 
 Told = (
     reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned | reports.LogShortened
-    | reports.StepsProfiled | reports.MemoryUsed
+    | reports.StepsProfiled | reports.MemoryUsed | reports.MemoryInterval
 )  # fmt: skip
 """Reports that nothing follows from but an event."""
 
@@ -23,6 +23,10 @@ def event_of(report: Told, rank: int, attempt: int) -> events.Event:
         )  # fmt: skip
     if isinstance(report, reports.MemoryUsed):
         return events.MemoryUsed(attempt=attempt, rank=rank, bytes=report.bytes, device_bytes=report.device_bytes)
+    if isinstance(report, reports.MemoryInterval):
+        return events.MemoryInterval(
+            attempt=attempt, every_steps=report.every_steps, seconds=report.seconds, bytes=report.bytes
+        )
     if isinstance(report, reports.TrainingBegan):
         return events.TrainingStarted(
             attempt=attempt, step=report.step, total_steps=report.total_steps, samples=report.samples,

@@ -36,12 +36,15 @@ from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
 from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.inspections import InspectionItem, Inspections
+from dtrain.supervisor.log_watch import LogWatch
+from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
 from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
 from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
 from dtrain.supervisor.requeue import requeue_run
 from dtrain.supervisor.restore import Restore
 from dtrain.supervisor.results import Drained, Failed, Outcome, RunResult, Succeeded
+from dtrain.supervisor.start_point import StartPoint
 from dtrain.supervisor.states import TRANSITIONS, State
 from dtrain.supervisor.stop_request import INTERRUPTED, FolderTrouble, LeaseLost, StopMode, StopRequest
 
@@ -68,6 +71,7 @@ class Supervisor:
         self._storage = Lane("storage", self._put)
         self._cluster_calls = Lane("cluster", self._put)
         self._strategy = registry.strategy_of(launch.job)
+        self._memory = MemoryCheckpoints(launch, self._store, log, lease, run.id)
         self._pool = NodePool(self._settings.heartbeat_seconds)
         self._inspections = Inspections(run, log, self._put)
         self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
@@ -84,7 +88,7 @@ class Supervisor:
         self._resume_at = 0.0
         """When a failed attempt may be answered with another one (monotonic seconds)."""
         self._turned = time.monotonic()
-        self._log_failing = False
+        self._log_watch = LogWatch(log)
 
     def run(self) -> Exit:
         """The whole run; the exit code of the process."""
@@ -112,6 +116,8 @@ class Supervisor:
             assert following in TRANSITIONS[state], (state, following)
             state = following
         assert self._result is not None
+        if self._result.exit_code is not Exit.DONE and self._stop_mode is not StopMode.IMMEDIATE:
+            self._memory.save(allocation.channels, self._storage, self._pump_events)
         return self._result
 
     def _put(self, item: Item) -> None:
@@ -124,8 +130,7 @@ class Supervisor:
         while self._stop_mode is StopMode.NONE:
             late = time.monotonic() > deadline
             restore.check(late=late)
-            result = self._check_nodes(allocation, late=late)
-            if result is not None:
+            if (result := self._check_nodes(allocation, late=late)) is not None:
                 return self._end_with(result)
             if restore.done and self._nodes_suffice(late=late):
                 return self._begin_attempt(allocation, restore.found)
@@ -201,16 +206,17 @@ class Supervisor:
 
     def _begin_attempt(self, allocation: Allocation, resume: CheckpointInfo | None) -> State:
         self._attempts += 1
+        begin = StartPoint(resume, self._memory.newest(after=resume.step if resume else 0))
         chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
             self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease,
-            self._inspections.debugging,
+            self._inspections.debugging, self._memory,
         )  # fmt: skip
-        self._attempt = Attempt(self._attempts, plan, chosen, context, resume)
+        self._attempt = Attempt(self._attempts, plan, chosen, context, begin)
         self._log.add(
             events.AttemptStarted(
-                attempt=self._attempts, step=resume.step if resume else 0, checkpoint=resume.name if resume else None,
+                attempt=self._attempts, step=begin.step, checkpoint=begin.checkpoint, memory=begin.memory is not None,
                 nodes=tuple(node.name for node in chosen), workers=plan.workers, processes=plan.processes,
             )
         )  # fmt: skip
@@ -295,7 +301,7 @@ class Supervisor:
             self._dispatch(node, item)
             if (self._attempt and self._attempt.outcome) or self._inbox.empty():
                 break
-        self._report_full_disk()
+        self._log_watch.look()
         self._inspections.tick()
         now = time.monotonic()
         if now - self._turned > HELD_UP_SECONDS + TICK_SECONDS:
@@ -310,14 +316,6 @@ class Supervisor:
                 self._on_node_lost(node, "its workers were killed and do not end")
             if self._can_scale_up(self._attempt):
                 self._request_resize(f"{len(self._pool.usable())} nodes are ready again")
-
-    def _report_full_disk(self) -> None:
-        """Say once that the event log cannot be written, and once that it can be again."""
-        problem = self._log.problem
-        if bool(problem) != self._log_failing:
-            self._log_failing = bool(problem)
-            error = f"cannot write {self._run.events}: {problem}"
-            self._log.add(events.StorageFailed(error=error) if problem else events.StorageWorks())
 
     def _dispatch(self, node: str, item: Item) -> None:
         if isinstance(item, TaskDone):
@@ -352,6 +350,7 @@ class Supervisor:
             self._on_agent_ready(node, item, now)
         else:
             self._pool.heard(node, now)
+            self._memory.handle(node, item)
             if self._attempt and getattr(item, "attempt", None) == self._attempt.number:
                 self._attempt.handle(node, item, now)
 
@@ -371,6 +370,7 @@ class Supervisor:
         if node in self._pool.lost:
             return
         was_ready = self._pool.lose(node, reason)
+        self._memory.lose(node)
         self._log.add(events.NodeLost(node=node, reason=reason))
         if self._attempt and was_ready and not self._attempt.outcome:
             self._attempt.lost(node, reason, time.monotonic())

@@ -54,17 +54,22 @@ def run(
     debugger: Debugger,
     checkpoint: str | None,
     step: int,
+    memory: str = "",
 ) -> None:
-    """Run the job's task or function to its end, or to the step that all ranks agreed to leave at."""
+    """Run the job's task or function to its end, or to the step that all ranks agreed to leave at; from a checkpoint of this name, or
+    from an in-memory one in the folder `memory`."""
     job, attempt = context.job, context.rendezvous.attempt
     store = store_of(run, job)
     fetches = isinstance(backend, FetchesFiles)
     folder = store.local_folder(checkpoint, attempt, whole=not fetches) if checkpoint else None
-    if isinstance(backend, FetchesFiles):
+    if memory:
+        folder = Path(memory)
+    elif isinstance(backend, FetchesFiles):
         backend.fetch = lambda folder, files: store.fetch(folder, attempt, files)
     trainer = Trainer(
-        run, context, backend, channel, debugger, CheckpointWriter(backend, channel, store, context, run), folder, step
-    )
+        run, context, backend, channel, debugger, CheckpointWriter(backend, channel, store, context, run, step), folder, step,
+        from_memory=bool(memory),
+    )  # fmt: skip
     try:
         fault_injection.reach("import")
         if job.function:

@@ -65,6 +65,8 @@ class Assignment:
     checkpoint: str | None
     """Its name, to resume from."""
     step: int
+    memory: str = ""
+    """Folder of an in-memory checkpoint to resume from instead."""
 
 
 def warm_up() -> None:
@@ -257,4 +259,4 @@ def _train(
     fault_injection.reach("rendezvous")
     with strategy.join(context) as backend:
         _kept.append(backend)
-        loop.run(run, context, backend, channel, debugger, assignment.checkpoint, assignment.step)
+        loop.run(run, context, backend, channel, debugger, assignment.checkpoint, assignment.step, assignment.memory)

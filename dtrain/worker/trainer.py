@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,8 @@ class Trainer:
     writer: CheckpointWriter
     checkpoint: Path | None
     first_step: int
+    from_memory: bool = False
+    """The attempt goes on from an in-memory checkpoint: what it has is to be on disk soon."""
     data_wait: DataWait = field(default_factory=DataWait)
     """Of the training; evaluations do not count."""
 
@@ -158,8 +160,12 @@ class Trainer:
         self.writer.check()
         wanted = self.context.job.checkpoint
         evaluated = wanted.keep_best is not None and self.due(done, total, self.train.evaluate_every)
-        if self.due(done, total, wanted.steps) or evaluated or self._time_is_up(done):
+        first = self.from_memory and done == self.first_step + 1
+        if self.due(done, total, wanted.steps) or evaluated or first or self._time_is_up(done):
             self.save(done)
+        elif self.writer.memory.due(done):
+            with self.no_steps() if self.writer.memory.measuring else nullcontext():
+                self.writer.keep(done)
 
     def save(self, done: int) -> None:
         """Collective. Begin to save the state after so many steps."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.api.in_memory import MemoryPart
 from dtrain.api.strategy import NonFiniteWeights, Snapshot, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
@@ -69,6 +70,9 @@ class NoSnapshot:
         """See `Snapshot.write`."""
         return SnapshotFiles({}, "")
 
+    def memory_part(self) -> None:
+        """See `StaysInMemory.memory_part`."""
+
 
 @dataclass(frozen=True)
 class TensorFlowSnapshot:
@@ -93,6 +97,10 @@ class TensorFlowSnapshot:
             (folder / REGISTERED).write_bytes(self.registered)
             files[REGISTERED] = hashed(folder / REGISTERED)
         return SnapshotFiles(files, written.weights)
+
+    def memory_part(self) -> MemoryPart:
+        """See `StaysInMemory.memory_part`."""
+        return MemoryPart(self.buffer, STATE, self.weights, {REGISTERED: self.registered} if self.registered else {})
 
 
 class Registered:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dtrain.api.in_memory import MemoryPart
 from dtrain.api.strategy import NonFiniteWeights, RankInfo, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
@@ -162,8 +163,7 @@ class TorchSnapshot:
     def write(self, folder: Path) -> SnapshotFiles:
         """See `Snapshot.write`."""
         try:
-            if self.copied is not None:
-                self.copied.synchronize()
+            self._wait()
             path = folder / file_of(self.rank)
             written = self.writer.write(self.buffer, path, self._weights())
         finally:
@@ -171,9 +171,20 @@ class TorchSnapshot:
         if written.not_finite:
             raise NonFiniteWeights(written.not_finite)
         files = {path.name: (written.size, written.digest)}
-        if self.rank == 0:
-            files |= self._write_objects(folder)
+        for name, content in self._small_files().items():
+            (folder / name).write_bytes(content)
+            files[name] = hashed(folder / name)
         return SnapshotFiles(files, written.weights)
+
+    def memory_part(self) -> MemoryPart:
+        """See `StaysInMemory.memory_part`."""
+        self._wait()
+        return MemoryPart(self.buffer, file_of(self.rank), self._weights(), self._small_files())
+
+    def _wait(self) -> None:
+        """Until the copies from a GPU are here."""
+        if self.copied is not None:
+            self.copied.synchronize()
 
     def _weights(self) -> list[WeightsRange]:
         """The model's tensors in this rank's file."""
@@ -186,8 +197,10 @@ class TorchSnapshot:
                 found.append(WeightsRange(name, entry.begin, entry.length, finite))
         return found
 
-    def _write_objects(self, folder: Path) -> dict[str, tuple[int, str]]:
-        """What is no tensor, and what is in which file."""
+    def _small_files(self) -> dict[str, bytes]:
+        """What is no tensor, and what is in which file; rank 0's."""
+        if self.rank:
+            return {}
         from torch.distributed.checkpoint.filesystem import _StorageInfo
 
         places, end = {}, 0
@@ -195,9 +208,7 @@ class TorchSnapshot:
             places[item.index] = _StorageInfo(OBJECTS, end, len(value))
             end += len(value)
         metadata = dataclasses.replace(self.plan.metadata, storage_data=self.plan.metadata.storage_data | places)
-        (folder / OBJECTS).write_bytes(b"".join(value for _, value in self.objects))
-        (folder / METADATA).write_bytes(pickle.dumps(metadata))
-        return {name: hashed(folder / name) for name in (OBJECTS, METADATA)}
+        return {OBJECTS: b"".join(value for _, value in self.objects), METADATA: pickle.dumps(metadata)}
 
 
 class TensorBuffer(KeptBuffer):

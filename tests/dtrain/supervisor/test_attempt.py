@@ -28,8 +28,10 @@ from dtrain.spec.job import Job, PluginChoice, Resources
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.background import Lane
 from dtrain.supervisor.debugging import Debugging
+from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
 from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.results import Failed
+from dtrain.supervisor.start_point import StartPoint
 
 NODES = ("node0", "node1")
 
@@ -64,8 +66,9 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
         log,
         lease,
         Debugging(RunDir(tmp_path), log, lambda typed: None),
+        MemoryCheckpoints(planner.make(job), LocalCheckpointStore(tmp_path), log, lease, "a-run"),
     )
-    attempt = Attempt(1, planner.make(job), nodes, context, None)
+    attempt = Attempt(1, planner.make(job), nodes, context, StartPoint())
     attempt.begin()
     for name in NODES:
         attempt.handle(name, PortsReserved(1, (1, 2, 3)), 0.0)

@@ -1,0 +1,152 @@
+"""The in-memory checkpoints of a node: shared memory of its workers, which the agent has open too, so that it outlives them; and copies
+of another node's parts."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import threading
+import weakref
+from collections import deque
+from collections.abc import Collection, Container, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from dtrain.api.protocol import MemoryPart
+from dtrain.api.reports import MemoryOffered
+from dtrain.checkpoint import memory_record
+from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile
+from dtrain.common.files import digest
+
+BUFFERS = 3
+"""Of a worker. What it offered before them is not used any more."""
+VERIFIED_AT_ONCE = 4
+
+
+class MemoryCopy:
+    """A rank's snapshot and what is said of it, in memory that this process has open for as long as the object lives."""
+
+    def __init__(self, buffer: int, record: int) -> None:
+        self.buffer = buffer
+        """Descriptor."""
+        self.record = record
+        """Descriptor."""
+        self.trusted = True
+        """Not if the worker that wrote it ended with a fault: only what its digest proves is used then."""
+        for descriptor in (buffer, record):
+            weakref.finalize(self, os.close, descriptor)
+
+    def read(self) -> tuple[MemoryRecord, dict[str, bytes]] | None:
+        """See `memory_record.read`."""
+        return memory_record.read(self.record)
+
+    def valid(self) -> bool:
+        """Whether it is complete and is what was copied, as far as that can be known."""
+        found, wanted = self.read(), memory_record.sealed(self.record)
+        if found is None or wanted is None:
+            return found is not None and self.trusted
+        with mmap.mmap(self.buffer, found[0].size, access=mmap.ACCESS_READ) as memory, memoryview(memory) as view:
+            return bool(digest(view).digest() == wanted)
+
+
+class MemoryCopies:
+    """What this node has, by attempt and rank; used from the agent's loop and from the threads that send and fetch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        """For views of checkpoints as folders of files."""
+        self._copies: dict[tuple[int, int], deque[MemoryCopy]] = {}
+        self._without_part: set[tuple[int, int]] = set()
+        self._lock = threading.Lock()
+        self._viewed: list[MemoryCopy] = []
+
+    def offer(self, attempt: int, rank: int, pid: int, offered: MemoryOffered) -> None:
+        """A worker has a new buffer. Raises `OSError` if this process may not open it."""
+        if offered.buffer < 0:
+            with self._lock:
+                self._without_part.add((attempt, rank))
+            return
+        paths = (f"/proc/{pid}/fd/{descriptor}" for descriptor in (offered.buffer, offered.record))
+        buffer, record = (os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in paths)
+        self.add(attempt, rank, MemoryCopy(buffer, record), BUFFERS)
+
+    def add(self, attempt: int, rank: int, copy: MemoryCopy, most: int) -> None:
+        """One more copy of a rank; beyond `most`, the oldest goes."""
+        with self._lock:
+            self._copies.setdefault((attempt, rank), deque()).append(copy)
+            while len(self._copies[attempt, rank]) > most:
+                self._copies[attempt, rank].popleft()
+
+    def distrust(self, attempt: int, rank: int) -> None:
+        """A worker may have written to its buffers at random: it ended with a fault."""
+        for copy in self._of(attempt, rank):
+            copy.trusted = False
+
+    def held(self) -> tuple[MemoryPart, ...]:
+        """Every complete part; those whose digests are wrong are dropped."""
+        with self._lock:
+            every = [(key, copy) for key, copies in self._copies.items() for copy in copies]
+            parts = [MemoryPart(attempt, rank, -1) for attempt, rank in sorted(self._without_part)]
+        with ThreadPoolExecutor(VERIFIED_AT_ONCE) as pool:
+            for (key, copy), valid in zip(every, pool.map(lambda one: one[1].valid(), every), strict=True):
+                if not valid:
+                    with self._lock:
+                        self._copies[key].remove(copy)
+                elif found := copy.read():
+                    parts.append(MemoryPart(*key, found[0].step))
+        return tuple(parts)
+
+    def steps(self, attempt: int, rank: int) -> dict[int, MemoryCopy]:
+        """The complete copies of a rank by their steps."""
+        return {found[0].step: copy for copy in self._of(attempt, rank) if (found := copy.read())}
+
+    def _of(self, attempt: int, rank: int) -> list[MemoryCopy]:
+        with self._lock:
+            return list(self._copies.get((attempt, rank), ()))
+
+    def keep_only(self, attempts: Container[int]) -> None:
+        """Give back the memory of all other attempts."""
+        with self._lock:
+            self._copies = {key: copies for key, copies in self._copies.items() if key[0] in attempts}
+            self._without_part = {key for key in self._without_part if key[0] in attempts}
+        self._viewed = []
+
+    def superseded(self, attempt: int, ranks: Collection[int]) -> bool:
+        """Whether each of these ranks has had two snapshots in this attempt: then every rank of all nodes has one, since they make
+        them in step."""
+        older = any(key[0] != attempt for key in self._copies)
+        return older and all(
+            (attempt, rank) in self._without_part or len(self.steps(attempt, rank)) > 1 for rank in ranks
+        )
+
+    def view(self, attempt: int, step: int, copies: Mapping[int, MemoryCopy]) -> Path:
+        """A checkpoint folder of these copies (rank → copy). Its large files are links to the memory."""
+        folder = self._folder / f"step-{step:08d}-attempt-{attempt:04d}"
+        shutil.rmtree(self._folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._viewed = list(copies.values())
+        for copy in self._viewed:
+            found = copy.read()
+            assert found is not None, "nobody writes to it any more"
+            record, small = found
+            (folder / record.file).symlink_to(f"/proc/{os.getpid()}/fd/{copy.buffer}")
+            for name, content in small.items():
+                (folder / name).write_bytes(content)
+        return folder
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.keep_only(())
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(OSError):  # other nodes' are in it
+            self._folder.parent.rmdir()
+
+
+def copied(record: MemoryRecord, small: Mapping[str, bytes], buffer: int, seal: bytes) -> MemoryCopy:
+    """A copy in memory of this process's own, from another node's record and a memory file with its tensors, whose digest is `seal`."""
+    file = RecordFile()
+    file.complete(record, small)
+    file.seal(seal)
+    return MemoryCopy(buffer, file.fd)

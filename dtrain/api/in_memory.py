@@ -1,0 +1,30 @@
+"""Snapshots that are checkpoints by themselves, in shared memory that outlives the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from dtrain.checkpoint.file_writer import WeightsRange
+from dtrain.checkpoint.kept_buffer import KeptBuffer
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One process's part of an in-memory checkpoint: the files that `Snapshot.write` would write."""
+
+    buffer: KeptBuffer
+    file: str
+    """Name of what is in the buffer."""
+    weights: Sequence[WeightsRange]
+    small: Mapping[str, bytes]
+    """Name → content of the other files."""
+
+
+@runtime_checkable
+class StaysInMemory(Protocol):
+    """A snapshot that can be used without being written."""
+
+    def memory_part(self) -> MemoryPart | None:
+        """Waits until the copy is complete. None: this process has no part of the state."""

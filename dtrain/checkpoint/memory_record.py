@@ -1,0 +1,94 @@
+"""What a worker says in shared memory of the snapshot in a kept buffer: its step, and whether it is complete.
+
+The agent of the node has the same memory open, so it knows this when the worker is dead. Layout of the file, in bytes: 8 for the
+generation (0: being written), 32 for the digest of the buffer (zeros: not known), 8 for the length of the JSON, the JSON, then the
+small files one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dtrain.common.serde import from_dict, to_dict
+
+WORD = 8
+"""Bytes of a number, little-endian."""
+DIGEST_BYTES = 32
+UNKNOWN = bytes(DIGEST_BYTES)
+BODY = WORD + DIGEST_BYTES
+"""Where the length of the JSON is."""
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """One rank's part of an in-memory checkpoint."""
+
+    step: int
+    """Steps that are done in it."""
+    rank: int
+    file: str
+    """Name in a checkpoint folder of what is in the buffer; '' if this rank has no tensors."""
+    size: int = 0
+    """Of that file, in bytes."""
+    weights: Sequence[tuple[str, int, int, str]] = ()
+    """The model's tensors in it; see `file_writer.WeightsRange`."""
+    small: Mapping[str, int] = field(default_factory=dict)
+    """Name → bytes of the files that follow the record."""
+
+
+class RecordFile:
+    """The memory file of one record; a snapshot is valid from `complete` to the next `begin`."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("dtrain-record", os.MFD_CLOEXEC)
+        self._generation = 0
+
+    def begin(self) -> None:
+        """The buffer is about to be written to."""
+        os.pwrite(self.fd, bytes(WORD), 0)
+
+    def complete(self, record: MemoryRecord, small: Mapping[str, bytes]) -> None:
+        """The buffer holds the whole snapshot."""
+        self._generation += 1
+        body = json.dumps(to_dict(record)).encode()
+        os.pwrite(self.fd, b"".join([UNKNOWN, len(body).to_bytes(WORD, "little"), body, *small.values()]), WORD)
+        os.pwrite(self.fd, self._generation.to_bytes(WORD, "little"), 0)
+
+    def seal(self, digest: bytes) -> None:
+        """The digest of the buffer, so that nobody takes what was written to it by mistake."""
+        os.pwrite(self.fd, digest, WORD)
+
+    def close(self) -> None:
+        """Give the memory back, if nobody else has it open."""
+        os.close(self.fd)
+
+
+def generation(fd: int) -> int:
+    """Number of the snapshot in the buffer, 0 while it is written or if there was none."""
+    return int.from_bytes(os.pread(fd, WORD, 0), "little")
+
+
+def sealed(fd: int) -> bytes | None:
+    """The digest of the buffer, if it is known."""
+    digest = os.pread(fd, DIGEST_BYTES, WORD)
+    return None if digest in (b"", UNKNOWN) else digest
+
+
+def read(fd: int) -> tuple[MemoryRecord, dict[str, bytes]] | None:
+    """The record of a complete snapshot and its small files; None if there is none."""
+    before = generation(fd)
+    if not before:
+        return None
+    data = os.pread(fd, os.fstat(fd).st_size, BODY)
+    if generation(fd) != before:
+        return None
+    length = int.from_bytes(data[:WORD], "little")
+    record: MemoryRecord = from_dict(MemoryRecord, json.loads(data[WORD : WORD + length]))
+    small, end = {}, WORD + length
+    for name, size in record.small.items():
+        small[name] = data[end : end + size]
+        end += size
+    return record, small

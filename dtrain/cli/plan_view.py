@@ -53,6 +53,8 @@ class PlanView:
     """Of a worker; None: the node's CPUs divided by its workers."""
     exact_buffers: int | None
     """With `train.exact`, the copies of the gradients that its sums need at most; None without it."""
+    memory: str
+    """How often in-memory checkpoints are made."""
     numbers: BatchView | None
     """None for a script, which has its own loop."""
     ranks: tuple[RankView, ...]
@@ -70,7 +72,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     return PlanView(
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
         cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
-        exact_buffers=_exact_buffers(launch), threads=job.resources.cpus_per_worker,
+        exact_buffers=_exact_buffers(launch), memory=_memory(launch), threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
         out_of_reach=tuple(planner.out_of_reach(launch)),
@@ -83,6 +85,18 @@ def _exact_buffers(launch: LaunchPlan) -> int | None:
         return None
     passes = shards_on(launch.job.train, launch.workers) // launch.workers
     return passes.bit_length() - 1 + (launch.workers > 1)
+
+
+def _memory(launch: LaunchPlan) -> str:
+    """How often in-memory checkpoints are made, and what they survive."""
+    job, every = launch.job, launch.job.checkpoint.memory_every_steps
+    if job.kind == "script":
+        return "none: a script keeps its own"
+    if every == 0:
+        return "none (checkpoint.memory_every_steps: 0)"
+    often = "as often as they cost at most 1 % of the time" if every == "auto" else f"every {counted(every, 'step')}"
+    lost = "a node too, since another one keeps a copy" if launch.nodes > 1 else "not the loss of the node"
+    return f"{often}; they survive the workers, {lost}"
 
 
 def _rank_views(launch: LaunchPlan, run_id: str, *, same_machine: bool) -> tuple[RankView, ...]:
@@ -134,6 +148,7 @@ def plan_text(shown: PlanView) -> str:
             f"  the same bits at every size: up to {counted(shown.exact_buffers, 'gradient buffer')} more on each worker; "
             f"{counted(shown.threads, 'thread') if shown.threads else 'as many threads'} everywhere"
         )
+    lines.append(f"  in-memory checkpoints: {shown.memory}")
     for rank in shown.ranks:
         lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")
         lines += [f"    {name}={value}" for name, value in rank.environment.items()]

@@ -75,6 +75,9 @@ def status(state: RunState, run: RunDir) -> str:
         lines.append(_labelled("workers", workers(state)))
     if state.saved_step is not None:
         lines.append(_labelled("checkpoint", f"step {state.saved_step}", render.saving(*state.saving)))
+    if state.memory_every:
+        often = f"every {counted(state.memory_every, 'step')}" if state.memory_every > 1 else "every step"
+        lines.append(_labelled("in memory", often, f"{seconds(state.memory_seconds)} each"))
     lines += [_labelled("failure", f"{clock(event)} {failure(event)}") for event in state.failures[-FAILURES_SHOWN:]]
     lines += [_labelled("warning", warning) for warning in state.warnings]
     lines.append(_labelled("folder", str(run.path), state.storage))

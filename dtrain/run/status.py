@@ -61,6 +61,10 @@ class RunState:
     """Digest of the newest checkpoint's weights."""
     saving: tuple[float, float] = 0.0, 0.0
     """Seconds until the newest checkpoint was on disk, and that the training stood still for it."""
+    memory_every: int = 0
+    """Steps between two in-memory checkpoints; 0: there are none, or it is not known yet."""
+    memory_seconds: float = 0.0
+    """That the training stands still for one."""
     failures: list[events.FailureOccurred] = field(default_factory=list)
     restarts: int = 0
     phase: str = "starting"
@@ -156,6 +160,10 @@ def _on_checkpoint(state: RunState, event: events.CheckpointSaved) -> None:
     state.saving = event.seconds, event.stall_seconds
 
 
+def _on_memory_interval(state: RunState, event: events.MemoryInterval) -> None:
+    state.memory_every, state.memory_seconds = event.every_steps, event.seconds
+
+
 def _on_checkpoint_failed(state: RunState, event: events.CheckpointFailed) -> None:
     state.warnings.append(f"the checkpoint of step {event.step} failed: {event.error}")
 
@@ -237,6 +245,7 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.Metrics: _on_metrics,
     events.Evaluation: _on_evaluation,
     events.CheckpointSaved: _on_checkpoint,
+    events.MemoryInterval: _on_memory_interval,
     events.CheckpointFailed: _on_checkpoint_failed,
     events.CheckpointQuarantined: _on_quarantined,
     events.UserWarned: _on_warning,

@@ -106,13 +106,13 @@ class CheckpointWriter:
                 kept = self._memory_thread.submit(self._keep, snapshot, step, release=True)
                 if self.memory.measuring:
                     kept.result()
-                problem = self._too_large()
+                problem = self._too_large() if self.memory.agrees else ""
                 room = not problem
         except OSError as error:
             problem = str(error)
         size, seal_seconds = self._memory_bytes, self._seal_seconds
         short = self.memory.copied(self._backend, self._channel, size, seal_seconds, room=room)
-        if problem:
+        if problem and self.memory.measuring:
             print(f"there are no in-memory checkpoints: {problem}")
         if short and self._rank == 0 and isinstance(snapshot, StaysInMemory | None):
             problem = problem or f"{short} of the other workers have no memory for them (see their logs)"

@@ -26,6 +26,7 @@ OBJECTS = "__0_0.objects"
 METADATA = ".metadata"
 BYTES_TYPE = "U8"
 """For types that a file of tensors does not know."""
+PLAIN = (bool, int, float, str, type(None))
 WEIGHTS = ("model.", "models.")
 STEPPED = ("optimizer.", "optimizers.")
 """What only `optimizer.step` changes, beside the parameters."""
@@ -64,6 +65,8 @@ class Snapshots:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffers = KeptBuffers(partial(TensorBuffer, pinned=self._stream is not None))
         self._copied: Any = None
+        self._plain: dict[Any, tuple[str, bytes]] = {}
+        """Item of a plain value → how that is written out, and its bytes as `torch.save` makes them, which takes 0.1 ms."""
 
     def take(self, state: dict[str, Any], parameters: set[str]) -> TorchSnapshot:
         """Collective. Copy this rank's part of a state; `parameters` are the names in it that must be finite."""
@@ -87,9 +90,18 @@ class Snapshots:
                     overlapped.append((room, tensor))
                 else:
                     room.copy_(tensor, non_blocking=True)
-        objects = [(item, planner.resolve_data(item).getvalue()) for item in plan.objects]
+        objects = [(item, self._bytes_of(planner, item)) for item in plan.objects]
         self._copied = self._copy_beside(overlapped)
         return TorchSnapshot(self._rank_info.rank, plan, buffer, objects, parameters, self._writer, self._copied)
+
+    def _bytes_of(self, planner: Any, item: Any) -> bytes:
+        value = planner.lookup_object(item.index)
+        written = f"{type(value)} {value!r}" if isinstance(value, PLAIN) else ""
+        known, data = self._plain.get(item.index, ("", b""))
+        if not written or written != known:
+            data = planner.resolve_data(item).getvalue()
+            self._plain[item.index] = written, data
+        return data
 
     def wait(self) -> None:
         """Have the device wait for the copies under way before it changes what they read; the caller does not wait."""

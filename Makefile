@@ -44,6 +44,7 @@ bench: $(VENV)/.test
 	$(VENV)/bin/python benchmarks/checkpoint.py
 	$(VENV)/bin/python benchmarks/compile.py
 	$(VENV)/bin/python benchmarks/memory.py
+	$(VENV)/bin/python benchmarks/soak.py
 	$(VENV)/bin/python benchmarks/exact.py
 	$(VENV)/bin/python benchmarks/scale.py
 	$(VENV)/bin/python benchmarks/trackers.py

@@ -31,3 +31,21 @@ def test_the_cost_of_trackers_is_measured() -> None:
     without, with_them, ratio, minute, _, start = (cell.strip(" *%") for cell in row.strip("|").split("|"))
     assert all(float(number) > 0 for number in (without, with_them, ratio))
     assert all(math.isfinite(float(number)) for number in (minute, start)), "differences of two runs"
+
+
+def test_a_soak_ends_as_the_undisturbed_run() -> None:
+    command = [
+        sys.executable,
+        f"{BENCHMARKS}/soak.py",
+        "--minutes",
+        "0.3",
+        "--fault-every",
+        "6",
+        "--pause",
+        "0.02",
+        "--alone",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "weights and samples as undisturbed" in done.stdout
+    assert 0 < float(done.stdout.split("effective share ")[1].split()[0]) < 1.1

@@ -33,7 +33,8 @@ def by_fault(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_pytorch_keeps_its_promises_under_faults_and_the_page_says_so(tmp_path: Path) -> None:
     page = tmp_path / "drill.html"
     faults = "kill,exit,nan,disk-full,supervisor,corrupt-checkpoint,kill@10:0+kill@build:1"
-    rows = by_fault(drilled(TINY, *SHORT, "--only", faults, "--html", str(page), runs=tmp_path))
+    slow = ("--set", "params.pause=0.02")  # a commit is seen before the next one
+    rows = by_fault(drilled(TINY, *SHORT, *slow, "--only", faults, "--html", str(page), runs=tmp_path))
     ends = {fault: (row["classes"], row["restarts_charged"], row["end"].split(",")[0]) for fault, row in rows.items()}
     assert ends == {
         "kill": (["killed"], 1, "bit-equal"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from live import PROGRAMS, Live, dtrain, finished, start
 
 from dtrain.checkpoint.difference import first_difference
+from dtrain.cli import verification
+from dtrain.run.folder import RunDir
 
 RECIPE = str(PROGRAMS / "exact.yaml")
 
@@ -140,6 +143,22 @@ def test_a_run_without_it_is_verified_on_as_many_workers(tmp_path: Path) -> None
     assert "are equal to the last bit\n" in dtrain("verify", name).stdout
     assert "other numbers of workers give other bits" in dtrain("verify", name, "--workers", "1", check=2).stderr
     assert len(list(tmp_path.iterdir())) == 1, "nothing is left of the repetition"
+
+
+def test_a_checkpoint_may_be_deleted_while_it_is_verified(
+    alone: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run does that keeps few of them and goes on."""
+    shutil.copytree(alone.run.path, tmp_path / alone.run.id)
+    run, train = RunDir(tmp_path / alone.run.id), verification._train
+
+    def train_and_delete(again: RunDir, *, quiet: bool) -> None:
+        shutil.rmtree(run.checkpoints)
+        train(again, quiet=quiet)
+
+    monkeypatch.setattr(verification, "_train", train_and_delete)
+    found = verification.verify(run, [], None, quiet=True)
+    assert (found.end, found.equal) == (12, True)
 
 
 def test_a_run_is_verified_while_it_goes_on(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from live import PROGRAMS, Live, dtrain, finished, start
 
+from dtrain.common import environment
+from dtrain.spec.fault import Fault, encode
+
 RECIPE = str(PROGRAMS / "tiny.yaml")
 KERAS = str(PROGRAMS / "contract_tensorflow.yaml")
 EVERY_FIFTH = (
@@ -148,3 +151,12 @@ def test_the_interval_follows_from_what_a_copy_costs(tmp_path: Path) -> None:
     assert told
     assert all(event["every_steps"] > 8 for event in told)
     assert all(event["bytes"] > 0 for event in told)
+
+
+def test_a_kill_before_the_last_state_is_on_disk_does_not_lose_it(tmp_path: Path, undisturbed: Live) -> None:
+    """The next attempt goes on from memory, has no step left to do, and saves all the same."""
+    faults = {environment.DRILL: encode((Fault("kill", 0, "writing", 60),))}
+    with start(RECIPE, *EVERY_FIFTH, runs=tmp_path, **faults) as live:
+        live.finish()
+    assert_went_on_from_memory(live, 60)
+    assert_as_if_nothing_happened(live, undisturbed)

@@ -109,9 +109,8 @@ def test_a_stopped_worker_is_a_hang_whose_stacks_are_in_the_logs(runs: Path, und
 
 def test_a_worker_that_waits_for_ever_is_a_hang(runs: Path) -> None:
     options = ("--set", "params.fail_how=wait", "--set", "params.fail_at=22", "--set", "recovery.hang_seconds=2")
-    live = finished(
-        RECIPE, *options, "--set", "recovery.restarts=1", "--set", "checkpoint.every_steps=60", runs=runs, code=3
-    )
+    rarely = ("--set", "checkpoint.every_steps=60", "--set", "checkpoint.memory_every_steps=0")
+    live = finished(RECIPE, *options, *rarely, "--set", "recovery.restarts=1", runs=runs, code=3)
     assert {event["kind"] for event in live.events("failure")} == {"hang"}
     assert "in fail\n" in live.run.rank_log(0).read_text()
 

@@ -48,7 +48,8 @@ from dtrain.api.protocol import (  # fmt: skip
     fragments,
 )
 from dtrain.common import environment as variables
-from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, oom_kills, signal_process
+from dtrain.common.memory import oom_kills
+from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, signal_process
 from dtrain.common.serde import JsonObject
 from dtrain.run import sample_ledger
 from dtrain.run.folder import RunDir

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from dtrain.api.protocol import Heartbeat
 
+REPEATED = 1.5
+"""Heartbeats after which the newest one is repeated if nobody renewed it."""
+
 
 class Pulse:
     """Repeats the newest heartbeat; the agent's loop, which looks at files, renews it when it can."""
@@ -15,7 +18,8 @@ class Pulse:
         self._send = send
         self._seconds = seconds
         self._newest = Heartbeat(0)
-        self._over = threading.Event()
+        self._over = False
+        self._renewed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -23,14 +27,20 @@ class Pulse:
         self._thread.start()
 
     def renew(self, heartbeat: Heartbeat) -> None:
-        """What to send from now on."""
+        """What to send, now and from now on."""
         self._newest = heartbeat
+        self._renewed.set()
 
     def stop(self) -> None:
         """Beat no more."""
-        self._over.set()
+        self._over = True
+        self._renewed.set()
         self._thread.join()
 
     def _beat(self) -> None:
-        while not self._over.wait(self._seconds):
+        while True:
+            self._renewed.wait(REPEATED * self._seconds)
+            self._renewed.clear()
+            if self._over:
+                return
             self._send(self._newest)

@@ -24,7 +24,7 @@ from dtrain.api.protocol import MemoryCheckpoint, MemoryPeer
 from dtrain.checkpoint import memory_record
 from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.common.files import digest
-from dtrain.common.processes import machine_memory
+from dtrain.common.memory import granted_memory
 from dtrain.common.serde import from_dict, to_dict
 
 BLOCK = 1 << 24
@@ -136,7 +136,7 @@ def fetch(peer: MemoryPeer, key: str, attempt: int, ranks: Mapping[int, int], *,
 def _received(stream: Any, head: Any) -> Fetched | None:
     record = from_dict(MemoryRecord, head["record"])
     small = {name: _exactly(stream, size) for name, size in record.small.items()}
-    if record.size > machine_memory()[1]:
+    if record.size > granted_memory()[1]:
         raise OSError(f"no memory for a copy of {record.size / 1e6:,.0f} MB")
     buffer, whole = os.memfd_create("dtrain-copy", os.MFD_CLOEXEC), digest()
     try:

@@ -27,7 +27,7 @@ from dtrain.agent import devices
 from dtrain.api.cluster import TellsTimeLeft
 from dtrain.api.strategy import MeasuresNetwork
 from dtrain.common.errors import DtrainError
-from dtrain.common.processes import machine_memory
+from dtrain.common.memory import machine_memory
 from dtrain.launch import registry
 
 MARK = "dtrain-doctor "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.agent import devices
-from dtrain.common.processes import machine_memory
+from dtrain.common.memory import machine_memory
 
 SECONDS = 5.0
 """Between two measurements."""

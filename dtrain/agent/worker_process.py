@@ -90,13 +90,18 @@ class WorkerProcess:
         output = self.output if self.inspected else size
         with suppress(OSError):  # a full disk; the next look notes it
             self._times.note(size, time.time())
-        step = sample_ledger.last_step(self.ledger)
+        newest = sample_ledger.LedgerFile(self.ledger).at(-1)
+        step = newest.step + 1 if newest else None
         cpu = current.cpu_seconds if current else 0.0
         busy = cpu - self.cpu_seconds - self.excused_seconds > IDLE_CPU_SHARE * (now - self.looked)
-        if output != self.output or self.spoke or step != self.step or not self.active:
-            self.advanced = now
-        if busy or self.advanced == now:
-            self.active = now
+        moments = [newest.time] if newest and step != self.step else []
+        if output != self.output or self.spoke:
+            moments.append(self.log.stat().st_mtime if self.log.exists() else time.time())
+        if moments or not self.active:
+            # When it happened, and not when it was noticed: a hang is found that much earlier.
+            ago = time.time() - max(moments, default=0.0)
+            self.advanced = min(now, max(self.looked, now - ago)) if self.active else now
+        self.active = max(self.active, now if busy or not self.active else self.advanced)
         self.spoke, self.excused_seconds = False, 0.0
         stopped = bool(current and current.stopped)
         self.stopped_since = (self.stopped_since or now) if stopped else None

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from dtrain.checkpoint.memory_record import RecordFile
 from dtrain.checkpoint.tensor_file import TensorFile
-from dtrain.common.processes import machine_memory
+from dtrain.common.memory import granted_memory
 from dtrain.run import fault_injection
 
 Buffer = TypeVar("Buffer", bound="KeptBuffer")
@@ -23,7 +23,7 @@ class KeptBuffer:
 
     def __init__(self, file: TensorFile) -> None:
         fault_injection.reach("memory")
-        if file.size > machine_memory()[1]:
+        if file.size > granted_memory()[1]:
             # The kernel would end some process instead.
             raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {file.size / 1e6:,.0f} MB")
         self.file = file

@@ -248,22 +248,28 @@ def _supervisors(history: History) -> Iterator[str]:
 
 
 def _commits(history: History) -> Iterator[str]:
-    """Steps of commits rise; an attempt begins at the newest of them; no attempt's number is used twice."""
-    newest, seen, damaged = 0, set[int](), False
+    """Steps of commits rise; an attempt begins at the newest of them, or at an in-memory checkpoint that is newer; no attempt's number is
+    used twice."""
+    committed, begun, seen, damaged, another = 0, 0, set[int](), False, False
     for event in history.events:
-        if isinstance(event, CheckpointSaved):
-            if event.step <= newest and not damaged:
-                yield f"the commit of step {event.step} came after that of step {newest}"
-            newest = event.step
+        if isinstance(event, RunStarted):
+            # The one before it may have been killed between a commit and its entry in the log.
+            another = True
+        elif isinstance(event, CheckpointSaved):
+            if event.step <= max(committed, begun) and not damaged:
+                yield f"the commit of step {event.step} came after that of step {max(committed, begun)}"
+            committed = event.step
         elif isinstance(event, CheckpointQuarantined):
             damaged = True
         elif isinstance(event, AttemptStarted):
             if event.attempt in seen:
                 yield f"attempt {event.attempt} was started twice"
             seen.add(event.attempt)
-            if event.step != newest and not damaged:
-                yield f"attempt {event.attempt} began at step {event.step} although step {newest} was committed"
-            newest, damaged = event.step, False
+            newer = event.step > committed and (event.memory or another)
+            if event.step != committed and not newer and not damaged:
+                yield f"attempt {event.attempt} began at step {event.step} although step {committed} was committed"
+            begun, committed = event.step, committed if event.memory else event.step
+            damaged = another = False
 
 
 def _samples(history: History) -> Iterator[str]:

@@ -27,6 +27,8 @@ from dtrain.storage import run_sync
 from dtrain.supervisor.main import supervise
 
 POLL_SECONDS = 2.0
+COMPARED = "compared"
+"""Folder in the repetition's of the checkpoint that its last one is compared with."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,15 @@ def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> V
     begin = max((one for one in steps if one < end), default=0)
     again = _repetition(run, job, given, end)
     if begin:
-        _place(store.verified(begin)[0], again)
+        beginning = store.verified(begin)[0]
+        _link(beginning, again.checkpoints / beginning.name.partition("-attempt-")[0])
+    compared = again.path / COMPARED
+    _link(saved, compared)
     what = f"training steps {begin + 1} to {end} again on {render.counted(again.job().resources.workers, 'worker')}"
     print(f"{run.id}: {what} ({again.id})", file=sys.stderr, flush=True)
     _train(again, quiet=quiet)
     there = store_of(again, again.job()).verified(end)[0]
-    tensor = difference.first_difference(saved, there)
+    tensor = difference.first_difference(compared, there)
     gradient, checked = _gradients(run, again, begin, end)
     equal = tensor is None and gradient is None
     if equal:
@@ -171,9 +176,8 @@ def _refuse_another_size(run: RunDir, wanted: Job, end: int) -> None:
         )
 
 
-def _place(checkpoint: Path, again: RunDir) -> None:
-    """Give the repetition the checkpoint to start from, by hard links if the file system has them."""
-    target = again.checkpoints / checkpoint.name.partition("-attempt-")[0]
+def _link(checkpoint: Path, target: Path) -> None:
+    """Give the repetition a checkpoint of the run, by hard links if the file system has them: the run may delete it meanwhile."""
 
     def link(source: str, place: str) -> None:
         try:

@@ -28,13 +28,6 @@ def send_output_to(log: Path) -> None:
     os.close(output)
 
 
-def machine_memory() -> tuple[int, int]:
-    """Bytes of this machine's memory: all of it, and what it can give without swapping. Raises `OSError`."""
-    sizes = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (int(sizes[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    return total, available
-
-
 def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
     """Signal the group that `pid` leads, and `pid` itself in case it leads none yet; a process that is gone is fine."""
     with suppress(ProcessLookupError, PermissionError):
@@ -184,20 +177,6 @@ def _stat(pid: int) -> _Stat | None:
         return None
     fields = text[text.rindex(")") + 2 :].split()
     return _Stat(fields[0], sum(map(int, fields[11:15])) / TICKS)
-
-
-def oom_kills() -> int:
-    """Processes of this control group that the kernel's OOM killer ended so far (cgroup v2, then v1); 0 if unknown."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
-        for name in ("memory.events", "memory.oom_control"):
-            with suppress(OSError):
-                pairs = (pair.split() for pair in (base / group.lstrip("/") / name).read_text().splitlines())
-                return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == "oom_kill")
-    return 0
 
 
 def discard_stdout() -> None:

@@ -121,7 +121,7 @@ class Attempt:
             number, context.store, context.lane, context.log, context.lease,
             ranks=len(self._owner), retention=self._retention,
             origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
-            saved_step=begin.saved_step, changed=self._close,
+            saved_step=begin.saved_step, begun_step=begin.step, changed=self._close,
         )  # fmt: skip
         self._rate = 0.0
         """Steps a second."""

@@ -30,6 +30,7 @@ class CheckpointCommits:
         retention: CheckpointRetention,
         origin: CheckpointOrigin,
         saved_step: int,
+        begun_step: int,
         changed: Callable[[], None],
     ) -> None:
         self._attempt = attempt
@@ -41,6 +42,8 @@ class CheckpointCommits:
         self._retention = retention
         self._origin = origin
         self._changed = changed
+        self._begun_step = begun_step
+        """What the attempt began with, which is more than `saved_step` if it was in memory alone."""
         self._shards: dict[int, dict[int, ShardWritten]] = {}
         self._failed: dict[int, str] = {}
         self.saved_step = saved_step
@@ -52,7 +55,10 @@ class CheckpointCommits:
     def unsaved(self) -> str:
         """Why the newest checkpoint was not saved; '' if it was."""
         last = max(self._failed, default=-1)
-        return self._failed[last] if last > self.saved_step else ""
+        if last > self.saved_step:
+            return self._failed[last]
+        lost = self.saved_step < self._begun_step
+        return f"the in-memory checkpoint of step {self._begun_step} was not written" if lost else ""
 
     def add(self, rank: int, report: ShardWritten) -> None:
         """A rank's shard is on disk; the last one begins the commit."""

@@ -17,7 +17,7 @@ from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.checkpoint.store import CheckpointStore
 from dtrain.common.errors import UserError
 from dtrain.common.files import digest, flush_file
-from dtrain.common.processes import machine_memory
+from dtrain.common.memory import granted_memory
 from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import memory_bytes
@@ -121,7 +121,7 @@ class CheckpointWriter:
     def _too_large(self) -> str:
         """Why this rank's part does not fit into its share of the node's memory for in-memory checkpoints; '' if it does."""
         info, settings = self._context.rank_info, self._context.job.checkpoint
-        limit = memory_bytes(settings.memory_limit) if settings.memory_limit else machine_memory()[0] // 4
+        limit = memory_bytes(settings.memory_limit) if settings.memory_limit else granted_memory()[0] // 4
         share = (limit or 0) // info.local_world_size // (2 if info.nodes > 1 else 1)
         if MEMORY_COPIES * self._memory_bytes <= share:
             return ""

@@ -342,7 +342,7 @@ class Context:
             assert sampler is not None, "its batches were begun"
             begin = sampler.begin(self._done, trainer.shards.start)
             self._complete(begin, sampler.indices(begin, sum(sampler.sizes(trainer.shards))))
-        trainer.writer.finish()
+        trainer.finish_saving(self._done)
         if self._report is None or self._left or self._done >= self.total_steps or self._done == trainer.first_step:
             return
         trainer.channel.report(LoopLeft(self._done))

@@ -134,7 +134,7 @@ def _train(trainer: Trainer, task: Task) -> None:
             trainer.channel.report(EndedEarly(done, ended))
             break
     trainer.channel.report(LoopPhase(stepping=False))
-    trainer.writer.finish()
+    trainer.finish_saving(done)
     if done == sampler.total_steps or ended:
         _conclude(trainer, task, None if ended else held_out, sampler, report)
 

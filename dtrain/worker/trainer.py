@@ -271,8 +271,14 @@ class Trainer:
         """Collective. Save at the agreed step, unless that is what the attempt began with."""
         if step > self.first_step:
             self.writer.begin(step)
-        self.writer.finish()
+        self.finish_saving(step)
         self.channel.report(LeftAtStep(step))
+
+    def finish_saving(self, done: int) -> None:
+        """Collective. Wait until this worker's part of the last state is on disk; what an attempt began with in memory alone is, too."""
+        if self.from_memory and done == self.first_step:
+            self.save(done)
+        self.writer.finish()
 
     def held_out(self, data: Batches | Stream, size: int) -> Iterator[tuple[Any, int]]:
         """Batches of held-out data for this rank, each with the number of samples that count: every rank gets as many

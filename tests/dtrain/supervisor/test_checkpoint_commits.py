@@ -21,7 +21,7 @@ def test_a_part_that_arrives_after_its_checkpoint_failed_takes_no_space(tmp_path
     log, store = EventLog(tmp_path / "events.jsonl"), LocalCheckpointStore(tmp_path)
     commits = CheckpointCommits(
         1, store, Lane("test", done.put), log, Lease(tmp_path / "lock", "mark"), ranks=2,
-        retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 2, "a-run"), saved_step=0,
+        retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 2, "a-run"), saved_step=0, begun_step=0,
         changed=lambda: None,
     )  # fmt: skip
     commits.fail(5, "No space left on device")
@@ -32,4 +32,17 @@ def test_a_part_that_arrives_after_its_checkpoint_failed_takes_no_space(tmp_path
     commits.add(0, ShardWritten(5, {"part": (1, "")}, "", 0.0, 0.0))
     done.get(timeout=10).answer()
     assert not late.exists()
+    log.close()
+
+
+def test_an_attempt_that_began_in_memory_must_save(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    commits = CheckpointCommits(
+        2, LocalCheckpointStore(tmp_path), Lane("storage", lambda done: None), log, Lease(tmp_path / "lease", "me"), ranks=1,
+        retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 1, "a-run"), saved_step=10,
+        begun_step=15, changed=lambda: None,
+    )  # fmt: skip
+    assert commits.unsaved == "the in-memory checkpoint of step 15 was not written"
+    commits.saved_step = 15
+    assert not commits.unsaved
     log.close()

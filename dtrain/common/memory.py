@@ -1,0 +1,61 @@
+"""How much memory this process may use: the machine's, and what its control groups (cgroup v1 and v2) leave of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+GROUPS = Path("/proc/self/cgroup")
+FILE_SYSTEM = Path("/sys/fs/cgroup")
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Files of a control group: the limit and what is used, in version 2 and in version 1."""
+
+
+def machine_memory() -> tuple[int, int]:
+    """Bytes of this machine's memory: all of it, and what it can give without swapping. Raises `OSError`."""
+    sizes = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(sizes[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return total, available
+
+
+def granted_memory() -> tuple[int, int]:
+    """As `machine_memory`, but no more than the control groups grant, as those of a SLURM job or a container. Raises `OSError`."""
+    total, available = machine_memory()
+    for folder in _folders():
+        for limit_name, used_name in LIMITS:
+            with suppress(OSError, ValueError):  # not there, or `max`
+                limit = int((folder / limit_name).read_text())
+                used = int((folder / used_name).read_text()) - _cached(folder)
+                total, available = min(total, limit), min(available, max(0, limit - used))
+    return total, available
+
+
+def oom_kills() -> int:
+    """Processes of this control group that the kernel's OOM killer ended so far; 0 if unknown."""
+    for folder in _folders():
+        for name in ("memory.events", "memory.oom_control"):
+            with suppress(OSError):
+                pairs = (pair.split() for pair in (folder / name).read_text().splitlines())
+                return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == "oom_kill")
+    return 0
+
+
+def _folders() -> Iterator[Path]:
+    """Of this process's control groups for memory, each followed by those above it, which bound it too."""
+    for line in GROUPS.read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            base = FILE_SYSTEM / ("memory" if controllers else "")
+            path = base / group.lstrip("/")
+            yield path
+            yield from (above for above in path.parents if above.is_relative_to(base))
+
+
+def _cached(folder: Path) -> int:
+    """Bytes of files that the kernel gives up when memory is short; the group's use counts them."""
+    try:
+        numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(numbers.get("total_inactive_file", numbers.get("inactive_file", 0)))

@@ -1,0 +1,32 @@
+"""When a worker last showed a sign of life."""
+
+from __future__ import annotations
+
+import os
+import time
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dtrain.agent.worker_process import WorkerProcess
+from dtrain.api.strategy import RankInfo
+from dtrain.run import sample_ledger
+from dtrain.run.sample_ledger import Ledger
+
+
+def test_a_step_counts_from_when_it_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not from the look that notices it."""
+    ours, _theirs = Pipe()
+    ledger = tmp_path / "ledger"
+    worker = WorkerProcess(RankInfo(0, 1, 0, 1, 0, 1, 1), os.getpid(), ours, tmp_path / "log", ledger, 0)
+    now, wall = time.monotonic(), time.time()
+    worker.look(now - 3.0)
+    with monkeypatch.context() as two_seconds_ago:
+        two_seconds_ago.setattr(sample_ledger, "time", SimpleNamespace(time=lambda: wall - 2.0))
+        Ledger(ledger).add(0, 0, np.arange(4))
+    sign = worker.look(now)
+    assert sign.step == 1
+    assert 2.0 <= sign.quiet_seconds <= 3.0

@@ -50,6 +50,17 @@ class NodeLost(Event, name="node_lost"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeAvoided(Event, name="node_avoided"):
+    """Failures began on a machine, and the run goes on without it."""
+
+    node: str
+    """As the cluster calls it."""
+    evidence: tuple[str, ...]
+    until: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttemptStarted(Event, name="attempt"):
     """An attempt began: the workers' ports are asked for."""
 

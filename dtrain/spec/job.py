@@ -297,6 +297,9 @@ class Recovery:
     `transient` is tried once more, `crash` as often as `restarts` says."""
     hold_seconds: Annotated[float, NOT_NEGATIVE] = 0.0
     """A rank that an exception ends waits for so long for `dtrain debug` before it fails."""
+    avoid_hours: Annotated[float, NOT_NEGATIVE] = 24.0
+    """For so long, a node that two different failures began on (lost, hang, crash, killed) is left out of the next attempts and of
+    later runs in the same folder, if there are others; see `dtrain nodes`. 0: never."""
     retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()
     """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 

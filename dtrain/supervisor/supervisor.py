@@ -36,9 +36,11 @@ from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
 from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.inspections import InspectionItem, Inspections
+from dtrain.supervisor.node_avoidance import NodeAvoidance
 from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
 from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
+from dtrain.supervisor.report_events import failure_event
 from dtrain.supervisor.requeue import requeue_run
 from dtrain.supervisor.restore import Restore
 from dtrain.supervisor.results import Drained, Failed, Outcome, RunResult, Succeeded
@@ -101,6 +103,7 @@ class Supervisor:
     def _work(self, allocation: Allocation) -> RunResult:
         """From state to state, until there is a result."""
         self._replacement = NodeReplacement(allocation, self._pool, self._cluster_calls)
+        self._avoidance = NodeAvoidance(self._run, self._plan, allocation, self._pool, self._cluster_calls, self._log)
         steps: dict[State, Callable[[Allocation], State]] = {
             State.PROVISIONING: self._provision,
             State.TRAINING: self._train,
@@ -142,9 +145,9 @@ class Supervisor:
         return self._handle_outcome(attempt.outcome)
 
     def _back_off(self, allocation: Allocation) -> State:
-        """Replace lost and draining nodes, and wait as long as the failure policy says."""
-        self._leave_draining_nodes()
-        while time.monotonic() < self._resume_at and self._stop_mode is StopMode.NONE:
+        """Leave nodes with a past, replace lost and draining ones, and wait as long as the failure policy says."""
+        self._avoidance.look(self._on_node_lost, self._leave_draining_nodes)
+        while (self._avoidance.looking or time.monotonic() < self._resume_at) and self._stop_mode is StopMode.NONE:
             self._pump_events()
         return State.PROVISIONING
 
@@ -177,7 +180,7 @@ class Supervisor:
         ready = f"{len(self._pool.usable())} of {self._plan.nodes} nodes"
         if self._failures and isinstance(self._cluster, SupportsRequeue):
             bad = tuple(sorted(self._pool.irreplaceable | self._pool.failed_to_start.keys()))
-            return RunResult(Exit.GAVE_UP, f"{ready} are left", requeue=True, exclude=bad)
+            return RunResult(Exit.GAVE_UP, f"{ready} are left", requeue=True, exclude=bad + self._avoidance.excluded())
         if not late and allocation.channels:
             return None
         seconds = self._settings.provision_seconds
@@ -202,6 +205,7 @@ class Supervisor:
     def _begin_attempt(self, allocation: Allocation, resume: CheckpointInfo | None) -> State:
         self._attempts += 1
         chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
+        self._avoidance.say_used(chosen)
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
             self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease,
@@ -237,20 +241,16 @@ class Supervisor:
     def _left(self, reason: str) -> RunResult:
         requeue = self._preempted and isinstance(self._cluster, SupportsRequeue)
         interrupted = self._stop_mode is StopMode.IMMEDIATE and self._stop_reason == INTERRUPTED
-        return RunResult(Exit.INTERRUPTED if interrupted else Exit.RESUMABLE, reason, requeue=requeue)
+        exit_code = Exit.INTERRUPTED if interrupted else Exit.RESUMABLE
+        return RunResult(exit_code, reason, requeue=requeue, exclude=self._avoidance.excluded() if requeue else ())
 
     def _recover(self, outcome: Failed) -> State:
         failure = outcome.failure
         self._failures.append(failure)
+        self._avoidance.on_failure(failure, self._attempts)
         self._resizing = False
         decision = decide(self._failures, self._settings)
-        self._log.add(
-            events.FailureOccurred(
-                attempt=self._attempts, kind=failure.kind.value, rank=failure.rank, node=failure.node, step=failure.step,
-                message=failure.message, where=failure.where, traceback=failure.traceback, code=failure.code,
-                saved_step=failure.saved_step,
-            )
-        )  # fmt: skip
+        self._log.add(failure_event(failure, self._attempts))
         self._log.add(
             events.DecisionMade(retry=decision.retry, reason=decision.reason, delay_seconds=decision.delay_seconds)
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from live import PROGRAMS, Live, dtrain, start
 
+from dtrain.run.sample_ledger import LedgerFile
+
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 TWO = (
     "--workers", "2", "--nodes", "2", "--set", "train.steps=60", "--set", "params.pause=0.02", "--set", "checkpoint.every_steps=5",
@@ -73,3 +75,21 @@ def test_this_machine_alone_is_never_left(tmp_path: Path) -> None:
         live.finish()
     assert nodes_of(live) == [["node0"]] * 3
     assert live.events("node_avoided") == live.events("warning") == []
+
+
+def test_every_node_is_looked_at_before_the_first_step(tmp_path: Path) -> None:
+    with start(RECIPE, *TWO, "--set", "train.steps=5", runs=tmp_path) as live:
+        live.finish()
+    checked = live.events("node_checked")
+    assert sorted(event["node"] for event in checked) == ["node0", "node1"]
+    assert checked[0]["versions"] == checked[1]["versions"]
+    assert checked[0]["versions"].keys() == {"python", "dtrain", "torch"}
+    first_step = next(iter(LedgerFile(live.run.ledger(1, 0)).read(0, 1))).time
+    assert max(event["time"] for event in checked) < first_step
+    assert live.events("warning") == []
+    assert [path.name for path in live.run.path.iterdir() if path.name.startswith(".check")] == []
+    with start(
+        RECIPE, *TWO, "--set", "train.steps=5", "--set", "resources.check_nodes=false", runs=tmp_path
+    ) as without:
+        without.finish()
+    assert without.events("node_checked") == []

@@ -42,6 +42,15 @@ class NodeReady(Event, name="node"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeChecked(Event, name="node_checked"):
+    """The agent of a node has answered the checks before the first step."""
+
+    node: str
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeLost(Event, name="node_lost"):
     """A node, or its agent, is gone."""
 

@@ -116,6 +116,9 @@ class Resources:
     """Threads of one replica; the node's CPUs divided by its replicas when not given."""
     min_workers: Annotated[int, COUNT] | None = None
     """Go on with this many when nodes are lost and none replaces them; `workers` when not given."""
+    check_nodes: bool = True
+    """Look at every node before its first step, beside the start: versions equal, clock, room on the disk and in /dev/shm, run folder
+    writable, other nodes reachable."""
 
 
 @dataclass(frozen=True)

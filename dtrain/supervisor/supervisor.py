@@ -20,7 +20,7 @@ from dtrain.api.cluster import (
     SupportsRequeue,
 )
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment
+from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment, NodeChecked, PeersChecked
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import CheckpointInfo
 from dtrain.common.errors import ClusterError, Exit
@@ -36,8 +36,10 @@ from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
 from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.inspections import InspectionItem, Inspections
+from dtrain.supervisor.log_trouble import LogTrouble
 from dtrain.supervisor.node_avoidance import NodeAvoidance
 from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
+from dtrain.supervisor.node_preflight import NodePreflight
 from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
 from dtrain.supervisor.report_events import failure_event
@@ -86,7 +88,7 @@ class Supervisor:
         self._resume_at = 0.0
         """When a failed attempt may be answered with another one (monotonic seconds)."""
         self._turned = time.monotonic()
-        self._log_failing = False
+        self._log_trouble = LogTrouble(log)
 
     def run(self) -> Exit:
         """The whole run; the exit code of the process."""
@@ -103,6 +105,7 @@ class Supervisor:
     def _work(self, allocation: Allocation) -> RunResult:
         """From state to state, until there is a result."""
         self._replacement = NodeReplacement(allocation, self._pool, self._cluster_calls)
+        self._preflight = NodePreflight(self._run, self._plan, allocation, self._log)
         self._avoidance = NodeAvoidance(self._run, self._plan, allocation, self._pool, self._cluster_calls, self._log)
         steps: dict[State, Callable[[Allocation], State]] = {
             State.PROVISIONING: self._provision,
@@ -221,6 +224,7 @@ class Supervisor:
         # An attempt number must never be used twice, even after a power loss.
         self._log.flush()
         self._attempt.begin()
+        self._preflight.begin(chosen)
         return State.TRAINING
 
     def _handle_outcome(self, outcome: Outcome) -> State:
@@ -295,7 +299,7 @@ class Supervisor:
             self._dispatch(node, item)
             if (self._attempt and self._attempt.outcome) or self._inbox.empty():
                 break
-        self._report_full_disk()
+        self._log_trouble.look()
         self._inspections.tick()
         now = time.monotonic()
         if now - self._turned > HELD_UP_SECONDS + TICK_SECONDS:
@@ -310,14 +314,6 @@ class Supervisor:
                 self._on_node_lost(node, "its workers were killed and do not end")
             if self._can_scale_up(self._attempt):
                 self._request_resize(f"{len(self._pool.usable())} nodes are ready again")
-
-    def _report_full_disk(self) -> None:
-        """Say once that the event log cannot be written, and once that it can be again."""
-        problem = self._log.problem
-        if bool(problem) != self._log_failing:
-            self._log_failing = bool(problem)
-            error = f"cannot write {self._run.events}: {problem}"
-            self._log.add(events.StorageFailed(error=error) if problem else events.StorageWorks())
 
     def _dispatch(self, node: str, item: Item) -> None:
         if isinstance(item, TaskDone):
@@ -350,6 +346,8 @@ class Supervisor:
             self._on_node_lost(node, item.reason)
         elif isinstance(item, AgentReady):
             self._on_agent_ready(node, item, now)
+        elif isinstance(item, NodeChecked | PeersChecked):
+            self._preflight.handle(node, item)
         else:
             self._pool.heard(node, now)
             if self._attempt and getattr(item, "attempt", None) == self._attempt.number:

@@ -575,6 +575,20 @@ def test_a_requeued_job_keeps_off_a_node_with_two_failures(lab: SlurmLab, runs: 
     assert_as_if_nothing_happened(live, undisturbed)
 
 
+def test_a_node_with_another_version_is_named_before_the_first_step(lab: SlurmLab, runs: Path, tmp_path: Path) -> None:
+    """The container hook of the run is what gives that node another torch."""
+    (tmp_path / "other" / "torch-9.9.dist-info").mkdir(parents=True)
+    hook = tmp_path / "hook"
+    hook.write_text(f'#!/bin/sh\n[ $SLURMD_NODENAME = node1 ] || export PYTHONPATH={tmp_path}/other\nexec "$@"\n')
+    hook.chmod(0o755)
+    with on_slurm(lab, runs, "--set", f"cluster.container={hook}") as live:
+        out = live.finish(code=3)
+    found = re.search(r"node[1-4] .*has torch (\S+), and node[1-4] .*has (\S+)", out)
+    assert found and "9.9" in found.groups(), out
+    assert "Install the same everywhere." in out
+    assert not live.run.ledger(1, 0).exists() or not live.run.ledger(1, 0).stat().st_size
+
+
 @pytest.mark.parametrize(
     "promise", [testing.check_agents, testing.check_lost_agent], ids=lambda check: str(check.__name__)
 )

@@ -7,9 +7,10 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 
 from dtrain.agent import devices, prewarm, warm_pool
 from dtrain.api.cluster import Inbox, Submission, SubmissionState
@@ -36,7 +37,20 @@ class LocalAllocation:
         self._run = run
         self._inbox = inbox
         self._replaced = 0
+        self._avoided: frozenset[str] = frozenset(plan.avoided)
+        self._numbers = count()
+        """Of simulated nodes."""
         self.channels: dict[str, PipedAgents] = {}
+
+    def begin(self) -> None:
+        """Start the agents of all nodes."""
+        for _ in range(self._plan.nodes):
+            self.start(self._next())
+
+    def _next(self) -> str:
+        """The name of a node that there was not before, and that is not avoided."""
+        names = (f"node{number}" for number in self._numbers)
+        return next(name for name in names if self.machine(name) not in self._avoided)
 
     def start(self, node: str) -> None:
         """Start the agent of a node."""
@@ -55,7 +69,7 @@ class LocalAllocation:
         if self._plan.job.resources.device != "gpu" or self._plan.nodes == 1:
             return {}
         each = self._plan.workers_per_node
-        number = int(node.partition(".")[0].removeprefix("node"))
+        number = int(_base(node).removeprefix("node"))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         known = visible.split(",") if visible else [str(index) for index in range(devices.gpus())]
         return {"CUDA_VISIBLE_DEVICES": ",".join(known[number * each : (number + 1) * each])}
@@ -65,8 +79,24 @@ class LocalAllocation:
         if node in self.channels:
             self.channels.pop(node).kill()
             self._replaced += 1
-            # A name of its own, so that the last words of the old agent are not taken for the new one's.
-            self.start(f"{node.partition('.')[0]}.{self._replaced}")
+            if self.machine(node) in self._avoided:
+                self.start(self._next())
+            else:
+                # A name of its own, so that the last words of the old agent are not taken for the new one's.
+                self.start(f"{_base(node)}.{self._replaced}")
+        return True
+
+    def machine(self, node: str) -> str:
+        """See `AvoidsNodes.machine`: simulated nodes stand for machines, one alone is this machine, and a GPU is only here."""
+        alone = self._plan.nodes == 1 or self._plan.job.resources.device == "gpu"
+        return "" if alone else _base(node)
+
+    def avoid(self, machines: Collection[str]) -> None:
+        """See `AvoidsNodes.avoid`."""
+        self._avoided = frozenset(machines)
+
+    def has_others(self, machines: Collection[str]) -> bool:
+        """See `AvoidsNodes.has_others`: there is no end of simulated nodes."""
         return True
 
     def end(self) -> None:
@@ -111,8 +141,7 @@ class Local:
         """See `Cluster.allocate`."""
         allocation = LocalAllocation(plan, run, inbox)
         try:
-            for number in range(plan.nodes):
-                allocation.start(f"node{number}")
+            allocation.begin()
             yield allocation
         finally:
             allocation.end()
@@ -146,6 +175,11 @@ class Local:
         if _is_supervisor(int(reference), run):
             with suppress(ProcessLookupError):
                 os.kill(int(reference), signal.SIGKILL)
+
+
+def _base(node: str) -> str:
+    """Its name without the number of the agent that runs in place of an earlier one."""
+    return node.partition(".")[0]
 
 
 def _is_supervisor(pid: int, run: RunDir) -> bool:

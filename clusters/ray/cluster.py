@@ -8,7 +8,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,15 @@ from typing import Any, Literal
 from dtrain.agent import devices
 from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission, SubmissionState
 from dtrain.api.plan import LaunchPlan, supervisor_command
-from dtrain.api.protocol import Command, Quit, decode, encode
+from dtrain.api.protocol import Quit, decode
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.run.folder import RunDir
 
 from . import shipping
 from .agent_host import AgentHost
+from .channel import RayChannel
+from .machines import Machines
 
 LOOK_SECONDS = 1.0
 QUIT_SECONDS = 10.0
@@ -207,24 +209,6 @@ def connected(address: str | None, runtime_env: dict[str, Any]) -> Iterator[None
         ray.shutdown()
 
 
-class RayChannel:
-    """The way to the agent of one bundle."""
-
-    def __init__(self, actor: Any, number: int, group: Any, bundle: int) -> None:
-        self.actor = actor
-        self.number = number
-        """Of the run's node."""
-        self.group = group
-        self.bundle = bundle
-        """In its placement group."""
-        self.node_id = ""
-        """Where the actor is, once it is somewhere."""
-
-    def send(self, command: Command) -> None:
-        """See `Channel.send`."""
-        self.actor.send.remote(encode(command))
-
-
 class RayAllocation:
     """A placement group with an agent in each of its bundles."""
 
@@ -239,6 +223,10 @@ class RayAllocation:
         self._incarnations = 0
         self._threads: list[threading.Thread] = []
         self._warned: set[str] = set()
+        self._avoided: frozenset[str] = frozenset(plan.avoided)
+        self._machines = Machines(self._bundle)
+        self._placed: dict[str, str] = {}
+        """Node of the run → id of Ray's node."""
         self.channels: dict[str, RayChannel] = {}
 
     def begin(self) -> None:
@@ -249,8 +237,7 @@ class RayAllocation:
         if placement == "auto":
             machines = sum(bool(node["Alive"]) for node in ray.nodes())
             placement = "STRICT_SPREAD" if machines >= self._plan.nodes > 1 else "PACK"
-        group = ray.util.placement_group([self._bundle] * self._plan.nodes, strategy=placement)
-        self._groups.append(group)
+        group = self._group(self._plan.nodes, placement)
         for number in range(self._plan.nodes):
             self._start(number, group, number)
         self._spawn(self._look_for_drains, "ray-drains")
@@ -258,21 +245,34 @@ class RayAllocation:
     def replace(self, node: str) -> bool:
         """See `Allocation.replace`: Ray moves the bundle of a dead node to another one as soon as there is room. Where there
         is none now, the agent may still come later, when nodes do."""
-        import ray
-
         if node not in self.channels:
             return False
         channel = self.channels.pop(node)
         self._kill(channel.actor)
         state = self._holder(channel)
-        room = state == "stays" or self._room()
+        if avoided := self.machine(node) in self._avoided:
+            state = "drains"
+        room = state == "stays" or self._machines.room(self._avoided)
         if state == "drains":
             # Its bundle stays on it until it is gone: ask for another one elsewhere.
-            self._groups.append(ray.util.placement_group([self._bundle]))
-            self._start(channel.number, self._groups[-1], 0, expected=room)
+            if avoided and not room:
+                return False
+            self._start(channel.number, self._group(1), 0, expected=room)
         else:
             self._start(channel.number, channel.group, channel.bundle, expected=room)
         return room
+
+    def machine(self, node: str) -> str:
+        """See `AvoidsNodes.machine`."""
+        return self._machines.known_name(self._placed.get(node, ""))
+
+    def avoid(self, machines: Collection[str]) -> None:
+        """See `AvoidsNodes.avoid`."""
+        self._avoided = frozenset(machines)
+
+    def has_others(self, machines: Collection[str]) -> bool:
+        """See `AvoidsNodes.has_others`."""
+        return self._machines.room(machines)
 
     def shortage(self) -> str:
         """What is asked for, free and there in all."""
@@ -314,17 +314,15 @@ class RayAllocation:
             return "dead"
         return "drains" if placed in state.get_draining_nodes() else "stays"
 
-    def _room(self) -> bool:
-        """Whether some living node could hold another bundle now."""
+    def _group(self, bundles: int, placement: str = "PACK") -> Any:
+        """One more placement group, on nodes that are not avoided if they could hold it."""
         import ray
-        from ray._private.state import available_resources_per_node
 
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
-        return any(
-            node in alive and all(there.get(name, 0) >= amount for name, amount in self._bundle.items())
-            for node, there in free.items()
-        )
+        selector = self._machines.selector(self._avoided, bundles, placement)
+        chosen = {"bundle_label_selector": [selector] * bundles} if selector else {}
+        group = ray.util.placement_group([self._bundle] * bundles, strategy=placement, **chosen)
+        self._groups.append(group)
+        return group
 
     def _start(self, number: int, group: Any, bundle: int, *, expected: bool = True) -> None:
         """Create the actor of a bundle, which waits for its resources; it counts as coming only if it is expected."""
@@ -360,7 +358,8 @@ class RayAllocation:
         import ray
 
         try:
-            channel.node_id = ray.get(channel.actor.node.remote())
+            channel.node_id = self._placed[node] = ray.get(channel.actor.node.remote())
+            self._machines.look()
             self.channels[node] = channel
             for line in channel.actor.events.options(num_returns="streaming").remote():
                 with suppress(ValueError):

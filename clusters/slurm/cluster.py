@@ -8,7 +8,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from .commands import (
     NodeFacts,
     addresses,
     call,
+    expand,
     job_state,
     nodes_of,
     own_job,
@@ -58,6 +59,7 @@ class SlurmAllocation:
     def __init__(self, agent: list[str], container: list[str], nodes: list[str], inbox: Inbox) -> None:
         self._inbox = inbox
         self._replaced = 0
+        self._avoided: frozenset[str] = frozenset()
         self._start = AgentLaunch(tuple(nodes), tuple(agent), tuple(container), addresses(nodes))
         step = SrunStep(self._start, inbox)
         self._steps = [step]
@@ -73,7 +75,7 @@ class SlurmAllocation:
         if node not in self._members:
             return True
         lost = self._members.pop(node)
-        if not usable(lost.node):
+        if lost.node in self._avoided or not usable(lost.node):
             return False
         self._replaced += 1
         suffix = f".{self._replaced}"
@@ -82,6 +84,18 @@ class SlurmAllocation:
         self._steps.append(step)
         self._members[f"{lost.node}{suffix}"] = Member(step, f"{lost.node}{suffix}", lost.node)
         return True
+
+    def machine(self, node: str) -> str:
+        """See `AvoidsNodes.machine`."""
+        return _node_of(node)
+
+    def avoid(self, machines: Collection[str]) -> None:
+        """See `AvoidsNodes.avoid`."""
+        self._avoided = frozenset(machines)
+
+    def has_others(self, machines: Collection[str]) -> bool:
+        """See `AvoidsNodes.has_others`: a job gets no more nodes, and each that it has runs an agent."""
+        return False
 
     def end(self) -> None:
         """Stop every agent."""
@@ -171,6 +185,7 @@ class Slurm:
                 f"the run wants {plan.nodes} nodes and the allocation has {len(nodes)}",
                 "Allocate more, or give --nodes.",
             )
+        nodes = sorted(nodes, key=lambda node: node in plan.avoided)  # a stable order
         chosen = nodes[: plan.nodes + self.options.spare_nodes]
         container = shlex.split(self.options.container)
         agent = warm.agent(plan.agent_command(run, ""), plan.job.env, chosen, container)
@@ -186,7 +201,8 @@ class Slurm:
             raise UsageError(f"SLURM takes no backslash in a path: {run.path}", "Choose another folder with --runs.")
         path = _script(run)
         path.write_text(self.render(plan, run))
-        return _sbatch(path)
+        exclude = self._excluding(plan.avoided, plan.nodes)
+        return _sbatch(path, *([f"--exclude={exclude}"] if exclude else []))
 
     def state(self, run: RunDir, reference: str) -> Submission:
         """SLURM's word for the job, with its reason."""
@@ -214,19 +230,34 @@ class Slurm:
         if now and now.state != "RUNNING" and now.reason != "TimeLimit":
             # A requeue would be granted even now, against the will of whoever cancelled it.
             raise ClusterError(f"job {job} was cancelled")
-        # Suffixes tell the agents of one node from each other.
-        bad = ",".join(dict.fromkeys(re.sub(r"\.\d+$", "", name) for name in without))
-        exclude = ",".join(filter(None, (self.options.exclude, bad)))
+        exclude = self._excluding([_node_of(name) for name in without], run.job().resources.nodes)
+        words = f" without {exclude}" if exclude else ""
         if now and now.state == "RUNNING":
             with suppress(ClusterError):
                 call("scontrol", "requeue", job)
-                if bad and _excluded(job, exclude):
-                    return f"job {job} is queued again without {bad}"
+                if exclude and _excluded(job, exclude):
+                    return f"job {job} is queued again{words}"
                 return f"job {job} is queued again"
-        options = [f"--dependency=afterany:{job}", *([f"--exclude={exclude}"] if bad else [])]
+        options = [f"--dependency=afterany:{job}", *([f"--exclude={exclude}"] if exclude else [])]
         reference = _sbatch(_script(run), *options)
         run.write_submitted(replace(submitted, reference=reference))
-        return f"submitted again as job {reference}"
+        return f"submitted again as job {reference}{words}"
+
+    def _excluding(self, nodes: Sequence[str], wanted: int) -> str:
+        """These nodes and those of the options, in SLURM's form; '' if there are none of them, or so few others that the job would
+        wait for ever."""
+        if not nodes:
+            return ""
+        never = set(expand(self.options.exclude or "")) | set(nodes)
+        try:
+            there = partitions()
+        except ClusterError:
+            return ""
+        names = (self.options.partition or "").split(",")
+        others = {node.name for name in names for node in there.get(name, [])} - never
+        if len(others) < wanted + self.options.spare_nodes:
+            return ""
+        return ",".join(filter(None, (self.options.exclude, *dict.fromkeys(nodes))))
 
 
 def _excluded(job: str, nodes: str) -> bool:
@@ -240,6 +271,11 @@ def _excluded(job: str, nodes: str) -> bool:
                 return True
         time.sleep(0.05)
     return False
+
+
+def _node_of(name: str) -> str:
+    """SLURM's name of the node of an agent; suffixes tell the agents of one node from each other."""
+    return re.sub(r"\.\d+$", "", name)
 
 
 def _script(run: RunDir) -> Path:

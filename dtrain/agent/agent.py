@@ -22,11 +22,14 @@ from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
 from dtrain.agent.inspector import Inspector
 from dtrain.agent.node_memory import NodeMemory
+from dtrain.agent.preflight import Preflight
 from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
 from dtrain.api.protocol import (  # fmt: skip
     AgentReady,
+    CheckNode,
+    CheckPeers,
     Command,
     DumpStacks,
     Event,
@@ -105,6 +108,7 @@ class Agent:
         self._meter = UsageMeter()
         self._inspector = Inspector(node, self._meter, self.send)
         self._memory = NodeMemory(run, node, self.send)
+        self._preflight = Preflight(run, node, self.send)
 
     @property
     def zygote(self) -> ForkServer:
@@ -149,6 +153,7 @@ class Agent:
                 self._memory.look()
         self._pulse.stop()
         self._meter.stop()
+        self._preflight.end()
         self._end()
 
     def _send_what_grew(self) -> None:
@@ -223,6 +228,8 @@ class Agent:
             self._closed = self._told_to_quit = True
         elif isinstance(command, SetJob):
             self._adopt(command.job)
+        elif isinstance(command, CheckNode | CheckPeers):
+            self._preflight.begin(command)
         elif isinstance(command, ReservePorts):
             self._listen(command)
         elif isinstance(command, StartWorkers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -68,6 +68,22 @@ class Allocation(Protocol):
     def replace(self, node: str) -> bool:
         """Idempotent, does not wait. Start another agent in place of a lost one, on the same node or a new one; its
         `AgentReady` arrives in the inbox. False: the cluster has nothing to give."""
+
+
+@runtime_checkable
+class AvoidsNodes(Protocol):
+    """An allocation that can tell its machines apart and leave some of them out; one that is asked to begins without those of
+    `LaunchPlan.avoided`."""
+
+    def machine(self, node: str) -> str:
+        """Does not wait. The cluster's own name of the machine that a node is on, the same in later runs, of nodes that were lost,
+        too; '' if there is nothing to choose from."""
+
+    def avoid(self, machines: Collection[str]) -> None:
+        """Idempotent, does not wait. From now on `replace` gives none of these machines."""
+
+    def has_others(self, machines: Collection[str]) -> bool:
+        """May ask the cluster. Whether `replace` could give a machine that is none of these."""
 
 
 class SubmissionState(Enum):

@@ -21,7 +21,7 @@ class ChecksGradients(Protocol):
     """A training backend that can tell whether a computation gave the same gradients as another one (`train.exact`)."""
 
     def gradient_checksums(self) -> list[int]:
-        """Of each shard of the newest step: the sum of its gradient's bits, value by value, modulo 2^64; see
+        """Of each shard of the newest step: the sum of its gradient's bits, modulo 2^32; see
         `dtrain.run.gradient_ledger`."""
 
 

@@ -35,6 +35,8 @@ class LaunchPlan:
     preload: tuple[str, ...]
     uneven: bool = False
     """Workers may take parts of the batch that differ by a sample."""
+    avoided: tuple[str, ...] = ()
+    """Nodes, as the cluster calls them, that it leaves out if it has others; see `AvoidsNodes`."""
 
     @property
     def processes(self) -> int:

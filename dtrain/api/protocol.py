@@ -159,6 +159,24 @@ class Inspect:
 
 
 @dataclass(frozen=True)
+class CheckNode:
+    """Command: look at the node before its first step; see `dtrain.agent.preflight`."""
+
+    packages: tuple[str, ...]
+    """Whose versions are to be told."""
+    folder: bool
+    """Whether the run folder is to be written to."""
+
+
+@dataclass(frozen=True)
+class CheckPeers:
+    """Command: try to reach other nodes."""
+
+    peers: dict[str, tuple[str, int]]
+    """Node → address and port."""
+
+
+@dataclass(frozen=True)
 class Quit:
     """Command: end the workers and the agent."""
 
@@ -174,6 +192,30 @@ class AgentReady:
     pid: int
     sees_run: bool
     """Whether the run folder is there on this node."""
+
+
+@dataclass(frozen=True)
+class NodeChecked:
+    """Event: the answer to `CheckNode`."""
+
+    clock: float
+    """Seconds since 1970 on the node."""
+    versions: dict[str, str]
+    port: int
+    """That other nodes may try to reach; 0: none."""
+    disk_free: int | None
+    """Bytes below the run folder."""
+    shared_memory_free: int | None
+    problem: str = ""
+    """Why the run folder cannot be written to."""
+
+
+@dataclass(frozen=True)
+class PeersChecked:
+    """Event: the answer to `CheckPeers`."""
+
+    unreachable: dict[str, str]
+    """Node → why."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +344,19 @@ class Fragment:
     last: bool
 
 
-Command = SetJob | ReservePorts | StartWorkers | WriteMemory | StopWorkers | WorkerCommand | DumpStacks | Inspect | Quit
+Command = (
+    SetJob
+    | ReservePorts
+    | StartWorkers
+    | WriteMemory
+    | StopWorkers
+    | WorkerCommand
+    | DumpStacks
+    | Inspect
+    | CheckNode
+    | CheckPeers
+    | Quit
+)
 Event = (
     AgentReady
     | PortsReserved
@@ -313,6 +367,8 @@ Event = (
     | WorkerReport
     | WorkerExited
     | Inspected
+    | NodeChecked
+    | PeersChecked
     | FileAppended
     | Fragment
 )

@@ -19,6 +19,7 @@ from dtrain.cli import (
     drill_commands,
     export_commands,
     inspect_commands,
+    node_commands,
     recipe_commands,
     report_commands,
     tracker_commands,
@@ -278,7 +279,7 @@ def plugins(as_json: Json = False) -> None:
 
 
 for commands in (
-    recipe_commands, bench_commands, drill_commands, report_commands, export_commands, inspect_commands, tracker_commands, doctor_commands, completion_commands,
+    recipe_commands, bench_commands, drill_commands, report_commands, export_commands, inspect_commands, tracker_commands, node_commands, doctor_commands, completion_commands,
 ):  # fmt: skip
     commands.add_to(app)
 

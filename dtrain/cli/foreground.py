@@ -20,6 +20,7 @@ from dtrain.run.status import RunState
 from dtrain.spec.job import Job
 from dtrain.storage import run_sync
 from dtrain.supervisor.main import supervise
+from dtrain.supervisor.node_avoidance import plan_without
 
 
 def announce(run: RunDir, job: Job) -> None:
@@ -36,7 +37,7 @@ def submit(run: RunDir) -> None:
 
 def _submit(run: RunDir, launch: LaunchPlan) -> None:
     announce(run, launch.job)
-    reference = registry.cluster_of(launch.job).submit(launch, run)
+    reference = registry.cluster_of(launch.job).submit(plan_without(launch, run), run)
     run.write_submitted(Submitted(launch.job.cluster.name, reference, time.time()))
     print(f"submitted {run.id} ({launch.job.cluster.name} {reference})")
     print(f"  watch it: dtrain attach {run.id}    dtrain logs -f {run.id}    stop it: dtrain stop {run.id}", flush=True)

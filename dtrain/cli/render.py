@@ -152,6 +152,10 @@ def milliseconds(value: float) -> str:
     return f"{value * 1000:.3g} ms" if value < 1 else seconds(value)
 
 
+def _node_avoided(event: events.NodeAvoided, state: RunState) -> str:
+    return f"{event.node} is avoided for {seconds(event.until - event.time)}: {'; '.join(event.evidence)}"
+
+
 def _node_lost(event: events.NodeLost, state: RunState) -> str:
     return f"node {event.node} lost: {event.reason}"
 
@@ -219,6 +223,7 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.DebuggerLeft: _debugger_left,
     events.StragglerFound: _straggler,
     events.StragglerOver: _straggler_over,
+    events.NodeAvoided: _node_avoided,
     events.NodeLost: _node_lost,
     events.StopRequested: _stopping,
     events.Requeued: _requeued,

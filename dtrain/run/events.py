@@ -42,11 +42,31 @@ class NodeReady(Event, name="node"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeChecked(Event, name="node_checked"):
+    """The agent of a node has answered the checks before the first step."""
+
+    node: str
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeLost(Event, name="node_lost"):
     """A node, or its agent, is gone."""
 
     node: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAvoided(Event, name="node_avoided"):
+    """Failures began on a machine, and the run goes on without it."""
+
+    node: str
+    """As the cluster calls it."""
+    evidence: tuple[str, ...]
+    until: float
+    """Seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """A checksum of the gradient of each shard in each step (`train.exact`), by which a repeated computation is compared with the first one.
 
-The checksum is the sum of a gradient's bits, value by value, modulo 2^64: it does not depend on how a strategy cuts the gradient into
+The checksum is the sum of a gradient's bits, value by value, modulo 2^32: it does not depend on how a strategy cuts the gradient into
 pieces, and one flipped bit changes it."""
 
 from __future__ import annotations

@@ -116,6 +116,9 @@ class Resources:
     """Threads of one replica; the node's CPUs divided by its replicas when not given."""
     min_workers: Annotated[int, COUNT] | None = None
     """Go on with this many when nodes are lost and none replaces them; `workers` when not given."""
+    check_nodes: bool = True
+    """Look at every node before its first step, beside the start: versions equal, clock, room on the disk and in /dev/shm, run folder
+    writable, other nodes reachable."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,9 @@ class Recovery:
     `transient` is tried once more, `crash` as often as `restarts` says."""
     hold_seconds: Annotated[float, NOT_NEGATIVE] = 0.0
     """A rank that an exception ends waits for so long for `dtrain debug` before it fails."""
+    avoid_hours: Annotated[float, NOT_NEGATIVE] = 24.0
+    """For so long, a node that two different failures began on (lost, hang, crash, killed) is left out of the next attempts and of
+    later runs in the same folder, if there are others; see `dtrain nodes`. 0: never."""
     retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()
     """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 

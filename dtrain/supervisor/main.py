@@ -34,6 +34,7 @@ from dtrain.spec.job import Job
 from dtrain.storage import run_sync
 from dtrain.storage.object_store import of_run
 from dtrain.supervisor.inbox import SupervisorInbox
+from dtrain.supervisor.node_avoidance import plan_without
 from dtrain.supervisor.notifications import Notifications
 from dtrain.supervisor.stop_request import LeaseLost, Notice, RunFolderWatcher, StopMode, StopRequest, signal_handlers
 from dtrain.supervisor.supervisor import Supervisor
@@ -124,7 +125,7 @@ def _supervise(
     watcher = RunFolderWatcher(run, lease, put)
     try:
         with signal_handlers(put):
-            launch = launch or planner.make(job)
+            launch = plan_without(launch or planner.make(job), run)
             log.add(
                 RunStarted(
                     run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dtrain.api import reports
 from dtrain.run import events
+from dtrain.spec.failures import Failure
 
 Told = (
     reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned | reports.LogShortened
@@ -40,3 +41,12 @@ def event_of(report: Told, rank: int, attempt: int) -> events.Event:
             data_wait=report.data_wait, data_workers=report.data_workers, optimizer=report.optimizer,
         )  # fmt: skip
     return events.Evaluation(attempt=attempt, step=report.step, values=report.values, seconds=report.seconds)
+
+
+def failure_event(failure: Failure, attempt: int) -> events.FailureOccurred:
+    """The event that the cause of a failed attempt becomes in the log."""
+    return events.FailureOccurred(
+        attempt=attempt, kind=failure.kind.value, rank=failure.rank, node=failure.node, step=failure.step,
+        message=failure.message, where=failure.where, traceback=failure.traceback, code=failure.code,
+        saved_step=failure.saved_step,
+    )  # fmt: skip

@@ -20,7 +20,7 @@ from dtrain.api.cluster import (
     SupportsRequeue,
 )
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment
+from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment, NodeChecked, PeersChecked
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import CheckpointInfo
 from dtrain.common.errors import ClusterError, Exit
@@ -36,17 +36,21 @@ from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
 from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.inspections import InspectionItem, Inspections
-from dtrain.supervisor.log_watch import LogWatch
+from dtrain.supervisor.log_trouble import LogTrouble
 from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
+from dtrain.supervisor.node_avoidance import NodeAvoidance
 from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
+from dtrain.supervisor.node_preflight import NodePreflight
 from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
+from dtrain.supervisor.report_events import failure_event
 from dtrain.supervisor.requeue import requeue_run
 from dtrain.supervisor.restore import Restore
 from dtrain.supervisor.results import Drained, Failed, Outcome, RunResult, Succeeded
 from dtrain.supervisor.start_point import StartPoint
 from dtrain.supervisor.states import TRANSITIONS, State
-from dtrain.supervisor.stop_request import INTERRUPTED, FolderTrouble, LeaseLost, StopMode, StopRequest
+from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopMode, StopRequest
+from dtrain.supervisor.stopping import Stopping
 
 TICK_SECONDS = 0.25
 HELD_UP_SECONDS = 2.0
@@ -79,16 +83,13 @@ class Supervisor:
         self._attempts = history.attempts(run)
         self._attempt: Attempt | None = None
         self._result: RunResult | None = None
-        self._stop_mode = StopMode.NONE
-        self._stop_reason = ""
-        self._preempted = False
-        """The cluster wants the run to leave, and no person does."""
+        self._stopping = Stopping(log, requeues=isinstance(cluster, SupportsRequeue))
         self._resizing = False
         """The attempt under way was asked to save and leave only to go on with other nodes."""
         self._resume_at = 0.0
         """When a failed attempt may be answered with another one (monotonic seconds)."""
         self._turned = time.monotonic()
-        self._log_watch = LogWatch(log)
+        self._log_trouble = LogTrouble(log)
 
     def run(self) -> Exit:
         """The whole run; the exit code of the process."""
@@ -105,6 +106,8 @@ class Supervisor:
     def _work(self, allocation: Allocation) -> RunResult:
         """From state to state, until there is a result."""
         self._replacement = NodeReplacement(allocation, self._pool, self._cluster_calls)
+        self._preflight = NodePreflight(self._run, self._plan, allocation, self._log)
+        self._avoidance = NodeAvoidance(self._run, self._plan, allocation, self._pool, self._cluster_calls, self._log)
         steps: dict[State, Callable[[Allocation], State]] = {
             State.PROVISIONING: self._provision,
             State.TRAINING: self._train,
@@ -116,7 +119,7 @@ class Supervisor:
             assert following in TRANSITIONS[state], (state, following)
             state = following
         assert self._result is not None
-        if self._result.exit_code is not Exit.DONE and self._stop_mode is not StopMode.IMMEDIATE:
+        if self._result.exit_code is not Exit.DONE and not self._stopping.at_once:
             self._memory.save(allocation.channels, self._storage, self._pump_events)
         return self._result
 
@@ -127,7 +130,7 @@ class Supervisor:
         """Wait for the newest checkpoint and for enough nodes; raises `ClusterError` if they do not come in time."""
         restore = Restore(self._store, self._storage, self._log, script=self._plan.job.kind == "script")
         deadline = time.monotonic() + self._settings.provision_seconds
-        while self._stop_mode is StopMode.NONE:
+        while not self._stopping.asked:
             late = time.monotonic() > deadline
             restore.check(late=late)
             if (result := self._check_nodes(allocation, late=late)) is not None:
@@ -135,7 +138,7 @@ class Supervisor:
             if restore.done and self._nodes_suffice(late=late):
                 return self._begin_attempt(allocation, restore.found)
             self._pump_events()
-        return self._end_with(self._left(f"{self._stop_reason} before the workers were started"))
+        return self._end_with(self._stopping.left(" before the workers were started"))
 
     def _train(self, allocation: Allocation) -> State:
         """One attempt, until it has an outcome."""
@@ -147,9 +150,9 @@ class Supervisor:
         return self._handle_outcome(attempt.outcome)
 
     def _back_off(self, allocation: Allocation) -> State:
-        """Replace lost and draining nodes, and wait as long as the failure policy says."""
-        self._leave_draining_nodes()
-        while time.monotonic() < self._resume_at and self._stop_mode is StopMode.NONE:
+        """Leave nodes with a past, replace lost and draining ones, and wait as long as the failure policy says."""
+        self._avoidance.look(self._on_node_lost, self._leave_draining_nodes)
+        while (self._avoidance.looking or time.monotonic() < self._resume_at) and not self._stopping.asked:
             self._pump_events()
         return State.PROVISIONING
 
@@ -182,7 +185,7 @@ class Supervisor:
         ready = f"{len(self._pool.usable())} of {self._plan.nodes} nodes"
         if self._failures and isinstance(self._cluster, SupportsRequeue):
             bad = tuple(sorted(self._pool.irreplaceable | self._pool.failed_to_start.keys()))
-            return RunResult(Exit.GAVE_UP, f"{ready} are left", requeue=True, exclude=bad)
+            return RunResult(Exit.GAVE_UP, f"{ready} are left", requeue=True, exclude=bad + self._avoidance.excluded())
         if not late and allocation.channels:
             return None
         seconds = self._settings.provision_seconds
@@ -208,6 +211,7 @@ class Supervisor:
         self._attempts += 1
         begin = StartPoint(resume, self._memory.newest(after=resume.step if resume else 0))
         chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
+        self._avoidance.say_used(chosen)
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
             self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease,
@@ -223,6 +227,7 @@ class Supervisor:
         # An attempt number must never be used twice, even after a power loss.
         self._log.flush()
         self._attempt.begin()
+        self._preflight.begin(chosen)
         return State.TRAINING
 
     def _handle_outcome(self, outcome: Outcome) -> State:
@@ -232,31 +237,21 @@ class Supervisor:
                 reason = f"trained to the end, but its state could not be saved: {outcome.unsaved}"
                 return self._end_with(RunResult(Exit.GAVE_UP, reason))
             return self._end_with(RunResult(Exit.DONE, outcome.stopped or "finished"))
-        if isinstance(outcome, Drained) and self._stop_mode is StopMode.NONE:
+        if isinstance(outcome, Drained) and not self._stopping.asked:
             return self._on_resized()
-        if isinstance(outcome, Drained) or self._stop_mode is not StopMode.NONE:
+        if isinstance(outcome, Drained) or self._stopping.asked:
             step = outcome.step if isinstance(outcome, Drained) else None
             saved = f", saved at step {step}" if step is not None else ""
-            return self._end_with(self._left(f"{self._stop_reason}{saved}"))
+            return self._end_with(self._stopping.left(saved))
         return self._recover(outcome)
-
-    def _left(self, reason: str) -> RunResult:
-        requeue = self._preempted and isinstance(self._cluster, SupportsRequeue)
-        interrupted = self._stop_mode is StopMode.IMMEDIATE and self._stop_reason == INTERRUPTED
-        return RunResult(Exit.INTERRUPTED if interrupted else Exit.RESUMABLE, reason, requeue=requeue)
 
     def _recover(self, outcome: Failed) -> State:
         failure = outcome.failure
         self._failures.append(failure)
+        self._avoidance.on_failure(failure, self._attempts)
         self._resizing = False
         decision = decide(self._failures, self._settings)
-        self._log.add(
-            events.FailureOccurred(
-                attempt=self._attempts, kind=failure.kind.value, rank=failure.rank, node=failure.node, step=failure.step,
-                message=failure.message, where=failure.where, traceback=failure.traceback, code=failure.code,
-                saved_step=failure.saved_step,
-            )
-        )  # fmt: skip
+        self._log.add(failure_event(failure, self._attempts))
         self._log.add(
             events.DecisionMade(retry=decision.retry, reason=decision.reason, delay_seconds=decision.delay_seconds)
         )
@@ -273,7 +268,7 @@ class Supervisor:
 
     def _request_resize(self, why: str) -> None:
         """Have the workers save and leave at an agreed step, to go on from it with other nodes."""
-        if self._attempt and not self._resizing and self._stop_mode is StopMode.NONE:
+        if self._attempt and not self._resizing and not self._stopping.asked:
             self._resizing = True
             self._log.add(events.ResizeRequested(why=why))
             self._attempt.leave(time.monotonic())
@@ -301,7 +296,7 @@ class Supervisor:
             self._dispatch(node, item)
             if (self._attempt and self._attempt.outcome) or self._inbox.empty():
                 break
-        self._log_watch.look()
+        self._log_trouble.look()
         self._inspections.tick()
         now = time.monotonic()
         if now - self._turned > HELD_UP_SECONDS + TICK_SECONDS:
@@ -327,11 +322,12 @@ class Supervisor:
         elif isinstance(item, InspectionItem):
             self._inspections.handle(node, item, self._attempt)
         elif isinstance(item, StopRequest):
-            self._request_stop(item.mode, item.why)
+            self._stopping.request(item.mode, item.why)
+            self._stop()
         elif isinstance(item, PreemptionNotice):
-            if self._stop_mode is StopMode.NONE:
-                self._request_stop(StopMode.GRACEFUL, item.reason)
-                self._preempted = True
+            if not self._stopping.asked:
+                self._stopping.request(StopMode.GRACEFUL, item.reason, preempted=True)
+                self._stop()
         elif isinstance(item, LeaseLost):
             raise taken_over(item.holder)
         elif isinstance(item, FolderTrouble):
@@ -348,6 +344,8 @@ class Supervisor:
             self._on_node_lost(node, item.reason)
         elif isinstance(item, AgentReady):
             self._on_agent_ready(node, item, now)
+        elif isinstance(item, NodeChecked | PeersChecked):
+            self._preflight.handle(node, item)
         else:
             self._pool.heard(node, now)
             self._memory.handle(node, item)
@@ -375,16 +373,11 @@ class Supervisor:
         if self._attempt and was_ready and not self._attempt.outcome:
             self._attempt.lost(node, reason, time.monotonic())
 
-    def _request_stop(self, mode: StopMode, why: str) -> None:
-        """Somebody wants the run to stop; whoever asks twice means at once."""
-        self._preempted = False
-        twice = self._stop_mode is not StopMode.NONE
-        self._stop_mode = StopMode.IMMEDIATE if twice or mode is StopMode.IMMEDIATE else StopMode.GRACEFUL
-        self._stop_reason = self._stop_reason or why
-        self._log.add(events.StopRequested(why=why, now=self._stop_mode is StopMode.IMMEDIATE))
+    def _stop(self) -> None:
+        """Have the attempt under way do what was asked."""
         if self._attempt:
             self._attempt.leave(time.monotonic())
-            if self._stop_mode is StopMode.IMMEDIATE:
+            if self._stopping.at_once:
                 self._attempt.kill()
 
     def _keep_last_files(self) -> None:

@@ -264,7 +264,7 @@ class TorchBackend:
             self._exact.end_pass(
                 (one for _, one in self._state.named_parameters()), reduced=self._parallel.reduced(model)
             )
-            self._exact.keep_buffers(self._buffers(), first=first, last=last)
+            self._exact.keep_buffers(self._buffers, first=first, last=last)
 
     def _buffers(self) -> list[Any]:
         return [buffer for model in self._models.values() for buffer in model.buffers()]

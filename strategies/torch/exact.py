@@ -1,8 +1,7 @@
 """The same bits at every number of workers (`train.exact`): the gradients of all shards are summed in one fixed binary tree.
 
-A worker adds the gradients of its own shards in the order of a binary counter, which needs log2(its shards) buffers more. Between
-workers, `all_to_all` brings every rank its slice of all partial sums, which it adds in the same tree, and `all_gather` the slices of
-the sum: as many bytes as a ring all_reduce moves. Numbers of workers and shards are powers of two, so that every worker has a whole
+A worker adds the gradients of its own shards in the order of a binary counter, which needs log2(its shards) buffers more; the workers
+add theirs in the same tree (`exchange`). Numbers of workers and shards are powers of two, so that every worker has a whole
 subtree; a sum that was -0.0 becomes 0.0, whatever added it. The idea is EasyScale's (Li et al., SC'23), for gradients of equal shards.
 
 Importing this module imports no framework.
@@ -10,14 +9,17 @@ Importing this module imports no framework.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dtrain.api.strategy import WorkerContext
 from dtrain.common.errors import UserError
 
-CACHED_VALUES = 1 << 15
+from .exchange import Exchange, exchange_for, scaled, tree_sum
+
+CACHED_VALUES = 1 << 16
 """Of a matrix whose rows are summed up at once."""
+CHECKSUMS = 1 << 32
 LATE = 2
 """The slices of a bucket are gathered when so many buckets more are on their way: by then they are there."""
 
@@ -64,15 +66,6 @@ def _add(sums: dict[int, Any], more: dict[int, Any]) -> None:
     sums.update({key: value for key, value in more.items() if key not in sums})
 
 
-def tree_sum(parts: Any) -> Any:
-    """The sum over the first dimension, whose length is a power of two, neighbours first: in place, in the first of the parts."""
-    distance = 1
-    while distance < parts.shape[0]:
-        parts[0 :: 2 * distance].add_(parts[distance :: 2 * distance])
-        distance *= 2
-    return parts[0]
-
-
 def local(tensor: Any) -> Any:
     """The part of a DTensor that is on this worker, or the tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
@@ -81,20 +74,22 @@ def local(tensor: Any) -> Any:
 def of_job(context: WorkerContext) -> ExactSums | None:
     """What sums the gradients if the recipe asks for the same bits at every size."""
     train = context.job.train
-    return ExactSums(train.shards or 1, context.rank_info.world_size) if train.exact else None
+    rank_info = context.rank_info
+    return ExactSums(train.shards or 1, rank_info.rank, rank_info.world_size) if train.exact else None
 
 
 class ExactSums:
     """The gradients of one worker on their way to the mean over all shards."""
 
-    def __init__(self, shards: int, world_size: int) -> None:
+    def __init__(self, shards: int, rank: int, world_size: int) -> None:
         self.scale = 1.0 / shards
-        self.world_size = world_size
+        self._rank = rank
+        self._world_size = world_size
         self.last_pass = False
         self._own = PartialSums()
-        self._known: dict[tuple[int, int], _Bucket] = {}
+        self._known: dict[tuple[int, int], Exchange] = {}
         """(Number, values) → what is kept for a bucket of DDP."""
-        self._buckets: list[_Bucket] = []
+        self._buckets: list[Exchange] = []
         """Those of the step under way."""
         self._checksums: list[Any] = []
         """Of the gradients of each pass of the newest step."""
@@ -115,7 +110,7 @@ class ExactSums:
 
     def checksums(self) -> list[int]:
         """Of each pass of the newest step; waits for the device."""
-        return [int(checksum) % (1 << 64) for checksum in self._checksums]
+        return [int(checksum) % CHECKSUMS for checksum in self._checksums]
 
     def end_pass(self, parameters: Iterable[Any], *, reduced: bool) -> None:
         """One backward pass is done. Keep its gradients, or after the last one put the mean in their place; `reduced`: something
@@ -140,13 +135,13 @@ class ExactSums:
             if key not in with_gradient:  # the last shard left it out
                 everyone[key].grad = total
 
-    def keep_buffers(self, buffers: Sequence[Any], *, first: bool, last: bool) -> None:
+    def keep_buffers(self, buffers: Callable[[], Sequence[Any]], *, first: bool, last: bool) -> None:
         """After a pass: buffers (batch norm's running statistics) change with the first shard of a worker alone. Those of rank 0,
         which has the first of all, become everyone's."""
         if first and not last:
-            self._kept = [buffer.detach().clone() for buffer in buffers]
-        elif last and not first:
-            for buffer, kept in zip(buffers, self._kept, strict=True):
+            self._kept = [buffer.detach().clone() for buffer in buffers()]
+        elif last and not first and self._kept:
+            for buffer, kept in zip(buffers(), self._kept, strict=True):
                 buffer.detach().copy_(kept)
             self._kept = []
 
@@ -164,7 +159,7 @@ class ExactSums:
         self._own.add_to(views)
         key = (bucket.index(), buffer.numel())
         if key not in self._known:
-            self._known[key] = _Bucket(buffer.numel(), buffer, self.world_size)
+            self._known[key] = exchange_for(buffer, bucket.index(), self._rank, self._world_size)
         self._known[key].send(buffer)
         self._buckets.append(self._known[key])
         if len(self._buckets) > LATE:
@@ -180,65 +175,18 @@ class ExactSums:
         self._own.clear()
 
 
-class _Bucket:
-    """Gradients of DDP between the ranks, in buffers that are kept. Every rank calls the same methods in the same order."""
-
-    def __init__(self, size: int, like: Any, world_size: int) -> None:
-        self._padded = like.new_zeros(-(-size // world_size) * world_size) if size % world_size else None
-        self._received = (like if self._padded is None else self._padded).new_empty(
-            (world_size, -(-size // world_size))
-        )
-        self._work: Any = None
-        self._gathering = False
-
-    def send(self, buffer: Any) -> None:
-        """Begin to send every rank its slice."""
-        import torch.distributed as dist
-
-        self._buffer = buffer
-        if self._padded is not None:
-            self._padded[: buffer.numel()] = buffer
-        self._sent = buffer if self._padded is None else self._padded
-        self._work = dist.all_to_all_single(self._received.view(-1), self._sent, async_op=True)
-        self._gathering = False
-
-    def gather(self, scale: float) -> None:
-        """Add this rank's slice of all ranks' sums, and begin to send it to all."""
-        import torch.distributed as dist
-
-        if self._gathering:
-            return
-        self._gathering = True
-        self._work.wait()
-        mine = scaled(tree_sum(self._received), scale)
-        if mine.device.type == "cpu":  # gloo's all_gather takes three times as long
-            self._received[1:].copy_(mine)
-            self._work = dist.all_to_all_single(self._sent, self._received.view(-1), async_op=True)
-        else:
-            self._work = dist.all_gather_into_tensor(self._sent, mine, async_op=True)
-
-    def finish(self) -> None:
-        """Wait for the slices of the others: the bucket has the mean."""
-        self._work.wait()
-        if self._padded is not None:
-            self._buffer.copy_(self._padded[: self._buffer.numel()])
-
-
 def bits(gradient: Any) -> Any:
-    """The sum of a gradient's bits, value by value; a number, or on a device a tensor."""
+    """The sum of a gradient's bits, taken as words of at most 32, modulo 2^32; on a device a tensor of which that is still to be
+    taken."""
     import torch
 
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[gradient.element_size()]
-    whole = gradient.detach().contiguous().view(kind)
-    if whole.device.type != "cpu":
-        return whole.sum(dtype=torch.int64)
-    values = whole.numpy()
-    return int(values.view(f"u{values.itemsize}").sum(dtype="u8"))
-
-
-def scaled(total: Any, scale: float) -> Any:
-    """A sum times a power of two, in place, without negative zeros."""
-    return total.mul_(scale).add_(0.0)
+    kind = torch.int16 if gradient.element_size() == 2 else torch.int32
+    words = gradient.detach().contiguous().reshape(-1).view(kind)
+    if words.device.type != "cpu":
+        return words.sum(dtype=torch.int64)
+    values = words.numpy()
+    # In 32 bits the processor adds whole vectors; in 64 it would take six times as long.
+    return int(values.view(f"u{values.itemsize}").sum(dtype="u4"))
 
 
 def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
@@ -283,8 +231,8 @@ def reduce_scatter(sums: ExactSums, replicas: Any) -> Any:
 
 
 def clip(parameters: Iterable[Any], most: float, group: Any = None) -> Any:
-    """As `clip_grad_norm_`, with a norm whose bits do not depend on who holds which rows: squares are added in float64 row by row,
-    and then over all rows; `group` are the ranks that a parameter's rows are spread over. Returns the norm."""
+    """As `clip_grad_norm_`, with a norm whose bits do not depend on who holds which rows: squares are added row by row, and then
+    in float64 over all rows; `group` are the ranks that a parameter's rows are spread over. Returns the norm."""
     import torch
     import torch.distributed as dist
 
@@ -334,9 +282,11 @@ def _row_sums_on_host(matrix: Any) -> Any:
 
     values = matrix.to(torch.float32).contiguous().numpy()
     sums = np.empty(len(values), np.float64)
-    rows = max(1, CACHED_VALUES // max(1, values.shape[1]))
-    for begin in range(0, len(values), rows):
-        sums[begin : begin + rows] = np.square(values[begin : begin + rows], dtype=np.float64).sum(axis=1)
+    count = max(1, CACHED_VALUES // max(1, values.shape[1]))
+    squares = np.empty((min(count, len(values)), values.shape[1]), np.float32)
+    for begin in range(0, len(values), count):
+        rows = values[begin : begin + count]
+        sums[begin : begin + count] = np.square(rows, out=squares[: len(rows)]).sum(axis=1)
     return torch.from_numpy(sums)
 
 

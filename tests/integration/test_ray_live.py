@@ -240,3 +240,27 @@ def test_a_bench_measures_on_the_cluster(lab: RayLab, tmp_path: Path) -> None:
     assert four["memory_bytes"] > two["memory_bytes"] > 0
     assert "--cluster ray" in four["command"]
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_a_node_with_two_failures_is_left_for_another_one_and_out_of_later_runs(lab: RayLab, tmp_path: Path) -> None:
+    """A placement group of its own keeps off it by Ray's label of the node."""
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        for attempt in (1, 2):
+            live.wait_step(6 * attempt, attempt)
+            live.kill(3, attempt)
+        live.finish()
+    addresses = {event["node"]: event["address"] for event in live.events("node")}
+    first, _, last = (event["nodes"] for event in live.events("attempt"))
+    bad = addresses[first[1]]
+    assert bad in {addresses[node] for node in first}
+    assert bad not in {addresses[node] for node in last}
+    assert live.events("node_avoided")[0]["node"] == bad
+    with start(RECIPE, *FOUR, "--cluster", "ray", runs=tmp_path, **on(lab)) as later:
+        later.finish()
+    assert bad not in {event["address"] for event in later.events("node")}
+    three = ("--workers", "3", "--nodes", "3", "--set", "train.shards=3", "--set", "train.global_batch=30")
+    with start(RECIPE, *three, "--cluster", "ray", runs=tmp_path, **on(lab)) as all_of_them:
+        out = all_of_them.finish()
+    assert bad in {event["address"] for event in all_of_them.events("node")}
+    assert f"failures began on {bad}" in out and "the run goes on with it" in out
+    wait_for(lambda: groups(lab) == 0, "the placement groups' end", 20)

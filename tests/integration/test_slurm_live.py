@@ -531,6 +531,64 @@ def test_a_node_on_which_no_agent_starts_any_more_is_left_out_of_the_next_job(
     assert_as_if_nothing_happened(live, undisturbed)
 
 
+def test_a_node_with_two_failures_is_left_for_a_spare_one_and_excluded_from_later_jobs(
+    lab: SlurmLab, runs: Path, undisturbed: Live
+) -> None:
+    with on_slurm(lab, runs, "--set", "cluster.spare_nodes=1") as live:
+        for attempt in (1, 2, 3):  # the first one begins on whatever two nodes are ready first
+            if not live.events("node_avoided"):
+                live.wait_step(8 * attempt, attempt)
+                live.kill(1, attempt)
+                live.wait_event("attempt", attempt=attempt + 1)
+        live.finish()
+    bad = live.events("node_avoided")[0]["node"]
+    assert [event["node"] for event in live.events("failure")].count(bad) == 2
+    assert bad not in live.events("attempt")[-1]["nodes"]
+    assert not live.events("requeued")
+    assert_as_if_nothing_happened(live, undisturbed)
+    assert f"{bad} (slurm)  avoided for" in command(lab, runs, "nodes")
+    with on_slurm(
+        lab, runs, "--nodes", "3", "--workers", "3", "--set", "train.shards=3", "--set", "train.global_batch=30"
+    ) as later:
+        assert f"ExcNodeList={bad}" in lab.run("scontrol", "-o", "show", "job", job(later.run)).stdout
+        later.finish()
+    assert bad not in later.events("attempt")[0]["nodes"]
+    with on_slurm(lab, runs, "--nodes", "4", "--workers", "4") as all_of_them:
+        out = all_of_them.finish()
+    assert bad in all_of_them.events("attempt")[0]["nodes"]
+    assert f"failures began on {bad}" in out and "the run goes on with it" in out
+
+
+def test_a_requeued_job_keeps_off_a_node_with_two_failures(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:
+    """Without a spare node the run goes on with it until it is queued again."""
+    with on_slurm(lab, runs) as live:
+        for attempt in (1, 2):
+            live.wait_step(8 * attempt, attempt)
+            live.kill(1, attempt)
+        live.wait_step(20, 3)
+        bad = live.events("attempt")[2]["nodes"][1]
+        lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
+        out = live.finish()
+    assert "the run goes on with it" in out
+    assert f"without {bad}" in live.events("requeued")[0]["words"]
+    assert bad not in live.events("attempt")[-1]["nodes"]
+    assert_as_if_nothing_happened(live, undisturbed)
+
+
+def test_a_node_with_another_version_is_named_before_the_first_step(lab: SlurmLab, runs: Path, tmp_path: Path) -> None:
+    """The container hook of the run is what gives that node another torch."""
+    (tmp_path / "other" / "torch-9.9.dist-info").mkdir(parents=True)
+    hook = tmp_path / "hook"
+    hook.write_text(f'#!/bin/sh\n[ $SLURMD_NODENAME = node1 ] || export PYTHONPATH={tmp_path}/other\nexec "$@"\n')
+    hook.chmod(0o755)
+    with on_slurm(lab, runs, "--set", f"cluster.container={hook}") as live:
+        out = live.finish(code=3)
+    found = re.search(r"node[1-4] .*has torch (\S+), and node[1-4] .*has (\S+)", out)
+    assert found and "9.9" in found.groups(), out
+    assert "Install the same everywhere." in out
+    assert not live.run.ledger(1, 0).exists() or not live.run.ledger(1, 0).stat().st_size
+
+
 @pytest.mark.parametrize(
     "promise", [testing.check_agents, testing.check_lost_agent], ids=lambda check: str(check.__name__)
 )

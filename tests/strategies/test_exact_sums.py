@@ -12,7 +12,8 @@ import torch
 from dtrain.checkpoint.difference import first_difference
 from dtrain.checkpoint.tensor_file import TensorEntry, laid_out
 from dtrain.strategies.torch import exact
-from dtrain.strategies.torch.exact import ExactSums, PartialSums, tree_sum
+from dtrain.strategies.torch.exact import ExactSums, PartialSums
+from dtrain.strategies.torch.exchange import tree_sum
 
 
 def gradients(shards: int) -> list[torch.Tensor]:
@@ -83,13 +84,16 @@ def test_one_flipped_bit_changes_a_checksum_and_pieces_do_not() -> None:
     flipped = gradient.clone()
     flipped.view(torch.int32)[500] ^= 1
     assert exact.bits(gradient) != exact.bits(flipped)
-    assert exact.bits(gradient) == sum(exact.bits(piece) for piece in gradient.split(77))
-    sums = ExactSums(4, 1)
+    assert exact.bits(gradient) == sum(exact.bits(piece) for piece in gradient.split(77)) % 2**32
+    assert exact.bits(gradient.double()) != exact.bits(
+        torch.where(gradient == gradient[0], -gradient, gradient).double()
+    )
+    sums = ExactSums(4, 0, 1)
     sums.begin_pass(first=True, last=False)
     sums.see([gradient, flipped])
     sums.begin_pass(first=False, last=True)
     sums.see([gradient])
-    assert sums.checksums() == [(exact.bits(gradient) + exact.bits(flipped)) % 2**64, exact.bits(gradient) % 2**64]
+    assert sums.checksums() == [(exact.bits(gradient) + exact.bits(flipped)) % 2**32, exact.bits(gradient)]
 
 
 def saved(folder: Path, **tensors: np.ndarray) -> Path:

@@ -1,4 +1,4 @@
-"""Says once that the event log cannot be written, and once that it can be again."""
+"""Says that the event log cannot be written, in the log itself: what does not fit on a full disk is kept until it does."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dtrain.run import events
 from dtrain.run.event_log import EventLog
 
 
-class LogWatch:
-    """Looks at one event log."""
+class LogTrouble:
+    """Of one run's log."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._failing = False
 
     def look(self) -> None:
-        """Add the event, which is kept until it can be written."""
+        """Say once that it cannot be written, and once that it can be again."""
         problem = self._log.problem
         if bool(problem) != self._failing:
             self._failing = bool(problem)

@@ -1,0 +1,71 @@
+"""The machines of a Ray cluster by names that stay: which are there, which have room, and how to keep off some of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+NODE_LABEL = "ray.io/node-id"
+"""Ray gives it to every node."""
+
+
+class Machines:
+    """Names and room of the nodes of the cluster that this process is connected to. Asks Ray unless a method says otherwise."""
+
+    def __init__(self, bundle: Mapping[str, float]) -> None:
+        self._bundle = bundle
+        self._names: dict[str, str] = {}
+        """Id of a node → its name."""
+
+    def known_name(self, node_id: str) -> str:
+        """Does not ask. The name of a node that was looked at."""
+        return self._names.get(node_id, "")
+
+    def look(self) -> None:
+        """Give the nodes that are there their names: that of the host or, if several nodes are on it, their address or id."""
+        import ray
+
+        nodes = ray.nodes()
+        alive = [node for node in nodes if node["Alive"]]
+        hosts = Counter(node["NodeManagerHostname"] for node in alive)
+        addresses = Counter(node["NodeManagerAddress"] for node in alive)
+        for node in nodes:
+            host, address, node_id = node["NodeManagerHostname"], node["NodeManagerAddress"], node["NodeID"]
+            other = address if addresses[address] < 2 else f"{address}/{node_id[:12]}"
+            self._names.setdefault(node_id, host if hosts[host] < 2 else other)
+
+    def room(self, avoided: Collection[str]) -> bool:
+        """Whether some living node that is not avoided could hold another bundle now."""
+        import ray
+        from ray._private.state import available_resources_per_node
+
+        self.look()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+        return any(
+            node in alive and self._names.get(node) not in avoided and self._fits(there) for node, there in free.items()
+        )
+
+    def selector(self, avoided: Collection[str], bundles: int, placement: str) -> dict[str, str]:
+        """For the bundles of a placement group: the label of any other node; {} if nothing is avoided, or if the others could
+        never hold so many bundles in this placement."""
+        import ray
+
+        if not avoided:
+            return {}
+        self.look()
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        others = [node for node in alive if self._names[node["NodeID"]] not in avoided]
+        never = [node["NodeID"] for node in alive if self._names[node["NodeID"]] in avoided]
+        held = [self._held(node["Resources"]) for node in others]
+        most = {"STRICT_SPREAD": sum(map(bool, held)), "STRICT_PACK": max(held, default=0)}.get(placement, sum(held))
+        if not never or most < bundles:
+            return {}
+        return {NODE_LABEL: f"!in({','.join(never)})"}
+
+    def _held(self, there: Mapping[str, float]) -> int:
+        """Bundles that these resources can hold."""
+        return min((int(there.get(name, 0) // amount) for name, amount in self._bundle.items() if amount), default=0)
+
+    def _fits(self, there: Mapping[str, float]) -> bool:
+        return all(there.get(name, 0) >= amount for name, amount in self._bundle.items())

@@ -270,7 +270,13 @@ class Agent:
         refused: dict[int, str] = {}
         for rank_info in start.ranks:
             assignment = Assignment(
-                str(self.run.path), rank_info, start.rendezvous, environment, start.checkpoint, start.step
+                str(self.run.path),
+                rank_info,
+                start.rendezvous,
+                environment,
+                start.checkpoint,
+                start.step,
+                start.rolled_back,
             )
             try:
                 self._workers[rank_info.rank] = self._forked(start.attempt, assignment)

@@ -44,6 +44,8 @@ class StartWorkers:
     """Steps that are done in it."""
     keep_log_bytes: int = 0
     """Of each worker's log; 0: everything."""
+    rolled_back: tuple[int, ...] = ()
+    """Steps to go on without; see `dtrain.run.history.rolled_back`."""
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,14 @@ def _warning(event: events.UserWarned, state: RunState) -> str:
     return f"WARNING: {event.text}"
 
 
+def _bad_step(event: events.BadStep, state: RunState) -> str:
+    ends = {
+        "skip": "the optimizer step is left out",
+        "rollback": "back to the last checkpoint, to go on without this step",
+    }
+    return f"WARNING: step {event.step}: {event.why}" + (f"; {ends[event.answer]}" if event.answer in ends else "")
+
+
 def _log_shortened(event: events.LogShortened, state: RunState) -> str:
     if event.problem:
         return f"WARNING: the log of rank {event.rank} grows beyond logs.keep, since it cannot be shortened: {event.problem}"
@@ -208,6 +216,7 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.CheckpointFailed: _checkpoint_failed,
     events.CheckpointQuarantined: _quarantined,
     events.UserWarned: _warning,
+    events.BadStep: _bad_step,
     events.LogShortened: _log_shortened,
     events.StorageFailed: _storage_failed,
     events.StorageWorks: _storage_works,

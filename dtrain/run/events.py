@@ -124,6 +124,31 @@ class Metrics(Event, name="metrics"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BadStep(Event, name="bad_step"):
+    """The loss or the gradient of a step was not finite, or jumped, and the run goes on (`train.on_nonfinite`, `train.spike`)."""
+
+    step: int
+    """Counted from 0."""
+    why: str
+    """What was seen, and where."""
+    answer: str
+    """`skip`, `rollback` or `warn`."""
+    metric: str = ""
+    """`loss` or `gradient`."""
+    value: float | None = None
+    """None if it is not finite."""
+    rank: int | None = None
+    """Whose loss it was; None if that is not known."""
+    shard: int | None = None
+    attempt: int = 0
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the run goes on without this step's batch."""
+        return self.answer in ("skip", "rollback")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryUsed(Event, name="memory"):
     """The most memory that a rank has taken in an attempt, as it said at its end."""
 

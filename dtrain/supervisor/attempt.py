@@ -43,6 +43,7 @@ from dtrain.supervisor.checkpoint_commits import CheckpointCommits
 from dtrain.supervisor.checkpoint_retention import CheckpointRetention
 from dtrain.supervisor.debugging import DebuggerReport, Debugging
 from dtrain.supervisor.drain import DrainAgreement
+from dtrain.supervisor.ending import Ending
 from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
 from dtrain.supervisor.hang_detector import HangDetector
 from dtrain.supervisor.node_pool import AgentInfo
@@ -74,6 +75,8 @@ class AttemptContext:
     log: EventLog
     lease: Lease
     debugging: Debugging
+    rolled_back: tuple[int, ...] = ()
+    """Steps to go on without."""
 
 
 class Attempt:
@@ -121,12 +124,7 @@ class Attempt:
         self._rate = 0.0
         """Steps a second."""
         self._leaving = False
-        self._left_step: int | None = None
-        self._ended_well = 0
-        """Workers that exited with code 0."""
-        self._stopped = ""
-        """Why the user's function asked for the end."""
-        self._ended_early = ""
+        self._ending = Ending(len(self._owner), script=plan.job.kind == "script")
         self._deadline: float | None = None
         self._looks_at = 0.0
         self._ending_since: float | None = None
@@ -239,7 +237,9 @@ class Attempt:
     @property
     def over(self) -> bool:
         """Ended, or asked to end."""
-        return self._leaving or bool(self._stopped) or self._phase in (Phase.ENDING, Phase.COMMITTING, Phase.OVER)
+        return (
+            self._leaving or bool(self._ending.stopped) or self._phase in (Phase.ENDING, Phase.COMMITTING, Phase.OVER)
+        )
 
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""
@@ -268,7 +268,8 @@ class Attempt:
         checkpoint, step = (self._resume.name, self._resume.step) if self._resume else (None, 0)
         keep = self._plan.job.logs.keep_bytes
         for node, ranks in self._ranks.items():
-            self._send(node, StartWorkers(self.number, tuple(ranks), info, checkpoint, step, keep))
+            left_out = self._context.rolled_back
+            self._send(node, StartWorkers(self.number, tuple(ranks), info, checkpoint, step, keep, left_out))
 
     def _on_report(self, rank: int, report: reports.Report) -> None:
         if isinstance(report, reports.ShardWritten):
@@ -280,10 +281,8 @@ class Attempt:
             self._agree()
         elif isinstance(report, reports.StopAsked):
             self._stop_by_function(report.reason)
-        elif isinstance(report, reports.LeftAtStep):
-            self._left_step = report.step
-        elif isinstance(report, reports.EndedEarly):
-            self._ended_early = f"ended early at step {report.step}: {report.reason}"
+        elif isinstance(report, reports.LeftAtStep | reports.EndedEarly):
+            self._ending.hear(report)
         elif isinstance(report, reports.LoopPhase):
             self._hangs.phase(rank, stepping=report.stepping)
         elif isinstance(report, reports.LoopLeft):
@@ -300,13 +299,15 @@ class Attempt:
             event = event_of(report, rank, self.number)
             if isinstance(event, events.Metrics) and event.samples_per_second:
                 self._rate = event.samples_per_second / self._plan.job.train.global_batch
+            elif isinstance(event, events.BadStep) and event.answer == "rollback":
+                self._ending.rolled_back = event.step
             self._retention.see(event)
             self._context.log.add(event)
 
     def _stop_by_function(self, reason: str) -> None:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
-        if not self._stopped:
-            self._stopped = reason
+        if not self._ending.stopped:
+            self._ending.stopped = reason
             self._send_all(_ask_for_proposal(self.number))
 
     def _agree(self) -> None:
@@ -317,7 +318,7 @@ class Attempt:
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
-        self._ended_well += event.code == 0
+        self._ending.exited(event.code)
         reported = self._failures.has_report(event.rank)
         asked_to = self._leaving and (self._plan.job.kind == "script" or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
@@ -352,19 +353,8 @@ class Attempt:
         self.stragglers.end()
         if failure is not None:
             self.outcome = Failed(failure)
-        elif self._leaving and not self._finished_first():
-            self.outcome = Drained(self._left_step)
         else:
-            self.outcome = Succeeded(self._commits.unsaved, self._stopped_early())
-
-    def _stopped_early(self) -> str:
-        step = "" if self._left_step is None else f" at step {self._left_step}"
-        return f"stopped by the function{step}: {self._stopped}" if self._stopped else self._ended_early
-
-    def _finished_first(self) -> bool:
-        """Whether all workers ended well by themselves before they were told a step to leave at."""
-        ended_well = self._ended_well == len(self._owner)
-        return ended_well and self._left_step is None and self._plan.job.kind != "script"
+            self.outcome = self._ending.outcome(self._commits.unsaved, leaving=self._leaving)
 
     def _look_for_hang(self, now: float) -> None:
         hang = self._hangs.find(self._running, now)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from dtrain.api import reports
 from dtrain.run import events
 
 Told = (
     reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned | reports.LogShortened
-    | reports.StepsProfiled | reports.MemoryUsed
+    | reports.StepsProfiled | reports.MemoryUsed | reports.BadStep
 )  # fmt: skip
 """Reports that nothing follows from but an event."""
 
@@ -30,6 +32,8 @@ def event_of(report: Told, rank: int, attempt: int) -> events.Event:
         )  # fmt: skip
     if isinstance(report, reports.UserWarned):
         return events.UserWarned(attempt=attempt, text=report.text)
+    if isinstance(report, reports.BadStep):
+        return events.BadStep(attempt=attempt, **dataclasses.asdict(report))
     if isinstance(report, reports.StepMetrics):
         return events.Metrics(
             attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second,

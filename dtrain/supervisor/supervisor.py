@@ -41,7 +41,7 @@ from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
 from dtrain.supervisor.requeue import requeue_run
 from dtrain.supervisor.restore import Restore
-from dtrain.supervisor.results import Drained, Failed, Outcome, RunResult, Succeeded
+from dtrain.supervisor.results import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
 from dtrain.supervisor.states import TRANSITIONS, State
 from dtrain.supervisor.stop_request import INTERRUPTED, FolderTrouble, LeaseLost, StopMode, StopRequest
 
@@ -205,7 +205,7 @@ class Supervisor:
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
             self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease,
-            self._inspections.debugging,
+            self._inspections.debugging, history.rolled_back(self._run),
         )  # fmt: skip
         self._attempt = Attempt(self._attempts, plan, chosen, context, resume)
         self._log.add(
@@ -226,9 +226,9 @@ class Supervisor:
                 reason = f"trained to the end, but its state could not be saved: {outcome.unsaved}"
                 return self._end_with(RunResult(Exit.GAVE_UP, reason))
             return self._end_with(RunResult(Exit.DONE, outcome.stopped or "finished"))
-        if isinstance(outcome, Drained) and self._stop_mode is StopMode.NONE:
+        if isinstance(outcome, Drained | RolledBack) and self._stop_mode is StopMode.NONE:
             return self._on_resized()
-        if isinstance(outcome, Drained) or self._stop_mode is not StopMode.NONE:
+        if isinstance(outcome, Drained | RolledBack) or self._stop_mode is not StopMode.NONE:
             step = outcome.step if isinstance(outcome, Drained) else None
             saved = f", saved at step {step}" if step is not None else ""
             return self._end_with(self._left(f"{self._stop_reason}{saved}"))

@@ -40,7 +40,7 @@ class CheckpointWriter:
         self._attempt = context.rendezvous.attempt
         self._rank = context.rank_info.rank
         self._ledger = run.ledger(self._attempt, self._rank)
-        self._terminate_on_nan = context.job.train.terminate_on_nan
+        self._ignores = context.job.train.on_nonfinite == "ignore"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-save")
         self._pending: list[Future[None]] = []
         self._problem: UserError | None = None
@@ -82,7 +82,7 @@ class CheckpointWriter:
 
     def check(self) -> None:
         """Raise `UserError` if weights that were to be saved are not finite; costs nothing."""
-        if self._problem is not None and self._terminate_on_nan:
+        if self._problem is not None and not self._ignores:
             raise self._problem
 
     def _write(self, snapshot: Snapshot, folder: Path, step: int, began: float, stall_seconds: float) -> None:
@@ -95,7 +95,7 @@ class CheckpointWriter:
             if isinstance(error, NonFiniteWeights):
                 self._problem = UserError(
                     f"the weights are not finite after {step} steps (rank {self._rank}: {error}): lower the learning "
-                    "rate, or set train.clip_norm (train.terminate_on_nan: false trains on)"
+                    "rate, or set train.clip_norm (train.on_nonfinite: ignore trains on)"
                 )
             self._channel.report(SaveFailed(step, _why(error, folder)))
             return

@@ -65,6 +65,8 @@ class Assignment:
     checkpoint: str | None
     """Its name, to resume from."""
     step: int
+    rolled_back: tuple[int, ...] = ()
+    """Steps to go on without."""
 
 
 def warm_up() -> None:
@@ -114,7 +116,11 @@ def _run(
     try:
         _enter_code_folder(job.folder)
         context = WorkerContext(
-            assignment.rank_info, assignment.rendezvous, _with_shards(job, assignment.rank_info), listener
+            assignment.rank_info,
+            assignment.rendezvous,
+            _with_shards(job, assignment.rank_info),
+            listener,
+            assignment.rolled_back,
         )
         with _serving(strategy, context):
             if job.kind == "script":

@@ -19,6 +19,7 @@ from ..torch import backend as torch_backend
 from ..torch.measures import StepMeasures, peak_device_memory
 from ..torch.parallel import Parallel
 from ..torch.process_group import connected
+from ..torch.step_check import StepCheck
 from . import launcher
 
 
@@ -93,6 +94,12 @@ class Horovod:
         """With PyTorch."""
         return self._framework(job) == "torch"
 
+    def unchecked(self, job: Job) -> str:
+        """See `ChecksSteps.unchecked`."""
+        if self._framework(job) == "torch":
+            return ""
+        return "TensorFlow makes the optimizer step in the same call as the gradient, and cannot look at it before"
+
     def serve(self, context: WorkerContext) -> AbstractContextManager[None]:
         """The rendezvous."""
         return launcher.rendezvous_server(context)
@@ -161,11 +168,12 @@ class Averaged(Parallel):
         parameters: Iterable[Any],
         clip_norm: float | None,
         measures: StepMeasures,
+        check: StepCheck,
         name: str = "",
-    ) -> None:
+    ) -> bool:
         """See `Parallel.apply`; the gradients must be there before they are clipped."""
         with ExitStack() as stack:
             for optimizer in optimizers:
                 optimizer.synchronize()
                 stack.enter_context(optimizer.skip_synchronize())
-            super().apply(optimizers, parameters, clip_norm, measures, name)
+            return super().apply(optimizers, parameters, clip_norm, measures, check, name)

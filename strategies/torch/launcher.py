@@ -38,6 +38,10 @@ class OneADevice:
         """See `SumsExactly.inexact`."""
         return []
 
+    def unchecked(self, job: Job) -> str:
+        """See `ChecksSteps.unchecked`."""
+        return ""
+
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """As torchrun sets it."""
         return environments.torchrun(rank_info, rendezvous)

@@ -233,6 +233,14 @@ class ClassifiesErrors(Protocol):
         none of the framework's."""
 
 
+@runtime_checkable
+class KnowsCollectives(Protocol):
+    """A strategy that knows where its framework waits for other ranks; asked when a run hangs."""
+
+    def waits_in(self, file: str, function: str) -> str:
+        """Pure. The collective that a rank with this frame in its stack waits in, as people call it; '' if it is none."""
+
+
 def error_kind(strategy: Strategy, type_names: Sequence[str], message: str) -> FailureKind:
     """Pure. The class of an exception: the strategy's answer if it knows it, otherwise what Python's own types say."""
     known = strategy.classify(type_names, message) if isinstance(strategy, ClassifiesErrors) else None

@@ -32,6 +32,7 @@ def summary(state: RunState, run: RunDir) -> str:
         lines.append(_labelled("checkpoint", f"step {state.saved_step}, weights digest {state.weights[:16]}"))
     for event in state.failures[-FAILURES_SHOWN:]:
         lines.append(_labelled("failure", f"{clock(event)} attempt {event.attempt}: {failure(event)}"))
+        lines += [_labelled("", told) for told in render.other_ranks(event)]
     if len(state.failures) > FAILURES_SHOWN:
         lines.append(_labelled("", f"and {len(state.failures) - FAILURES_SHOWN} before: {run.events}"))
     if state.report.get("total", 0.0) > 0:
@@ -44,8 +45,8 @@ def summary(state: RunState, run: RunDir) -> str:
             )
         )
     lines += [_labelled("warning", warning) for warning in state.warnings]
-    if code is Exit.USER_CODE and state.failures and state.failures[-1].traceback:
-        lines += ["", state.failures[-1].traceback.rstrip()]
+    if code in (Exit.USER_CODE, Exit.GAVE_UP) and state.failures and (left := render.evidence(state.failures[-1])):
+        lines += ["", left, ""]
     lines.append(_labelled("folder", shlex.quote(str(run.path)) + (f", {state.storage}" if state.storage else "")))
     if code is not Exit.DONE:
         mended = " (when the cause is mended)" if code not in (Exit.RESUMABLE, Exit.INTERRUPTED) else ""

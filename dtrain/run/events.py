@@ -8,6 +8,10 @@ from dtrain.run.event import KINDS as KINDS
 from dtrain.run.event import Event as Event
 from dtrain.run.event import UnknownEvent as UnknownEvent
 from dtrain.run.event import from_log as from_log
+from dtrain.run.failure_events import BadStep as BadStep
+from dtrain.run.failure_events import DecisionMade as DecisionMade
+from dtrain.run.failure_events import FailureOccurred as FailureOccurred
+from dtrain.run.failure_events import HangDetected as HangDetected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,31 +125,6 @@ class Metrics(Event, name="metrics"):
     optimizer: dict[str, float] = field(default_factory=dict)
     """`learning_rate` and `gradient_norm` of the step; with `/NAME` if there are several."""
     attempt: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadStep(Event, name="bad_step"):
-    """The loss or the gradient of a step was not finite, or jumped, and the run goes on (`train.on_nonfinite`, `train.spike`)."""
-
-    step: int
-    """Counted from 0."""
-    why: str
-    """What was seen, and where."""
-    answer: str
-    """`skip`, `rollback` or `warn`."""
-    metric: str = ""
-    """`loss` or `gradient`."""
-    value: float | None = None
-    """None if it is not finite."""
-    rank: int | None = None
-    """Whose loss it was; None if that is not known."""
-    shard: int | None = None
-    attempt: int = 0
-
-    @property
-    def left_out(self) -> bool:
-        """Whether the run goes on without this step's batch."""
-        return self.answer in ("skip", "rollback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,32 +248,6 @@ class StorageWorks(Event, name="storage_works"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailureOccurred(Event, name="failure"):
-    """An attempt failed; this is the cause."""
-
-    kind: str
-    """See `dtrain.spec.failures.FailureKind`."""
-    message: str
-    rank: int | None = None
-    node: str = ""
-    step: int | None = None
-    where: str = ""
-    traceback: str = ""
-    code: int = 1
-    saved_step: int = 0
-    attempt: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecisionMade(Event, name="decision"):
-    """The failure policy's answer to a failure."""
-
-    retry: bool
-    reason: str
-    delay_seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class StopRequested(Event, name="stopping"):
     """A person, a signal or the cluster wants the run to stop."""
 
@@ -315,15 +268,6 @@ class DrainAgreed(Event, name="leaving"):
     """All ranks agreed on the step to save and leave at."""
 
     step: int
-    attempt: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class HangDetected(Event, name="hang"):
-    """Nothing moves; the stacks of all ranks go to their logs."""
-
-    rank: int
-    steps: dict[str, int | None] = field(default_factory=dict)
     attempt: int = 0
 
 

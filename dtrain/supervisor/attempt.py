@@ -19,6 +19,7 @@ from dtrain.api.protocol import (
     Event,
     Heartbeat,
     Inspect,
+    Inspected,
     PortsReserved,
     ReservePorts,
     SetJob,
@@ -46,6 +47,7 @@ from dtrain.supervisor.drain import DrainAgreement
 from dtrain.supervisor.ending import Ending
 from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
 from dtrain.supervisor.hang_detector import HangDetector
+from dtrain.supervisor.hang_stacks import HangStacks, known_of
 from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.profile_window import profile_window, step_ahead
 from dtrain.supervisor.progress_log import ProgressLog
@@ -123,6 +125,7 @@ class Attempt:
         )  # fmt: skip
         self._rate = 0.0
         """Steps a second."""
+        self._stacks = HangStacks()
         self._leaving = False
         self._ending = Ending(len(self._owner), script=plan.job.kind == "script")
         self._deadline: float | None = None
@@ -165,7 +168,8 @@ class Attempt:
         if node not in self._ranks:
             return
         self._running -= {info.rank for info in self._ranks[node]}
-        self._fail(Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node), now)
+        failure = Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node)
+        self._on_failure(self._failures.add(failure, self._commits.saved_step), now)
         self._close()
 
     def tick(self, now: float) -> None:
@@ -213,6 +217,11 @@ class Attempt:
                 self._send(node, Inspect(self.number, request.id, own, request.stacks, request.native))
                 asked.add(node)
         return asked
+
+    def inspected(self, node: str, answer: Inspected) -> None:
+        """The stacks that were asked for because of a hang; once all are there, nothing is waited for."""
+        if self._stacks.add(node, answer) and self._phase is Phase.SETTLING:
+            self._deadline = 0.0
 
     def profile(self, request: InspectionRequest) -> None:
         """Have some ranks profile the same steps, which none of them has reached when it hears of it."""
@@ -299,8 +308,7 @@ class Attempt:
             event = event_of(report, rank, self.number)
             if isinstance(event, events.Metrics) and event.samples_per_second:
                 self._rate = event.samples_per_second / self._plan.job.train.global_batch
-            elif isinstance(event, events.BadStep) and event.answer == "rollback":
-                self._ending.rolled_back = event.step
+            self._ending.see(event)
             self._retention.see(event)
             self._context.log.add(event)
 
@@ -329,9 +337,6 @@ class Attempt:
         self._agree()
         self._close()
 
-    def _fail(self, failure: Failure, now: float) -> None:
-        self._on_failure(self._failures.add(failure, self._commits.saved_step), now)
-
     def _on_failure(self, failure: Failure, now: float) -> None:
         """A possible cause; one that explains itself ends the wait for others."""
         wait = settle_seconds(failure)
@@ -352,7 +357,8 @@ class Attempt:
         self._phase = Phase.OVER
         self.stragglers.end()
         if failure is not None:
-            self.outcome = Failed(failure)
+            failure = self._stacks.explain(failure, known_of(self._context.strategy, self._plan.job), self._owner)
+            self.outcome = Failed(failure, self._failures.also(failure))
         else:
             self.outcome = self._ending.outcome(self._commits.unsaved, leaving=self._leaving)
 
@@ -362,15 +368,19 @@ class Attempt:
             return
         self._context.log.add(events.HangDetected(attempt=self.number, rank=hang.rank, steps=hang.steps))
         failure = Failure(FailureKind.HANG, hang.message, hang.rank, self._owner[hang.rank], hang.step)
+        if hang.stopped:  # it is woken, to say where it was
+            self._send_all(DumpStacks(self.number))
+        request = InspectionRequest(f"hang-{self.number}")
+        self._stacks = HangStacks(request.id, self.inspect(request))
         self._on_hang(failure, now)
 
     def _look_for_slow_start(self, now: float) -> None:
         if failure := self._start_watch.overdue(now):
+            self._send_all(DumpStacks(self.number))
             self._on_hang(failure, now)
 
     def _on_hang(self, failure: Failure, now: float) -> None:
         """Not an end at once: the workers need a moment to write their stacks."""
-        self._send_all(DumpStacks(self.number))
         self._failures.add(failure, self._commits.saved_step)
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dtrain.api import reports
+from dtrain.run.events import BadStep, Event
 from dtrain.supervisor.results import Drained, Outcome, RolledBack, Succeeded
 
 Told = reports.LeftAtStep | reports.EndedEarly
@@ -21,7 +22,7 @@ class Ending:
         """Workers that exited with code 0."""
         self.stopped = ""
         """Why the user's function asked for the end."""
-        self.rolled_back: int | None = None
+        self._rolled_back: int | None = None
         """The step because of which all workers leave, to go on without it."""
 
     def hear(self, report: Told) -> None:
@@ -31,14 +32,19 @@ class Ending:
         else:
             self._ended_early = f"ended early at step {report.step}: {report.reason}"
 
+    def see(self, event: Event) -> None:
+        """What the workers report becomes events; after some of them they leave."""
+        if isinstance(event, BadStep) and event.answer == "rollback":
+            self._rolled_back = event.step
+
     def exited(self, code: int) -> None:
         """A worker has ended."""
         self._ended_well += code == 0
 
     def outcome(self, unsaved: str, *, leaving: bool) -> Outcome:
         """Of the attempt; `unsaved`: why the state at its end is not on disk, `leaving`: it was asked to leave."""
-        if self.rolled_back is not None:
-            return Drained(None) if leaving else RolledBack(self.rolled_back)
+        if self._rolled_back is not None:
+            return Drained(None) if leaving else RolledBack(self._rolled_back)
         if leaving and not self._finished_first():
             return Drained(self._left_step)
         return Succeeded(unsaved, self._stopped_early())

@@ -38,6 +38,8 @@ class Failed:
     """Something went wrong, and this is the cause."""
 
     failure: Failure
+    also: tuple[Failure, ...] = ()
+    """What other ranks reported."""
 
 
 Outcome = Succeeded | Drained | RolledBack | Failed

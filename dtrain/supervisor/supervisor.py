@@ -31,6 +31,7 @@ from dtrain.run.folder import RunDir
 from dtrain.run.goodput import account
 from dtrain.run.lock import Lease, taken_over
 from dtrain.spec.failures import Failure
+from dtrain.supervisor import failure_record
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
@@ -244,13 +245,7 @@ class Supervisor:
         self._failures.append(failure)
         self._resizing = False
         decision = decide(self._failures, self._settings)
-        self._log.add(
-            events.FailureOccurred(
-                attempt=self._attempts, kind=failure.kind.value, rank=failure.rank, node=failure.node, step=failure.step,
-                message=failure.message, where=failure.where, traceback=failure.traceback, code=failure.code,
-                saved_step=failure.saved_step,
-            )
-        )  # fmt: skip
+        self._log.add(failure_record.event_of(outcome, self._attempts, self._run))
         self._log.add(
             events.DecisionMade(retry=decision.retry, reason=decision.reason, delay_seconds=decision.delay_seconds)
         )

@@ -12,7 +12,7 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, Worke
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
-from .. import environments, errors, task_framework
+from .. import environments, errors, task_framework, waiting
 from ..tensorflow import backend as tensorflow_backend
 from ..tensorflow.numbers import peak_device_memory as tensorflow_memory
 from ..torch import backend as torch_backend
@@ -45,6 +45,7 @@ class Horovod:
 
     Options = HorovodOptions
     framework = "horovod"
+    waits_in = staticmethod(waiting.waits_in)
 
     def __init__(self, options: HorovodOptions) -> None:
         self.options = options

@@ -77,14 +77,21 @@ def test_a_skipped_step_is_left_out_on_every_rank_and_the_audit_says_why(skipped
     assert bad_steps(skipped) == [(12, "skip", "loss", 1)]
     assert 13 not in skipped.losses()
     assert_left_out(skipped, 12)
+    assert (
+        f"left out   step 12, with their samples: dtrain audit {skipped.run.id}"
+        in dtrain("status", str(skipped.run.path)).stdout
+    )
     printed = dtrain("audit", str(skipped.run.path)).stdout
     assert "step 12 was left out: the loss is nan on rank 1, shard 1 (samples 100, 101, 102, 103)" in printed
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", HOROVOD])
-def test_other_strategies_skip_it_too(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", HOROVOD])
+def test_a_gradient_that_is_not_finite_is_skipped_under_every_strategy(tmp_path: Path, strategy: str) -> None:
     live = run(tmp_path, "params.overflow=[101]", "train.on_nonfinite=skip", f"strategy={strategy}")
-    assert bad_steps(live) == [(12, "skip", "gradient", None)]
+    known = strategy != "fsdp"
+    assert bad_steps(live) == [(12, "skip", "gradient", 1 if known else None)]
+    place = "from rank 1, shard 1 (samples 100, 101, 102, 103)" if known else "with finite losses"
+    assert live.events("bad_step")[0]["why"] == f"the norm of the gradient is nan, {place}"
     assert_left_out(live, 12)
 
 

@@ -245,6 +245,7 @@ def test_a_hang_says_who_waits_in_which_collective_and_who_did_not_join(tmp_path
         "the ranks made no step, no output and used no CPU time for 3 s: ranks 0, 2 wait in all_reduce; "
         "rank 1 is in load_image (program.py:8) and did not join (all stacks are in the logs)"
     )
+    assert (failure["same"], failure["others"]) == ([], {})
     assert "in load_image" in live.output(1)
     assert "in all_reduce" in live.output(0)
 

@@ -14,6 +14,8 @@ from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
 
 FAILURES_SHOWN = 5
+STEPS_SHOWN = 10
+"""Of those that were left out."""
 SHARES = ("total", "goodput", "effective_share", "training_share")
 """Keys of an account that are no part of the total; the last one is of older runs."""
 COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "restarts", "started", "changed")
@@ -35,6 +37,8 @@ def summary(state: RunState, run: RunDir) -> str:
         lines += [_labelled("", told) for told in render.other_ranks(event)]
     if len(state.failures) > FAILURES_SHOWN:
         lines.append(_labelled("", f"and {len(state.failures) - FAILURES_SHOWN} before: {run.events}"))
+    if state.left_out:
+        lines.append(_labelled("left out", _steps(state.left_out), f"with their samples: dtrain audit {run.id}"))
     if state.report.get("total", 0.0) > 0:
         lines.append(_labelled("time", account(state.report)))
     if state.data_wait >= render.WORTH_SAYING:
@@ -94,6 +98,13 @@ def account(report: Mapping[str, float]) -> str:
 
 def _labelled(label: str, *parts: str) -> str:
     return f"  {label:10} {', '.join(part for part in parts if part)}"
+
+
+def _steps(numbers: Sequence[int]) -> str:
+    """Some of the steps that were left out."""
+    shown = ", ".join(map(str, sorted(numbers)[:STEPS_SHOWN]))
+    more = f" … {len(numbers)} in all" if len(numbers) > STEPS_SHOWN else ""
+    return f"{'step' if len(numbers) == 1 else 'steps'} {shown}{more}"
 
 
 def _speed(state: RunState) -> str:

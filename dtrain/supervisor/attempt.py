@@ -357,8 +357,8 @@ class Attempt:
         self._phase = Phase.OVER
         self.stragglers.end()
         if failure is not None:
-            failure = self._stacks.explain(failure, known_of(self._context.strategy, self._plan.job), self._owner)
-            self.outcome = Failed(failure, self._failures.also(failure))
+            known = known_of(self._context.strategy, self._plan.job)
+            self.outcome = Failed(self._stacks.explain(failure, known, self._owner), self._failures.also(failure))
         else:
             self.outcome = self._ending.outcome(self._commits.unsaved, leaving=self._leaving)
 

@@ -95,7 +95,8 @@ class FailureAttribution:
 
     def also(self, cause: Failure) -> tuple[Failure, ...]:
         """What other ranks than the initiator reported."""
-        return tuple(one for one in self._candidates if one.rank is not None and one.rank != cause.rank)
+        reported = (one for one in self._candidates if one.kind is not FailureKind.HANG)
+        return tuple(one for one in reported if one.rank is not None and one.rank != cause.rank)
 
 
 def settle_seconds(failure: Failure) -> float:

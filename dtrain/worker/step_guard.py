@@ -44,6 +44,8 @@ class StepGuard:
         self._sampler = sampler
         self._train = trainer.train
         self._step = 0
+        self._batches: Sequence[Any] = ()
+        self._seeds: Sequence[int] = ()
         window = self._train.spike.window if self._train.spike else 1
         self._losses: deque[float] = deque(maxlen=window)
         self._norms: deque[float] = deque(maxlen=window)
@@ -81,6 +83,7 @@ class StepGuard:
     def watching(self, step: int, batches: Sequence[Any], seeds: Sequence[int]) -> Iterator[None]:
         """Around a step of the training backend: what it finds becomes an error in the user's words."""
         self._step, self.left_out = step, LeftOut.NO
+        self._batches, self._seeds = batches, seeds
         try:
             yield
             self._in_a_row = self._in_a_row if self.left_out else 0
@@ -107,18 +110,25 @@ class StepGuard:
         said = f"the gradient is {error.norm} at step {step - error.steps_ago}"
         if not batches or not isinstance(self._trainer.backend, FindsNonFinite):
             return UserError(f"{said} (averaged over the ranks): {HINT} ({ANSWERS})")
-        found = [self._origin(batch, seed, gradient=True) for batch, seed in zip(batches, seeds, strict=True)]
-        shards = self._trainer.shards
-        own = {shard: text for shard, text in zip(shards, found, strict=False) if text}
-        total = range(self._sampler.shards)
-        told = self._trainer.backend.mean({str(shard): float(shard in own) for shard in total})
-        blamed = [shard for shard in total if told[str(shard)] > 0]
-        if blamed and blamed[0] in own:
-            return UserError(f"{said}, from {self._place(step, blamed[0], own[blamed[0]])}: {HINT} ({ANSWERS})")
-        if blamed or self._trainer.rank:
+        found = self._origins(batches, seeds)
+        blamed = self._blamed(found)
+        if blamed is not None and found.get(blamed):
+            return UserError(f"{said}, from {self._place(step, blamed, found[blamed])}: {HINT} ({ANSWERS})")
+        if blamed is not None or self._trainer.rank:
             return AnotherRankFailed(said)
-        why = "which rank's cannot be told" if None in found else "though each rank's own is finite"
+        why = "which rank's cannot be told" if None in found.values() else "though each rank's own is finite"
         return UserError(f"{said} (averaged over the ranks, {why}): {HINT} ({ANSWERS})")
+
+    def _origins(self, batches: Sequence[Any], seeds: Sequence[int]) -> dict[int, str | None]:
+        """Shard of this rank → the first value of its gradient that is not finite, '' or None."""
+        found = [self._origin(batch, seed, gradient=True) for batch, seed in zip(batches, seeds, strict=True)]
+        return dict(zip(self._trainer.shards, found, strict=False))
+
+    def _blamed(self, found: Mapping[int, str | None]) -> int | None:
+        """Collective. The first shard of any rank whose gradient alone is not finite; None if there is none, or it cannot be told."""
+        total = range(self._sampler.shards)
+        told = self._trainer.backend.mean({str(shard): float(bool(found.get(shard))) for shard in total})
+        return next((shard for shard in total if told[str(shard)] > 0), None)
 
     def _origin(self, batch: Any, seed: int, *, gradient: bool) -> str | None:
         """What was not finite first; None if that cannot be told."""
@@ -155,7 +165,9 @@ class StepGuard:
         if not math.isfinite(seen.norm):
             if self._train.on_nonfinite == "stop":
                 raise NonFiniteGradient(seen.norm)
-            return self._answer("gradient", seen.norm, f"the norm of the gradient is {seen.norm}, with finite losses")
+            blamed = self._blamed(self._origins(self._batches, self._seeds))
+            place = "with finite losses" if blamed is None else f"from {self._place(self._step, blamed)}"
+            return self._answer("gradient", seen.norm, f"the norm of the gradient is {seen.norm}, {place}", blamed)
         loss = math.fsum(seen.losses) / len(seen.losses)
         if jump := self._jump("the loss", loss, self._losses):
             highest = max(range(len(seen.losses)), key=seen.losses.__getitem__)

@@ -61,7 +61,7 @@ class LateLosses:
         import torch
 
         kept, self._kept = self._kept, []
-        values = torch.stack([one.reshape(()).float() for _, _, one in kept]).tolist()
+        values = torch.stack([one.reshape(()).double() for _, _, one in kept]).tolist()
         for (step, number, _), value in zip(kept, values, strict=True):
             if math.isfinite(value):
                 continue

@@ -74,7 +74,7 @@ class Parallel:
 
         if judged and self.exact:
             return self.clip(parameters, math.inf)
-        return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        return torch.nn.utils.get_total_norm([_values(one.grad) for one in parameters if one.grad is not None])
 
     def apply(
         self,
@@ -103,6 +103,15 @@ class Parallel:
         if norm is not None and measures.due:
             measures.gradient(norm, name)
         return True
+
+
+def _values(gradient: Any) -> Any:
+    """What the norm of a gradient is taken of: there is none of a sparse one, and one in fp16 overflows at 65504."""
+    import torch
+
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    return gradient.float() if gradient.dtype == torch.float16 else gradient
 
 
 def modules_named(model: Any, names: tuple[str, ...]) -> list[Any]:

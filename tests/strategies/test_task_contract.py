@@ -379,6 +379,24 @@ def loss(self, model, batch):
     assert len(trained(tmp_path, file, on_nonfinite="ignore").of("metrics")) == 3
 
 
+@pytest.mark.parametrize("kind", ["sparse", "fp16"])
+def test_gradients_whose_norm_torch_does_not_have_are_no_false_alarm(kind: str, tmp_path: Path) -> None:
+    methods = {
+        "sparse": """
+def model(self): return nn.Embedding(10, 1, sparse=True)
+def loss(self, model, batch): return model((batch[0][:, 0] * 10).long()).mean()
+""",
+        "fp16": """
+def model(self):
+    model = nn.Module()
+    model.wide = nn.Parameter(torch.zeros(100_000, dtype=torch.float16))  # the norm of its gradient overflows, the gradient does not
+    return model
+def loss(self, model, batch): return (model.wide.float() * 300).sum()
+""",
+    }
+    assert len(trained(tmp_path, user(tmp_path, methods[kind]), sanity_check=False).losses()) == 3
+
+
 def test_weights_that_are_not_finite_are_not_saved_and_end_the_run(tmp_path: Path) -> None:
     file = user(
         tmp_path,

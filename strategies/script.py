@@ -12,7 +12,7 @@ from dtrain.spec import entrypoint
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job
 
-from . import environments, errors
+from . import environments, errors, waiting
 from .horovod import launcher
 
 PRELOADS = {
@@ -68,6 +68,7 @@ class Script:
 
     Options = ScriptOptions
     framework = None
+    waits_in = staticmethod(waiting.waits_in)
 
     def __init__(self, options: ScriptOptions) -> None:
         self.options = options

@@ -26,7 +26,8 @@ from dtrain.agent.preflight import Preflight
 from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
-from dtrain.api.protocol import (  # fmt: skip
+from dtrain.api.memory_protocol import WriteMemory
+from dtrain.api.protocol import (
     AgentReady,
     CheckNode,
     CheckPeers,
@@ -45,7 +46,6 @@ from dtrain.api.protocol import (  # fmt: skip
     WorkerExited,
     WorkerReport,
     WorkersStarted,
-    WriteMemory,
     decode,
     encode,
     fragments,
@@ -291,7 +291,7 @@ class Agent:
             try:
                 assignment = Assignment(
                     str(self.run.path), rank_info, start.rendezvous, environment, start.checkpoint, start.step,
-                    self._memory.folder(start),
+                    self._memory.folder(start), start.rolled_back,
                 )  # fmt: skip
                 self._workers[rank_info.rank] = self._forked(start.attempt, assignment)
             except (ForkRefused, OSError) as error:

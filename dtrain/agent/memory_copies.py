@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.api.protocol import MemoryPart
+from dtrain.api.memory_protocol import MemoryPart
 from dtrain.api.reports import MemoryOffered
 from dtrain.checkpoint import memory_record
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile

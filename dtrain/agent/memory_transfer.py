@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.agent.memory_copies import MemoryCopies, MemoryCopy, copied
-from dtrain.api.protocol import MemoryCheckpoint, MemoryPeer
+from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPeer
 from dtrain.checkpoint import memory_record
 from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.common.files import digest

@@ -11,15 +11,8 @@ from pathlib import Path
 
 from dtrain.agent.memory_copies import MemoryCopies, MemoryCopy
 from dtrain.api import reports
-from dtrain.api.protocol import (
-    Event,
-    MemoryCheckpoint,
-    MemoryHeld,
-    MemoryWritten,
-    StartWorkers,
-    WorkerReport,
-    WriteMemory,
-)
+from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryWritten, WriteMemory
+from dtrain.api.protocol import Event, StartWorkers, WorkerReport
 from dtrain.checkpoint.file_writer import FileWriter, MemoryFile, WeightsRange
 from dtrain.checkpoint.store import Files
 from dtrain.common.files import flush_file, hashed

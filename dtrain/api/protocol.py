@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.checkpoint.store import Files
 from dtrain.common.serde import JsonObject, from_dict, to_dict
 from dtrain.run.inspection import SharedStacks, WorkerUsage
 
@@ -35,26 +35,6 @@ class ReservePorts:
 
 
 @dataclass(frozen=True)
-class MemoryPeer:
-    """An agent that has parts of in-memory checkpoints."""
-
-    address: str
-    port: int
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class MemoryCheckpoint:
-    """An in-memory checkpoint, of which every part is on some node."""
-
-    attempt: int
-    """That made it."""
-    step: int
-    peers: tuple[MemoryPeer, ...] = ()
-    """Who has which ranks' parts; those that the node has itself may be among them."""
-
-
-@dataclass(frozen=True)
 class StartWorkers:
     """Command: fork the node's workers."""
 
@@ -71,15 +51,8 @@ class StartWorkers:
     """To resume from instead."""
     partner: MemoryPeer | None = None
     """Whose parts of the in-memory checkpoints this node keeps copies of."""
-
-
-@dataclass(frozen=True)
-class WriteMemory:
-    """Command: write this node's parts of an in-memory checkpoint to disk, those of some ranks."""
-
-    attempt: int
-    step: int
-    ranks: tuple[int, ...]
+    rolled_back: tuple[int, ...] = ()
+    """Steps to go on without; see `dtrain.run.history.rolled_back`."""
 
 
 @dataclass(frozen=True)
@@ -226,36 +199,6 @@ class PortsReserved:
     ports: tuple[int, ...]
     memory_port: int = 0
     """Where the agent gives in-memory checkpoints; 0: it does not."""
-
-
-@dataclass(frozen=True)
-class MemoryPart:
-    """One rank's part of an in-memory checkpoint on a node."""
-
-    attempt: int
-    rank: int
-    step: int
-    """-1: this rank has no part of the state, of any step."""
-
-
-@dataclass(frozen=True)
-class MemoryHeld:
-    """Event: all workers of the node have ended, and these parts of in-memory checkpoints are still here."""
-
-    attempt: int
-    parts: tuple[MemoryPart, ...]
-
-
-@dataclass(frozen=True)
-class MemoryWritten:
-    """Event: a part of an in-memory checkpoint is on disk, or could not be written."""
-
-    attempt: int
-    rank: int
-    step: int
-    files: Files = field(default_factory=dict)
-    weights: str = ""
-    error: str = ""
 
 
 @dataclass(frozen=True)

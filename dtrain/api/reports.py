@@ -44,6 +44,20 @@ class StepMetrics:
 
 
 @dataclass(frozen=True)
+class BadStep:
+    """Rank 0: the loss or the gradient of a step was not finite, or jumped; see `dtrain.run.events.BadStep`."""
+
+    step: int
+    why: str
+    answer: str
+    """`skip`, `warn`, or `rollback`: then all ranks leave, and the next attempt goes on without this step."""
+    metric: str = ""
+    value: float | None = None
+    rank: int | None = None
+    shard: int | None = None
+
+
+@dataclass(frozen=True)
 class RankTimes:
     """How long a step of this rank takes, as means over its last steps; each rank reports it every few seconds."""
 
@@ -251,6 +265,7 @@ class WorkerFailed:
 Report = (
     TrainingBegan
     | StepMetrics
+    | BadStep
     | RankTimes
     | EvaluationMetrics
     | UserWarned
@@ -276,6 +291,7 @@ Report = (
 NAMES: dict[str, type[Any]] = {
     "training": TrainingBegan,
     "metrics": StepMetrics,
+    "bad_step": BadStep,
     "times": RankTimes,
     "evaluation": EvaluationMetrics,
     "warning": UserWarned,

@@ -66,6 +66,8 @@ class WorkerContext:
     job: Job
     listener: socket.socket | None
     """Rank 0's rendezvous port, bound and not yet listening, so that nobody can take it in between."""
+    rolled_back: tuple[int, ...] = ()
+    """Steps that the run goes on without; see `dtrain.run.history.rolled_back`."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ class NonFiniteLoss(ArithmeticError):
         self.steps_ago = steps_ago
 
 
+class NonFiniteGradient(ArithmeticError):
+    """A training backend found a gradient, averaged over the ranks, whose norm is not finite. If that is this step's (`steps_ago` 0), all
+    ranks raise it together, before the optimizer steps."""
+
+    def __init__(self, norm: float, steps_ago: int = 0) -> None:
+        super().__init__(norm, steps_ago)
+        self.norm = norm
+        self.steps_ago = steps_ago
+
+
 class NonFiniteWeights(ArithmeticError):
     """A snapshot found a weight that is not finite, and was not written; the text names the tensor."""
 
@@ -128,7 +140,7 @@ class TrainingBackend(Protocol):
         `batches` and `seeds` have one entry a shard, in shard order. Returns the mean loss of these shards, or a dict
         of it ("loss") and other numbers, as scalars that `float` reads (which may wait for the device). A task with
         `train_step` gets the whole part of this process as one batch, and the backward pass is its own. Raises
-        `NonFiniteLoss` as soon as that costs no wait, if `train.terminate_on_nan`."""
+        `NonFiniteLoss` or `NonFiniteGradient` as soon as that costs no wait, if `train.on_nonfinite` is `stop`."""
 
     def feed(self, batch: Any, seed: int) -> Any:
         """Seed the framework's randomness and give the batch as its tensors on this worker's device, for a loop of the
@@ -219,6 +231,14 @@ class ClassifiesErrors(Protocol):
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
         """Pure. The class of an exception from the names of its type and bases, nearest first, and its text; None if it is
         none of the framework's."""
+
+
+@runtime_checkable
+class KnowsCollectives(Protocol):
+    """A strategy that knows where its framework waits for other ranks; asked when a run hangs."""
+
+    def waits_in(self, file: str, function: str) -> str:
+        """Pure. The collective that a rank with this frame in its stack waits in, as people call it; '' if it is none."""
 
 
 def error_kind(strategy: Strategy, type_names: Sequence[str], message: str) -> FailureKind:

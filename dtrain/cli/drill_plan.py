@@ -58,7 +58,7 @@ class Span:
 
 
 def short(job: Job, steps: int, *, keep_all: bool) -> Job:
-    """The job at the size of a drill."""
+    """The job at the size of a drill, which checks that values that are not finite are found."""
     recovery = replace(
         job.recovery, hang_seconds=min(job.recovery.hang_seconds, HANG_SECONDS), restarts=max(job.recovery.restarts, RESTARTS),
         hold_seconds=0.0,
@@ -67,7 +67,7 @@ def short(job: Job, steps: int, *, keep_all: bool) -> Job:
     if job.kind == "script":
         return bounded
     train = replace(
-        job.train, steps=steps, epochs=None, until=None, log_every=1, evaluate_every=max(1, steps // 2), stop_when=None,
+        job.train, steps=steps, epochs=None, until=None, log_every=1, evaluate_every=max(1, steps // 2), stop_when=None, on_nonfinite="stop",
         evaluate_steps=min(job.train.evaluate_steps or EVALUATE_STEPS, EVALUATE_STEPS),
     )  # fmt: skip
     checkpoint = Checkpoint(every_steps=max(1, steps // CHECKPOINTS), keep=steps if keep_all else 3)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from dtrain.common.ranks import ranks as ranks
 from dtrain.run import events
 from dtrain.run.events import Event
 from dtrain.run.status import RunState, unlogged
@@ -94,6 +95,14 @@ def _warning(event: events.UserWarned, state: RunState) -> str:
     return f"WARNING: {event.text}"
 
 
+def _bad_step(event: events.BadStep, state: RunState) -> str:
+    ends = {
+        "skip": "the optimizer step is left out",
+        "rollback": "back to the last checkpoint, to go on without this step",
+    }
+    return f"WARNING: step {event.step}: {event.why}" + (f"; {ends[event.answer]}" if event.answer in ends else "")
+
+
 def _log_shortened(event: events.LogShortened, state: RunState) -> str:
     if event.problem:
         return f"WARNING: the log of rank {event.rank} grows beyond logs.keep, since it cannot be shortened: {event.problem}"
@@ -177,7 +186,28 @@ def _drain(event: events.DrainAgreed, state: RunState) -> str:
 
 
 def _failure(event: events.FailureOccurred, state: RunState) -> str:
-    return f"FAILURE {failure(event)}"
+    return "; ".join([f"FAILURE {failure(event)}", *other_ranks(event)])
+
+
+def other_ranks(event: events.FailureOccurred) -> list[str]:
+    """What other ranks said of theirs, equal errors once: `ranks 1 to 7: the same`."""
+    same = [f"{ranks(event.same)}: the same"] if event.same else []
+    return [*same, *(f"{ranks(numbers)}: {text}" for text, numbers in event.others.items())]
+
+
+def evidence(event: events.FailureOccurred) -> str:
+    """What the failing rank left behind: the end of its log and the traceback."""
+    log = f"the last lines of {_whose_log(event)}:\n" + indented(event.log_tail) if event.log_tail else ""
+    return "\n\n".join(part for part in (log, event.traceback.rstrip()) if part)
+
+
+def _whose_log(event: events.FailureOccurred) -> str:
+    return f"rank {event.rank}'s log (dtrain logs --rank {event.rank})"
+
+
+def indented(text: str) -> str:
+    """Lines of another program's, set off from dtrain's own."""
+    return "\n".join(f"  | {line}" for line in text.splitlines())
 
 
 def ended_why(state: RunState) -> str:
@@ -213,6 +243,7 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.CheckpointFailed: _checkpoint_failed,
     events.CheckpointQuarantined: _quarantined,
     events.UserWarned: _warning,
+    events.BadStep: _bad_step,
     events.LogShortened: _log_shortened,
     events.StorageFailed: _storage_failed,
     events.StorageWorks: _storage_works,
@@ -242,18 +273,6 @@ def clock(event: Event) -> str:
 def clock_time(seconds_since_1970: float) -> str:
     """Local time of day."""
     return time.strftime("%H:%M:%S", time.localtime(seconds_since_1970))
-
-
-def ranks(numbers: Sequence[int]) -> str:
-    """Ranks in rising order: `rank 3`, `ranks 0 to 6, 9`."""
-    groups: list[list[int]] = []
-    for number in numbers:
-        if groups and number == groups[-1][-1] + 1:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    texts = [str(g[0]) if len(g) == 1 else f"{g[0]}, {g[1]}" if len(g) == 2 else f"{g[0]} to {g[-1]}" for g in groups]
-    return f"{'rank' if len(numbers) == 1 else 'ranks'} {', '.join(texts)}"
 
 
 MOST_WORKERS_SHOWN = 16

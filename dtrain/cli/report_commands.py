@@ -103,8 +103,10 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
         print(
             f"{found.steps} committed steps, {found.samples} samples: {found.twice} twice, {found.skipped} skipped, {found.altered} altered"
         )
-        print(f"{found.repeated_steps} steps were undone by failures and trained again")
-        print("\n".join(found.problems[:20]))
+        print(f"{found.repeated_steps} steps were undone and trained again")
+        if found.left_out:
+            print(f"{found.left_out} samples were left out by train.on_nonfinite or train.spike")
+        print("\n".join([*found.reasons[:20], *found.problems[:20]]))
     raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
 
 

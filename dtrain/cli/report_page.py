@@ -218,11 +218,12 @@ def _failures(record: RunRecord) -> str:
         return ""
     shown = page.table(("time", "when", "what", "cost", "of which", "steps undone"), rows, numeric=(3, 5))
     more = len(groups) - len(rows)
-    last = record.state.failures[-1].traceback if record.state.exit_code == Exit.USER_CODE else ""
+    failed = record.state.exit_code in (Exit.USER_CODE, Exit.GAVE_UP)
+    last = render.evidence(record.state.failures[-1]) if failed else ""
     return (
         shown
         + (f'<p class="soft">and {counted(more, "other cause")}</p>' if more else "")
-        + page.folded("traceback", last)
+        + page.folded("the end of the failing rank", last)
     )
 
 

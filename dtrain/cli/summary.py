@@ -14,6 +14,8 @@ from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
 
 FAILURES_SHOWN = 5
+STEPS_SHOWN = 10
+"""Of those that were left out."""
 SHARES = ("total", "goodput", "effective_share", "training_share")
 """Keys of an account that are no part of the total; the last one is of older runs."""
 COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "restarts", "started", "changed")
@@ -32,8 +34,11 @@ def summary(state: RunState, run: RunDir) -> str:
         lines.append(_labelled("checkpoint", f"step {state.saved_step}, weights digest {state.weights[:16]}"))
     for event in state.failures[-FAILURES_SHOWN:]:
         lines.append(_labelled("failure", f"{clock(event)} attempt {event.attempt}: {failure(event)}"))
+        lines += [_labelled("", told) for told in render.other_ranks(event)]
     if len(state.failures) > FAILURES_SHOWN:
         lines.append(_labelled("", f"and {len(state.failures) - FAILURES_SHOWN} before: {run.events}"))
+    if state.left_out:
+        lines.append(_labelled("left out", _steps(state.left_out), f"with their samples: dtrain audit {run.id}"))
     if state.report.get("total", 0.0) > 0:
         lines.append(_labelled("time", account(state.report)))
     if state.data_wait >= render.WORTH_SAYING:
@@ -44,8 +49,8 @@ def summary(state: RunState, run: RunDir) -> str:
             )
         )
     lines += [_labelled("warning", warning) for warning in state.warnings]
-    if code is Exit.USER_CODE and state.failures and state.failures[-1].traceback:
-        lines += ["", state.failures[-1].traceback.rstrip()]
+    if code in (Exit.USER_CODE, Exit.GAVE_UP) and state.failures and (left := render.evidence(state.failures[-1])):
+        lines += ["", left, ""]
     lines.append(_labelled("folder", shlex.quote(str(run.path)) + (f", {state.storage}" if state.storage else "")))
     if code is not Exit.DONE:
         mended = " (when the cause is mended)" if code not in (Exit.RESUMABLE, Exit.INTERRUPTED) else ""
@@ -96,6 +101,13 @@ def account(report: Mapping[str, float]) -> str:
 
 def _labelled(label: str, *parts: str) -> str:
     return f"  {label:10} {', '.join(part for part in parts if part)}"
+
+
+def _steps(numbers: Sequence[int]) -> str:
+    """Some of the steps that were left out."""
+    shown = ", ".join(map(str, sorted(numbers)[:STEPS_SHOWN]))
+    more = f" … {len(numbers)} in all" if len(numbers) > STEPS_SHOWN else ""
+    return f"{'step' if len(numbers) == 1 else 'steps'} {shown}{more}"
 
 
 def _speed(state: RunState) -> str:

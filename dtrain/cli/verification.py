@@ -20,7 +20,8 @@ from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.serde import JsonObject
 from dtrain.launch import planner, registry
 from dtrain.run import event_log, folder, gradient_ledger, history
-from dtrain.run.events import CheckpointSaved, Event, Metrics, WorkersStarted
+from dtrain.run.event_log import EventLog
+from dtrain.run.events import BadStep, CheckpointSaved, Event, Metrics, WorkersStarted
 from dtrain.run.folder import RunDir
 from dtrain.spec.job import Checkpoint, Job, Notify, Storage
 from dtrain.storage import run_sync
@@ -128,6 +129,7 @@ def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> V
         _link(beginning, again.checkpoints / beginning.name.partition("-attempt-")[0])
     compared = again.path / COMPARED
     _link(saved, compared)
+    _pass_over(run, again)
     what = f"training steps {begin + 1} to {end} again on {render.counted(again.job().resources.workers, 'worker')}"
     print(f"{run.id}: {what} ({again.id})", file=sys.stderr, flush=True)
     _train(again, quiet=quiet)
@@ -186,6 +188,15 @@ def _link(checkpoint: Path, target: Path) -> None:
             shutil.copy2(source, place)
 
     shutil.copytree(checkpoint, target, copy_function=link)
+
+
+def _pass_over(run: RunDir, again: RunDir) -> None:
+    """Have the repetition leave out the steps that the run went on without after it was rolled back."""
+    log = EventLog(again.events)
+    for event in event_log.read(run.events):
+        if isinstance(event, BadStep) and event.answer == "rollback":
+            log.add(event)
+    log.close()
 
 
 def _train(again: RunDir, *, quiet: bool) -> None:

@@ -51,6 +51,10 @@ class UserError(DtrainError):
     exit_code = Exit.USER_CODE
 
 
+class AnotherRankFailed(DtrainError):
+    """This rank ends because another one says what went wrong."""
+
+
 class ClusterError(DtrainError):
     """The cluster did not give, or took away, what the run needs."""
 

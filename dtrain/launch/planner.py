@@ -16,7 +16,7 @@ from dtrain.api.measured import LearnsFromBench
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
-from dtrain.launch import checks, exactness, initial_weights, measured_strategies, registry
+from dtrain.launch import checks, exactness, initial_weights, measured_strategies, registry, step_checks
 from dtrain.run.folder import default_root
 from dtrain.spec import entrypoint, task_class
 from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
@@ -63,6 +63,7 @@ def checked(job: Job, *, here: bool = True, runs: Path | None = None) -> tuple[J
     found += [
         *_of_strategy(plan),
         *exactness.problems(plan.job, registry.strategy_of(plan.job)),
+        *step_checks.problems(plan.job, registry.strategy_of(plan.job)),
         *checks.preload(job),
         *checks.trackers(job),
     ]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dtrain.run import event_log, sample_ledger
-from dtrain.run.events import CheckpointSaved, TrainingStarted
+from dtrain.run.events import BadStep, CheckpointSaved, TrainingStarted
 from dtrain.run.folder import RunDir
 from dtrain.run.history import attempt_starts
-from dtrain.run.sample_ledger import Entry, LedgerFile, checksum
+from dtrain.run.sample_ledger import Entry, LedgerFile, LeftOut, checksum
 
 if TYPE_CHECKING:  # numpy costs time
     from dtrain.data.sampler import Sampler
@@ -19,6 +19,12 @@ if TYPE_CHECKING:  # numpy costs time
 ENTRIES_AT_ONCE = 100_000
 """Records in memory at a time, whatever the number of ranks and steps."""
 PROBLEMS_KEPT = 100
+WHY = {
+    LeftOut.NONFINITE: "its loss or gradient was not finite",
+    LeftOut.SPIKE: "its loss or gradient jumped",
+    LeftOut.ROLLED_BACK: "the run had been rolled back because of it",
+}
+"""If the event that tells more is missing."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,14 @@ class Audit:
     """Steps that a failure undid and that were trained again; they are no part of the committed history."""
     problems: tuple[str, ...] = ()
     """One line for each wrong step, the first ones only."""
+    left_out: int = 0
+    """Samples of committed steps that the run left out by itself, with a reason (`train.on_nonfinite`, `train.spike`)."""
+    reasons: tuple[str, ...] = ()
+    """One line for each such step, the first ones only."""
 
     @property
     def clean(self) -> bool:
-        """Every sample of every committed step exactly once."""
+        """Every sample of every committed step exactly once, but for those that were left out with a reason."""
         return not (self.twice or self.skipped or self.altered)
 
 
@@ -54,24 +64,41 @@ def audit(run: RunDir) -> Audit | None:
 
     saved = max((event.step for event in history if isinstance(event, CheckpointSaved)), default=0)
     sampler = Sampler(sizes[-1], run.job().train)
-    return compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler)
+    known = {event.step: event.why for event in history if isinstance(event, BadStep) and event.left_out}
+    return compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler, known)
 
 
-def compare(ledgers: Mapping[int, list[LedgerFile]], starts: Mapping[int, int], steps: int, sampler: Sampler) -> Audit:
+def compare(
+    ledgers: Mapping[int, list[LedgerFile]],
+    starts: Mapping[int, int],
+    steps: int,
+    sampler: Sampler,
+    known: Mapping[int, str] | None = None,
+) -> Audit:
     """Check the first `steps` steps against the ledgers of each attempt: the last attempt that began at or before a step owns it.
 
-    `starts` gives the step each attempt began at; what an older attempt did from there on was rolled back."""
+    `starts` gives the step each attempt began at; what an older attempt did from there on was rolled back. `known` says why steps
+    were left out."""
     batch = sampler.train.global_batch
-    twice = skipped = altered = 0
+    twice = skipped = altered = left_out = 0
     problems: list[str] = []
+    reasons: list[str] = []
     for step, entries in _owned_entries(ledgers, starts, steps):
-        doubled, missing = _coverage(entries, sampler.begin(step, 0), batch)
+        trained = [entry for entry in entries if not entry.left_out]
+        # A step that some ranks trained on and others left out is wrong.
+        doubled, missing = _coverage(trained or entries, sampler.begin(step, 0), batch)
+        if entries and not trained:
+            left_out += batch - missing
+            if len(reasons) < PROBLEMS_KEPT:
+                reasons.append(f"step {step} was left out: {(known or {}).get(step) or WHY[entries[0].left_out]}")
         wrong = sum(checksum(sampler.indices(entry.begin, entry.count)) != entry.checksum for entry in entries)
         if (doubled or missing or wrong) and len(problems) < PROBLEMS_KEPT:
             problems.append(f"step {step}: {doubled} samples twice, {missing} skipped, {wrong} records altered")
         twice, skipped, altered = twice + doubled, skipped + missing, altered + wrong
     done = sum(_steps_done(ranks, steps) for ranks in ledgers.values())
-    return Audit(steps, steps * batch, twice, skipped, altered, max(0, done - steps), tuple(problems))
+    return Audit(
+        steps, steps * batch, twice, skipped, altered, max(0, done - steps), tuple(problems), left_out, tuple(reasons)
+    )
 
 
 def _owned_entries(

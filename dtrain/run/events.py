@@ -8,6 +8,10 @@ from dtrain.run.event import KINDS as KINDS
 from dtrain.run.event import Event as Event
 from dtrain.run.event import UnknownEvent as UnknownEvent
 from dtrain.run.event import from_log as from_log
+from dtrain.run.failure_events import BadStep as BadStep
+from dtrain.run.failure_events import DecisionMade as DecisionMade
+from dtrain.run.failure_events import FailureOccurred as FailureOccurred
+from dtrain.run.failure_events import HangDetected as HangDetected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,32 +282,6 @@ class StorageWorks(Event, name="storage_works"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailureOccurred(Event, name="failure"):
-    """An attempt failed; this is the cause."""
-
-    kind: str
-    """See `dtrain.spec.failures.FailureKind`."""
-    message: str
-    rank: int | None = None
-    node: str = ""
-    step: int | None = None
-    where: str = ""
-    traceback: str = ""
-    code: int = 1
-    saved_step: int = 0
-    attempt: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecisionMade(Event, name="decision"):
-    """The failure policy's answer to a failure."""
-
-    retry: bool
-    reason: str
-    delay_seconds: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class StopRequested(Event, name="stopping"):
     """A person, a signal or the cluster wants the run to stop."""
 
@@ -324,15 +302,6 @@ class DrainAgreed(Event, name="leaving"):
     """All ranks agreed on the step to save and leave at."""
 
     step: int
-    attempt: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class HangDetected(Event, name="hang"):
-    """Nothing moves; the stacks of all ranks go to their logs."""
-
-    rank: int
-    steps: dict[str, int | None] = field(default_factory=dict)
     attempt: int = 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dtrain.common.errors import Exit
 from dtrain.run import event_log
-from dtrain.run.events import AttemptStarted, Event, Requeued, RunEnded
+from dtrain.run.events import AttemptStarted, BadStep, Event, Requeued, RunEnded
 from dtrain.run.folder import RunDir
 
 
@@ -40,6 +40,12 @@ def requeued_at(run: RunDir) -> int | None:
         event for event in event_log.Reader(run.events).new() if isinstance(event, Requeued) and event.time > since
     ]
     return again[-1].step if again else None
+
+
+def rolled_back(run: RunDir) -> tuple[int, ...]:
+    """Steps that the run goes on without, since it went back to a checkpoint because of them."""
+    found = (event for event in event_log.Reader(run.events, BadStep).new() if isinstance(event, BadStep))
+    return tuple(sorted({event.step for event in found if event.answer == "rollback"}))
 
 
 def attempt_starts(history: Sequence[Event]) -> dict[int, int]:

@@ -9,6 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,20 @@ if TYPE_CHECKING:  # the agent and the supervisor read ledgers, and are not to p
 
 
 RECORD = struct.Struct("<qqIId")
+COUNT_BITS = 30
+"""Of a record's third field that are the number of samples; the two above them say whether they were left out."""
+
+
+class LeftOut(IntEnum):
+    """Why a step was done without its samples: the optimizer did not step."""
+
+    NO = 0
+    NONFINITE = 1
+    """Its loss or gradient was not finite (`train.on_nonfinite: skip`)."""
+    SPIKE = 2
+    """They jumped (`train.spike`)."""
+    ROLLED_BACK = 3
+    """For one of these reasons, an attempt before this one went back to a checkpoint before the step."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Entry:
     """CRC-32 of the sample indices, little-endian int64."""
     time: float
     """Seconds since 1970, when the step was done."""
+    left_out: LeftOut = LeftOut.NO
 
 
 def checksum(indices: Indices) -> int:
@@ -48,9 +64,10 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._file = Appender(path)
 
-    def add(self, step: int, begin: int, indices: Indices) -> None:
-        """A step is done."""
-        self._file.append(RECORD.pack(step, begin, len(indices), checksum(indices), time.time()))
+    def add(self, step: int, begin: int, indices: Indices, left_out: LeftOut = LeftOut.NO) -> None:
+        """A step is done, with these samples or without them."""
+        count = len(indices) | left_out << COUNT_BITS
+        self._file.append(RECORD.pack(step, begin, count, checksum(indices), time.time()))
 
 
 class LedgerFile:
@@ -78,7 +95,8 @@ class LedgerFile:
             file.seek(first * RECORD.size)
             data = file.read(max(0, last - first) * RECORD.size)
         for record in RECORD.iter_unpack(data[: len(data) // RECORD.size * RECORD.size]):
-            yield Entry(*record)
+            step, begin, count, digest, done = record
+            yield Entry(step, begin, count & (1 << COUNT_BITS) - 1, digest, done, LeftOut(count >> COUNT_BITS))
 
     def steps(self, first: int, last: int) -> Iterator[Entry]:
         """The records of the steps [first, last)."""

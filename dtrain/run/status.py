@@ -66,6 +66,8 @@ class RunState:
     memory_seconds: float = 0.0
     """That the training stands still for one."""
     failures: list[events.FailureOccurred] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
+    """Steps that the run went on without (`train.on_nonfinite`, `train.spike`)."""
     restarts: int = 0
     phase: str = "starting"
     stopping: str = ""
@@ -201,6 +203,11 @@ def _on_failure(state: RunState, event: events.FailureOccurred) -> None:
     state.phase = "failed"
 
 
+def _on_bad_step(state: RunState, event: events.BadStep) -> None:
+    if event.left_out and event.step not in state.left_out:
+        state.left_out.append(event.step)
+
+
 def _on_decision(state: RunState, event: events.DecisionMade) -> None:
     state.restarts += event.retry
 
@@ -253,6 +260,7 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.TrackerFailed: _on_tracker_failed,
     events.TrackerWorks: _on_tracker_works,
     events.FailureOccurred: _on_failure,
+    events.BadStep: _on_bad_step,
     events.DecisionMade: _on_decision,
     events.StopRequested: _on_stopping,
     events.StragglerFound: _on_straggler,

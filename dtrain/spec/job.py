@@ -54,6 +54,7 @@ MEGABYTES_OR_NONE = Limit(least=0, most=10**6)
 THREADS = Limit(above=0, most=4096)
 DATA_WORKERS = Limit(least=0, most=256)
 EXIT_CODE = Limit(least=1, most=255)
+FACTOR = Limit(above=1, most=10**12)
 
 
 MEMORY_UNITS = {"MB": 10**6, "GB": 10**9}
@@ -135,6 +136,21 @@ class StopWhen:
     """What an evaluation must be better by to count as better."""
 
 
+NonFinite = Literal["stop", "skip", "rollback", "ignore"]
+
+
+@dataclass(frozen=True)
+class Spike:
+    """When loss or gradient norm are taken for a spike, before the optimizer steps, and what follows."""
+
+    above: Annotated[float, FACTOR] = 10.0
+    """Times the median of the last steps; a loss only if that median is positive."""
+    window: Annotated[int, COUNT] = 64
+    """Steps that the median is of; before there are so many, nothing is a spike."""
+    then: Literal["warn", "stop", "skip", "rollback"] = "warn"
+    """`warn` says so in the events; the others as in `train.on_nonfinite`."""
+
+
 @dataclass(frozen=True)
 class Train:
     """The numbers of the training loop, which are the same on every number of workers."""
@@ -169,8 +185,12 @@ class Train:
     """Most global batches of held-out data that one evaluation takes; all of them when not given."""
     sanity_check: bool = True
     """Before the first step: try `metrics` on one batch of held-out data, and `schedule`, whose errors would show late."""
-    terminate_on_nan: bool = True
-    """End the run when the loss or the weights are not finite. A checkpoint whose weights are not is never kept."""
+    on_nonfinite: NonFinite = "stop"
+    """When the loss or the gradient of a step is not finite on any rank. `stop` ends the run and says where it comes from. `skip` leaves the
+    optimizer step out. `rollback` goes back to the last checkpoint and on without that batch. `ignore` trains on. A checkpoint whose weights
+    are not finite is never kept; 10 steps in a row that are left out end the run."""
+    spike: Spike | None = None
+    """What is done when loss or gradient norm jump (`{above: 10, then: skip}`). Nothing is when not given: it takes a collective in each step."""
     stop_when: StopWhen | None = None
     """End the run early when a metric of its evaluations gets no better (`{metric: loss, mode: min, patience: 3}`)."""
     log_every: Annotated[int, STEPS] = 10

@@ -19,13 +19,10 @@ Found = Iterator[tuple[tuple[str, ...], str]]
 
 def problems(target: str, folder: Path, params: Mapping[str, Any]) -> Found:
     """Pure but for reading the file. A class that other files take part in (bases, decorators) is not judged."""
-    module, name = entrypoint.split(target)
-    tree = entrypoint.parsed(folder / module) if module.endswith(".py") else ""
-    if isinstance(tree, str):
-        return
-    lineage = _lineage(name, {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)})
+    lineage = _lineage(target, folder)
     if lineage is None:
         return
+    module, name = entrypoint.split(target)
     label = f"{Path(module).name}: {name}"
     there = {attribute for node in lineage for attribute in _attributes(node)}
     for either in METHODS:
@@ -35,8 +32,18 @@ def problems(target: str, folder: Path, params: Mapping[str, Any]) -> Found:
     yield from _of_params(signature, params, label)
 
 
-def _lineage(name: str, classes: dict[str, ast.ClassDef]) -> list[ast.ClassDef] | None:
+def has(target: str, folder: Path, method: str) -> bool:
+    """Pure but for reading the file. Whether a class is seen to have a method; False if that cannot be known before it is imported."""
+    return any(method in _attributes(node) for node in _lineage(target, folder) or ())
+
+
+def _lineage(target: str, folder: Path) -> list[ast.ClassDef] | None:
     """The class and its bases, in Python's order for single inheritance; None if that cannot be read here."""
+    module, name = entrypoint.split(target)
+    tree = entrypoint.parsed(folder / module) if module.endswith(".py") else ""
+    if isinstance(tree, str):
+        return None
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     lineage: list[ast.ClassDef] = []
     while name != "object":
         node = classes.get(name)

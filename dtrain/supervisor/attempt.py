@@ -19,10 +19,8 @@ from dtrain.api.protocol import (
     Event,
     Heartbeat,
     Inspect,
+    Inspected,
     PortsReserved,
-    ReservePorts,
-    SetJob,
-    StartWorkers,
     StopWorkers,
     WorkerCommand,
     WorkerExited,
@@ -42,10 +40,11 @@ from dtrain.supervisor.background import Lane
 from dtrain.supervisor.checkpoint_commits import CheckpointCommits
 from dtrain.supervisor.checkpoint_retention import CheckpointRetention
 from dtrain.supervisor.debugging import DebuggerReport, Debugging
-from dtrain.supervisor.departure import Departure
 from dtrain.supervisor.drain import DrainAgreement
+from dtrain.supervisor.ending import Ending
 from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
 from dtrain.supervisor.hang_detector import HangDetector
+from dtrain.supervisor.hang_stacks import HangStacks, known_of
 from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
 from dtrain.supervisor.node_pool import AgentInfo
 from dtrain.supervisor.profile_window import profile_window, step_ahead
@@ -125,8 +124,9 @@ class Attempt:
         )  # fmt: skip
         self._rate = 0.0
         """Steps a second."""
+        self._stacks = HangStacks()
         self._leaving = False
-        self._departure = Departure()
+        self._ending = Ending(len(self._owner), script=self._is_script)
         self._deadline: float | None = None
         self._looks_at = 0.0
         self._ending_since: float | None = None
@@ -135,10 +135,10 @@ class Attempt:
         """Ask every node for its ports."""
         for one in self._nodes:
             if not one.sees_run:
-                self._send(one.name, SetJob(to_dict(self._plan.job)))
+                self._send(one.name, protocol.SetJob(to_dict(self._plan.job)))
         for node in self._ranks:
             wanted, key = self._rendezvous.ports_wanted(node), self._context.memory.key(self.nodes)
-            self._send(node, ReservePorts(self.number, wanted, key))
+            self._send(node, protocol.ReservePorts(self.number, wanted, key))
 
     def handle(self, node: str, event: Event, now: float) -> None:
         """Something an agent said about this attempt."""
@@ -169,7 +169,8 @@ class Attempt:
         if node not in self._ranks:
             return
         self._running -= {info.rank for info in self._ranks[node]}
-        self._fail(Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node), now)
+        failure = Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node)
+        self._on_failure(self._failures.add(failure, self._commits.saved_step), now)
         self._close()
 
     def tick(self, now: float) -> None:
@@ -218,6 +219,11 @@ class Attempt:
                 asked.add(node)
         return asked
 
+    def inspected(self, node: str, answer: Inspected) -> None:
+        """The stacks that were asked for because of a hang; once all are there, nothing is waited for."""
+        if self._stacks.add(node, answer) and self._phase is Phase.SETTLING:
+            self._deadline = 0.0
+
     def profile(self, request: InspectionRequest) -> None:
         """Have some ranks profile the same steps, which none of them has reached when it hears of it."""
         window = profile_window(request, self._hangs.steps(), self._rate)
@@ -242,7 +248,7 @@ class Attempt:
     def over(self) -> bool:
         """Ended, or asked to end."""
         ends = self._phase in (Phase.ENDING, Phase.COMMITTING, Phase.OVER)
-        return self._leaving or bool(self._departure.stopped) or ends
+        return self._leaving or bool(self._ending.stopped) or ends
 
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""
@@ -268,11 +274,11 @@ class Attempt:
         strategy = self._context.strategy
         if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses(len(self._owner))):
             info = of_rank_zero(info)
-        begin, keep, votes = self._begin, self._plan.job.logs.keep_bytes, self._context.memory
-        votes.begin(self.number, len(self._owner), begin.memory)
+        keep, votes = self._plan.job.logs.keep_bytes, self._context.memory
+        votes.begin(self.number, len(self._owner), self._begin.memory)
         for node, ranks in self._ranks.items():
-            where, partner = (begin.checkpoint, begin.step), votes.partner(node, self._ranks)
-            self._send(node, StartWorkers(self.number, tuple(ranks), info, *where, keep, begin.memory, partner))
+            partner = votes.partner(node, self._ranks)
+            self._send(node, self._begin.command(self.number, ranks, info, keep, partner))
 
     def _on_report(self, rank: int, report: reports.Report) -> None:
         if isinstance(report, reports.ShardWritten):
@@ -284,10 +290,8 @@ class Attempt:
             self._agree()
         elif isinstance(report, reports.StopAsked):
             self._stop_by_function(report.reason)
-        elif isinstance(report, reports.LeftAtStep):
-            self._departure.left_step = report.step
-        elif isinstance(report, reports.EndedEarly):
-            self._departure.ended_early = f"ended early at step {report.step}: {report.reason}"
+        elif isinstance(report, reports.LeftAtStep | reports.EndedEarly):
+            self._ending.hear(report)
         elif isinstance(report, reports.LoopPhase):
             self._hangs.phase(rank, stepping=report.stepping)
         elif isinstance(report, reports.LoopLeft):
@@ -304,13 +308,14 @@ class Attempt:
             event = event_of(report, rank, self.number)
             if isinstance(event, events.Metrics) and event.samples_per_second:
                 self._rate = event.samples_per_second / self._plan.job.train.global_batch
+            self._ending.see(event)
             self._retention.see(event)
             self._context.log.add(event)
 
     def _stop_by_function(self, reason: str) -> None:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
-        if not self._departure.stopped:
-            self._departure.stopped = reason
+        if not self._ending.stopped:
+            self._ending.stopped = reason
             self._send_all(_ask_for_proposal(self.number))
 
     def _agree(self) -> None:
@@ -321,7 +326,7 @@ class Attempt:
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
-        self._departure.ended_well += event.code == 0
+        self._ending.exited(event.code)
         reported = self._failures.has_report(event.rank)
         asked_to = self._leaving and (self._is_script or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
@@ -331,9 +336,6 @@ class Attempt:
             self.kill()
         self._agree()
         self._close()
-
-    def _fail(self, failure: Failure, now: float) -> None:
-        self._on_failure(self._failures.add(failure, self._commits.saved_step), now)
 
     def _on_failure(self, failure: Failure, now: float) -> None:
         """A possible cause; one that explains itself ends the wait for others."""
@@ -355,11 +357,10 @@ class Attempt:
         self._phase = Phase.OVER
         self.stragglers.end()
         if failure is not None:
-            self.outcome = Failed(failure)
-        elif self._leaving and not self._departure.finished_first(len(self._owner), script=self._is_script):
-            self.outcome = Drained(self._departure.left_step)
+            known = known_of(self._context.strategy, self._plan.job)
+            self.outcome = Failed(self._stacks.explain(failure, known, self._owner), self._failures.also(failure))
         else:
-            self.outcome = Succeeded(self._commits.unsaved, self._departure.early())
+            self.outcome = self._ending.outcome(self._commits.unsaved, leaving=self._leaving)
 
     def _look_for_hang(self, now: float) -> None:
         hang = self._hangs.find(self._running, now)
@@ -367,15 +368,19 @@ class Attempt:
             return
         self._context.log.add(events.HangDetected(attempt=self.number, rank=hang.rank, steps=hang.steps))
         failure = Failure(FailureKind.HANG, hang.message, hang.rank, self._owner[hang.rank], hang.step)
+        if hang.stopped:  # it is woken, to say where it was
+            self._send_all(DumpStacks(self.number))
+        request = InspectionRequest(f"hang-{self.number}")
+        self._stacks = HangStacks(request.id, self.inspect(request))
         self._on_hang(failure, now)
 
     def _look_for_slow_start(self, now: float) -> None:
         if failure := self._start_watch.overdue(now):
+            self._send_all(DumpStacks(self.number))
             self._on_hang(failure, now)
 
     def _on_hang(self, failure: Failure, now: float) -> None:
         """Not an end at once: the workers need a moment to write their stacks."""
-        self._send_all(DumpStacks(self.number))
         self._failures.add(failure, self._commits.saved_step)
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS

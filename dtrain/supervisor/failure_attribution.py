@@ -16,7 +16,8 @@ KINDS = {
     "bug": FailureKind.BUG, "transient": FailureKind.TRANSIENT, "out of memory": FailureKind.OUT_OF_MEMORY, "crash": FailureKind.CRASH,
 }  # fmt: skip
 """`recovery.classes` says → the class of a failure."""
-BUG_SETTLE_SECONDS = 0.25
+BUG_SETTLE_SECONDS = 0.5
+"""An error of the user's code explains itself; others that have it too may say so."""
 SETTLE_SECONDS = 1.5
 
 
@@ -92,9 +93,14 @@ class FailureAttribution:
         """The initiator; None if nothing failed."""
         return self._early.explain(cause(self._candidates)) if self._candidates else None
 
+    def also(self, cause: Failure) -> tuple[Failure, ...]:
+        """What other ranks than the initiator reported."""
+        reported = (one for one in self._candidates if one.kind is not FailureKind.HANG)
+        return tuple(one for one in reported if one.rank is not None and one.rank != cause.rank)
+
 
 def settle_seconds(failure: Failure) -> float:
     """How long to wait for other workers' reports before this failure is taken for the cause; 0 if it explains itself."""
-    if conclusive(failure):
-        return 0.0
-    return BUG_SETTLE_SECONDS if failure.kind is FailureKind.BUG and failure.traceback else SETTLE_SECONDS
+    if failure.kind is FailureKind.BUG and failure.traceback:
+        return BUG_SETTLE_SECONDS
+    return 0.0 if conclusive(failure) else SETTLE_SECONDS

@@ -102,4 +102,4 @@ def conclusive(failure: Failure) -> bool:
         FailureKind.HANG,
         FailureKind.OUT_OF_MEMORY,
         FailureKind.NODE_LOST,
-    ) or bool(failure.kind is FailureKind.BUG and failure.traceback)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dtrain.api.protocol import WorkerLiveness
 
@@ -27,6 +27,8 @@ class Hang:
     message: str
     steps: dict[str, int | None]
     """Rank → steps done."""
+    stopped: bool = False
+    """It is stopped by a signal."""
 
 
 class HangDetector:
@@ -88,17 +90,22 @@ class HangDetector:
         behind = min(signs, key=lambda rank: (signs[rank].step or 0, -signs[rank].idle_seconds))
         stopped = [rank for rank, sign in signs.items() if sign.stopped_seconds >= self._limit]
         if stopped:
-            return self._hang(signs, stopped[0], f"is stopped by a signal for {self._limit:g} s")
+            return replace(
+                self._hang(signs, stopped[0], f"rank {stopped[0]} is stopped by a signal for {self._limit:g} s"),
+                stopped=True,
+            )
         if len(signs) < len(running):
             return None
         if all(sign.idle_seconds >= self._limit for sign in signs.values()):
-            return self._hang(signs, behind, f"made no step, no output and used no CPU time for {self._limit:g} s")
+            return self._hang(
+                signs, behind, f"the ranks made no step, no output and used no CPU time for {self._limit:g} s"
+            )
         limit = self._step_limit(running)
         if limit is not None and all(sign.quiet_seconds >= limit for sign in signs.values()):
             slowest = f" (a step took {self._slowest:.2g} s at most before)" if self._slowest else ""
             # Of ranks at the same step, those that only wait for one that spins use less CPU time than it does.
             spinning = min(signs, key=lambda rank: (signs[rank].step or 0, signs[rank].idle_seconds))
-            return self._hang(signs, spinning, f"made no step and no output for {limit:g} s{slowest}")
+            return self._hang(signs, spinning, f"the ranks made no step and no output for {limit:g} s{slowest}")
         return None
 
     def _step_limit(self, running: Set[int]) -> float | None:
@@ -111,5 +118,4 @@ class HangDetector:
         return max(limit, TIMES_SLOWEST_AT_LEAST * self._slowest)
 
     def _hang(self, signs: dict[int, WorkerLiveness], rank: int, why: str) -> Hang:
-        message = f"rank {rank} {why}; the stacks of all ranks are in their logs"
-        return Hang(rank, signs[rank].step, message, {str(rank): sign.step for rank, sign in sorted(signs.items())})
+        return Hang(rank, signs[rank].step, why, {str(rank): sign.step for rank, sign in sorted(signs.items())})

@@ -59,6 +59,8 @@ class Inspections:
             found.waiting.discard(node)
             if not found.waiting:
                 self._answer(found)
+        elif attempt:
+            attempt.inspected(node, item)
 
     def tick(self) -> None:
         """Time has passed: answer what has waited for long with what there is."""

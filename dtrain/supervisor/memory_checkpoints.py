@@ -11,8 +11,9 @@ from functools import partial
 from typing import TypeVar
 
 from dtrain.api.cluster import Channel
+from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import Event, MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
+from dtrain.api.protocol import Event
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointShard, CheckpointStore
 from dtrain.common.errors import CheckpointError

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from dtrain.api import reports
 from dtrain.run import events
-from dtrain.spec.failures import Failure
 
 Told = (
     reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned | reports.LogShortened
-    | reports.StepsProfiled | reports.MemoryUsed | reports.MemoryInterval
+    | reports.StepsProfiled | reports.MemoryUsed | reports.MemoryInterval | reports.BadStep
 )  # fmt: skip
 """Reports that nothing follows from but an event."""
 
@@ -35,18 +36,11 @@ def event_of(report: Told, rank: int, attempt: int) -> events.Event:
         )  # fmt: skip
     if isinstance(report, reports.UserWarned):
         return events.UserWarned(attempt=attempt, text=report.text)
+    if isinstance(report, reports.BadStep):
+        return events.BadStep(attempt=attempt, **dataclasses.asdict(report))
     if isinstance(report, reports.StepMetrics):
         return events.Metrics(
             attempt=attempt, step=report.step, values=report.values, samples_per_second=report.samples_per_second,
             data_wait=report.data_wait, data_workers=report.data_workers, optimizer=report.optimizer,
         )  # fmt: skip
     return events.Evaluation(attempt=attempt, step=report.step, values=report.values, seconds=report.seconds)
-
-
-def failure_event(failure: Failure, attempt: int) -> events.FailureOccurred:
-    """The event that the cause of a failed attempt becomes in the log."""
-    return events.FailureOccurred(
-        attempt=attempt, kind=failure.kind.value, rank=failure.rank, node=failure.node, step=failure.step,
-        message=failure.message, where=failure.where, traceback=failure.traceback, code=failure.code,
-        saved_step=failure.saved_step,
-    )  # fmt: skip

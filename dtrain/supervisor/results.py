@@ -27,13 +27,22 @@ class Drained:
 
 
 @dataclass(frozen=True)
+class RolledBack:
+    """The workers left because of a bad step, to go on from the last checkpoint without it."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Failed:
     """Something went wrong, and this is the cause."""
 
     failure: Failure
+    also: tuple[Failure, ...] = ()
+    """What other ranks reported."""
 
 
-Outcome = Succeeded | Drained | Failed
+Outcome = Succeeded | Drained | RolledBack | Failed
 
 
 @dataclass(frozen=True)

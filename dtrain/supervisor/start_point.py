@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dtrain.api.protocol import MemoryCheckpoint
+from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPeer
+from dtrain.api.protocol import StartWorkers
+from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.checkpoint.store import CheckpointInfo
 
 
@@ -14,6 +17,8 @@ class StartPoint:
 
     saved: CheckpointInfo | None = None
     memory: MemoryCheckpoint | None = None
+    rolled_back: tuple[int, ...] = ()
+    """Steps to go on without."""
 
     @property
     def step(self) -> int:
@@ -30,3 +35,16 @@ class StartPoint:
     def checkpoint(self) -> str | None:
         """Name of the checkpoint on disk that the attempt begins from."""
         return self.saved.name if self.saved and not self.memory else None
+
+    def command(
+        self,
+        attempt: int,
+        ranks: Sequence[RankInfo],
+        rendezvous: RendezvousInfo,
+        keep_log_bytes: int,
+        partner: MemoryPeer | None,
+    ) -> StartWorkers:
+        """For a node with these ranks."""
+        return StartWorkers(
+            attempt, tuple(ranks), rendezvous, self.checkpoint, self.step, keep_log_bytes, self.memory, partner, self.rolled_back
+        )  # fmt: skip

@@ -31,6 +31,7 @@ from dtrain.run.folder import RunDir
 from dtrain.run.goodput import account
 from dtrain.run.lock import Lease, taken_over
 from dtrain.spec.failures import Failure
+from dtrain.supervisor import failure_record
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.background import Lane, TaskDone
 from dtrain.supervisor.failure_policy import decide
@@ -43,10 +44,9 @@ from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
 from dtrain.supervisor.node_preflight import NodePreflight
 from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
-from dtrain.supervisor.report_events import failure_event
 from dtrain.supervisor.requeue import requeue_run
 from dtrain.supervisor.restore import Restore
-from dtrain.supervisor.results import Drained, Failed, Outcome, RunResult, Succeeded
+from dtrain.supervisor.results import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
 from dtrain.supervisor.start_point import StartPoint
 from dtrain.supervisor.states import TRANSITIONS, State
 from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopMode, StopRequest
@@ -209,7 +209,8 @@ class Supervisor:
 
     def _begin_attempt(self, allocation: Allocation, resume: CheckpointInfo | None) -> State:
         self._attempts += 1
-        begin = StartPoint(resume, self._memory.newest(after=resume.step if resume else 0))
+        memory = self._memory.newest(after=resume.step if resume else 0)
+        begin = StartPoint(resume, memory, history.rolled_back(self._run))
         chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
         self._avoidance.say_used(chosen)
         plan = self._plan.on(len(chosen))
@@ -237,9 +238,9 @@ class Supervisor:
                 reason = f"trained to the end, but its state could not be saved: {outcome.unsaved}"
                 return self._end_with(RunResult(Exit.GAVE_UP, reason))
             return self._end_with(RunResult(Exit.DONE, outcome.stopped or "finished"))
-        if isinstance(outcome, Drained) and not self._stopping.asked:
+        if isinstance(outcome, Drained | RolledBack) and not self._stopping.asked:
             return self._on_resized()
-        if isinstance(outcome, Drained) or self._stopping.asked:
+        if isinstance(outcome, Drained | RolledBack) or self._stopping.asked:
             step = outcome.step if isinstance(outcome, Drained) else None
             saved = f", saved at step {step}" if step is not None else ""
             return self._end_with(self._stopping.left(saved))
@@ -251,7 +252,7 @@ class Supervisor:
         self._avoidance.on_failure(failure, self._attempts)
         self._resizing = False
         decision = decide(self._failures, self._settings)
-        self._log.add(failure_event(failure, self._attempts))
+        self._log.add(failure_record.event_of(outcome, self._attempts, self._run))
         self._log.add(
             events.DecisionMade(retry=decision.retry, reason=decision.reason, delay_seconds=decision.delay_seconds)
         )

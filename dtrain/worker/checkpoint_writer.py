@@ -61,7 +61,7 @@ class CheckpointWriter:
         """For the digest of the newest one, beside the training."""
         self._told_empty = False
         self._memory_thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-memory")
-        self._terminate_on_nan = context.job.train.terminate_on_nan
+        self._ignores = context.job.train.on_nonfinite == "ignore"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-save")
         self._pending: list[Future[None]] = []
         self._problem: UserError | None = None
@@ -164,7 +164,7 @@ class CheckpointWriter:
 
     def check(self) -> None:
         """Raise `UserError` if weights that were to be saved are not finite; costs nothing."""
-        if self._problem is not None and self._terminate_on_nan:
+        if self._problem is not None and not self._ignores:
             raise self._problem
 
     def _write(
@@ -187,7 +187,7 @@ class CheckpointWriter:
             if isinstance(error, NonFiniteWeights):
                 self._problem = UserError(
                     f"the weights are not finite after {step} steps (rank {self._rank}: {error}): lower the learning "
-                    "rate, or set train.clip_norm (train.terminate_on_nan: false trains on)"
+                    "rate, or set train.clip_norm (train.on_nonfinite: ignore trains on)"
                 )
             self._channel.report(SaveFailed(step, _why(error, folder)))
             return

@@ -259,13 +259,13 @@ class Context:
         """A loss on the host costs nothing to look at; one on a device is looked at when it is shown."""
         loss = self._values.get("loss", 0.0)
         if (
-            self._trainer.train.terminate_on_nan
+            self._trainer.train.on_nonfinite != "ignore"
             and str(getattr(loss, "device", "cpu")) == "cpu"
             and not math.isfinite(loss)
         ):
             raise UserError(
                 f"the loss is {float(loss)} at step {self._done} on rank {self.rank}: lower the learning rate, clip the "
-                "gradient, or look for bad samples (train.terminate_on_nan: false trains on)"
+                "gradient, or look for bad samples (train.on_nonfinite: ignore trains on)"
             )
 
     def _count_own(self) -> None:

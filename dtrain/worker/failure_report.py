@@ -14,7 +14,7 @@ from types import TracebackType
 import dtrain
 from dtrain.api.reports import WorkerFailed
 from dtrain.api.strategy import Strategy, error_kind
-from dtrain.common.errors import DtrainError, StorageError, UserError, notes_of
+from dtrain.common.errors import AnotherRankFailed, DtrainError, StorageError, UserError, notes_of
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job
 from dtrain.worker.control_channel import ControlChannel
@@ -51,6 +51,8 @@ def send(
     kind = kind or (FailureKind.SETUP if ours or strategy is None else error_kind(strategy, names, message))
     if isinstance(error, UserError):
         kind = FailureKind.BUG
+    if isinstance(error, AnotherRankFailed):
+        kind = FailureKind.CASCADE
     if isinstance(error, StorageError):
         kind = FailureKind.TRANSIENT
     if isinstance(error, SystemExit):

@@ -18,6 +18,7 @@ from dtrain.api.exactness import ChecksGradients, HasFingerprint
 from dtrain.api.reports import EndedEarly, LoopPhase
 from dtrain.api.strategy import (
     FetchesFiles,
+    NonFiniteGradient,
     NonFiniteLoss,
     StepNumber,
     TrainingBackend,
@@ -39,6 +40,7 @@ from dtrain.worker.context import Context, Leaving
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 from dtrain.worker.early_stopping import EarlyStopping
+from dtrain.worker.step_guard import RollBack, StepGuard
 from dtrain.worker.task import EVAL, TRAIN, Task
 from dtrain.worker.trainer import Report, Trainer
 
@@ -76,6 +78,9 @@ def run(
             _call(trainer, job.function, Path(job.folder))
         else:
             _train(trainer, tasks.of_job(job))
+    except RollBack:
+        channel.report(LoopPhase(stepping=False))
+        trainer.writer.finish()  # the newer the last checkpoint is, the better
     except Exception:
         trainer.writer.settle()
         raise
@@ -104,6 +109,8 @@ def _train(trainer: Trainer, task: Task) -> None:
     if stopping:
         backend.register(STOP_WHEN, stopping)
     trainer.begin()
+    guard = StepGuard(trainer, sampler)
+    guard.begin(task)
     began = time.perf_counter()
     if train.sanity_check and not trainer.checkpoint:
         _try_out(trainer, task, held_out, sampler)
@@ -116,7 +123,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     trainer.channel.listen()
     trainer.channel.report(LoopPhase(stepping=True))
     report, done, ended = Report(trainer, sampler.total_steps), trainer.first_step, ""
-    for step, values in _steps(trainer, task, data, sampler):
+    for step, values in _steps(trainer, task, data, sampler, guard):
         done = step + 1
         try:
             report.count(done, values)
@@ -128,7 +135,9 @@ def _train(trainer: Trainer, task: Task) -> None:
             if done == train.until and done < sampler.total_steps:
                 ended = ended or f"train.until is {done}"
         except NonFiniteLoss as error:
-            raise trainer.non_finite(error, step) from None
+            raise guard.loss_error(error, step) from None
+        except NonFiniteGradient as error:
+            raise guard.gradient_error(error, step) from None
         if ended:
             trainer.save(done)
             trainer.channel.report(EndedEarly(done, ended))
@@ -175,8 +184,10 @@ def _try_out(trainer: Trainer, task: Task, held_out: Batches | Stream | None, sa
         trainer.require_metrics(trainer.backend.evaluate([(held_out.fetch(np.arange(size)), size)]))
 
 
-def _steps(trainer: Trainer, task: Task, data: Batches | Stream, sampler: Sampler) -> Iterator[tuple[int, Any]]:
-    """Do the steps one by one: (step, loss or named numbers of this worker's shards)."""
+def _steps(
+    trainer: Trainer, task: Task, data: Batches | Stream, sampler: Sampler, guard: StepGuard
+) -> Iterator[tuple[int, Any]]:
+    """Do the steps one by one: (step, loss or named numbers of this worker's shards; none of a step that is left out)."""
     ledger, gradients, shards, seed = (
         trainer.open_ledger(),
         trainer.open_gradient_ledger(),
@@ -197,15 +208,14 @@ def _steps(trainer: Trainer, task: Task, data: Batches | Stream, sampler: Sample
     numbers = range(trainer.first_step, sampler.total_steps)
     with closing(trainer.training_batches(data, fetch, numbers, sampler)) as fetched:
         for step, begin, indices in trainer.upcoming(sampler, trainer.first_step):
-            batches = fetched.get(step)
-            seeds = [step_seed(seed, step, shard) for shard in passes]
-            seed_host(seeds[0])
-            rate = task.factor(step, sampler.total_steps)
-            try:
-                values = trainer.backend.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
-            except NonFiniteLoss as error:
-                raise trainer.non_finite(error, step) from None
-            ledger.add(step, begin, indices)
-            if gradients and isinstance(trainer.backend, ChecksGradients):
+            batches, values = fetched.get(step), {}
+            if not guard.passes_over(step):
+                seeds = [step_seed(seed, step, shard) for shard in passes]
+                seed_host(seeds[0])
+                rate = task.factor(step, sampler.total_steps)
+                with guard.watching(step, batches, seeds):
+                    values = trainer.backend.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
+            ledger.add(step, begin, indices, guard.left_out)
+            if gradients and not guard.left_out and isinstance(trainer.backend, ChecksGradients):
                 gradients.add(step, shards, trainer.backend.gradient_checksums())
-            yield step, values
+            yield step, {} if guard.left_out else values

@@ -67,6 +67,8 @@ class Assignment:
     step: int
     memory: str = ""
     """Folder of an in-memory checkpoint to resume from instead."""
+    rolled_back: tuple[int, ...] = ()
+    """Steps to go on without."""
 
 
 def warm_up() -> None:
@@ -116,7 +118,11 @@ def _run(
     try:
         _enter_code_folder(job.folder)
         context = WorkerContext(
-            assignment.rank_info, assignment.rendezvous, _with_shards(job, assignment.rank_info), listener
+            assignment.rank_info,
+            assignment.rendezvous,
+            _with_shards(job, assignment.rank_info),
+            listener,
+            assignment.rolled_back,
         )
         with _serving(strategy, context):
             if job.kind == "script":

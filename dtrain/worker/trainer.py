@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.reports import EvaluationMetrics, LeftAtStep, LoopPhase, StepMetrics, TrainingBegan, UserWarned
-from dtrain.api.strategy import ForksSafely, MeasuresSteps, NonFiniteLoss, TrainingBackend, WorkerContext
+from dtrain.api.strategy import ForksSafely, MeasuresSteps, TrainingBackend, WorkerContext
 from dtrain.api.weights import StartsFromWeights
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
@@ -308,14 +308,6 @@ class Trainer:
             for turn in turns:
                 yield fetched.get(turn), indices_of(turn)[1]
 
-    def non_finite(self, error: NonFiniteLoss, step: int) -> UserError:
-        """A loss that is not finite, in the user's words."""
-        return UserError(
-            f"the loss is {error.value} at step {step - error.steps_ago} on rank {self.rank}, shard "
-            f"{self.shards.start + error.number}: lower the learning rate, set train.clip_norm, or look for bad samples "
-            "(train.terminate_on_nan: false trains on)"
-        )
-
 
 class Report:
     """Loss, metrics and speed, averaged over the ranks and said by one of them."""
@@ -349,11 +341,11 @@ class Report:
 
     def _check(self, means: Mapping[str, float], done: int) -> None:
         loss = means.get("loss", 0.0)
-        if self._trainer.train.terminate_on_nan and not math.isfinite(loss):
+        if self._trainer.train.on_nonfinite != "ignore" and not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {done - 1} (seen on rank {self._trainer.rank}; at the earliest, "
                 f"{self._trainer.train.log_every - 1} steps before): lower the learning rate, set train.clip_norm, or look "
-                "for bad samples (train.terminate_on_nan: false trains on)"
+                "for bad samples (train.on_nonfinite: ignore trains on)"
             )
 
     def evaluated(self, done: int, values: dict[str, float], seconds: float) -> None:

@@ -12,13 +12,14 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, Worke
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
-from .. import environments, errors, task_framework
+from .. import environments, errors, task_framework, waiting
 from ..tensorflow import backend as tensorflow_backend
 from ..tensorflow.numbers import peak_device_memory as tensorflow_memory
 from ..torch import backend as torch_backend
 from ..torch.measures import StepMeasures, peak_device_memory
 from ..torch.parallel import Parallel
 from ..torch.process_group import connected
+from ..torch.step_check import StepCheck
 from . import launcher
 
 
@@ -44,6 +45,7 @@ class Horovod:
 
     Options = HorovodOptions
     framework = "horovod"
+    waits_in = staticmethod(waiting.waits_in)
 
     def __init__(self, options: HorovodOptions) -> None:
         self.options = options
@@ -92,6 +94,12 @@ class Horovod:
     def splits_unevenly(self, job: Job) -> bool:
         """With PyTorch."""
         return self._framework(job) == "torch"
+
+    def unchecked(self, job: Job) -> str:
+        """See `ChecksSteps.unchecked`."""
+        if self._framework(job) == "torch":
+            return ""
+        return "TensorFlow makes the optimizer step in the same call as the gradient, and cannot look at it before"
 
     def serve(self, context: WorkerContext) -> AbstractContextManager[None]:
         """The rendezvous."""
@@ -161,11 +169,12 @@ class Averaged(Parallel):
         parameters: Iterable[Any],
         clip_norm: float | None,
         measures: StepMeasures,
+        check: StepCheck,
         name: str = "",
-    ) -> None:
+    ) -> bool:
         """See `Parallel.apply`; the gradients must be there before they are clipped."""
         with ExitStack() as stack:
             for optimizer in optimizers:
                 optimizer.synchronize()
                 stack.enter_context(optimizer.skip_synchronize())
-            super().apply(optimizers, parameters, clip_norm, measures, name)
+            return super().apply(optimizers, parameters, clip_norm, measures, check, name)

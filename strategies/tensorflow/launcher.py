@@ -8,7 +8,7 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job
 
-from .. import errors
+from .. import errors, waiting
 from . import backend
 from .numbers import peak_device_memory
 
@@ -17,6 +17,7 @@ class TensorFlowStrategy:
     """A strategy of TensorFlow, as the launcher sees it."""
 
     framework = "tensorflow"
+    waits_in = staticmethod(waiting.waits_in)
 
     def preload(self, job: Job) -> tuple[str, ...]:
         """TensorFlow and what a first step would import."""

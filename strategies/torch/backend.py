@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from dtrain.api.step_checks import Judge
 from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, nothing_to_fetch
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
@@ -17,19 +18,20 @@ from dtrain.data.randomness import seed_host
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
-from . import exact, initial, network
+from . import exact, initial, network, step_check
 from .batches import Mover, evaluating, part_of
 from .buffers import BufferSync
 from .losses import LateLosses
 from .measures import StepMeasures
-from .models import made
+from .models import gathered, made
 from .optimizers import check_trained, sorted_out
-from .own_step import OwnStep
+from .own_step import OwnStep, reported
 from .own_work import OwnWork
 from .parallel import Parallel
 from .profiler import TorchProfiler
 from .snapshot import Snapshots, TorchSnapshot
 from .state import ONLY, Stored, TorchState
+from .step_check import StepCheck
 
 PRELOAD = (
     "torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint",
@@ -61,6 +63,9 @@ class TorchBackend:
         self._stored: Stored | None = None
         self._weights: Sequence[float] = (1.0,)
         self._buffer_sync = BufferSync()
+        self._late = LateLosses()
+        self._check = StepCheck(rank_info, device, self._late)
+        self.judge: Judge | None = None
         self._own_work = None if parallel.waits_inside else OwnWork(device)
 
     def weigh(self, weights: Sequence[float]) -> None:
@@ -101,7 +106,7 @@ class TorchBackend:
             name: self._parallel.optimizer(optimizer, named, passes) for name, optimizer in optimizers.items()
         }
         self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
-        self._late = LateLosses(active=train.terminate_on_nan)
+        self._late.active = train.on_nonfinite == "stop"
         self._measures = StepMeasures(train.log_every)
         if self._own_work and (self._own_step or not hasattr(task, "loss")):
             for model in self._models.values():
@@ -148,10 +153,26 @@ class TorchBackend:
         self._measures.begin(number, self._optimizers)
         by_task = self._own_step
         values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
-        for scheduler in self._state.schedulers.values():
-            scheduler.step()
+        self.leave_out()
         self._buffer_sync.share(self._buffers())
         return values
+
+    def leave_out(self) -> None:
+        """See `JudgesSteps.leave_out`."""
+        for scheduler in self._state.schedulers.values():
+            scheduler.step()
+
+    def origin(self, batch: Any, seed: int, *, gradient: bool) -> str | None:
+        """See `FindsNonFinite.origin`. A sharded model's passes wait for the other ranks."""
+        if self._parallel.waits_inside or self._own_step:
+            return None
+        self.seed(seed)
+        models = self._state.models
+        with self._parallel.autocast(self._device):
+            return step_check.origin(
+                models, self._moved(batch), lambda moved: loss_and_metrics(self._task.loss(self._view(models), moved), self._name)[0],
+                gradient=gradient,
+            )  # fmt: skip
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int]) -> Any:
         if not self._warm:
@@ -159,6 +180,7 @@ class TorchBackend:
             seed_host(seeds[0])
         self._to_training()
         total, metrics = None, dict[str, Any]()
+        self._check.begin(self.judge, self._buffers())
         for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
             if self._exact:
@@ -166,7 +188,7 @@ class TorchBackend:
             weight = self._weights[number - 1]
             with self._passing(number, len(batches)):
                 loss, more = self._loss(batch)
-                self._late.add(loss, number - 1)
+                self._check.add(loss, number - 1)
                 if self._exact:
                     loss.backward()
                     loss = loss.double() * weight
@@ -179,7 +201,9 @@ class TorchBackend:
                 metrics[name] = metrics.get(name, 0.0) + value * weight
         parameters = (parameter for _, parameter in self._state.named_parameters())
         self._snapshots.wait()
-        self._parallel.apply(list(self._optimizers.values()), parameters, self._train.clip_norm, self._measures)
+        optimizers = list(self._optimizers.values())
+        if not self._parallel.apply(optimizers, parameters, self._train.clip_norm, self._measures, self._check):
+            self._check.undo()
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
         self._late.next_step()
@@ -207,16 +231,11 @@ class TorchBackend:
         self._to_training()
         own = OwnStep(
             number.step, number.total_steps, self._moved(batch), self._models, self._optimizers,
-            self._parallel, self._train.clip_norm, self._measures, self._weights[0],
+            self._parallel, self._train.clip_norm, self._measures, self._check, self._weights[0],
         )  # fmt: skip
         with self._parallel.autocast(self._device):
             given = self._task.train_step(own)
-        name = f"{self._name}.train_step"
-        if isinstance(given, Mapping):
-            numbers = named_numbers(given, name)
-            values = {key: value.detach() if hasattr(value, "detach") else value for key, value in numbers.items()}
-        else:
-            values = {"loss": loss_and_metrics(given, name)[0].detach()}
+        values = reported(given, f"{self._name}.train_step")
         if hasattr(values.get("loss"), "device"):
             self._late.add(values["loss"], 0)
         self._late.next_step()
@@ -363,15 +382,7 @@ class TorchBackend:
 
     def whole(self) -> Any:
         """See `TrainingBackend.whole`. A sharded model is built once more, on the host."""
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        if not self._parallel.shards:
-            return None if self._rank_info.rank else self._view(self._state.models)
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        states = {name: get_model_state_dict(model, options=options) for name, model in self._state.models.items()}
-        if self._rank_info.rank:
-            return None
-        models = made(self._task, self._name, several=ONLY not in states)
-        for name, model in models.items():
-            model.load_state_dict(states[name])
-        return self._view(models)
+        models = self._state.models
+        if self._parallel.shards:
+            models = gathered(models, self._task, self._name, self._rank_info.rank)
+        return None if self._rank_info.rank else self._view(models)

@@ -250,7 +250,7 @@ def _all_rows(gradient: Any) -> Any:
     """The sum of squares of each row of a gradient, 0 for the rows of other ranks; float64, of the whole gradient's rows."""
 
     mine = local(gradient)
-    matrix = mine.detach().reshape(mine.shape[0], -1) if mine.ndim > 1 else mine.detach().reshape(-1, 1)
+    matrix = mine.detach().flatten(1) if mine.ndim > 1 else mine.detach().reshape(-1, 1)
     squares = _row_sums_on_host(matrix) if matrix.device.type == "cpu" else _row_sums(matrix)
     if mine is gradient:
         return squares

@@ -66,6 +66,12 @@ class FSDP(launcher.OneADevice):
             parallel = Sharded(self.options, mesh, exact.of_job(context))
             yield backend.TorchBackend(context.rank_info, device, parallel)
 
+    def unchecked(self, job: Job) -> str:
+        """See `ChecksSteps.unchecked`."""
+        if self.options.cpu_offload and job.resources.device == "gpu":
+            return "with strategy.cpu_offload the gradient of all ranks is not on their devices, where its norm could be had"
+        return ""
+
     def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
         """Of the device mesh."""
         return (rank_info.world_size,)

@@ -8,7 +8,7 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Device, Job, Resources
 
-from .. import environments, errors
+from .. import environments, errors, waiting
 from . import backend, network
 
 
@@ -17,6 +17,7 @@ class OneADevice:
 
     framework = "torch"
     measure_network = staticmethod(network.measure)
+    waits_in = staticmethod(waiting.waits_in)
 
     def preload(self, job: Job) -> tuple[str, ...]:
         """torch and what a first step would import."""
@@ -37,6 +38,10 @@ class OneADevice:
     def inexact(self, job: Job) -> list[str]:
         """See `SumsExactly.inexact`."""
         return []
+
+    def unchecked(self, job: Job) -> str:
+        """See `ChecksSteps.unchecked`."""
+        return ""
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """As torchrun sets it."""

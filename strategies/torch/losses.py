@@ -1,4 +1,4 @@
-"""Losses that are not finite, found without a wait for the device in any step.
+"""Losses and gradients that are not finite, found without a wait for the device in any step.
 
 Importing this module imports no framework.
 """
@@ -8,23 +8,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dtrain.api.strategy import NonFiniteLoss
+from dtrain.api.strategy import NonFiniteGradient, NonFiniteLoss
 
 MOST_KEPT = 4096
+GRADIENT = -1
+"""In place of the number of a pass."""
 
 
 class LateLosses:
-    """On the host a loss is looked at when it is there; on a device it is kept until something waits for the device anyway
+    """On the host a loss or a norm is looked at when it is there; on a device it is kept until something waits for the device anyway
     (a report, a checkpoint)."""
 
-    def __init__(self, *, active: bool) -> None:
-        self._active = active
+    def __init__(self) -> None:
+        self.active = False
+        """Whether anything is looked at."""
         self._kept: list[tuple[int, int, Any]] = []
         self._step = 0
 
     def add(self, loss: Any, number: int) -> None:
         """The loss of pass `number` of the step; raises `NonFiniteLoss`."""
-        if not self._active:
+        if not self.active:
             return
         if loss.device.type == "cpu":
             value = loss.detach().item()
@@ -35,18 +38,32 @@ class LateLosses:
         if len(self._kept) >= MOST_KEPT:
             self.check()
 
+    def add_norm(self, norm: Any) -> None:
+        """The norm of the step's gradient; raises `NonFiniteGradient`."""
+        if not self.active:
+            return
+        if norm.device.type == "cpu":
+            value = norm.detach().item()
+            if not math.isfinite(value):
+                raise NonFiniteGradient(value)
+            return
+        self._kept.append((self._step, GRADIENT, norm.detach()))
+
     def next_step(self) -> None:
         """The losses of a step are complete."""
         self._step += 1
 
     def check(self) -> None:
-        """Wait for the device and look at all that was kept; raises `NonFiniteLoss` for the first that is not finite."""
+        """Wait for the device and look at all that was kept; raises `NonFiniteLoss` or `NonFiniteGradient` for the first that
+        is not finite."""
         if not self._kept:
             return
         import torch
 
         kept, self._kept = self._kept, []
-        values = torch.stack([loss.reshape(()) for _, _, loss in kept]).tolist()
+        values = torch.stack([one.reshape(()).double() for _, _, one in kept]).tolist()
         for (step, number, _), value in zip(kept, values, strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteLoss(value, number, self._step - 1 - step)
+            if math.isfinite(value):
+                continue
+            ago = self._step - 1 - step
+            raise NonFiniteGradient(value, ago) if number == GRADIENT else NonFiniteLoss(value, number, ago)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.common.errors import UserError
+from dtrain.spec.contract import loss_and_metrics, named_numbers
 
 from .measures import StepMeasures
 from .parallel import Parallel
 from .state import ONLY
+from .step_check import StepCheck
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class OwnStep:
     parallel: Parallel
     clip_norm: float | None
     measures: StepMeasures
+    check: StepCheck
     weight: float = 1.0
     """Of this worker's loss in the mean over the ranks: not 1 if their parts of the batch differ in size."""
 
@@ -69,5 +72,13 @@ class OwnStep:
         optimizer.zero_grad()
         (loss * self.weight).backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.parallel.apply([optimizer], parameters, self.clip_norm, self.measures, name)
+        self.parallel.apply([optimizer], parameters, self.clip_norm, self.measures, self.check, name)
         optimizer.zero_grad()
+
+
+def reported(given: Any, name: str) -> dict[str, Any]:
+    """What `train_step` (its name for messages) returned: a loss, or named numbers."""
+    if not isinstance(given, Mapping):
+        return {"loss": loss_and_metrics(given, name)[0].detach()}
+    numbers = named_numbers(given, name)
+    return {key: value.detach() if hasattr(value, "detach") else value for key, value in numbers.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from . import exact
 from .exact import ExactSums
 from .measures import StepMeasures
 from .state import ONLY
+from .step_check import StepCheck
 
 Precision = Literal["fp32", "bf16"]
 
@@ -66,26 +68,50 @@ class Parallel:
             context = torch.autocast(device.type, dtype=torch.bfloat16)
         return context
 
+    def norm(self, parameters: Iterable[Any], *, judged: bool) -> Any:
+        """Of the averaged gradients of these parameters; `judged`: its bits decide something."""
+        import torch
+
+        if judged and self.exact:
+            return self.clip(parameters, math.inf)
+        return torch.nn.utils.get_total_norm([_values(one.grad) for one in parameters if one.grad is not None])
+
     def apply(
         self,
         optimizers: Sequence[Any],
         parameters: Iterable[Any],
         clip_norm: float | None,
         measures: StepMeasures,
+        check: StepCheck,
         name: str = ONLY,
-    ) -> None:
-        """Clip the averaged gradients of these parameters and take the step of all optimizers; `name` is theirs in `measures`."""
-        import torch
-
+    ) -> bool:
+        """Clip the averaged gradients of these parameters and take the step of all optimizers, if the check lets them: whether it
+        does. `name` is that of the optimizers in `measures`."""
         norm = None
         if clip_norm:
             norm = self.clip(parameters, clip_norm)
-        elif measures.due and self.measures_gradient:
-            norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+        elif self.measures_gradient and (measures.due or check.wants_norm):
+            norm = self.norm(parameters, judged=check.judge is not None)
+        if not self.measures_gradient:
+            norm = None
+        elif norm is not None and (measures.due or check.wants_norm):
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not check.may_step(norm):
+            return False
         for optimizer in optimizers:
             optimizer.step()
-        if norm is not None and measures.due and self.measures_gradient:
-            measures.gradient(norm.full_tensor() if hasattr(norm, "full_tensor") else norm, name)
+        if norm is not None and measures.due:
+            measures.gradient(norm, name)
+        return True
+
+
+def _values(gradient: Any) -> Any:
+    """What the norm of a gradient is taken of: there is none of a sparse one, and one in fp16 overflows at 65504."""
+    import torch
+
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    return gradient.float() if gradient.dtype == torch.float16 else gradient
 
 
 def modules_named(model: Any, names: tuple[str, ...]) -> list[Any]:

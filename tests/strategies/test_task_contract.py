@@ -371,9 +371,30 @@ def loss(self, model, batch):
 """,
     )
     # One more call is the pass that DDP warms up with.
-    with pytest.raises(UserError, match=rf"the loss is {value} at step 1 on rank 0, shard 1: lower the learning rate"):
+    with pytest.raises(
+        UserError,
+        match=rf"the loss is {value} at step 1 on rank 0, shard 1 \(samples \d, \d\): lower the learning rate",
+    ):
         trained(tmp_path, file)
-    assert len(trained(tmp_path, file, terminate_on_nan=False).of("metrics")) == 3
+    assert len(trained(tmp_path, file, on_nonfinite="ignore").of("metrics")) == 3
+
+
+@pytest.mark.parametrize("kind", ["sparse", "fp16"])
+def test_gradients_whose_norm_torch_does_not_have_are_no_false_alarm(kind: str, tmp_path: Path) -> None:
+    methods = {
+        "sparse": """
+def model(self): return nn.Embedding(10, 1, sparse=True)
+def loss(self, model, batch): return model((batch[0][:, 0] * 10).long()).mean()
+""",
+        "fp16": """
+def model(self):
+    model = nn.Module()
+    model.wide = nn.Parameter(torch.zeros(100_000, dtype=torch.float16))  # the norm of its gradient overflows, the gradient does not
+    return model
+def loss(self, model, batch): return (model.wide.float() * 300).sum()
+""",
+    }
+    assert len(trained(tmp_path, user(tmp_path, methods[kind]), sanity_check=False).losses()) == 3
 
 
 def test_weights_that_are_not_finite_are_not_saved_and_end_the_run(tmp_path: Path) -> None:
@@ -383,8 +404,13 @@ def test_weights_that_are_not_finite_are_not_saved_and_end_the_run(tmp_path: Pat
 def model(self):
     model = nn.Linear(4, 1)
     model.extra = nn.Parameter(torch.zeros(1))
-    model.extra.register_hook(lambda gradient: gradient + float("inf"))
     return model
+def optimizer(self, model):
+    class Overflowing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step()
+            model.extra.data += float("inf")
+    return Overflowing(model.parameters(), lr=0.1)
 def loss(self, model, batch):
     # The loss stays finite whatever the weights are.
     return Base.loss(self, model, batch) + 0 * torch.nan_to_num(model.extra).sum()

@@ -12,7 +12,7 @@ import pytest
 
 from dtrain.agent.memory_copies import BUFFERS, MemoryCopies
 from dtrain.agent.memory_transfer import BLOCK, MemoryServer, PartnerCopies, all_parts, fetch
-from dtrain.api.protocol import MemoryCheckpoint, MemoryPart, MemoryPeer
+from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPart, MemoryPeer
 from dtrain.api.reports import MemoryOffered
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile
 from dtrain.common.files import digest

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dtrain.data.sampler import Sampler
 from dtrain.run import sample_ledger
 from dtrain.run.audit import Audit, compare
-from dtrain.run.sample_ledger import RECORD, Entry, Ledger, LedgerFile
+from dtrain.run.sample_ledger import RECORD, Entry, Ledger, LedgerFile, LeftOut
 from dtrain.spec.job import Train
 
 SAMPLER = Sampler(100, Train(steps=9, global_batch=8, shards=4))
@@ -27,6 +27,12 @@ def rank_entries(rank: int, workers: int, first: int, last: int) -> list[Entry]:
         Entry(step, begin, count, sample_ledger.checksum(SAMPLER.indices(begin, count)), float(step))
         for step, begin in begins
     ]
+
+
+def packed(entry: Entry) -> bytes:
+    """A record as a ledger has it."""
+    count = entry.count | entry.left_out << sample_ledger.COUNT_BITS
+    return RECORD.pack(entry.step, entry.begin, count, entry.checksum, entry.time)
 
 
 def attempt(workers: int, first: int, last: int) -> list[list[Entry]]:
@@ -42,7 +48,7 @@ def written(history: dict[int, list[list[Entry]]]) -> Callable[[dict[int, int], 
             for number, ranks in history.items():
                 paths = [Path(folder) / f"{number}-{rank}" for rank in range(len(ranks))]
                 for path, entries in zip(paths, ranks, strict=True):
-                    path.write_bytes(b"".join(RECORD.pack(*dataclasses.astuple(entry)) for entry in entries))
+                    path.write_bytes(b"".join(packed(entry) for entry in entries))
                 ledgers[number] = [LedgerFile(path) for path in paths]
             return compare(ledgers, starts, steps, SAMPLER)
 
@@ -69,6 +75,24 @@ def test_a_skipped_a_doubled_and_an_altered_sample_are_found() -> None:
     assert written({1: [*whole, whole[0]]})({1: 0}, 9).twice == 36
     wrong = [[dataclasses.replace(whole[0][0], checksum=1), *whole[0][1:]], whole[1]]
     assert written({1: wrong})({1: 0}, 9).altered == 1
+
+
+def test_a_step_that_all_ranks_left_out_is_counted_with_its_reason_and_one_that_some_did_is_wrong() -> None:
+    whole = attempt(2, 0, 9)
+    out = [[dataclasses.replace(e, left_out=LeftOut.SPIKE) if e.step == 4 else e for e in rank] for rank in whole]
+    found = written({1: out})({1: 0}, 9)
+    assert (found.clean, found.left_out, found.skipped) == (True, 8, 0)
+    assert found.reasons == ("step 4 was left out: its loss or gradient jumped",)
+    found = written({1: [out[0], whole[1]]})({1: 0}, 9)
+    assert (found.clean, found.left_out, found.skipped) == (False, 0, 4)
+
+
+def test_a_ledger_keeps_why_a_step_was_left_out(tmp_path: Path) -> None:
+    writer = Ledger(tmp_path / "ledger")
+    writer.add(0, 0, SAMPLER.indices(0, 8))
+    writer.add(1, 8, SAMPLER.indices(8, 8), LeftOut.ROLLED_BACK)
+    found = [(entry.count, entry.left_out) for entry in LedgerFile(tmp_path / "ledger").read(0, 2)]
+    assert found == [(8, LeftOut.NO), (8, LeftOut.ROLLED_BACK)]
 
 
 def test_steps_that_a_failure_undid_are_counted_apart() -> None:

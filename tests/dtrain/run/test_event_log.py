@@ -111,6 +111,7 @@ def test_every_event_comes_back_from_the_log_as_it_was_added(kind: type[Event], 
     fields: dict[str, object] = {}
     for one in dataclasses.fields(kind):
         samples = {"int": 3, "str": "text", "float": 0.5, "bool": True, "dict[str, float]": {"loss": 0.5}}
+        samples |= {"tuple[int, ...]": (1, 2), "dict[str, tuple[int, ...]]": {"lost": (1, 2)}}
         samples |= {"dict[str, int]": {"0": 4}, "tuple[str, ...]": ("a", "b"), "dict[str, int | None]": {"0": None}}
         fields[one.name] = samples.get(str(one.type), None)
     event = kind(**fields)  # type: ignore[arg-type]

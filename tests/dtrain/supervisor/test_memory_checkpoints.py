@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.api.protocol import MemoryHeld, MemoryPart
+from dtrain.api.memory_protocol import MemoryHeld, MemoryPart
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.launch import planner

@@ -1,0 +1,66 @@
+"""What supervisor and agents say to each other of in-memory checkpoints; messages of `dtrain.api.protocol`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dtrain.checkpoint.store import Files
+
+
+@dataclass(frozen=True)
+class MemoryPeer:
+    """An agent that has parts of in-memory checkpoints."""
+
+    address: str
+    port: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MemoryCheckpoint:
+    """An in-memory checkpoint, of which every part is on some node."""
+
+    attempt: int
+    """That made it."""
+    step: int
+    peers: tuple[MemoryPeer, ...] = ()
+    """Who has which ranks' parts; those that the node has itself may be among them."""
+
+
+@dataclass(frozen=True)
+class WriteMemory:
+    """Command: write this node's parts of an in-memory checkpoint to disk, those of some ranks."""
+
+    attempt: int
+    step: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One rank's part of an in-memory checkpoint on a node."""
+
+    attempt: int
+    rank: int
+    step: int
+    """-1: this rank has no part of the state, of any step."""
+
+
+@dataclass(frozen=True)
+class MemoryHeld:
+    """Event: all workers of the node have ended, and these parts of in-memory checkpoints are still here."""
+
+    attempt: int
+    parts: tuple[MemoryPart, ...]
+
+
+@dataclass(frozen=True)
+class MemoryWritten:
+    """Event: a part of an in-memory checkpoint is on disk, or could not be written."""
+
+    attempt: int
+    rank: int
+    step: int
+    files: Files = field(default_factory=dict)
+    weights: str = ""
+    error: str = ""

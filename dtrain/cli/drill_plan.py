@@ -13,6 +13,8 @@ from dtrain.spec.job import Checkpoint, Job, Notify
 
 CHECKPOINTS = 8
 """Of each run."""
+MEMORY_CHECKPOINTS = 2
+"""Between two that are written to disk."""
 EVALUATE_STEPS = 50
 """Most global batches of held-out data that are looked at."""
 HANG_SECONDS = 5.0
@@ -24,7 +26,7 @@ EARLIEST_REQUEST, LATEST_REQUEST = 0.1, 0.4
 """The same for what asks the run to leave, which it must do before it is done."""
 OTHER_PHASES = (
     "kill@first-step", "kill@collective", "kill@evaluation", "kill@staging", "kill@writing", "kill@commit", "kill@import",
-    "kill@rendezvous", "stop@collective", "kill+kill@build", "agent+kill@first-step",
+    "kill@rendezvous", "kill@reduced", "kill@in-memory", "supervisor@renamed", "stop@collective", "kill+kill@build", "agent+kill@first-step",
 )  # fmt: skip
 """Drilled after one of each fault; in the last two, the second fault strikes during the recovery from the first."""
 FOR_RANDOM = ("kill", "kill", "kill", "segv", "stop", "hang", "agent", "zygote", "node", "supervisor")
@@ -70,7 +72,14 @@ def short(job: Job, steps: int, *, keep_all: bool) -> Job:
         job.train, steps=steps, epochs=None, until=None, log_every=1, evaluate_every=max(1, steps // 2), stop_when=None, on_nonfinite="stop",
         evaluate_steps=min(job.train.evaluate_steps or EVALUATE_STEPS, EVALUATE_STEPS),
     )  # fmt: skip
-    checkpoint = Checkpoint(every_steps=max(1, steps // CHECKPOINTS), keep=steps if keep_all else 3)
+    every = max(1, steps // CHECKPOINTS)
+    memory = 0 if job.checkpoint.memory_every_steps == 0 else max(1, every // MEMORY_CHECKPOINTS)
+    checkpoint = Checkpoint(
+        every_steps=every,
+        keep=steps if keep_all else 3,
+        memory_every_steps=memory,
+        memory_limit=job.checkpoint.memory_limit,
+    )
     return replace(bounded, train=train, checkpoint=checkpoint)
 
 

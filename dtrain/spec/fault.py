@@ -19,17 +19,20 @@ PHASES = {
     "first-step": "before the first step of its attempt",
     STEP: "before a step",
     "collective": "while the rank waits for the others in a step",
+    "reduced": "between the sum of the gradients and the optimizer step, in a task under PyTorch",
     "evaluation": "before an evaluation",
-    "staging": "before the state is copied",
+    "staging": "before the state is copied to be written",
+    "in-memory": "before the state is copied for an in-memory checkpoint",
     "memory": "where shared memory for the copy is taken",
     "writing": "while its part of a checkpoint is written",
     "commit": "between the last part of a checkpoint and its commit",
+    "renamed": "in a commit, right after its rename",
 }
 """Where a fault can strike, in the order of an attempt."""
 BEFORE_STEPS = ("import", "rendezvous", "build")
-IN_THE_LOOP = (*BEFORE_STEPS, "first-step", STEP, "evaluation", "staging")
+IN_THE_LOOP = (*BEFORE_STEPS, "first-step", STEP, "reduced", "evaluation", "staging", "in-memory")
 """Phases in the thread that runs the user's code."""
-ANYWHERE = tuple(phase for phase in PHASES if phase != "memory")
+ANYWHERE = tuple(phase for phase in PHASES if phase not in ("memory", "renamed"))
 
 
 class Side(Enum):
@@ -85,7 +88,7 @@ TYPES = {
     "agent": FaultType("SIGKILL to the agent of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
     "zygote": FaultType("SIGKILL to the zygote of a node", Side.PROCESS, _PROCESS, (_KIND.CRASH, _KIND.KILLED), charged=1),
     "node": FaultType("SIGKILL to the agent, the zygote and all workers of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
-    "supervisor": FaultType("SIGKILL to the supervisor; the run is resumed", Side.SUPERVISOR, ("commit",)),
+    "supervisor": FaultType("SIGKILL to the supervisor; the run is resumed", Side.SUPERVISOR, ("commit", "renamed")),
     "preempt": FaultType("SIGTERM to the supervisor, as for a preemption; the run is resumed", Side.SUPERVISOR, ("commit",)),
     "time-limit": FaultType("SIGUSR1 to the supervisor, as before a time limit; the run is resumed", Side.SUPERVISOR, ("commit",)),
     "drain": FaultType("the cluster says that a node is about to be taken away", Side.SUPERVISOR, ("commit",)),

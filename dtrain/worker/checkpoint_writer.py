@@ -99,6 +99,7 @@ class CheckpointWriter:
     def keep(self, step: int) -> None:
         """Collective. Make an in-memory checkpoint of this step."""
         self.memory.begin(step)
+        fault_injection.reach("in-memory", step)
         problem, room, snapshot = "", False, None
         try:
             snapshot = self._backend.snapshot()

@@ -15,6 +15,7 @@ from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, nothing
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
+from dtrain.run import fault_injection
 from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
 from dtrain.spec.job import Train
 
@@ -152,7 +153,9 @@ class TorchBackend:
         self._begin_own_work()
         self._measures.begin(number, self._optimizers)
         by_task = self._own_step
-        values = self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds)
+        values = (
+            self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds, number)
+        )
         self.leave_out()
         self._buffer_sync.share(self._buffers())
         return values
@@ -174,21 +177,21 @@ class TorchBackend:
                 gradient=gradient,
             )  # fmt: skip
 
-    def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int]) -> Any:
+    def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         if not self._warm:
             self._warm_up(batches[0], seeds[0])
             seed_host(seeds[0])
         self._to_training()
         total, metrics = None, dict[str, Any]()
         self._check.begin(self.judge, self._buffers())
-        for number, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
+        for shard, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
             if self._exact:
                 seed_host(seed)
-            weight = self._weights[number - 1]
-            with self._passing(number, len(batches)):
+            weight = self._weights[shard - 1]
+            with self._passing(shard, len(batches)):
                 loss, more = self._loss(batch)
-                self._check.add(loss, number - 1)
+                self._check.add(loss, shard - 1)
                 if self._exact:
                     loss.backward()
                     loss = loss.double() * weight
@@ -201,6 +204,7 @@ class TorchBackend:
                 metrics[name] = metrics.get(name, 0.0) + value * weight
         parameters = (parameter for _, parameter in self._state.named_parameters())
         self._snapshots.wait()
+        fault_injection.reach("reduced", number.step)
         optimizers = list(self._optimizers.values())
         if not self._parallel.apply(optimizers, parameters, self._train.clip_norm, self._measures, self._check):
             self._check.undo()

@@ -31,7 +31,9 @@ STEPS = 100_000
 NEEDED_STEP = 1.01
 NEEDED_RECOVERY = 0.02
 AFTER_SAVE = 0.5
-"""Share of the interval between two checkpoints on disk that is over when a worker is killed: their mean."""
+"""Share of the first interval between two checkpoints on disk that is over when a worker is killed: the mean of all moments."""
+MORE_STEPS = 60
+"""After the kill, so that the end can be checked."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def step_seconds(folder: Path, settings: Settings, steps: int, memory: str) -> f
 
 def waited(condition: Callable[[], int | None]) -> int | None:
     """The condition's value as soon as it has one; None after the time limit."""
-    deadline = time.time() + LIMIT_SECONDS
+    deadline = time.time() + 2 * LIMIT_SECONDS
     while time.time() < deadline:
         if value := condition():
             return value
@@ -90,8 +92,8 @@ def waited(condition: Callable[[], int | None]) -> int | None:
 def ours(folder: Path, settings: Settings, memory: str) -> Recovery | None:
     """One kill of rank 1 under dtrain; checks that the samples are right in the end."""
     folder.mkdir()
-    runs, kill_at = folder / "runs", settings.every + int(settings.every * AFTER_SAVE)
-    steps = kill_at + settings.every
+    runs, kill_at = folder / "runs", int(settings.every * AFTER_SAVE)
+    steps = kill_at + MORE_STEPS
     command = [str(BIN / "dtrain"), "run", str(recipe(folder, settings, steps, memory)), "--runs", str(runs)]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -105,7 +107,7 @@ def ours(folder: Path, settings: Settings, memory: str) -> Recovery | None:
         if waited(lambda: (last_step(run.ledger(2, 1)) or 0) > done) is None:
             return None
         seconds = time.time() - killed
-        assert process.wait(LIMIT_SECONDS + settings.every) == 0
+        assert process.wait(LIMIT_SECONDS + settings.every * settings.pause) == 0
     finally:
         end(process)
     history = event_log.read(run.events)
@@ -121,7 +123,7 @@ def ours(folder: Path, settings: Settings, memory: str) -> Recovery | None:
 def theirs(folder: Path, settings: Settings) -> Recovery | None:
     """One kill of rank 1 under torchrun."""
     folder.mkdir()
-    log, kill_at = folder / "log", settings.every + int(settings.every * AFTER_SAVE)
+    log, kill_at = folder / "log", int(settings.every * AFTER_SAVE)
     arguments = [str(folder), str(STEPS), str(settings.every), str(settings.width), str(settings.pause)]
     command = torchrun("remembered.py", 2, "--max-restarts=5", arguments=arguments)
     process = subprocess.Popen(
@@ -144,12 +146,12 @@ def theirs(folder: Path, settings: Settings) -> Recovery | None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="kills of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="kills of each side")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of runs without a kill")
-    parser.add_argument("--steps", type=int, default=1500, help="of a run without a kill")
+    parser.add_argument("--steps", type=int, default=600, help="of a run without a kill")
     parser.add_argument("--width", type=int, default=256, help="of the model: 256 has 0.08 M parameters, 2000 has 4 M")
-    parser.add_argument("--pause", type=float, default=0.02, help="seconds that each step waits")
-    parser.add_argument("--every", type=int, default=400, help="steps between two checkpoints on disk")
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds that each step waits")
+    parser.add_argument("--every", type=int, default=600, help="steps between two checkpoints on disk")
     options = parser.parse_args()
     settings = Settings(options.width, options.pause, options.every)
     with scratch() as name:

@@ -72,7 +72,8 @@ def recipe(folder: Path, settings: Settings, steps: int, memory: str) -> Path:
 def step_seconds(folder: Path, settings: Settings, steps: int, memory: str) -> float:
     """Mean of a whole run's steps but the first tenth, timed by its own ledger: a median would not see the copies."""
     runs = folder / "runs"
-    seconds_of([str(BIN / "dtrain"), "run", str(recipe(folder, settings, steps, memory)), "--runs", str(runs)], folder)
+    command = [str(BIN / "dtrain"), "run", str(recipe(folder, settings, steps, memory)), "--runs", str(runs)]
+    seconds_of(command, folder, LIMIT_SECONDS + 3 * steps * settings.pause)
     ledger = LedgerFile(all_runs(runs)[-1].ledger(1, 0))
     moments = [entry.time for entry in ledger.read(0, len(ledger))]
     seconds = [b - a for a, b in itertools.pairwise(moments[steps // 10 :])]

@@ -29,8 +29,21 @@ def model():
 def optimizer(model):
     return torch.optim.SGD(model.parameters(), lr=1e-4)
 
+def slow_node():
+    # Whether this is the first worker of rank 1 in the run: it stands for those on a slow node.
+    mark = os.environ.get("SLOW_MARK")
+    if not mark or RANK != 1:
+        return False
+    with open(mark, "a+") as file:
+        file.seek(0)
+        first = not file.read()
+        file.write("x")
+    return first
+
+SLOW_NODE = slow_node()
+
 def loss(model, batch, where):
-    if where == "work" and RANK == 1:
+    if (where == "work" and RANK == 1) or SLOW_NODE:
         time.sleep(0.05)
     inputs, targets = batch
     return (model(inputs) - targets).pow(2).mean()
@@ -107,3 +120,39 @@ def check_views(live: Live) -> None:
     slow = max(rows, key=lambda rank: rows[rank]["data_seconds"] + (rows[rank]["own_seconds"] or 0.0))
     assert slow == 1
     assert "a step" in dtrain("top", name).stdout
+
+
+def test_a_slow_node_is_replaced_if_the_recipe_wants_it(tmp_path: Path) -> None:
+    what = "task: slow.py:Task\nparams: {where: node}"
+    text = recipe(tmp_path, what, "strategy: ddp", "recovery: {replace_stragglers: true}")
+    two = ("--nodes", "2", "--set", "train.steps=400")
+    with start(text, *two, runs=tmp_path / "runs", SLOW_MARK=str(tmp_path / "mark")) as live:
+        live.finish()
+    first, last = (event["nodes"] for event in live.events("attempt"))
+    assert (first, last) == (["node0", "node1"], ["node0", "node2"])
+    assert live.events("moving")[0]["why"] == "node1 is replaced, since the others wait for rank 1"
+    assert live.events("failure") == live.events("decision") == []
+    live.assert_clean_audit(steps=400)
+
+
+def test_a_rank_that_is_slow_everywhere_is_not_moved_again(tmp_path: Path) -> None:
+    text = recipe(tmp_path, "task: slow.py:Task", "strategy: ddp", "recovery: {replace_stragglers: true}")
+    with start(text, "--nodes", "2", runs=tmp_path / "runs") as live:
+        said = live.wait_event("warning")["text"]
+        dtrain("stop", str(live.run.path), "--now")
+        live.finish(code=4)
+    assert said == "rank 1 is slow on node2 as it was on node1: it is not the node"
+    assert len(live.events("attempt")) == 2
+
+
+def test_this_machine_alone_is_kept_and_nobody_moves_without_the_setting(tmp_path: Path) -> None:
+    text = recipe(tmp_path, "task: slow.py:Task", "strategy: ddp", "recovery: {replace_stragglers: true}")
+    with start(text, runs=tmp_path / "runs") as live:
+        assert live.wait_event("warning")["text"] == "the others wait for rank 1, and there is no other node than node0"
+        dtrain("stop", str(live.run.path), "--now")
+        live.finish(code=4)
+    assert len(live.events("attempt")) == 1
+    text = recipe(tmp_path, "task: slow.py:Task", "strategy: ddp")
+    with start(text, "--nodes", "2", "--set", "train.steps=300", runs=tmp_path / "runs2") as calm:
+        calm.finish()
+    assert calm.events("straggler") and len(calm.events("attempt")) == 1

@@ -329,6 +329,8 @@ class Recovery:
     avoid_hours: Annotated[float, NOT_NEGATIVE] = 24.0
     """For so long, a node that two different failures began on (lost, hang, crash, killed) is left out of the next attempts and of
     later runs in the same folder, if there are others; see `dtrain nodes`. 0: never."""
+    replace_stragglers: bool = False
+    """Have a node that the others wait for in every step replaced like one that is about to be taken away, if there are others."""
     retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()
     """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 

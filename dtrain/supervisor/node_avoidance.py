@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 from dtrain.api.cluster import Allocation, AvoidsNodes
@@ -45,6 +45,8 @@ class NodeAvoidance:
         self._allocation: AvoidsNodes | None = allocation if able else None  # type: ignore[assignment]
         self._told: set[tuple[str, str]] = set()
         """(Node, what was said of it)."""
+        self._slow: set[str] = set()
+        """Machines that were replaced because the others waited for them."""
         self.looking = False
         """The cluster is being asked whether it has other nodes."""
 
@@ -65,19 +67,42 @@ class NodeAvoidance:
     def look(self, leave: Callable[[str, str], None], then: Callable[[], None]) -> None:
         """Before another attempt: `leave` the nodes to be avoided (agent, why), if there are enough others or the cluster has
         some; `then` is called when that is known."""
-        records = self._records()
-        if self._allocation is None or not records:
+        records, unwanted = self._records(), self._unwanted()
+        if self._allocation is None or not unwanted:
             then()
             return
-        others = [agent for agent in self._pool.usable() if self._allocation.machine(agent.name) not in records]
-        if self._suffice(len(others)):
+        if self._suffice(self._others(unwanted)):
             self._decide(records, leave, then, elsewhere=True)
             return
         self.looking = True
         self._lane.run(
-            partial(self._allocation.has_others, records.keys()),
+            partial(self._allocation.has_others, unwanted),
             lambda answer: self._decide(records, leave, then, elsewhere=answer is True),
         )
+
+    def replace(self, node: str, drain: Callable[[], None], keep: Callable[[], None]) -> None:
+        """`drain`, if the run can go on without this node, which is avoided from then on; `keep` if it cannot."""
+        if self._allocation is None or not (machine := self._allocation.machine(node)):
+            keep()
+            return
+        unwanted = {machine, *self._unwanted()}
+
+        def decide(*, elsewhere: bool) -> None:
+            if not elsewhere:
+                keep()
+                return
+            assert self._allocation is not None
+            self._slow.add(machine)
+            self._allocation.avoid(unwanted)
+            self._pool.draining.add(node)
+            drain()
+
+        if self._suffice(self._others(unwanted)):
+            decide(elsewhere=True)
+        else:
+            self._lane.run(
+                partial(self._allocation.has_others, unwanted), lambda answer: decide(elsewhere=answer is True)
+            )
 
     def say_used(self, agents: Iterable[AgentInfo]) -> None:
         """An attempt begins on these: say which are nodes that would be avoided if there were others."""
@@ -88,7 +113,16 @@ class NodeAvoidance:
 
     def excluded(self) -> tuple[str, ...]:
         """For a cluster that starts the run again."""
-        return tuple(self._records())
+        return tuple(self._unwanted())
+
+    def _unwanted(self) -> set[str]:
+        """Machines to be left out."""
+        return self._records().keys() | self._slow
+
+    def _others(self, unwanted: Collection[str]) -> int:
+        """Usable nodes that are none of these."""
+        assert self._allocation is not None
+        return sum(self._allocation.machine(agent.name) not in unwanted for agent in self._pool.usable())
 
     def _decide(
         self,
@@ -100,7 +134,7 @@ class NodeAvoidance:
     ) -> None:
         self.looking = False
         assert self._allocation is not None
-        self._allocation.avoid(records.keys() if elsewhere else ())
+        self._allocation.avoid(records.keys() | self._slow if elsewhere else ())
         for agent in self._pool.usable() if elsewhere else ():
             record = records.get(self._allocation.machine(agent.name))
             if record:

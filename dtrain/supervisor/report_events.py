@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dtrain.api import reports
+from dtrain.api.protocol import AgentReady
 from dtrain.run import events
 
 Told = (
@@ -44,3 +45,10 @@ def event_of(report: Told, rank: int, attempt: int) -> events.Event:
             data_wait=report.data_wait, data_workers=report.data_workers, optimizer=report.optimizer,
         )  # fmt: skip
     return events.Evaluation(attempt=attempt, step=report.step, values=report.values, seconds=report.seconds)
+
+
+def ready_event(node: str, ready: AgentReady) -> events.NodeReady:
+    """The event that a node whose agent is up becomes in the log."""
+    return events.NodeReady(
+        node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
+    )

@@ -43,6 +43,7 @@ class Stragglers:
         self.newest: dict[int, RankTimes] = {}
         """Rank → what it reported last."""
         self._slow: dict[int, _Slow] = {}
+        self._new: list[tuple[int, str]] = []
 
     def heard(self, rank: int, times: RankTimes) -> None:
         """One more report; a rank is compared once all have reported."""
@@ -64,9 +65,15 @@ class Stragglers:
         found.reports = 0
         if slow:
             found.logged = True
+            self._new.append((rank, self._owner.get(rank, "")))
             self._log_found(rank, times)
         else:
             self._log_over(rank)
+
+    def take(self) -> list[tuple[int, str]]:
+        """(Rank, node) of those that were found since the last call."""
+        found, self._new = self._new, []
+        return found
 
     def end(self) -> None:
         """The attempt is over: say what its stragglers cost."""

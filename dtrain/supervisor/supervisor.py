@@ -44,9 +44,11 @@ from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
 from dtrain.supervisor.node_preflight import NodePreflight
 from dtrain.supervisor.node_replacement import NodeReplacement
 from dtrain.supervisor.received_files import ReceivedFiles
+from dtrain.supervisor.report_events import ready_event
 from dtrain.supervisor.requeue import requeue_run
 from dtrain.supervisor.restore import Restore
 from dtrain.supervisor.results import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
+from dtrain.supervisor.slow_nodes import SlowNodes
 from dtrain.supervisor.start_point import StartPoint
 from dtrain.supervisor.states import TRANSITIONS, State
 from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopMode, StopRequest
@@ -113,6 +115,7 @@ class Supervisor:
             State.TRAINING: self._train,
             State.BACKING_OFF: self._back_off,
         }
+        self._slow_nodes = SlowNodes(self._avoidance, self._settings, self._log, self._request_resize)
         state = State.PROVISIONING
         while state is not State.ENDED:
             following = steps[state](allocation)
@@ -310,6 +313,7 @@ class Supervisor:
             self._attempt.tick(now)
             for node in self._attempt.stuck(now):
                 self._on_node_lost(node, "its workers were killed and do not end")
+            self._slow_nodes.look(self._attempt.stragglers)
             if self._can_scale_up(self._attempt):
                 self._request_resize(f"{len(self._pool.usable())} nodes are ready again")
 
@@ -355,11 +359,7 @@ class Supervisor:
 
     def _on_agent_ready(self, node: str, ready: AgentReady, now: float) -> None:
         agent = AgentInfo(node, ready.address, ready.host, ready.sees_run)
-        self._log.add(
-            events.NodeReady(
-                node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
-            )
-        )
+        self._log.add(ready_event(node, ready))
         self._pool.add(agent, now)
         problem = node_problem(self._plan, self._run, ready, self._pool.unreachable())
         if problem:

@@ -74,6 +74,8 @@ class Supervisor:
         self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
         self._failures: list[Failure] = []
         self._attempts = history.attempts(run)
+        self._rolled_back = {*history.rolled_back(run)}
+        """Steps to go on without; events that a full disk keeps pending count, too."""
         self._attempt: Attempt | None = None
         self._result: RunResult | None = None
         self._stop_mode = StopMode.NONE
@@ -206,7 +208,7 @@ class Supervisor:
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
             self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease,
-            self._inspections.debugging, history.rolled_back(self._run),
+            self._inspections.debugging, tuple(sorted(self._rolled_back)),
         )  # fmt: skip
         self._attempt = Attempt(self._attempts, plan, chosen, context, resume)
         self._log.add(
@@ -228,6 +230,7 @@ class Supervisor:
                 return self._end_with(RunResult(Exit.GAVE_UP, reason))
             return self._end_with(RunResult(Exit.DONE, outcome.stopped or "finished"))
         if isinstance(outcome, Drained | RolledBack) and self._stop_mode is StopMode.NONE:
+            self._rolled_back |= {outcome.step} if isinstance(outcome, RolledBack) else set()
             return self._on_resized()
         if isinstance(outcome, Drained | RolledBack) or self._stop_mode is not StopMode.NONE:
             step = outcome.step if isinstance(outcome, Drained) else None

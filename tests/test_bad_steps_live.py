@@ -210,3 +210,16 @@ def test_a_task_with_its_own_step_is_refused(tmp_path: Path) -> None:
     assert (
         "train_step makes its optimizer steps itself: train.on_nonfinite: skip needs a task with `loss`" in done.stderr
     )
+
+
+def test_a_run_may_change_its_answer_when_it_is_resumed(tmp_path: Path) -> None:
+    live = run(tmp_path, "params.nan=[201]", "train.until=20")
+    more = (
+        "--runs",
+        str(tmp_path),
+        *settings("train.until=30", "train.on_nonfinite=skip", "train.spike={above: 50, window: 4}"),
+    )
+    dtrain("resume", live.run.id, *more)
+    assert bad_steps(live) == [(25, "skip", "loss", 0)]
+    dtrain("resume", live.run.id, "--runs", str(tmp_path), *settings("train.until=40", "train.on_nonfinite=stop"))
+    assert_left_out(live, 25)

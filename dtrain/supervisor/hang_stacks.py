@@ -97,8 +97,10 @@ def _told(numbers: set[int], what: str) -> str:
 def _activity(frames: Sequence[str], known: Known) -> tuple[str, bool]:
     """What a thread does, and whether it waits for other ranks there."""
     parsed = [found for frame in frames if (found := FRAME.search(frame))]
-    if not parsed:
-        return (frames[0].removeprefix("is ") if frames else "doing what is not known"), False
+    if not parsed:  # no Python: what the kernel tells of its innermost process, or why nothing is known
+        last = frames[-1].strip() if frames else "doing what is not known"
+        program, colon, state = last.partition(": ")
+        return (f"in {program} ({state})" if colon else last.removeprefix("is ")), False
     for frame in parsed[:INNERMOST]:
         if what := known.waits_in(frame["file"], frame["function"]):
             return what, True

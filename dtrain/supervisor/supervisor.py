@@ -83,6 +83,8 @@ class Supervisor:
         self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
         self._failures: list[Failure] = []
         self._attempts = history.attempts(run)
+        self._rolled_back = {*history.rolled_back(run)}
+        """Steps to go on without; events that a full disk keeps pending count, too."""
         self._attempt: Attempt | None = None
         self._result: RunResult | None = None
         self._stopping = Stopping(log, requeues=isinstance(cluster, SupportsRequeue))
@@ -213,7 +215,7 @@ class Supervisor:
     def _begin_attempt(self, allocation: Allocation, resume: CheckpointInfo | None) -> State:
         self._attempts += 1
         memory = self._memory.newest(after=resume.step if resume else 0)
-        begin = StartPoint(resume, memory, history.rolled_back(self._run))
+        begin = StartPoint(resume, memory, tuple(sorted(self._rolled_back)))
         chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
         self._avoidance.say_used(chosen)
         plan = self._plan.on(len(chosen))
@@ -242,6 +244,7 @@ class Supervisor:
                 return self._end_with(RunResult(Exit.GAVE_UP, reason))
             return self._end_with(RunResult(Exit.DONE, outcome.stopped or "finished"))
         if isinstance(outcome, Drained | RolledBack) and not self._stopping.asked:
+            self._rolled_back |= {outcome.step} if isinstance(outcome, RolledBack) else set()
             return self._on_resized()
         if isinstance(outcome, Drained | RolledBack) or self._stopping.asked:
             step = outcome.step if isinstance(outcome, Drained) else None

@@ -95,9 +95,9 @@ class StepGuard:
     def loss_error(
         self, error: NonFiniteLoss, step: int, batches: Sequence[Any] = (), seeds: Sequence[int] = ()
     ) -> UserError:
-        """A loss of this rank that is not finite; its batches are given if they are those of that step."""
+        """A loss of this rank that is not finite, found in or after this step, whose batches are given if they are at hand."""
         found = None
-        if batches:
+        if batches and not error.steps_ago:
             found = self._origin(batches[error.number], seeds[error.number], gradient=False)
         place = self._place(step - error.steps_ago, self._trainer.shards.start + error.number, found)
         return UserError(f"the loss is {error.value} at step {step - error.steps_ago} on {place}: {HINT} ({ANSWERS})")
@@ -105,10 +105,10 @@ class StepGuard:
     def gradient_error(
         self, error: NonFiniteGradient, step: int, batches: Sequence[Any] = (), seeds: Sequence[int] = ()
     ) -> Exception:
-        """Collective if the batches are given. A gradient that is not finite though all losses are: the rank whose shard it comes from
-        says so."""
+        """Collective if the gradient is that of the batches that are given. One that is not finite though all losses are: the rank
+        whose shard it comes from says so."""
         said = f"the gradient is {error.norm} at step {step - error.steps_ago}"
-        if not batches or not isinstance(self._trainer.backend, FindsNonFinite):
+        if error.steps_ago or not batches or not isinstance(self._trainer.backend, FindsNonFinite):
             return UserError(f"{said} (averaged over the ranks): {HINT} ({ANSWERS})")
         found = self._origins(batches, seeds)
         blamed = self._blamed(found)

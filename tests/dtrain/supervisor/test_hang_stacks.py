@@ -54,6 +54,10 @@ def stack(*ranks: int, of: list[str]) -> SharedStacks:
             [stack(0, of=ALL_REDUCE), SharedStacks((1,), "is stopped by a signal (SIGCONT lets it go on)")],
             "rank 0 waits in all_reduce; rank 1 is stopped by a signal (SIGCONT lets it go on) and did not join", {1},
         ),
+        (
+            [SharedStacks((0, 1), "run.sh: sleeping in do_wait\n  sleep: sleeping in hrtimer_nanosleep")],
+            "ranks 0, 1 are in sleep (sleeping in hrtimer_nanosleep)", set(),
+        ),
         ([], "", set()),
     ],
 )  # fmt: skip

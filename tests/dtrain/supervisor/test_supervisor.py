@@ -10,13 +10,13 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from scripted import ScriptedCluster, Supervised, script_job, task_job
+from scripted import ScriptedAgent, ScriptedCluster, Supervised, script_job, task_job
 
 from dtrain.api import reports
 from dtrain.api.cluster import NodeDraining, NodeLost, PreemptionNotice
-from dtrain.api.protocol import StopWorkers, WorkerCommand, WorkerExited, WorkerReport
+from dtrain.api.protocol import StartWorkers, StopWorkers, WorkerCommand, WorkerExited, WorkerReport
 from dtrain.common.errors import ClusterError, Exit
-from dtrain.run import events
+from dtrain.run import events, history
 from dtrain.supervisor.stop_request import LeaseLost, StopMode, StopRequest
 
 
@@ -236,3 +236,27 @@ def test_a_run_that_finishes_while_it_is_asked_to_stop_is_done(tmp_path: Path) -
     supervised.wait(lambda: any(isinstance(one, WorkerCommand) for one in agent.told), "the question for a step")
     exit_all(supervised)
     assert supervised.finish() is Exit.DONE
+
+
+def test_after_a_rollback_every_attempt_is_told_the_step_and_no_failure_is_charged(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, ScriptedCluster(), task_job(tmp_path))
+    supervised.wait_event(events.WorkersStarted)
+    agent = supervised.cluster.agents["node0"]
+    bad = reports.BadStep(7, "the loss is nan", "rollback", "loss", None, 1, 1)
+    agent.say(WorkerReport(1, 0, reports.encode(bad)))
+    _come_to_the_end(agent)
+    supervised.wait_event(events.WorkersStarted, 2)
+    agent.exit(1, -9)
+    supervised.wait_event(events.WorkersStarted, 3)
+    told = [one.rolled_back for one in agent.told if isinstance(one, StartWorkers)]
+    assert told == [(), (7,), (7,)]
+    assert [event.kind for event in supervised.events(events.FailureOccurred)] == ["killed"]
+    assert history.rolled_back(supervised.run) == (7,)
+    _come_to_the_end(agent)
+    assert supervised.finish() is Exit.DONE
+
+
+def _come_to_the_end(agent: ScriptedAgent) -> None:
+    for rank in list(agent.ranks):
+        agent.say(WorkerReport(agent.attempt, rank, reports.encode(reports.StepsDone())))
+        agent.exit(rank, 0)

@@ -110,7 +110,7 @@ class CheckpointWriter:
                 problem = self._too_large() if self.memory.agrees else ""
                 room = not problem
         except OSError as error:
-            problem = str(error)
+            problem = error.strerror or str(error)
         size, seal_seconds = self._memory_bytes, self._seal_seconds
         short = self.memory.copied(self._backend, self._channel, size, seal_seconds, room=room)
         if problem and self.memory.measuring:

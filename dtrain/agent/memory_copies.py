@@ -22,7 +22,8 @@ from dtrain.common.files import digest
 
 BUFFERS = 3
 """Of a worker. What it offered before them is not used any more."""
-VERIFIED_AT_ONCE = 4
+NEWEST = 2
+"""Of each rank, whose digests are looked at: one rank may have one more than another."""
 
 
 class MemoryCopy:
@@ -85,11 +86,13 @@ class MemoryCopies:
             copy.trusted = False
 
     def held(self) -> tuple[MemoryPart, ...]:
-        """Every complete part; those whose digests are wrong are dropped."""
+        """The two newest complete parts of each rank; those whose digests are wrong are dropped."""
         with self._lock:
-            every = [(key, copy) for key, copies in self._copies.items() for copy in copies]
+            keys = list(self._copies)
             parts = [MemoryPart(attempt, rank, -1) for attempt, rank in sorted(self._without_part)]
-        with ThreadPoolExecutor(VERIFIED_AT_ONCE) as pool:
+        newest = {key: sorted(self.steps(*key).items(), reverse=True)[:NEWEST] for key in keys}
+        every = [(key, copy) for key, copies in newest.items() for _, copy in copies]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for (key, copy), valid in zip(every, pool.map(lambda one: one[1].valid(), every), strict=True):
                 if not valid:
                     with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,8 @@ def test_a_job_that_is_not_the_same_after_a_restart_breaks_a_promise(tmp_path: P
     (broken,) = row["broken"]
     resumed = 9 - row["steps_lost"]
     assert f"they part at step {resumed + 1}" in broken
-    # What an attempt went on from in memory is written after its first step.
-    assert f"the checkpoints part at step {resumed + 1}: " in broken
+    # What an attempt went on from in memory is written after its first step, what it loads from the disk two steps later.
+    assert re.search(rf"the checkpoints part at step ({resumed + 1}|{resumed + 2}): ", broken)
 
 
 def test_a_script_is_struck_after_a_time_and_starts_again(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dtrain.common.errors import Exit
 from dtrain.run import events
 from dtrain.run.event_log import EventLog
@@ -38,8 +40,10 @@ class Stopping:
         self.reason = self.reason or why
         self._log.add(events.StopRequested(why=why, now=self.at_once))
 
-    def left(self, what: str) -> RunResult:
-        """The result of a run that was left; `what` follows the reason for it."""
+    def left(self, what: str, excluded: Callable[[], tuple[str, ...]]) -> RunResult:
+        """The result of a run that was left; `what` follows the reason for it, `excluded` gives the nodes to keep it off if it is
+        started again."""
         interrupted = self.at_once and self.reason == INTERRUPTED
         code = Exit.INTERRUPTED if interrupted else Exit.RESUMABLE
-        return RunResult(code, f"{self.reason}{what}", requeue=self._preempted and self._requeues)
+        requeue = self._preempted and self._requeues
+        return RunResult(code, f"{self.reason}{what}", requeue=requeue, exclude=excluded() if requeue else ())

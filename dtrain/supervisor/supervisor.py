@@ -143,7 +143,7 @@ class Supervisor:
             if restore.done and self._nodes_suffice(late=late):
                 return self._begin_attempt(allocation, restore.found)
             self._pump_events()
-        return self._end_with(self._stopping.left(" before the workers were started"))
+        return self._end_with(self._stopping.left(" before the workers were started", self._avoidance.excluded))
 
     def _train(self, allocation: Allocation) -> State:
         """One attempt, until it has an outcome."""
@@ -249,7 +249,7 @@ class Supervisor:
         if isinstance(outcome, Drained | RolledBack) or self._stopping.asked:
             step = outcome.step if isinstance(outcome, Drained) else None
             saved = f", saved at step {step}" if step is not None else ""
-            return self._end_with(self._stopping.left(saved))
+            return self._end_with(self._stopping.left(saved, self._avoidance.excluded))
         return self._recover(outcome)
 
     def _recover(self, outcome: Failed) -> State:

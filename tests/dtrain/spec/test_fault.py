@@ -42,7 +42,7 @@ def test_every_printed_usual_place_can_be_typed_again() -> None:
         ("kil", "Did you mean 'kill'?"),
         ("kill@nowhere", "kill cannot strike at 'nowhere'"),
         ("nan@evaluation", "It strikes at a step."),
-        ("supervisor@evaluation", "It strikes at commit."),
+        ("supervisor@evaluation", "It strikes at commit, renamed."),
         ("network-cut", "which needs root"),
         ("kill:x", "NAME@PHASE:RANK"),
     ],

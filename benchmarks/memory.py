@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recovery import LIMIT_SECONDS, steps_of
-from side_by_side import BIN, PROGRAMS, Row, end, in_turn, scratch, seconds_of, table, torchrun
+from side_by_side import BIN, PROGRAMS, Row, end, in_turn, scratch, seconds_of, silent, table, torchrun
 
 from dtrain.run import event_log
 from dtrain.run.audit import audit
@@ -127,9 +127,7 @@ def theirs(folder: Path, settings: Settings) -> Recovery | None:
     log, kill_at = folder / "log", int(settings.every * AFTER_SAVE)
     arguments = [str(folder), str(STEPS), str(settings.every), str(settings.width), str(settings.pause)]
     command = torchrun("remembered.py", 2, "--max-restarts=5", arguments=arguments)
-    process = subprocess.Popen(
-        command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = silent(command, folder)
     try:
         if waited(lambda: bool(steps_of(log)) and steps_of(log)[-1][1] >= kill_at) is None:
             return None

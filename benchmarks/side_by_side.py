@@ -81,6 +81,13 @@ def torchrun(script: str, workers: int, *options: str, arguments: Sequence[str] 
     ]
 
 
+def silent(command: Sequence[str], cwd: Path) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, and drop what it prints."""
+    return subprocess.Popen(
+        command, cwd=cwd, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
 def end(process: subprocess.Popen[Any]) -> None:
     """Whatever is left of a command's session."""
     for number in (signal.SIGTERM, signal.SIGKILL):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from memory import Settings, recipe
 from recovery import steps_of
-from side_by_side import BIN, Row, end, scratch, seconds_of, table, torchrun
+from side_by_side import BIN, Row, end, scratch, seconds_of, silent, table, torchrun
 
 from dtrain.run import event_log
 from dtrain.run.audit import audit
@@ -100,7 +100,7 @@ def theirs(folder: Path, settings: Settings, steps: int, every: float, seed: int
     arguments = [str(folder), str(steps), str(settings.every), str(settings.width), str(settings.pause)]
     command = torchrun("remembered.py", 2, "--max-restarts=1000", arguments=arguments)
     began = time.time()
-    process = started(command, folder)
+    process = silent(command, folder)
     due = moments(every, rng)
     strikes = next(due)
     try:
@@ -111,7 +111,7 @@ def theirs(folder: Path, settings: Settings, steps: int, every: float, seed: int
             if process.poll() or quiet > HUNG_SECONDS:
                 end(process)
                 again += 1
-                process = started(command, folder)
+                process = silent(command, folder)
                 time.sleep(HUNG_SECONDS / 4)
             if time.time() >= strikes:
                 strikes = next(due)
@@ -121,13 +121,6 @@ def theirs(folder: Path, settings: Settings, steps: int, every: float, seed: int
     finally:
         end(process)
     return time.time() - began, faults, again
-
-
-def started(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    """torchrun, silent."""
-    return subprocess.Popen(
-        command, cwd=folder, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
 
 
 def weights(run: RunDir) -> str:

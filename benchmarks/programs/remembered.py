@@ -38,6 +38,7 @@ class Remembered:
 
 
 def main(folder, steps, every, width, pause):
+    import own_checkpoint
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
@@ -47,20 +48,14 @@ def main(folder, steps, every, width, pause):
     model = DistributedDataParallel(task.model())
     optimizer = task.optimizer(model)
     inputs, targets = task.data("train")
-    first = 0
-    if (folder / "state.pt").exists():
-        first, weights, moments = torch.load(folder / "state.pt")
-        model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
-    for step in range(first, steps):
+    for step in range(own_checkpoint.resumed(folder, model, optimizer), steps):
         chosen = torch.arange(step * 32 + rank * 16, step * 32 + rank * 16 + 16) % SAMPLES
         loss = task.loss(model, (inputs[chosen], targets[chosen]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if rank == 0 and (step + 1) % every == 0:
-            torch.save((step + 1, model.state_dict(), optimizer.state_dict()), folder / "aside.pt")
-            os.replace(folder / "aside.pt", folder / "state.pt")
+            own_checkpoint.save(folder, step + 1, model, optimizer)
         if rank == 1:
             with open(folder / "log", "a") as log:
                 log.write(f"{os.getpid()} {step + 1} {time.time()}\n")

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import own_checkpoint
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,19 +17,13 @@ rank = dist.get_rank()
 torch.manual_seed(0)
 model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)))
 optimizer = torch.optim.AdamW(model.parameters())
-first = 0
-if (folder / "state.pt").exists():
-    first, weights, moments = torch.load(folder / "state.pt")
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(moments)
-for step in range(first, steps):
+for step in range(own_checkpoint.resumed(folder, model, optimizer), steps):
     loss = model(torch.randn(16, 64)).square().mean()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     if rank == 0 and step % 10 == 9:
-        torch.save((step + 1, model.state_dict(), optimizer.state_dict()), folder / "aside.pt")
-        os.replace(folder / "aside.pt", folder / "state.pt")
+        own_checkpoint.save(folder, step + 1, model, optimizer)
     if rank == 1:
         with open(folder / "log", "a") as log:
             log.write(f"{os.getpid()} {step} {time.time()}\n")

@@ -1,16 +1,17 @@
-"""The machines of a Ray cluster by names that stay: which are there, which have room, and how to keep off some of them."""
+"""The machines of a Ray cluster: their names, their free resources, and the label selector that keeps bundles off some of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from typing import Any
 
 NODE_LABEL = "ray.io/node-id"
-"""Ray gives it to every node."""
+"""A label that Ray puts on every node."""
 
 
 class Machines:
-    """Names and room of the nodes of the cluster that this process is connected to. Asks Ray unless a method says otherwise."""
+    """Names and resources of the nodes of the cluster that this process is connected to. Methods ask Ray, unless they say otherwise."""
 
     def __init__(self, bundle: Mapping[str, float]) -> None:
         self._bundle = bundle
@@ -18,11 +19,12 @@ class Machines:
         """Id of a node → its name."""
 
     def known_name(self, node_id: str) -> str:
-        """Does not ask. The name of a node that was looked at."""
+        """Does not ask Ray. The name that `look` gave a node; '' if it did not see it."""
         return self._names.get(node_id, "")
 
-    def look(self) -> None:
-        """Give the nodes that are there their names: that of the host or, if several nodes are on it, their address or id."""
+    def look(self) -> list[dict[str, Any]]:
+        """Name the nodes of the cluster: after their host or, if several nodes are on one host, by address or id. Returns those that
+        are alive, as `ray.nodes` describes them."""
         import ray
 
         nodes = ray.nodes()
@@ -33,14 +35,13 @@ class Machines:
             host, address, node_id = node["NodeManagerHostname"], node["NodeManagerAddress"], node["NodeID"]
             other = address if addresses[address] < 2 else f"{address}/{node_id[:12]}"
             self._names.setdefault(node_id, host if hosts[host] < 2 else other)
+        return alive
 
     def room(self, avoided: Collection[str]) -> bool:
         """Whether some living node that is not avoided could hold another bundle now."""
-        import ray
         from ray._private.state import available_resources_per_node
 
-        self.look()
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        alive = {node["NodeID"] for node in self.look()}
         free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
         return any(
             node in alive and self._names.get(node) not in avoided and self._fits(there) for node, there in free.items()
@@ -49,12 +50,9 @@ class Machines:
     def selector(self, avoided: Collection[str], bundles: int, placement: str) -> dict[str, str]:
         """For the bundles of a placement group: the label of any other node; {} if nothing is avoided, or if the others could
         never hold so many bundles in this placement."""
-        import ray
-
         if not avoided:
             return {}
-        self.look()
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        alive = self.look()
         others = [node for node in alive if self._names[node["NodeID"]] not in avoided]
         never = [node["NodeID"] for node in alive if self._names[node["NodeID"]] in avoided]
         held = [self._held(node["Resources"]) for node in others]

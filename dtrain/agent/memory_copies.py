@@ -1,5 +1,5 @@
-"""The in-memory checkpoints of a node: shared memory of its workers, which the agent has open too, so that it outlives them; and copies
-of another node's parts."""
+"""The in-memory checkpoints of a node: shared memory of its workers, which the agent keeps open after they have ended, and copies of
+another node's parts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.api.memory_protocol import MemoryPart
+from dtrain.api.memory_protocol import HeldPart
 from dtrain.api.reports import MemoryOffered
 from dtrain.checkpoint import memory_record
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile
 from dtrain.common.files import digest
 
 BUFFERS = 3
-"""Of a worker. What it offered before them is not used any more."""
+"""Buffers of one worker that are kept open; older ones are not in use."""
 NEWEST = 2
-"""Of each rank, whose digests are looked at: one rank may have one more than another."""
+"""Snapshots of each rank that are verified and reported: one rank may be one snapshot ahead of another."""
 
 
 class MemoryCopy:
-    """A rank's snapshot and what is said of it, in memory that this process has open for as long as the object lives."""
+    """One snapshot of a rank and its record: two memory files, which stay open as long as this object exists."""
 
     def __init__(self, buffer: int, record: int) -> None:
         self.buffer = buffer
@@ -35,16 +35,21 @@ class MemoryCopy:
         self.record = record
         """Descriptor."""
         self.trusted = True
-        """Not if the worker that wrote it ended with a fault: only what its digest proves is used then."""
+        """False if the worker ended with a fault of memory: the snapshot is used only if its digest is known and right."""
         for descriptor in (buffer, record):
             weakref.finalize(self, os.close, descriptor)
+
+    @property
+    def step(self) -> int | None:
+        """See `memory_record.step_in`."""
+        return memory_record.step_in(self.record)
 
     def read(self) -> tuple[MemoryRecord, dict[str, bytes]] | None:
         """See `memory_record.read`."""
         return memory_record.read(self.record)
 
     def valid(self) -> bool:
-        """Whether it is complete and is what was copied, as far as that can be known."""
+        """Whether it is complete and its digest is right. Without a digest, whether the worker is trusted."""
         found, wanted = self.read(), memory_record.sealed(self.record)
         if found is None or wanted is None:
             return found is not None and self.trusted
@@ -53,7 +58,7 @@ class MemoryCopy:
 
 
 class MemoryCopies:
-    """What this node has, by attempt and rank; used from the agent's loop and from the threads that send and fetch."""
+    """The snapshots on this node by attempt and rank. Thread-safe: the agent's loop and the transfer threads use it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -85,11 +90,11 @@ class MemoryCopies:
         for copy in self._of(attempt, rank):
             copy.trusted = False
 
-    def held(self) -> tuple[MemoryPart, ...]:
+    def held(self) -> tuple[HeldPart, ...]:
         """The two newest complete parts of each rank; those whose digests are wrong are dropped."""
         with self._lock:
             keys = list(self._copies)
-            parts = [MemoryPart(attempt, rank, -1) for attempt, rank in sorted(self._without_part)]
+            parts = [HeldPart(attempt, rank, -1) for attempt, rank in sorted(self._without_part)]
         newest = {key: sorted(self.steps(*key).items(), reverse=True)[:NEWEST] for key in keys}
         every = [(key, copy) for key, copies in newest.items() for _, copy in copies]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -97,13 +102,13 @@ class MemoryCopies:
                 if not valid:
                     with self._lock:
                         self._copies[key].remove(copy)
-                elif found := copy.read():
-                    parts.append(MemoryPart(*key, found[0].step))
+                elif (step := copy.step) is not None:
+                    parts.append(HeldPart(*key, step))
         return tuple(parts)
 
     def steps(self, attempt: int, rank: int) -> dict[int, MemoryCopy]:
         """The complete copies of a rank by their steps."""
-        return {found[0].step: copy for copy in self._of(attempt, rank) if (found := copy.read())}
+        return {step: copy for copy in self._of(attempt, rank) if (step := copy.step) is not None}
 
     def _of(self, attempt: int, rank: int) -> list[MemoryCopy]:
         with self._lock:
@@ -148,7 +153,7 @@ class MemoryCopies:
 
 
 def copied(record: MemoryRecord, small: Mapping[str, bytes], buffer: int, seal: bytes) -> MemoryCopy:
-    """A copy in memory of this process's own, from another node's record and a memory file with its tensors, whose digest is `seal`."""
+    """A snapshot that came from another node: its record, its small files, and a memory file of its tensors with the digest `seal`."""
     file = RecordFile()
     file.complete(record, small)
     file.seal(seal)

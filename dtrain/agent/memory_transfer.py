@@ -1,8 +1,9 @@
 """Agents give each other their parts of in-memory checkpoints over TCP.
 
-A request is one line of JSON with the run's key, an attempt, and for each rank the step that the asker has (or wants: `exact`). The answer is
-for each part that is newer: a line of JSON with the rank, the record, its generation and the sizes of small files; their bytes; the
-tensors in blocks, each followed by the digest of all so far; and one byte, 1 if nothing was written to the buffer meanwhile. An empty line ends it.
+A request is one line of JSON: the run's key, an attempt, and for each rank the step that the client has or, with `exact`, wants. For each
+part that is newer, or has this step, the server answers with a line of JSON (rank and record), the bytes of the small files, the tensors
+in blocks, each followed by the BLAKE3 digest of all blocks so far, and one byte: 1 if the buffer was not written to meanwhile. An empty
+line ends the answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Any
 
 from dtrain.agent.memory_copies import MemoryCopies, MemoryCopy, copied
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPeer
-from dtrain.checkpoint import memory_record
 from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.common.files import digest
 from dtrain.common.memory import granted_memory
@@ -85,7 +85,7 @@ class MemoryServer:
 
 
 def _send(stream: Any, rank: int, copy: MemoryCopy) -> None:
-    generation, found = memory_record.generation(copy.record), copy.read()
+    found = copy.read()
     if found is None:
         return
     record, small = found
@@ -99,7 +99,7 @@ def _send(stream: Any, rank: int, copy: MemoryCopy) -> None:
                 whole.update(block)
                 stream.write(block)
                 stream.write(whole.digest())
-    stream.write(bytes([memory_record.generation(copy.record) == generation]))
+    stream.write(bytes([copy.step == record.step]))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from dtrain.checkpoint.kept_buffer import KeptBuffer
 
 
 @dataclass(frozen=True)
-class MemoryPart:
-    """One process's part of an in-memory checkpoint: the files that `Snapshot.write` would write."""
+class SnapshotPart:
+    """The files that `Snapshot.write` would write in this process, as they are in memory."""
 
     buffer: KeptBuffer
     file: str
@@ -26,5 +26,5 @@ class MemoryPart:
 class StaysInMemory(Protocol):
     """A snapshot that can be used without being written."""
 
-    def memory_part(self) -> MemoryPart | None:
+    def memory_part(self) -> SnapshotPart | None:
         """Waits until the copy is complete. None: this process has no part of the state."""

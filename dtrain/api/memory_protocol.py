@@ -37,8 +37,8 @@ class WriteMemory:
 
 
 @dataclass(frozen=True)
-class MemoryPart:
-    """One rank's part of an in-memory checkpoint on a node."""
+class HeldPart:
+    """One rank's part of an in-memory checkpoint that a node has."""
 
     attempt: int
     rank: int
@@ -51,7 +51,7 @@ class MemoryHeld:
     """Event: all workers of the node have ended, and these parts of in-memory checkpoints are still here."""
 
     attempt: int
-    parts: tuple[MemoryPart, ...]
+    parts: tuple[HeldPart, ...]
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,12 @@ class ShardWritten:
 
 @dataclass(frozen=True)
 class MemoryOffered:
-    """For the agent: a buffer of in-memory checkpoints of this rank. Without descriptors, the rank has no part of the state."""
+    """To the agent: a buffer of this rank for in-memory checkpoints. Without descriptors, this rank holds no part of the state."""
 
     buffer: int = -1
-    """Descriptor in the worker's process of the memory that the files of tensors are in."""
+    """File descriptor, in the worker's process, of the memory with the tensors."""
     record: int = -1
-    """Descriptor of the memory that says what is in it; see `dtrain.checkpoint.memory_record`."""
+    """File descriptor of its record; see `dtrain.checkpoint.memory_record`."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ class MemoryInterval:
 
     every_steps: int
     seconds: float
-    """That one takes, while training stands still."""
+    """Time that the training stands still for one of them."""
     bytes: int
-    """Of this rank's part."""
+    """Size of this rank's part."""
 
 
 @dataclass(frozen=True)

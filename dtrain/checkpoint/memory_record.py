@@ -1,8 +1,8 @@
-"""What a worker says in shared memory of the snapshot in a kept buffer: its step, and whether it is complete.
+"""The record beside a kept buffer in shared memory: which snapshot is in the buffer, and whether it is complete.
 
-The agent of the node has the same memory open, so it knows this when the worker is dead. Layout of the file, in bytes: 8 for the
-generation (0: being written), 32 for the digest of the buffer (zeros: not known), 8 for the length of the JSON, the JSON, then the
-small files one after the other.
+The agent of the node has the same memory open, so it can read the record when the worker is dead. Layout of the file, in bytes: 8 for the
+step plus 1 (0: the buffer is being written), 32 for the BLAKE3 digest of the buffer (zeros: not known), 8 for the length of the JSON, the
+JSON of `MemoryRecord`, then the small files one after the other. Numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from dtrain.common.serde import from_dict, to_dict
 
 WORD = 8
-"""Bytes of a number, little-endian."""
+"""Bytes of a number."""
 DIGEST_BYTES = 32
 UNKNOWN = bytes(DIGEST_BYTES)
 BODY = WORD + DIGEST_BYTES
@@ -44,7 +44,6 @@ class RecordFile:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("dtrain-record", os.MFD_CLOEXEC)
-        self._generation = 0
 
     def begin(self) -> None:
         """The buffer is about to be written to."""
@@ -52,10 +51,9 @@ class RecordFile:
 
     def complete(self, record: MemoryRecord, small: Mapping[str, bytes]) -> None:
         """The buffer holds the whole snapshot."""
-        self._generation += 1
         body = json.dumps(to_dict(record)).encode()
         os.pwrite(self.fd, b"".join([UNKNOWN, len(body).to_bytes(WORD, "little"), body, *small.values()]), WORD)
-        os.pwrite(self.fd, self._generation.to_bytes(WORD, "little"), 0)
+        os.pwrite(self.fd, (record.step + 1).to_bytes(WORD, "little"), 0)
 
     def seal(self, digest: bytes) -> None:
         """The digest of the buffer, so that nobody takes what was written to it by mistake."""
@@ -66,9 +64,10 @@ class RecordFile:
         os.close(self.fd)
 
 
-def generation(fd: int) -> int:
-    """Number of the snapshot in the buffer, 0 while it is written or if there was none."""
-    return int.from_bytes(os.pread(fd, WORD, 0), "little")
+def step_in(fd: int) -> int | None:
+    """Step of the complete snapshot in the buffer; None if there is none. A buffer that is written again gets a later step."""
+    word = int.from_bytes(os.pread(fd, WORD, 0), "little")
+    return word - 1 if word else None
 
 
 def sealed(fd: int) -> bytes | None:
@@ -79,11 +78,11 @@ def sealed(fd: int) -> bytes | None:
 
 def read(fd: int) -> tuple[MemoryRecord, dict[str, bytes]] | None:
     """The record of a complete snapshot and its small files; None if there is none."""
-    before = generation(fd)
-    if not before:
+    before = step_in(fd)
+    if before is None:
         return None
     data = os.pread(fd, os.fstat(fd).st_size, BODY)
-    if generation(fd) != before:
+    if step_in(fd) != before:
         return None
     length = int.from_bytes(data[:WORD], "little")
     record: MemoryRecord = from_dict(MemoryRecord, json.loads(data[WORD : WORD + length]))

@@ -141,14 +141,14 @@ NonFinite = Literal["stop", "skip", "rollback", "ignore"]
 
 @dataclass(frozen=True)
 class Spike:
-    """When loss or gradient norm are taken for a spike, before the optimizer steps, and what follows."""
+    """When a loss or gradient norm counts as a spike, checked before the optimizer steps, and what is done then."""
 
     above: Annotated[float, FACTOR] = 10.0
-    """Times the median of the last steps; a loss only if that median is positive."""
+    """Factor above the median of the last steps; for the loss, only if that median is positive."""
     window: Annotated[int, COUNT] = 64
-    """Steps that the median is of; before there are so many, nothing is a spike."""
+    """Number of steps in the median; until there are this many, nothing counts as a spike."""
     then: Literal["warn", "stop", "skip", "rollback"] = "warn"
-    """`warn` says so in the events; the others as in `train.on_nonfinite`."""
+    """`warn` logs an event; the others are as in `train.on_nonfinite`."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ class Train:
     optimizer step out. `rollback` goes back to the last checkpoint and on without that batch. `ignore` trains on. A checkpoint whose weights
     are not finite is never kept; 10 steps in a row that are left out end the run."""
     spike: Spike | None = None
-    """What is done when loss or gradient norm jump (`{above: 10, then: skip}`). Nothing is when not given: it takes a collective in each step."""
+    """What is done at a spike of the loss or gradient norm (`{above: 10, then: skip}`). Off when not given, since it costs a collective in
+    each step."""
     stop_when: StopWhen | None = None
     """End the run early when a metric of its evaluations gets no better (`{metric: loss, mode: min, patience: 3}`)."""
     log_every: Annotated[int, STEPS] = 10
@@ -246,11 +247,11 @@ class Checkpoint:
     keep: Annotated[int, COUNT] = 3
     """The newest checkpoints, which stay on disk."""
     memory_every_steps: Annotated[int, NOT_NEGATIVE] | Literal["auto"] = "auto"
-    """Steps between two in-memory checkpoints, which outlive the workers but not the nodes that have them. `auto`: as often as they
-    cost at most 1 % of the time. 0: there are none."""
+    """Steps between two in-memory checkpoints, which survive the workers but not the nodes that hold them. `auto`: the shortest interval
+    that costs at most 1 % of the step time. 0: none are made."""
     memory_limit: str | None = None
-    """Most memory of a node for them, in MB or GB; a quarter of its memory when not given. They take three times the node's part of
-    the state, and on several nodes as much again."""
+    """Most memory of a node that in-memory checkpoints may use, in MB or GB; default: a quarter of its memory. They need three times the
+    node's part of the state, and on several nodes twice that."""
     keep_every: Annotated[int, STEPS] | None = None
     """Checkpoints of steps that this divides stay, too."""
     keep_best: KeepBest | None = None
@@ -327,10 +328,10 @@ class Recovery:
     hold_seconds: Annotated[float, NOT_NEGATIVE] = 0.0
     """A rank that an exception ends waits for so long for `dtrain debug` before it fails."""
     avoid_hours: Annotated[float, NOT_NEGATIVE] = 24.0
-    """For so long, a node that two different failures began on (lost, hang, crash, killed) is left out of the next attempts and of
-    later runs in the same folder, if there are others; see `dtrain nodes`. 0: never."""
+    """Hours for which a node is avoided after two different failures (lost, hang, crash, killed) began on it: by the next attempts and by
+    later runs in the same folder, if there are other nodes; see `dtrain nodes`. 0: never."""
     replace_stragglers: bool = False
-    """Have a node that the others wait for in every step replaced like one that is about to be taken away, if there are others."""
+    """Replace the node of a straggler, a rank that the others wait for in every step, if there is another node."""
     retry_exit_codes: tuple[Annotated[int, EXIT_CODE], ...] = ()
     """Exit codes by which a script asks to be started again; other codes than 0 are errors of its own, which are not retried."""
 

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -31,12 +31,6 @@ MOST_USES = 2
 """Attempts that go on from one and make nothing newer; the next one goes on from the disk."""
 
 
-@dataclass(frozen=True)
-class _Node:
-    address: str
-    port: int
-
-
 class MemoryCheckpoints:
     """What each node has, over all attempts of a run."""
 
@@ -48,7 +42,8 @@ class MemoryCheckpoints:
         self._origin = CheckpointOrigin(job.strategy.name, launch.workers, run_id)
         self._on = job.kind != "script" and job.checkpoint.memory_every_steps != 0
         self._key = secrets.token_hex(KEY_BYTES)
-        self._nodes: dict[str, _Node] = {}
+        self._servers: dict[str, MemoryPeer] = {}
+        """Node → where its agent gives parts away."""
         self._held: dict[str, MemoryHeld] = {}
         self._sizes: dict[int, int] = {}
         """Attempt → its ranks."""
@@ -70,12 +65,12 @@ class MemoryCheckpoints:
 
     def listens(self, node: str, address: str, port: int) -> None:
         """An agent gives away what its node has."""
-        self._nodes[node] = _Node(address, port)
+        self._servers[node] = MemoryPeer(address, port, ())
 
     def lose(self, node: str) -> None:
         """A node is gone, and what it had."""
         self._held.pop(node, None)
-        self._nodes.pop(node, None)
+        self._servers.pop(node, None)
 
     def newest(self, *, after: int) -> MemoryCheckpoint | None:
         """The newest one of a later step than `after` that every rank's part is there of."""
@@ -100,12 +95,8 @@ class MemoryCheckpoints:
         by_node: dict[str, list[int]] = defaultdict(list)
         for rank, node in sorted(found.items()):
             by_node[node].append(rank)
-        nowhere = _Node("", 0)
-        return tuple(
-            MemoryPeer(at.address, at.port, tuple(ranks))
-            for node, ranks in by_node.items()
-            for at in [self._nodes.get(node, nowhere)]
-        )
+        nowhere = MemoryPeer("", 0, ())
+        return tuple(replace(self._servers.get(node, nowhere), ranks=tuple(ranks)) for node, ranks in by_node.items())
 
     def partner(self, node: str, ranks: Mapping[str, Sequence[RankInfo]]) -> MemoryPeer | None:
         """Whose parts a node keeps copies of: those of the node half way round, so that a pair of neighbours may be lost at once."""
@@ -113,8 +104,8 @@ class MemoryCheckpoints:
         if not self._on or len(names) < 2:
             return None
         other = names[(names.index(node) + len(names) // 2) % len(names)]
-        at = self._nodes.get(other)
-        return MemoryPeer(at.address, at.port, tuple(info.rank for info in ranks[other])) if at and at.port else None
+        server = self._servers.get(other)
+        return replace(server, ranks=tuple(info.rank for info in ranks[other])) if server and server.port else None
 
     def save(self, channels: Mapping[str, Channel], lane: Lane, turn: Callable[[], None]) -> None:
         """The run ends without another attempt: have the newest one written to disk, if it is newer than what is there. `turn` handles

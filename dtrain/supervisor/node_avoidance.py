@@ -67,28 +67,23 @@ class NodeAvoidance:
     def look(self, leave: Callable[[str, str], None], then: Callable[[], None]) -> None:
         """Before another attempt: `leave` the nodes to be avoided (agent, why), if there are enough others or the cluster has
         some; `then` is called when that is known."""
-        records, unwanted = self._records(), self._unwanted()
+        records = self._records()
+        unwanted = records.keys() | self._slow
         if self._allocation is None or not unwanted:
             then()
             return
-        if self._suffice(self._others(unwanted)):
-            self._decide(records, leave, then, elsewhere=True)
-            return
         self.looking = True
-        self._lane.run(
-            partial(self._allocation.has_others, unwanted),
-            lambda answer: self._decide(records, leave, then, elsewhere=answer is True),
-        )
+        self._find_others(unwanted, lambda found: self._decide(records, leave, then, elsewhere=found))
 
     def replace(self, node: str, drain: Callable[[], None], keep: Callable[[], None]) -> None:
         """`drain`, if the run can go on without this node, which is avoided from then on; `keep` if it cannot."""
         if self._allocation is None or not (machine := self._allocation.machine(node)):
             keep()
             return
-        unwanted = {machine, *self._unwanted()}
+        unwanted = {machine} | self._unwanted()
 
-        def decide(*, elsewhere: bool) -> None:
-            if not elsewhere:
+        def decide(found: bool) -> None:  # noqa: FBT001
+            if not found:
                 keep()
                 return
             assert self._allocation is not None
@@ -97,12 +92,7 @@ class NodeAvoidance:
             self._pool.draining.add(node)
             drain()
 
-        if self._suffice(self._others(unwanted)):
-            decide(elsewhere=True)
-        else:
-            self._lane.run(
-                partial(self._allocation.has_others, unwanted), lambda answer: decide(elsewhere=answer is True)
-            )
+        self._find_others(unwanted, decide)
 
     def say_used(self, agents: Iterable[AgentInfo]) -> None:
         """An attempt begins on these: say which are nodes that would be avoided if there were others."""
@@ -118,6 +108,15 @@ class NodeAvoidance:
     def _unwanted(self) -> set[str]:
         """Machines to be left out."""
         return self._records().keys() | self._slow
+
+    def _find_others(self, unwanted: Collection[str], done: Callable[[bool], None]) -> None:
+        """`done` is called with whether the run can do without these machines: at once if enough others are ready, otherwise when the
+        cluster has answered."""
+        assert self._allocation is not None
+        if self._suffice(self._others(unwanted)):
+            done(True)  # noqa: FBT003
+        else:
+            self._lane.run(partial(self._allocation.has_others, unwanted), lambda answer: done(answer is True))
 
     def _others(self, unwanted: Collection[str]) -> int:
         """Usable nodes that are none of these."""

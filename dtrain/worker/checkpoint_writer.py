@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import time
-import weakref
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from dtrain.api.in_memory import StaysInMemory
-from dtrain.api.reports import MemoryOffered, SaveFailed, ShardWritten, UserWarned
+from dtrain.api.reports import SaveFailed, ShardWritten
 from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, WorkerContext
-from dtrain.checkpoint.kept_buffer import KeptBuffer
-from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.checkpoint.store import CheckpointStore
 from dtrain.common.errors import UserError
-from dtrain.common.files import digest, flush_file
-from dtrain.common.memory import granted_memory
+from dtrain.common.files import flush_file
 from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
-from dtrain.spec.job import memory_bytes
 from dtrain.worker.control_channel import ControlChannel
-from dtrain.worker.memory_schedule import MemorySchedule
+from dtrain.worker.memory_writer import MemoryWriter
 
 FULL_BYTES = 1 << 20
 SETTLE_SECONDS = 10.0
 """A write that lasts longer may wait for storage that does not answer."""
 MOST_PENDING = 2
 """Snapshots that are in memory at a time: one that is written, and one that waits for it."""
-MEMORY_COPIES = 3
-"""Buffers that in-memory checkpoints take: the newest one, the one that is written to disk, and the next."""
 
 
 class CheckpointWriter:
@@ -51,16 +42,7 @@ class CheckpointWriter:
         self._attempt = context.rendezvous.attempt
         self._rank = context.rank_info.rank
         self._ledger = run.ledger(self._attempt, self._rank)
-        self._context = context
-        settings = context.job.checkpoint
-        self.memory = MemorySchedule(settings, first_step, self._rank, context.rank_info.world_size)
-        self._memory_bytes = 0
-        """Of this rank's part of an in-memory checkpoint."""
-        self._offered: weakref.WeakSet[KeptBuffer] = weakref.WeakSet()
-        self._seal_seconds = 0.0
-        """For the digest of the newest one, beside the training."""
-        self._told_empty = False
-        self._memory_thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-memory")
+        self.memory = MemoryWriter(backend, channel, context, first_step)
         self._ignores = context.job.train.on_nonfinite == "ignore"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-save")
         self._pending: list[Future[None]] = []
@@ -89,70 +71,9 @@ class CheckpointWriter:
             return
         stall_seconds = time.perf_counter() - began
         self._saved = step
-        kept = None
-        if self.memory.active and isinstance(snapshot, StaysInMemory):
-            kept = self._memory_thread.submit(self._keep, snapshot, step)
-            self.memory.saved(step)
+        kept = self.memory.saved(snapshot, step)
         folder = self._store.staging(self._attempt, step)
         self._pending.append(self._thread.submit(self._write, snapshot, folder, step, began, stall_seconds, kept))
-
-    def keep(self, step: int) -> None:
-        """Collective. Make an in-memory checkpoint of this step."""
-        self.memory.begin(step)
-        fault_injection.reach("in-memory", step)
-        problem, room, snapshot = "", False, None
-        try:
-            snapshot = self._backend.snapshot()
-            if isinstance(snapshot, StaysInMemory):
-                kept = self._memory_thread.submit(self._keep, snapshot, step, release=True)
-                if self.memory.measuring:
-                    kept.result()
-                problem = self._too_large() if self.memory.agrees else ""
-                room = not problem
-        except OSError as error:
-            problem = error.strerror or str(error)
-        size, seal_seconds = self._memory_bytes, self._seal_seconds
-        short = self.memory.copied(self._backend, self._channel, size, seal_seconds, room=room)
-        if problem and self.memory.measuring:
-            print(f"there are no in-memory checkpoints: {problem}")
-        if short and self._rank == 0 and isinstance(snapshot, StaysInMemory | None):
-            problem = problem or f"{short} of the other workers have no memory for them (see their logs)"
-            self._channel.report(UserWarned(f"there are no in-memory checkpoints: {problem}"))
-
-    def _too_large(self) -> str:
-        """Why this rank's part does not fit into its share of the node's memory for in-memory checkpoints; '' if it does."""
-        info, settings = self._context.rank_info, self._context.job.checkpoint
-        limit = memory_bytes(settings.memory_limit) if settings.memory_limit else granted_memory()[0] // 4
-        share = (limit or 0) // info.local_world_size // (2 if info.nodes > 1 else 1)
-        if MEMORY_COPIES * self._memory_bytes <= share:
-            return ""
-        return (
-            f"{MEMORY_COPIES} copies of rank {info.rank}'s part of the state ({self._memory_bytes / 1e6:,.0f} MB each) do not fit "
-            f"into the {share / 1e6:,.0f} MB that {socket.gethostname()} has for them (checkpoint.memory_limit)"
-        )
-
-    def _keep(self, snapshot: StaysInMemory, step: int, *, release: bool = False) -> None:
-        """Say in shared memory that this snapshot is complete, as soon as it is."""
-        part = snapshot.memory_part()
-        if part is None:
-            if not self._told_empty:
-                self._told_empty = True
-                self._channel.report(MemoryOffered())
-            return
-        buffer, size = part.buffer, part.buffer.size
-        self._memory_bytes = size
-        weights = [(one.name, one.begin, one.length, one.finite) for one in part.weights]
-        small = {name: len(content) for name, content in part.small.items()}
-        buffer.record.complete(MemoryRecord(step, self._rank, part.file, size, weights, small), part.small)
-        buffer.step = step
-        if buffer not in self._offered:
-            self._offered.add(buffer)
-            self._channel.report(MemoryOffered(buffer.fd, buffer.record.fd))
-        if release:
-            began = time.perf_counter()
-            buffer.record.seal(digest(memoryview(buffer.memory)).digest())
-            self._seal_seconds = time.perf_counter() - began
-            buffer.free.set()
 
     def finish(self) -> None:
         """Wait for what is still to be written, and raise `UserError` if its weights are not finite."""

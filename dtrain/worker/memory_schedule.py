@@ -1,5 +1,5 @@
-"""When the next in-memory checkpoint is due, agreed on by all ranks: every so many steps as the recipe says, or as often as it costs
-less than one percent of the time."""
+"""The interval between in-memory checkpoints: a fixed number of steps from the recipe, or the shortest one that costs less than 1 % of the
+step time. All ranks agree on it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dtrain.spec.job import Checkpoint
 from dtrain.worker.control_channel import ControlChannel
 
 COST = 0.0075
-"""Share of the time that the copies may take: less than the 1 % that is promised. For a mean time M between failures, Young's formula
-(1974) gives the best interval as sqrt(2 · stall · M), which costs less for every M of more than 9,000 stalls."""
+"""Target overhead, as a share of the step time; 1 % is promised. Young's formula (1974), interval = sqrt(2 * stall * MTBF), gives a longer
+interval and less overhead if the mean time between failures (MTBF) is more than about 9,000 times the stall."""
 FIRST_STEPS = 8
-"""Between the first copies, which show what they cost: the first ones allocate memory, and the first steps compile."""
+"""Steps between the first copies, whose cost is measured; the first ones also allocate memory, and the first steps compile."""
 FIRST_COPIES = 3
 OFTEN_AGREED = 12
-"""The first copies after each of which the ranks agree on an interval; later they do after every so many."""
+"""The ranks agree on the interval after each of the first 12 copies, and later after every 12th."""
 MOST_STEPS = 1_000_000
 GROWTH = 2
-"""The interval grows at most by this factor at a time: what was measured first may be wrong."""
+"""Limit to the growth of the interval at each agreement, since the first measurements can be wrong."""
 TOLD_AGAIN = 2.0
-"""An interval is told again if it changes by this factor."""
+"""A changed interval is reported if it differs by this factor from the last one that was reported."""
 
 
 class MemorySchedule:
-    """The interval of one attempt. `due` is the same on every rank; what rank 0 measures decides it."""
+    """The interval in one attempt. Rank 0 measures and decides; `due` gives the same answer on every rank."""
 
     def __init__(self, settings: Checkpoint, first_step: int, rank: int, world_size: int) -> None:
         self._given = settings.memory_every_steps if isinstance(settings.memory_every_steps, int) else None
@@ -45,50 +45,50 @@ class MemorySchedule:
 
     @property
     def active(self) -> bool:
-        """Whether there are in-memory checkpoints at all."""
+        """Whether in-memory checkpoints are made."""
         return self._every > 0
 
     @property
     def agrees(self) -> bool:
-        """Whether the ranks agree on an interval after the next copy."""
+        """Whether the ranks agree on the interval after the next copy."""
         if self._given:
             return self.measuring
         return self._copies < OFTEN_AGREED or self._copies % OFTEN_AGREED == 0
 
     @property
     def measuring(self) -> bool:
-        """The next copy is one of the first, which may take long."""
+        """Whether the next copy is one of the first, which can take long."""
         return self._copies < FIRST_COPIES
 
     def due(self, done: int) -> bool:
-        """Whether to copy after so many steps."""
+        """Whether a copy is to be made now that `done` steps are done."""
         if not self._every:
             return False
         return done % self._every == 0 if self._given else done - self._last >= self._every
 
     def begin(self, done: int) -> None:
-        """A copy is about to be made after so many steps."""
+        """A copy starts now, after `done` steps."""
         now = time.perf_counter()
         self._step_seconds.append((now - self._since) / max(1, done - self._last))
         self._last, self._since = done, now
 
     def saved(self, done: int) -> None:
-        """A checkpoint was copied to be written to disk, which counts."""
+        """A snapshot for a checkpoint on disk was taken, which counts as a copy."""
         self._last, self._since = done, time.perf_counter()
 
     def copied(
-        self, backend: TrainingBackend, channel: ControlChannel, size: int, seal_seconds: float, *, room: bool
+        self, backend: TrainingBackend, channel: ControlChannel, size: int, digest_seconds: float, *, room: bool
     ) -> int:
-        """Collective. The copy is there, of this size in bytes on this rank, and its digest takes so many seconds beside the training;
-        `room`: this rank had memory for it. Returns how many ranks had none: if there are any, there are no more copies."""
+        """Collective. A copy of `size` bytes was made on this rank; computing its digest beside the training took `digest_seconds`. `room`:
+        whether this rank had memory for it. Returns the number of ranks without memory; if there are any, no more copies are made."""
         agrees = self.agrees
         self._copies += 1
         self._stalls.append(time.perf_counter() - self._since)
         if not agrees:
             self._since = time.perf_counter()
             return 0
-        wanted = self._wanted(seal_seconds) if self._rank == 0 else 0
-        # One rank's number and zeros: their sum is exact, and the same everywhere.
+        wanted = self._wanted(digest_seconds) if self._rank == 0 else 0
+        # Rank 0's number plus zeros: the sum is exact, so all ranks get the same integer.
         agreed = backend.mean({"every": float(wanted), "room": float(room)})
         short = self._world_size - round(agreed["room"] * self._world_size)
         if short:
@@ -99,13 +99,13 @@ class MemorySchedule:
         self._tell(channel, size)
         return 0
 
-    def _wanted(self, seal_seconds: float) -> int:
+    def _wanted(self, digest_seconds: float) -> int:
         if self._given:
             return self._given
         if self.measuring:
             return FIRST_STEPS
-        # An evaluation or another pause between two copies makes the mean of these steps too long: the least is of none.
-        stall, step = statistics.median(self._stalls) + seal_seconds, min(self._step_seconds)
+        # An evaluation or another pause inflates the mean step time of its interval; the minimum is of an interval without one.
+        stall, step = statistics.median(self._stalls) + digest_seconds, min(self._step_seconds)
         return min(MOST_STEPS, GROWTH * self._every, max(1, math.ceil(stall / COST / max(step, 1e-9))))
 
     def _tell(self, channel: ControlChannel, size: int) -> None:

@@ -5,12 +5,11 @@ All ranks decide from the same numbers, before the optimizer steps, so that they
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from dtrain.api.reports import BadStep
@@ -65,7 +64,7 @@ class StepGuard:
         assert isinstance(backend, JudgesSteps), "the plan refuses others"
         backend.judge = self._judge
         # A checkpoint from before the recipe asked for this has no such state: the median begins anew.
-        with contextlib.suppress(CheckpointError):
+        with suppress(CheckpointError):
             backend.register(NAME, self)
 
     def passes_over(self, step: int) -> bool:

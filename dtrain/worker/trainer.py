@@ -163,9 +163,9 @@ class Trainer:
         first = self.from_memory and done == self.first_step + 1
         if self.due(done, total, wanted.steps) or evaluated or first or self._time_is_up(done):
             self.save(done)
-        elif self.writer.memory.due(done):
-            with self.no_steps() if self.writer.memory.measuring else nullcontext():
-                self.writer.keep(done)
+        elif self.writer.memory.schedule.due(done):
+            with self.no_steps() if self.writer.memory.schedule.measuring else nullcontext():
+                self.writer.memory.keep(done)
 
     def save(self, done: int) -> None:
         """Collective. Begin to save the state after so many steps."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.in_memory import MemoryPart
+from dtrain.api.in_memory import SnapshotPart
 from dtrain.api.strategy import NonFiniteWeights, Snapshot, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
@@ -98,9 +98,9 @@ class TensorFlowSnapshot:
             files[REGISTERED] = hashed(folder / REGISTERED)
         return SnapshotFiles(files, written.weights)
 
-    def memory_part(self) -> MemoryPart:
+    def memory_part(self) -> SnapshotPart:
         """See `StaysInMemory.memory_part`."""
-        return MemoryPart(self.buffer, STATE, self.weights, {REGISTERED: self.registered} if self.registered else {})
+        return SnapshotPart(self.buffer, STATE, self.weights, {REGISTERED: self.registered} if self.registered else {})
 
 
 class Registered:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.in_memory import MemoryPart
+from dtrain.api.in_memory import SnapshotPart
 from dtrain.api.strategy import NonFiniteWeights, RankInfo, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
@@ -188,10 +188,10 @@ class TorchSnapshot:
             files[name] = hashed(folder / name)
         return SnapshotFiles(files, written.weights)
 
-    def memory_part(self) -> MemoryPart:
+    def memory_part(self) -> SnapshotPart:
         """See `StaysInMemory.memory_part`."""
         self._wait()
-        return MemoryPart(self.buffer, file_of(self.rank), self._weights(), self._small_files())
+        return SnapshotPart(self.buffer, file_of(self.rank), self._weights(), self._small_files())
 
     def _wait(self) -> None:
         """Until the copies from a GPU are here."""

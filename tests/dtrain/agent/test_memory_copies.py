@@ -12,7 +12,7 @@ import pytest
 
 from dtrain.agent.memory_copies import BUFFERS, MemoryCopies
 from dtrain.agent.memory_transfer import BLOCK, MemoryServer, PartnerCopies, all_parts, fetch
-from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPart, MemoryPeer
+from dtrain.api.memory_protocol import HeldPart, MemoryCheckpoint, MemoryPeer
 from dtrain.api.reports import MemoryOffered
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile
 from dtrain.common.files import digest
@@ -64,7 +64,7 @@ def test_what_is_being_written_is_not_held(copies: MemoryCopies) -> None:
         worker.offered_to(copies)
         worker.snapshot(step, b"data")
     first.record.begin()
-    assert copies.held() == (MemoryPart(1, 0, 10),)
+    assert copies.held() == (HeldPart(1, 0, 10),)
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -136,7 +136,7 @@ def test_a_part_comes_from_another_node_as_it_is_there(copies: MemoryCopies, tmp
     found = copy.read()
     assert found
     assert found[1] == {"small3": b"abc"}
-    assert other.held() == (MemoryPart(1, 3, 5),)
+    assert other.held() == (HeldPart(1, 3, 5),)
     with pytest.raises(OSError, match="any more"):
         all_parts(other, MemoryCheckpoint(1, 6, memory.peers), KEY)
     server.close()

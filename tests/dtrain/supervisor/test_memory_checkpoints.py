@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.api.memory_protocol import MemoryHeld, MemoryPart
+from dtrain.api.memory_protocol import HeldPart, MemoryHeld
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.launch import planner
@@ -38,7 +38,7 @@ def votes(tmp_path: Path) -> MemoryCheckpoints:
 
 def tell(votes: MemoryCheckpoints, node: int, *parts: tuple[int, int], attempt: int = 1) -> None:
     """What a node has: (rank, step)."""
-    votes.handle(f"node{node}", MemoryHeld(attempt, tuple(MemoryPart(attempt, *part) for part in parts)))
+    votes.handle(f"node{node}", MemoryHeld(attempt, tuple(HeldPart(attempt, *part) for part in parts)))
 
 
 def test_the_newest_that_all_ranks_have_is_taken(votes: MemoryCheckpoints) -> None:

@@ -36,7 +36,7 @@ def questions(supervised: Supervised, kind: type) -> list[Any]:
     return [one for agent in supervised.cluster.agents.values() for one in agent.told if isinstance(one, kind)]
 
 
-def ends_with(supervised: Supervised, *words: str) -> None:
+def assert_ends_with(supervised: Supervised, *words: str) -> None:
     with pytest.raises(ClusterError) as caught:
         supervised.finish()
     assert all(word in str(caught.value) for word in words), caught.value
@@ -62,19 +62,19 @@ def test_versions_that_differ_end_the_run_with_both_names(tmp_path: Path) -> Non
     supervised = begun(tmp_path)
     supervised.cluster.agents["node0"].say(answer())
     supervised.cluster.agents["node1"].say(answer(versions={"torch": "2.12", "python": "3.11.7"}))
-    ends_with(supervised, "node1 has torch 2.12, and node0 has 2.13", "resources.check_nodes: false")
+    assert_ends_with(supervised, "node1 has torch 2.12, and node0 has 2.13", "resources.check_nodes: false")
 
 
 def test_a_run_folder_that_a_node_cannot_write_to_ends_the_run(tmp_path: Path) -> None:
     supervised = begun(tmp_path)
     supervised.cluster.agents["node1"].say(answer(problem="Read-only file system"))
-    ends_with(supervised, "node1 cannot write to the run folder", "Read-only file system")
+    assert_ends_with(supervised, "node1 cannot write to the run folder", "Read-only file system")
 
 
 def test_a_node_that_another_one_cannot_reach_ends_the_run(tmp_path: Path) -> None:
     supervised = begun(tmp_path)
     supervised.cluster.agents["node1"].say(PeersChecked({"node0": "10.0.0.1: timed out"}))
-    ends_with(supervised, "node1 cannot reach node0 at 10.0.0.1: timed out")
+    assert_ends_with(supervised, "node1 cannot reach node0 at 10.0.0.1: timed out")
 
 
 @pytest.mark.parametrize(

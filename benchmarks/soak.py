@@ -87,7 +87,8 @@ def ours(folder: Path, settings: Settings, steps: int, every: float, seed: int) 
                 assert code == 0, f"exit code {code}"
                 break
             except subprocess.TimeoutExpired:
-                faults += [fault] if (fault := disturb(all_runs(folder / "runs")[-1], rng)) else []
+                known = all_runs(folder / "runs")
+                faults += [fault] if known and (fault := disturb(known[-1], rng)) else []
     finally:
         end(process)
     return all_runs(folder / "runs")[-1], time.time() - began, faults

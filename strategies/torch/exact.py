@@ -17,8 +17,6 @@ from dtrain.common.errors import UserError
 
 from .exchange import Exchange, exchange_for, scaled, tree_sum
 
-CACHED_VALUES = 1 << 16
-"""Of a matrix whose rows are summed up at once."""
 CHECKSUMS = 1 << 32
 LATE = 2
 """The slices of a bucket are gathered when so many buckets more are on their way: by then they are there."""
@@ -276,18 +274,13 @@ def _row_sums(matrix: Any) -> Any:
 
 
 def _row_sums_on_host(matrix: Any) -> Any:
-    """numpy adds a row that lies together in pairs, whatever the other rows are; a few rows at a time, which fit into a cache."""
-    import numpy as np
+    """Each row that lies together is added up by itself in single precision, whatever the other rows and the threads are."""
     import torch
 
-    values = matrix.to(torch.float32).contiguous().numpy()
-    sums = np.empty(len(values), np.float64)
-    count = max(1, CACHED_VALUES // max(1, values.shape[1]))
-    squares = np.empty((min(count, len(values)), values.shape[1]), np.float32)
-    for begin in range(0, len(values), count):
-        rows = values[begin : begin + count]
-        sums[begin : begin + count] = np.square(rows, out=squares[: len(rows)]).sum(axis=1)
-    return torch.from_numpy(sums)
+    if matrix.shape[1] == 1:
+        return matrix[:, 0].to(torch.float64).square()
+    norms = torch.linalg.vector_norm(matrix.contiguous(), dim=1, dtype=torch.float32)
+    return norms.to(torch.float64).square()
 
 
 def refuse(models: Iterable[Any], name: str) -> None:

@@ -46,8 +46,10 @@ def tree_sum(parts: Any) -> Any:
 
 
 def scaled(total: Any, scale: float) -> Any:
-    """A sum times a power of two, in place, without negative zeros."""
-    return total.mul_(scale).add_(0.0)
+    """A sum times a power of two, in place, in one pass; added to 0, so that there are no negative zeros."""
+    import torch
+
+    return torch.add(total.new_zeros(()), total, alpha=scale, out=total)
 
 
 class Collectives:

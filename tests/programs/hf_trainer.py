@@ -40,6 +40,9 @@ def main():
     if trainer.is_world_process_zero():
         weights = sum(float(value.double().abs().sum()) for value in trainer.model.state_dict().values())
         print("RESULT", json.dumps({"steps": done.global_step, "weights": weights}), flush=True)
+    if torch.distributed.is_initialized():
+        # As PyTorch asks for: threads of a group that is left to the interpreter's end abort the process now and then.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ def main():
     if trainer.is_global_zero:
         weights = float(module.layer.weight.double().abs().sum())
         print("RESULT", json.dumps({"steps": trainer.global_step, "weights": weights}), flush=True)
+    # As PyTorch asks for: threads of a group that is left to the interpreter's end abort the process now and then.
+    torch.distributed.destroy_process_group()
 
 
 main()

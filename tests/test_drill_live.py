@@ -33,7 +33,7 @@ def by_fault(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def test_pytorch_keeps_its_promises_under_faults_and_the_page_says_so(tmp_path: Path) -> None:
     page = tmp_path / "drill.html"
-    faults = "kill,exit,nan,disk-full,supervisor,corrupt-checkpoint,kill@10:0+kill@build:1,kill@reduced,kill@in-memory,supervisor@renamed"
+    faults = "kill,exit,nan,disk-full,supervisor,corrupt-checkpoint,kill@10:0+kill@build:1,kill@reduced,kill@in-memory,supervisor@renamed,network-cut@collective,network-delay"
     slow = ("--set", "params.pause=0.02")  # a commit is seen before the next one
     rows = by_fault(drilled(TINY, *SHORT, *slow, "--only", faults, "--html", str(page), runs=tmp_path))
     ends = {fault: (row["classes"], row["restarts_charged"], row["end"].split(",")[0]) for fault, row in rows.items()}
@@ -48,12 +48,18 @@ def test_pytorch_keeps_its_promises_under_faults_and_the_page_says_so(tmp_path: 
         "kill@reduced": (["killed"], 1, "bit-equal"),
         "kill@in-memory": (["killed"], 1, "bit-equal"),
         "supervisor@renamed": ([], 0, "bit-equal"),
+        "network-cut@collective": (["cascade"], 1, "bit-equal"),
+        "network-delay": ([], 0, "bit-equal"),
     }
     assert rows["kill"]["detected_seconds"] < rows["kill"]["next_step_seconds"]
-    assert "kill" in page.read_text() and "every promise was kept under 11 faults in 10 runs" in page.read_text()
+    assert "kill" in page.read_text() and "every promise was kept under 13 faults in 12 runs" in page.read_text()
     assert not list(tmp_path.glob("drill-*/*/checkpoints/*")), "a drill keeps no weights"
     assert json.loads(dtrain("ps", "--json", "--runs", str(tmp_path)).stdout) == [], (
         "its runs are in a folder of their own"
+    )
+    assert (
+        "while every rank still ran: look at the network"
+        in next(tmp_path.glob("drill-*/network-cut-*/events.jsonl")).read_text()
     )
     run = next(tmp_path.glob("drill-*/corrupt-checkpoint-*"))
     assert "checkpoint_damaged" in (run / "events.jsonl").read_text()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.common.errors import UsageError
-from dtrain.spec.fault import BEFORE_STEPS, NOT_INJECTED, STEP, TYPES, Fault, Schedule, Side, Wanted, named, parsed
+from dtrain.spec.fault import BEFORE_STEPS, STEP, TYPES, Fault, Schedule, Side, Wanted, named, parsed
 from dtrain.spec.job import Checkpoint, Job, Notify
 
 CHECKPOINTS = 8
@@ -26,7 +26,7 @@ EARLIEST_REQUEST, LATEST_REQUEST = 0.1, 0.4
 """The same for what asks the run to leave, which it must do before it is done."""
 OTHER_PHASES = (
     "kill@first-step", "kill@collective", "kill@evaluation", "kill@staging", "kill@writing", "kill@commit", "kill@import",
-    "kill@rendezvous", "kill@reduced", "kill@in-memory", "supervisor@renamed", "stop@collective", "kill+kill@build", "agent+kill@first-step",
+    "kill@rendezvous", "kill@reduced", "kill@in-memory", "supervisor@renamed", "stop@collective", "network-cut@collective", "kill+kill@build", "agent+kill@first-step",
 )  # fmt: skip
 """Drilled after one of each fault; in the last two, the second fault strikes during the recovery from the first."""
 FOR_RANDOM = ("kill", "kill", "kill", "segv", "stop", "hang", "agent", "zygote", "node", "supervisor")
@@ -89,11 +89,9 @@ def wanted(only: Sequence[str]) -> list[tuple[str, tuple[Wanted, ...]]]:
     return [(text, parsed(text)) for text in chosen or (*TYPES, *OTHER_PHASES)]
 
 
-def cases(asked: Sequence[tuple[str, tuple[Wanted, ...]]], span: Span, seed: int, *, everything: bool) -> list[Case]:
-    """The runs; raises `UsageError` for a rank that is not there. With `everything`, also what is never injected."""
-    found = [_case(name, faults, span, seed) for name, faults in asked]
-    never = [Case(name, not_applicable=reason) for name, reason in NOT_INJECTED.items()] if everything else []
-    return found + never
+def cases(asked: Sequence[tuple[str, tuple[Wanted, ...]]], span: Span, seed: int) -> list[Case]:
+    """The runs; raises `UsageError` for a rank that is not there."""
+    return [_case(name, faults, span, seed) for name, faults in asked]
 
 
 def _case(name: str, faults: Sequence[Wanted], span: Span, seed: int) -> Case:
@@ -116,6 +114,8 @@ def _not_applicable(one: Wanted, launch: LaunchPlan) -> str:
             return "dtrain does not see the phases of a script"
     if one.seconds is not None and job.kind != "script":
         return "a task or a function is struck at a step or in a phase"
+    if launch.processes == 1 and one.name.startswith("network-"):
+        return "the job has one process: nothing goes over the network"
     if launch.processes == 1 and one.phase == "collective":
         return "the job has one process: no rank waits for another"
     if kind.side is Side.CHECKPOINT and STEP in kind.phases and job.storage.url:

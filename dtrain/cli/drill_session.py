@@ -19,7 +19,7 @@ from dtrain.common.durations import seconds_of
 from dtrain.common.errors import Exit, UsageError
 from dtrain.launch import planner, recipe
 from dtrain.run.events import Metrics
-from dtrain.spec.fault import NOT_INJECTED, PHASES, TYPES, Schedule
+from dtrain.spec.fault import PHASES, TYPES, Schedule
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Session:
         self._job = drill_plan.short(loaded, asked.steps, keep_all=asked.explain)
         self._launch: LaunchPlan = planner.make(self._job)
         # A mistake in a step or a rank is found before anything runs.
-        planned = drill_plan.cases(self._wanted, Span(self._launch, asked.steps, 1.0), asked.seed, everything=False)
+        planned = drill_plan.cases(self._wanted, Span(self._launch, asked.steps, 1.0), asked.seed)
         self._able = sum(not case.not_applicable for case in planned)
         folder = runs.absolute() / f"drill-{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self._drill = Drill(self._job, asked.recipe, folder, keep=asked.keep, explain=asked.explain, quiet=quiet)
@@ -98,7 +98,7 @@ class Session:
         if self._mean:
             self._random(span, _step_seconds(undisturbed))
             return
-        chosen = drill_plan.cases(self._wanted, span, self._asked.seed, everything=not self._asked.only)
+        chosen = drill_plan.cases(self._wanted, span, self._asked.seed)
         able = [case for case in chosen if not case.not_applicable]
         for case in chosen:
             if case.not_applicable:
@@ -165,8 +165,7 @@ def listed() -> str:
     width = max(map(len, TYPES)) + 2
     faults = [f"{name:<{width}}{kind.text}" for name, kind in TYPES.items()]
     phases = [f"{name:<{width}}{text}" for name, text in PHASES.items()]
-    never = [f"{name:<{width}}not injected: {why}" for name, why in NOT_INJECTED.items()]
-    return "\n".join([*faults, *never, "", "phases (kill@evaluation):", *phases])
+    return "\n".join([*faults, "", "phases (kill@evaluation):", *phases])
 
 
 def _typed(given: Overrides) -> Sequence[str]:

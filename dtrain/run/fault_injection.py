@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dtrain.common.processes import signal_process
+from dtrain.run import network_faults
 from dtrain.run.folder import RunDir
 from dtrain.spec.fault import Fault, Schedule, Side, decode
 
@@ -182,7 +183,10 @@ def _strike_in_collective(plan: _Plan, fault: Fault, step: int) -> None:
     def strike() -> None:
         time.sleep(OTHERS_LATE_SECONDS / 2)
         _note(plan, fault, step)
-        _strike_process(fault, os.getpid(), os.getppid())
+        if fault.type.side is Side.PROCESS:
+            _strike_process(fault, os.getpid(), os.getppid())
+        else:
+            _ACTS[fault.name](plan, step)
 
     threading.Thread(target=strike, daemon=True).start()
 
@@ -289,6 +293,8 @@ _ACTS: dict[str, Callable[[_Plan, int], None]] = {
     "oom": _raise(MemoryError(TEXT)),
     "hang": lambda plan, step: _sleep_for_ever(),
     "spin": _spin,
+    "network-cut": lambda plan, step: network_faults.cut(),
+    "network-delay": lambda plan, step: network_faults.slow_down(),
     "supervisor": _signal_itself(signal.SIGKILL),
     "preempt": _signal_itself(signal.SIGTERM),
     "time-limit": _signal_itself(signal.SIGUSR1),

@@ -85,6 +85,10 @@ TYPES = {
     "data-raise": FaultType("a ValueError where a rank fetches a sample", Side.DATA, (STEP,), (_KIND.BUG,), finishes=False),
     "data-hang": FaultType("fetching a batch never ends, once", Side.DATA, (STEP,), (_KIND.HANG,), charged=1, hangs=True),
     "slow": FaultType("a rank takes 0.2 s longer for each step from here on", Side.LOOP, (STEP,)),
+    "network-cut": FaultType(
+        "a rank's TCP connections are shut down, once", Side.LOOP, (STEP, "first-step", "collective"), (_KIND.CASCADE,), charged=1
+    ),
+    "network-delay": FaultType("a rank's TCP connections send 4 MB a second at most from here on", Side.LOOP, (STEP, "first-step")),
     "agent": FaultType("SIGKILL to the agent of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
     "zygote": FaultType("SIGKILL to the zygote of a node", Side.PROCESS, _PROCESS, (_KIND.CRASH, _KIND.KILLED), charged=1),
     "node": FaultType("SIGKILL to the agent, the zygote and all workers of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
@@ -104,10 +108,6 @@ TYPES = {
     "oom": FaultType("a MemoryError in a rank", Side.LOOP, _LOOP, (_KIND.OUT_OF_MEMORY,), finishes=False),
 }  # fmt: skip
 """In the order in which they are drilled."""
-NOT_INJECTED = {
-    "network-cut": "needs a network namespace for each node, which needs root",
-    "network-delay": "needs a network namespace for each node, which needs root",
-}
 _TEXT = re.compile(r"^(?P<name>[a-z-]+)(@(?P<where>[a-z0-9.-]+))?(:(?P<rank>\d+))?$")
 _SECONDS = re.compile(r"^\d+(\.\d+)?s$")
 
@@ -168,8 +168,6 @@ def _parsed(text: str) -> Wanted:
     if match is None:
         raise UsageError(f"'{text}' is no fault", "Write NAME, NAME@STEP, NAME@PHASE or NAME@PHASE:RANK, as kill@23:1.")
     name, where = match["name"], match["where"]
-    if name in NOT_INJECTED:
-        raise UsageError(f"the fault {name} is not injected: it {NOT_INJECTED[name]}")
     if name not in TYPES:
         raise UsageError(f"there is no fault '{name}'. {nearest(name, list(TYPES))}")
     rank = int(match["rank"]) if match["rank"] else None

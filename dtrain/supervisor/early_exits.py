@@ -6,6 +6,8 @@ import dataclasses
 
 from dtrain.spec.failures import Failure, FailureKind
 
+NO_INITIATOR = "connections between the ranks ended while every rank still ran: look at the network between their nodes"
+
 
 class EarlyExits:
     """The ranks of one attempt that exited with code 0 so far."""
@@ -42,6 +44,9 @@ class EarlyExits:
                 "leave at the same step on every rank, or call context.stop(reason), which agrees on one"
             )
             return dataclasses.replace(failure, kind=FailureKind.BUG, message=message, rank=first, where="")
+        if not self._exited and failure.kind is FailureKind.CASCADE:
+            message = f"{NO_INITIATOR} ({failure.message})"
+            return dataclasses.replace(failure, message=message, where="", traceback="")
         if not self._script or not self._exited:
             return failure
         first = min(self._exited, key=lambda rank: self._exited[rank])

@@ -31,14 +31,14 @@ def span(path: Path = PROGRAMS / "tiny.yaml", *options: str) -> Span:
 
 
 def cases(place: Span, *only: str, seed: int = 0) -> list[Case]:
-    return drill_plan.cases(drill_plan.wanted(only), place, seed, everything=not only)
+    return drill_plan.cases(drill_plan.wanted(only), place, seed)
 
 
 def test_every_fault_is_drilled_at_a_place_that_the_seed_gives() -> None:
     place = span()
     found = cases(place)
     assert {fault.name for case in found for fault in case.schedule} == set(TYPES)
-    assert {case.name for case in found if case.not_applicable} == {"network-cut", "network-delay"}
+    assert not [case.name for case in found if case.not_applicable]
     assert [case.text for case in found] == [case.text for case in cases(place)]
     assert [case.text for case in found] != [case.text for case in cases(place, seed=1)]
     assert all(

@@ -259,8 +259,9 @@ def _train(
     debugger: Debugger,
 ) -> None:
     """A task or a function, under the job's strategy."""
-    from dtrain.worker import loop
+    from dtrain.worker import allocator, loop
 
+    allocator.keep_freed_memory(os.environ)
     assert isinstance(strategy, TrainingStrategy), "the plan refuses others"
     fault_injection.reach("rendezvous")
     with strategy.join(context) as backend:

@@ -71,6 +71,7 @@ def test_ddp_on_two_nodes_equals_the_local_run_to_the_last_bit(lab: RayLab, loca
     with start(RECIPE, *FOUR, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
         live.finish()
     assert len({event["address"] for event in live.events("node")}) == 2
+    assert [event["warnings"] for event in live.events("node_checked")] == [[], []], "both nodes were looked at"
     assert_as_local(live, local)
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
 

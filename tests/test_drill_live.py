@@ -74,6 +74,14 @@ def test_tensorflow_keeps_its_promises_under_faults(tmp_path: Path) -> None:
     assert "there are no in-memory checkpoints: No space left on device" in told
 
 
+def test_horovod_keeps_its_promises_under_faults(tmp_path: Path) -> None:
+    rows = by_fault(drilled(str(RECIPES / "digits_horovod.yaml"), *SHORT, "--only", "kill,network-cut", runs=tmp_path))
+    assert [(row["classes"], row["end"]) for row in rows.values()] == [
+        (["killed"], "bit-equal"),
+        (["cascade"], "bit-equal"),
+    ]
+
+
 def test_a_job_that_is_not_the_same_after_a_restart_breaks_a_promise(tmp_path: Path) -> None:
     options = ("--set", "task=forgetful.py:Forgetful", "--only", "kill@9:1", "--explain")
     found = drilled(TINY, *SHORT, *options, runs=tmp_path, check=1)

@@ -78,6 +78,24 @@ def test_a_job_that_is_not_the_same_after_a_restart_breaks_a_promise(tmp_path: P
     assert f"they part at step {resumed + 1}" in broken
     # What an attempt went on from in memory is written after its first step, what it loads from the disk two steps later.
     assert re.search(rf"the checkpoints part at step ({resumed + 1}|{resumed + 2}): ", broken)
+    assert f"the first operation that differs: step {resumed + 1}, rank 0, aten.mul.Tensor at forgetful.py:" in broken
+
+
+def test_the_operation_that_differs_is_named_with_the_users_line(tmp_path: Path) -> None:
+    """A loss that depends on the attempt, on one of two ranks of a sharded model."""
+    options = ("--set", "task=forgetful.py:ForgetfulRank", "--only", "kill@9:1", "--explain", "--strategy", "fsdp")
+    (row,) = drilled(TINY, *SHORT, *options, runs=tmp_path, check=1)["faults"]
+    (broken,) = row["broken"]
+    step = 9 - row["steps_lost"] + 1
+    place = f"forgetful.py:{line_of('1.0 if first else')}"
+    named = rf"the first operation that differs: step {step}, rank 1, aten\.mul\.Tensor at {place} \(forward pass of shard 2\)"
+    assert re.search(rf"{named}, called with 1\.001, undisturbed with 1\.0, and the same tensors", broken), broken
+
+
+def line_of(text: str) -> int:
+    """The line of the forgetful task that has this in it."""
+    lines = (PROGRAMS / "forgetful.py").read_text().splitlines()
+    return next(number for number, line in enumerate(lines, start=1) if text in line)
 
 
 def test_a_script_is_struck_after_a_time_and_starts_again(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from dtrain.api.operations import KnowsOperations
 from dtrain.api.plan import supervisor_command
 from dtrain.cli import drill_checks, drill_equality, foreground, operation_difference, removal, render, runs_of_recipes
 from dtrain.cli.drill_checks import History
@@ -135,13 +134,9 @@ class Drill:
 
     def _operation(self, history: History, steps: range) -> str:
         """The first operation that differs in these steps, found by doing both runs once more."""
-        job = history.run.job()
-        known = isinstance(registry.strategy_of(job), KnowsOperations)
-        if not known or job.function:
-            what = "a function" if known else f"the strategy '{job.strategy.name}'"
-            return f"the operations of {what} are not compared, only those of tasks under PyTorch's own strategies"
-        if not steps:
-            return ""
+        reason = operation_difference.not_compared(history.run.job())
+        if reason or not steps:
+            return reason
         runs = [
             self._run(f"{what}, to compare every operation", schedule, steps)
             for what, schedule in (("undisturbed", ()), (history.run.id, history.schedule))

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
-from dtrain.api.operations import Entry
+from dtrain.api.operations import Entry, KnowsOperations
 from dtrain.common.serde import from_dict
+from dtrain.launch import registry
 from dtrain.run.folder import RunDir
+from dtrain.spec.job import Job
 
 Log = dict[int, list[Entry]]
 """Step → the operations of a rank in the last attempt that did it."""
@@ -27,6 +29,15 @@ class Difference:
     theirs: Entry
     only_mine: Entry | None = None
     """What this run alone did just before it."""
+
+
+def not_compared(job: Job) -> str:
+    """Why nothing can be said about the operations of a job; '' if it can."""
+    known = isinstance(registry.strategy_of(job), KnowsOperations)
+    if known and not job.function:
+        return ""
+    what = "a function" if known else f"the strategy '{job.strategy.name}'"
+    return f"the operations of {what} are not compared, only those of tasks under PyTorch's own strategies"
 
 
 def found(run: RunDir, undisturbed: RunDir, steps: range) -> str:

@@ -25,7 +25,7 @@ from .buffers import BufferSync
 from .losses import LateLosses
 from .measures import StepMeasures
 from .models import gathered, made
-from .operations import Operations
+from .operations import Operations, hidden
 from .optimizers import check_trained, sorted_out
 from .own_step import OwnStep, reported
 from .own_work import OwnWork
@@ -182,7 +182,7 @@ class TorchBackend:
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         if not self._warm:
-            with self._operations.paused():
+            with hidden():
                 self._warm_up(batches[0], seeds[0])
             seed_host(seeds[0])
         self._to_training()

@@ -18,12 +18,25 @@ MOST_NUMBERS = 32
 DIGEST_BYTES = 8
 
 
+_hidden = False
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Around operations that are not told, in whatever thread: the first step of an attempt does them differently from others."""
+    global _hidden
+    _hidden = True
+    try:
+        yield
+    finally:
+        _hidden = False
+
+
 class Operations:
     """See `LogsOperations`; knows which pass of a step is under way."""
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._paused = False
 
     @contextmanager
     def passing(self, number: int) -> Iterator[None]:
@@ -31,13 +44,6 @@ class Operations:
         self._number = number
         yield
         self._number = None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what not every attempt does."""
-        self._paused = True
-        yield
-        self._paused = False
 
     @contextmanager
     def told(self, tell: Callable[[Operation], None]) -> Iterator[None]:
@@ -50,7 +56,7 @@ class Operations:
             def __torch_dispatch__(
                 self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
             ) -> Any:
-                if log._paused or not _counts(func):
+                if _hidden or not _counts(func):
                     return func(*args, **(kwargs or {}))
                 tensors, numbers = _taken_apart((args, kwargs))
                 given = _digest(tensors)

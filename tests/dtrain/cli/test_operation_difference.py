@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from live import PROGRAMS
+
 from dtrain.api.operations import Entry, Operation
 from dtrain.cli import operation_difference
 from dtrain.cli.operation_difference import first_difference, text
 from dtrain.common.serde import to_dict
+from dtrain.launch import recipe
 from dtrain.run.folder import RunDir
 
 
@@ -61,6 +64,18 @@ def test_what_one_run_alone_does_is_no_difference_but_named_as_the_cause_of_one(
     after = [LOG[0], noise, entry("aten.add.Tensor", "x", "y", line=31)]
     assert told(after, LOG).endswith(
         "differ already: only this run did aten.rand.default at my_task.py:30 (forward pass of shard 2) before it"
+    )
+
+
+def test_for_functions_and_other_frameworks_it_is_said_that_nothing_is_compared() -> None:
+    tensorflow = recipe.load(PROGRAMS / "contract_tensorflow.yaml", [])
+    assert operation_difference.not_compared(tensorflow) == (
+        f"the operations of the strategy '{tensorflow.strategy.name}' are not compared, only those of tasks under PyTorch's own strategies"
+    )
+    task = recipe.load(PROGRAMS / "tiny.yaml", [])
+    assert operation_difference.not_compared(task) == ""
+    assert "of a function are not" in operation_difference.not_compared(
+        replace(task, task=None, function="tiny.py:train")
     )
 
 

@@ -28,7 +28,7 @@ class Difference:
     mine: Entry
     theirs: Entry
     only_mine: Entry | None = None
-    """What this run alone did just before it."""
+    """What this run alone did just before it, on another line of the user's."""
 
 
 def not_compared(job: Job) -> str:
@@ -55,7 +55,7 @@ def found(run: RunDir, undisturbed: RunDir, steps: range) -> str:
         ]
         if parted:
             _, rank, difference = min(parted, key=lambda one: one[:2])
-            return f"the first operation that differs: {text(difference, rank)}"
+            return f"the first operation that differs (both run once more): {text(difference, rank)}"
     return f"run once more, no operation of steps {both[0] + 1} to {both[-1] + 1} differs"
 
 
@@ -92,7 +92,7 @@ def text(difference: Difference, rank: int) -> str:
         if difference.only_mine:
             return f"{said}: only this run did {_named(difference.only_mine)} before it"
         if difference.number == 0:
-            return f"{said}: it is the first operation that was logged"
+            return f"{said}: it is the first of its step, so the batch, the weights or what comes from outside of the framework do"
         return f"{said}: they come from other ranks or from outside of the framework"
     pairs = zip_longest(one.numbers, other.numbers, fillvalue="nothing")
     unequal = next((pair for pair in pairs if pair[0] != pair[1]), None)
@@ -111,9 +111,12 @@ def _common(mine: Sequence[Entry], theirs: Sequence[Entry]) -> Iterator[tuple[in
 
 
 def _just_before(mine: Sequence[Entry], theirs: Sequence[Entry], at: int, before: int) -> Entry | None:
-    if not at or (before and _key(mine[at - 1]) == _key(theirs[before - 1])):
-        return None
-    return mine[at - 1]
+    """The first of those that this run alone did since the last that both did."""
+    others = {_key(one) for one in theirs[:before]}
+    begin = next((number for number in range(at, 0, -1) if _key(mine[number - 1]) in others), 0)
+    # On the same line, the model is called: what its wrapper does in the first step of an attempt belongs there.
+    alone = (one for one in mine[begin:at] if one.place and one.place != mine[at].place)
+    return next(alone, None)
 
 
 def _key(entry: Entry) -> tuple[str, str, int | None, str]:

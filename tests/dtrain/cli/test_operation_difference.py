@@ -51,7 +51,7 @@ def test_a_number_that_differs_is_shown() -> None:
 
 def test_tensors_that_differ_before_the_first_operation_are_told() -> None:
     assert told([entry("aten.addmm.default", "x", "y", line=30), *LOG[1:]], LOG).endswith(
-        "and the tensors that it got differ already: it is the first operation that was logged"
+        "and the tensors that it got differ already: it is the first of its step, so the batch, the weights or what comes from outside of the framework do"
     )
     assert told([LOG[0], entry("aten.add.Tensor", "x", "y", line=31)], LOG).endswith(
         "they come from other ranks or from outside of the framework"
@@ -59,11 +59,12 @@ def test_tensors_that_differ_before_the_first_operation_are_told() -> None:
 
 
 def test_what_one_run_alone_does_is_no_difference_but_named_as_the_cause_of_one() -> None:
-    noise = entry("aten.rand.default", line=30)
+    noise = entry("aten.rand.default", line=29)
     assert told([noise, *LOG], LOG) == told(LOG, [noise, *LOG]) == ""
-    after = [LOG[0], noise, entry("aten.add.Tensor", "x", "y", line=31)]
+    prepared = entry("aten.copy_.default", line=31)
+    after = [LOG[0], noise, prepared, entry("aten.add.Tensor", "x", "y", line=31)]
     assert told(after, LOG).endswith(
-        "differ already: only this run did aten.rand.default at my_task.py:30 (forward pass of shard 2) before it"
+        "differ already: only this run did aten.rand.default at my_task.py:29 (forward pass of shard 2) before it"
     )
 
 
@@ -98,5 +99,7 @@ def test_the_last_attempt_that_did_a_step_counts_and_the_earliest_rank(tmp_path:
         "run once more, no operation of steps 23 to 23 differs"
     )
     found = operation_difference.found(made("late", [[late, spoiled], [other, other]]), undisturbed, steps)
-    assert found.startswith("the first operation that differs: step 23, rank 1, aten.addmm.default at my_task.py:30")
+    assert found.startswith(
+        "the first operation that differs (both run once more): step 23, rank 1, aten.addmm.default at my_task.py:30"
+    )
     assert operation_difference.found(made("none", []), undisturbed, steps) == ""

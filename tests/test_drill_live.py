@@ -9,9 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from live import PROGRAMS, RECIPES, dtrain, process_tree, running, start, wait_for
 
+from dtrain.cli.operation_difference import found, logs
 from dtrain.common import environment
+from dtrain.run import event_log
+from dtrain.run.events import AttemptStarted
+from dtrain.run.folder import RunDir
 from dtrain.spec.fault import Fault, encode
 
 TINY = str(PROGRAMS / "tiny.yaml")
@@ -88,10 +93,43 @@ def test_a_job_that_is_not_the_same_after_a_restart_breaks_a_promise(tmp_path: P
     (row,) = found["faults"]
     assert (row["verdict"], row["end"], found["kept"]) == ("BROKEN", "not bit-equal", False)
     (broken,) = row["broken"]
-    resumed = 9 - row["steps_lost"]
+    resumed, line = 9 - row["steps_lost"], line_of('== "1" else')
     assert f"they part at step {resumed + 1}" in broken
     # What an attempt went on from in memory is written after its first step, what it loads from the disk two steps later.
     assert re.search(rf"the checkpoints part at step ({resumed + 1}|{resumed + 2}): ", broken)
+    assert re.search(
+        rf"that differs \(both run once more\): step \d+, rank 0, aten.mul.Tensor at forgetful.py:{line}", broken
+    )
+
+
+def test_the_operation_that_differs_is_named_with_the_users_line(tmp_path: Path) -> None:
+    """A loss that depends on the attempt, on one of two ranks of a sharded model."""
+    options = ("--set", "task=forgetful.py:ForgetfulRank", "--only", "kill@9:1", "--explain", "--strategy", "fsdp")
+    (row,) = drilled(TINY, *SHORT, *options, runs=tmp_path, check=1)["faults"]
+    (broken,) = row["broken"]
+    place = f"forgetful.py:{line_of('1.0 if first else')}"
+    named = rf"the first operation that differs \(both run once more\): step (7|8|9|10), rank 1, aten\.mul\.Tensor at {place} \(forward pass of shard 2\)"
+    assert re.search(rf"{named}, called with 1\.001, undisturbed with 1\.0, and the same tensors", broken), broken
+
+
+@pytest.mark.parametrize("strategy", [("ddp",), ("ddp", "--set", "train.exact=true"), ("fsdp",)], ids=" ".join)
+def test_no_operation_differs_after_a_restart_that_changes_nothing(tmp_path: Path, strategy: tuple[str, ...]) -> None:
+    """The first step of an attempt does more than others: that is no difference, and what it does is logged to the end."""
+    options = ("--only", "kill@9:1", "--strategy", *strategy, "--json", "--runs", str(tmp_path))
+    dtrain("drill", TINY, *SHORT, *options, DTRAIN_DRILL_OPERATIONS="6:12")
+    kill, undisturbed = (RunDir(next(tmp_path.glob(f"drill-*/{name}-*"))) for name in ("kill", "undisturbed"))
+    resumed = event_log.read(kill.events)
+    steps = [event.step for event in resumed if isinstance(event, AttemptStarted)]
+    assert steps[-1] in range(6, 10)
+    assert {entry.step for entry in logs(kill)[1][9]} == {9}
+    assert len(logs(undisturbed)[0][9]) > 50
+    assert found(kill, undisturbed, range(6, 12)) == "run once more, no operation of steps 7 to 12 differs"
+
+
+def line_of(text: str) -> int:
+    """The line of the forgetful task that has this in it."""
+    lines = (PROGRAMS / "forgetful.py").read_text().splitlines()
+    return next(number for number, line in enumerate(lines, start=1) if text in line)
 
 
 def test_a_script_is_struck_after_a_time_and_starts_again(tmp_path: Path) -> None:

@@ -340,7 +340,8 @@ class RayAllocation:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
         environment = self._cluster.env_vars() | {variables.CPUS: str(max(1, int(self._bundle["CPU"])))}
-        environment |= {name: os.environ[name] for name in (variables.WARM, variables.DRILL) if name in os.environ}
+        passed = (variables.WARM, variables.DRILL, variables.OPERATIONS)
+        environment |= {name: os.environ[name] for name in passed if name in os.environ}
         command = self._plan.agent_command(self._run, node)
         actor = ray.remote(AgentHost).options(**options).remote(command, environment, dict(self._plan.job.env))
         channel = RayChannel(actor, number, group, bundle)

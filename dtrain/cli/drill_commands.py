@@ -38,7 +38,7 @@ def drill(
     seed: Annotated[int, typer.Option(metavar="N", help="Of the steps and ranks that are left open.")] = 0,
     random: Annotated[str | None, typer.Option(metavar="TIME", help="Instead, faults at random, this far apart on average: 5s, 60s.")] = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of --random.")] = 3,
-    explain: Annotated[bool, typer.Option("--explain", help="If weights differ: the first step and the first tensor that do. Keeps all checkpoints.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="If weights differ: the first step, tensor and (by two more runs) operation that do. Keeps all checkpoints.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the checkpoints of runs that went well, too.")] = False,
     list_them: Annotated[bool, typer.Option("--list", help="Only list the faults.")] = False,
     gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None, cluster: Cluster = None, sets: Set = None,

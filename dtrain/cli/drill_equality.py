@@ -10,6 +10,8 @@ from dtrain.cli.drill_checks import History
 from dtrain.run.events import CheckpointSaved
 
 BIT_EQUAL = "bit-equal"
+STEPS_BEFORE, STEPS_AFTER = 4, 2
+"""Most steps up to the first that is seen to differ, and after it, whose operations are looked at."""
 
 
 def weights(history: History) -> str:
@@ -38,8 +40,9 @@ def difference_at(history: History, undisturbed: History, step: int) -> str:
     return f"{found.name} {found.text}" if found else ""
 
 
-def explained(history: History, undisturbed: History) -> str:
-    """The first step whose loss differs, and the first tensor that differs in the first checkpoint that does."""
+def explained(history: History, undisturbed: History) -> tuple[str, range]:
+    """The first step whose loss differs, and the first tensor that differs in the first checkpoint that does; the steps, counted from 0,
+    among which the first that differs is to be looked for, none if nothing tells."""
     mine, theirs = history.losses(), undisturbed.losses()
     steps = sorted(step for step in mine.keys() & theirs.keys() if mine[step] != theirs[step])
     texts = (
@@ -47,11 +50,18 @@ def explained(history: History, undisturbed: History) -> str:
         if steps
         else []
     )
+    parted, equal = steps[:1], 0
     for step in sorted({event.step for event in history.of(CheckpointSaved)}):
         if found := difference_at(history, undisturbed, step):
             texts.append(f"the checkpoints part at step {step}: {found}")
+            parted.append(step)
             break
-    return "; ".join(texts) or "no loss and no checkpoint that both runs still have tells where they part"
+        equal = step if _comparable(history, undisturbed, step) else equal
+    if not parted:
+        return "no loss and no checkpoint that both runs still have tells where they part", range(0)
+    last = min(parted)
+    # The run is done once more: a checkpoint may be committed a step later, and what differs then shows a step later, too.
+    return "; ".join(texts), range(max(min(equal, last - 1), last - STEPS_BEFORE), last + STEPS_AFTER)
 
 
 def _how_far(history: History, undisturbed: History) -> str:
@@ -63,6 +73,10 @@ def _how_far(history: History, undisturbed: History) -> str:
     if first is None:
         return "the weights differ, no loss does"
     return f"the weights differ: loss {mine[last]:.6g}, undisturbed {theirs[last]:.6g}; they part at step {first}"
+
+
+def _comparable(history: History, undisturbed: History, step: int) -> bool:
+    return all(_folder(each, step) is not None for each in (history, undisturbed))
 
 
 def _folder(history: History, step: int) -> Path | None:

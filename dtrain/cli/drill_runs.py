@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from dtrain.api.plan import supervisor_command
-from dtrain.cli import drill_checks, drill_equality, foreground, removal, render, runs_of_recipes
+from dtrain.cli import drill_checks, drill_equality, foreground, operation_difference, removal, render, runs_of_recipes
 from dtrain.cli.drill_checks import History
 from dtrain.cli.drill_plan import Case
 from dtrain.cli.drill_result import Row
@@ -128,8 +128,27 @@ class Drill:
         if not self._is_repeatable():
             return f"{found} (two undisturbed runs differ, too)", ""
         if self._explain:
-            found = f"{found}; {drill_equality.explained(history, undisturbed)}"
+            text, steps = drill_equality.explained(history, undisturbed)
+            found = "; ".join(one for one in (found, text, self._operation(history, steps)) if one)
         return "not bit-equal", found
+
+    def _operation(self, history: History, steps: range) -> str:
+        """The first operation that differs in these steps, found by doing both runs once more."""
+        reason = operation_difference.not_compared(history.run.job())
+        if reason or not steps:
+            return reason
+        runs = [
+            self._run(f"{what}, to compare every operation", schedule, steps)
+            for what, schedule in (("undisturbed", ()), (history.run.id, history.schedule))
+        ]
+        failed = [f"{one.run.id} (exit code {_last(one)})" for one in runs if _last(one) != Exit.DONE]
+        if failed:
+            return f"the operations could not be compared: with a log of them, {failed[0]} did not reach its end"
+        undisturbed, again = (one.run for one in runs)
+        found = operation_difference.found(again, undisturbed, steps)
+        for run in () if self._keep else (undisturbed, again):
+            removal.forget_checkpoints(run)
+        return found or "no step whose operations were logged was done by both runs"
 
     def _is_repeatable(self) -> bool:
         """Whether the job itself ends with the same weights twice, found by another undisturbed run."""
@@ -139,16 +158,19 @@ class Drill:
             self._repeatable = drill_equality.weights(again) == drill_equality.weights(self._undisturbed)
         return self._repeatable
 
-    def _run(self, title: str, schedule: Schedule) -> History:
-        """A run to its end, resumed if a fault ended its supervisor or had it leave."""
+    def _run(self, title: str, schedule: Schedule, logged: range = range(0)) -> History:
+        """A run to its end, resumed if a fault ended its supervisor or had it leave; it logs the operations of these steps."""
         run = runs_of_recipes.made(replace(self._job, name=_folder_name(schedule)), self._recipe, self.folder)
         began, codes, overdue = time.monotonic(), list[int](), ""
         limit = max(LEAST_SECONDS, TIMES_UNDISTURBED * (self._undisturbed.seconds if self._undisturbed else 0.0))
         deadline = began + limit if self._undisturbed else float("inf")
         left = Leftovers() if self._here else None
+        told = {environment.DRILL: encode(schedule)} if schedule else {}
+        told |= {environment.OPERATIONS: f"{logged.start}:{logged.stop}"} if logged else {}
+        told |= {"TMPDIR": str(left.temporary)} if left else {}
         resumable = sum(fault.type.side is Side.SUPERVISOR for fault in schedule)
         while not codes or (codes[-1] in (-signal.SIGKILL, Exit.RESUMABLE) and len(codes) <= resumable):
-            code = self._supervised(run, title, schedule, left, deadline)
+            code = self._supervised(run, title, told, left, deadline)
             if code is None:
                 overdue = f"it had not ended after {render.seconds(limit)}"
                 break
@@ -159,11 +181,10 @@ class Drill:
         return History(run, schedule, tuple(codes), time.monotonic() - began, overdue, found)
 
     def _supervised(
-        self, run: RunDir, title: str, schedule: Schedule, left: Leftovers | None, deadline: float
+        self, run: RunDir, title: str, told: Mapping[str, str], left: Leftovers | None, deadline: float
     ) -> int | None:
         """One supervisor of a run, to its end; None: it was ended since it took too long."""
-        told = {environment.DRILL: encode(schedule)} if schedule else {}
-        with _environment(told | ({"TMPDIR": str(left.temporary)} if left else {})):
+        with _environment(told):
             if not self._cluster.supervises_locally():
                 return self._followed(run, title, deadline)
             foreground.announce(run, run.job())

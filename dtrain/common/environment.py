@@ -24,5 +24,7 @@ SHIPPED = "DTRAIN_SHIPPED"
 """Set by clusters for a submitted supervisor: the name of a module with what was sent along (`dtrain.api.plan.SHIPPED_JOB`)."""
 DRILL = "DTRAIN_DRILL"
 """Set by `dtrain drill` for the processes of its runs, and not seen by the user's code: the faults to inject."""
+OPERATIONS = "DTRAIN_DRILL_OPERATIONS"
+"""Set by `dtrain drill --explain` like the faults: the steps whose operations are to be logged, as `from:to`."""
 OF_AGENTS = frozenset({ADDRESS, CPUS, LINE_BYTES, FOLDER, SHIPPED})
 """Not passed on to workers."""

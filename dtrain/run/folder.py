@@ -133,6 +133,10 @@ class RunDir:
         """Where a program that is no Python script of ours leaves its error (TORCHELASTIC_ERROR_FILE)."""
         return self.logs / f"rank-{rank:05d}.error.json"
 
+    def operations(self, attempt: int, rank: int) -> Path:
+        """The operations that one worker did in some steps of an attempt, if a drill asked for them."""
+        return self.logs / f"operations-{attempt:04d}-{rank:05d}.log"
+
     def ledger(self, attempt: int, rank: int) -> Path:
         """The samples of one worker in one attempt."""
         return self.ledgers / f"attempt-{attempt:04d}-rank-{rank:05d}.bin"

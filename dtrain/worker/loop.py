@@ -33,7 +33,7 @@ from dtrain.data.stream import Stream
 from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
 from dtrain.spec import entrypoint
-from dtrain.worker import arithmetic
+from dtrain.worker import arithmetic, operation_log
 from dtrain.worker import task as tasks
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.context import Context, Leaving
@@ -213,7 +213,8 @@ def _steps(
                 seeds = [step_seed(seed, step, shard) for shard in passes]
                 seed_host(seeds[0])
                 rate = task.factor(step, sampler.total_steps)
-                with guard.watching(step, batches, seeds):
+                logged = operation_log.around(step, trainer.backend, shards.start)
+                with guard.watching(step, batches, seeds), logged:
                     values = trainer.backend.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
             ledger.add(step, begin, indices, guard.left_out)
             if gradients and not guard.left_out and isinstance(trainer.backend, ChecksGradients):

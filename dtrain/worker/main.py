@@ -33,7 +33,7 @@ from dtrain.run import fault_injection
 from dtrain.run.folder import RunDir
 from dtrain.spec.failures import FailureKind
 from dtrain.spec.job import Job, shards_on
-from dtrain.worker import failure_report, python_process
+from dtrain.worker import failure_report, operation_log, python_process
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 
@@ -181,12 +181,15 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
     strategy = registry.strategy(job.strategy.name, job.strategy.options)
     os.environ.clear()
     os.environ.update(assignment.environment | inheritance.set_by_imports)
-    os.environ.pop(variables.DRILL, None)
+    for name in (variables.DRILL, variables.OPERATIONS):
+        os.environ.pop(name, None)
     os.environ.update(_environment(run, job, strategy, assignment) | job.env)
     fault_injection.begin(
         assignment.environment.get(variables.DRILL, ""), run, rank=rank_info.rank, attempt=assignment.rendezvous.attempt,
         first_step=assignment.step,
     )  # fmt: skip
+    logged = assignment.environment.get(variables.OPERATIONS, "")
+    operation_log.begin(logged, run, rank_info.rank, assignment.rendezvous.attempt)
     print(
         f"--- dtrain: attempt {assignment.rendezvous.attempt}, rank {rank_info.rank}, from step {assignment.step} ---"
     )

@@ -25,6 +25,7 @@ from .buffers import BufferSync
 from .losses import LateLosses
 from .measures import StepMeasures
 from .models import gathered, made
+from .operations import Operations, hidden
 from .optimizers import check_trained, sorted_out
 from .own_step import OwnStep, reported
 from .own_work import OwnWork
@@ -65,6 +66,8 @@ class TorchBackend:
         self._weights: Sequence[float] = (1.0,)
         self._buffer_sync = BufferSync()
         self._late = LateLosses()
+        self._operations = Operations()
+        self.operations_told = self._operations.told
         self._check = StepCheck(rank_info, device, self._late)
         self.judge: Judge | None = None
         self._own_work = None if parallel.waits_inside else OwnWork(device)
@@ -179,7 +182,8 @@ class TorchBackend:
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         if not self._warm:
-            self._warm_up(batches[0], seeds[0])
+            with hidden():
+                self._warm_up(batches[0], seeds[0])
             seed_host(seeds[0])
         self._to_training()
         total, metrics = None, dict[str, Any]()
@@ -277,6 +281,7 @@ class TorchBackend:
         """Around the forward and backward pass of this number (from 1) of so many in a step."""
         first, last = number == 1, number == count
         with ExitStack() as stack:
+            stack.enter_context(self._operations.passing(number - 1))
             if self._exact:
                 self._exact.begin_pass(first=first, last=last)
             for model in self._models.values():

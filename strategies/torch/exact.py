@@ -16,6 +16,7 @@ from dtrain.api.strategy import WorkerContext
 from dtrain.common.errors import UserError
 
 from .exchange import Exchange, exchange_for, scaled, tree_sum
+from .operations import hidden
 
 CHECKSUMS = 1 << 32
 LATE = 2
@@ -143,6 +144,7 @@ class ExactSums:
                 buffer.detach().copy_(kept)
             self._kept = []
 
+    @hidden()  # DDP lays its buckets out anew after its first step
     def hook(self, bucket: Any) -> Any:
         """A communication hook of DDP (`register_comm_hook`): sends a bucket while the backward pass goes on."""
         import torch
@@ -164,6 +166,7 @@ class ExactSums:
             self._buckets[-1 - LATE].gather(self.scale)
         return future
 
+    @hidden()
     def _finish_buckets(self) -> None:
         buckets, self._buckets = self._buckets, []
         for bucket in buckets:

@@ -16,6 +16,7 @@ class OneADevice:
     """One process a device, told its place as torchrun tells it."""
 
     framework = "torch"
+    knows_operations = True
     measure_network = staticmethod(network.measure)
     waits_in = staticmethod(waiting.waits_in)
 

@@ -10,3 +10,11 @@ class Forgetful(Tiny):
 
     def loss(self, model, batch):
         return super().loss(model, batch) * (1.0 if os.environ["DTRAIN_ATTEMPT"] == "1" else 1.001)
+
+
+class ForgetfulRank(Tiny):
+    """The same on rank 1 alone."""
+
+    def loss(self, model, batch):
+        first = os.environ["DTRAIN_ATTEMPT"] == "1" or os.environ["DTRAIN_RANK"] == "0"
+        return super().loss(model, batch) * (1.0 if first else 1.001)

@@ -44,7 +44,7 @@ class EarlyExits:
                 "leave at the same step on every rank, or call context.stop(reason), which agrees on one"
             )
             return dataclasses.replace(failure, kind=FailureKind.BUG, message=message, rank=first, where="")
-        if not self._exited and failure.kind is FailureKind.CASCADE:
+        if not self._script and not self._exited and self._ranks > 1 and failure.kind is FailureKind.CASCADE:
             message = f"{NO_INITIATOR} ({failure.message})"
             return dataclasses.replace(failure, message=message, where="", traceback="")
         if not self._script or not self._exited:

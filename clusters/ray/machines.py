@@ -48,8 +48,8 @@ class Machines:
         )
 
     def selector(self, avoided: Collection[str], bundles: int, placement: str) -> dict[str, str]:
-        """For the bundles of a placement group: the label of any other node; {} if nothing is avoided, or if the others could
-        never hold so many bundles in this placement."""
+        """A label selector that excludes the avoided nodes from a placement group; {} if no node is avoided, or if the other nodes
+        are too few for so many bundles in this placement."""
         if not avoided:
             return {}
         alive = self.look()

@@ -79,7 +79,7 @@ class EvaluationMetrics:
     step: int
     values: dict[str, float]
     seconds: float = 0.0
-    """That the evaluation took."""
+    """Duration of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class MemoryUsed:
     """Peak memory of this rank; the first `MOST_RANKS` ranks report it at their end."""
 
     bytes: int
-    """Resident (VmHWM); pages that it shares with others count in each."""
+    """Peak resident set size (VmHWM in /proc); pages shared between processes count in each of them."""
     device_bytes: int = 0
-    """Of its devices, as the framework's allocator counts; 0: not known."""
+    """Peak on its devices, as the framework's allocator counts; 0: not known."""
 
 
 MOST_RANKS = 64
-"""Ranks that report their memory: those of a training are alike."""
+"""Ranks that report their memory; the others need about as much."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class LogShortened:
     """The agent: this rank's log had more than `logs.keep`."""
 
     removed: int
-    """Bytes, of the log's middle."""
+    """Number of bytes that were cut out of the middle of the log."""
     problem: str = ""
-    """Why they could not be removed."""
+    """Why nothing could be cut out."""
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _not_applicable(one: Wanted, launch: LaunchPlan) -> str:
         return "a task or a function is struck at a step or in a phase"
     if job.function and one.name == "spin":
         return "a function may compute between two steps for as long as it likes: dtrain takes only idle ranks of one for hanging"
-    if launch.processes == 1 and one.name.startswith("network-"):
+    if launch.processes == 1 and kind.side is Side.NETWORK:
         return "the job has one process: nothing goes over the network"
     if launch.processes == 1 and one.phase == "collective":
         return "the job has one process: no rank waits for another"

@@ -42,6 +42,8 @@ class Side(Enum):
     """By the worker, to its process or to those above it; also from outside, after a time."""
     LOOP = "loop"
     """In the thread that runs the user's code."""
+    NETWORK = "network"
+    """To the TCP connections of a rank, in the same thread."""
     DATA = "data"
     """Where samples are fetched."""
     CHECKPOINT = "checkpoint"
@@ -86,9 +88,9 @@ TYPES = {
     "data-hang": FaultType("fetching a batch never ends, once", Side.DATA, (STEP,), (_KIND.HANG,), charged=1, hangs=True),
     "slow": FaultType("a rank takes 0.2 s longer for each step from here on", Side.LOOP, (STEP,)),
     "network-cut": FaultType(
-        "a rank's TCP connections are shut down, once", Side.LOOP, (STEP, "first-step", "collective"), (_KIND.CASCADE,), charged=1
+        "a rank's TCP connections are shut down, once", Side.NETWORK, (STEP, "first-step", "collective"), (_KIND.CASCADE,), charged=1
     ),
-    "network-delay": FaultType("a rank's TCP connections send 4 MB a second at most from here on", Side.LOOP, (STEP, "first-step")),
+    "network-delay": FaultType("a rank's TCP connections send 4 MB a second at most from here on", Side.NETWORK, (STEP, "first-step")),
     "agent": FaultType("SIGKILL to the agent of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
     "zygote": FaultType("SIGKILL to the zygote of a node", Side.PROCESS, _PROCESS, (_KIND.CRASH, _KIND.KILLED), charged=1),
     "node": FaultType("SIGKILL to the agent, the zygote and all workers of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),

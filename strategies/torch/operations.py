@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from dtrain.api.operations import Operation
+from dtrain.common.files import digest
 
 NOT_TOLD = frozenset({"c10d", "_c10d_functional", "fsdp", "inductor", "profiler"})
 """Namespaces of operations that move memory or wait: a collective's tensors may not be there yet when it returns."""
 NOT_FILLED = ("empty", "resize", "set_")
 """In the names of operations that give memory as it is."""
 MOST_NUMBERS = 32
-DIGEST_BYTES = 8
-
+DIGEST_LETTERS = 16
 
 _hidden = False
 
@@ -108,7 +107,7 @@ def _taken_apart(values: Any) -> tuple[list[Any], list[str]]:
 
 def _digest(tensors: Iterable[Any], numbers: Iterable[str] = ()) -> str:
     """Of the bits, this process's part of a sharded tensor."""
-    found = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    found = digest()
     for tensor in tensors:
         local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
         found.update(f"{local.dtype}{tuple(local.shape)}".encode())
@@ -116,11 +115,12 @@ def _digest(tensors: Iterable[Any], numbers: Iterable[str] = ()) -> str:
             _add_bits(found, local)
     for number in numbers:
         found.update(number.encode())
-    return found.hexdigest()
+    return str(found.hexdigest()[:DIGEST_LETTERS])
 
 
-def _add_bits(digest: Any, tensor: Any) -> None:
-    """Read from the tensor's own memory: one that NumPy has seen could not be resized any more, which FSDP does."""
+def _add_bits(whole_digest: Any, tensor: Any) -> None:
+    """Read from the tensor's own memory: one that NumPy has seen could not be resized any more, which FSDP does. BLAKE3 takes no
+    array of ctypes as it is."""
     whole = tensor.resolve_conj().resolve_neg().cpu().contiguous()
     if size := whole.numel() * whole.element_size():
-        digest.update((ctypes.c_char * size).from_address(whole.data_ptr()))
+        whole_digest.update(memoryview((ctypes.c_char * size).from_address(whole.data_ptr())).cast("B"))

@@ -1,4 +1,4 @@
-"""The agent's side of its zygote: start it, have it fork workers, hear how they and it end."""
+"""The agent's side of its template and zygote: start them, have workers forked, hear how these and the zygote end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from dtrain.agent.zygote import MESSAGE_BYTES
-from dtrain.common.processes import STACKS_SIGNAL
+from dtrain.common.processes import STACKS_SIGNAL, signal_process
 
 PROGRAM = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.agent.zygote import main; main()"
 """Without `-P`, which workers would inherit and plain programs do not have."""
@@ -45,32 +45,90 @@ class ForkRefused(Exception):
     """No worker could be forked; says why."""
 
 
-class ForkServer:
-    """One zygote. `wait` on it, then `hear` it."""
+class Template:
+    """The process that has imported what workers need, and from which zygotes are forked; its messages are `ForkServer`'s to read."""
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.modules = tuple(modules)
-        self.environment = dict(environment)
-        self.warm = False
-        """Whether everything is imported."""
-        self.broken: Broken | None = None
-        self._importing = ""
-        self._heard: deque[Ended | Broken] = deque()
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(os.getpid()), "dtrain.worker.main", *modules],
-                pass_fds=[theirs.fileno()], env=self.environment, cwd="/",
+                pass_fds=[theirs.fileno()], env=dict(environment), cwd="/",
             )  # fmt: skip
+        self.pid = self._process.pid
 
-    @property
-    def pid(self) -> int:
-        """Of the zygote."""
-        return self._process.pid
+    def zygote(self) -> tuple[int, socket.socket] | None:
+        """A new zygote and the socket to speak to it; None if the template is gone. It must have imported everything."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, suppress(OSError):  # what became of it is read next
+            socket.send_fds(self.channel, [b"zygote"], [theirs.fileno()])
+        while answer := received(self.channel):
+            if answer["kind"] == "forked":
+                return int(answer["pid"]), ours
+            if answer["kind"] == "refused":
+                break
+        ours.close()
+        return None
+
+    def code_of(self, pid: int) -> int | None:
+        """How a zygote has ended: its exit code, or minus the signal; None if the template has ended, too."""
+        while answer := received(self.channel):
+            if answer["kind"] == "ended" and int(answer["pid"]) == pid:
+                return int(answer["code"])
+        return None
+
+    def kill(self) -> None:
+        """At once."""
+        self._process.kill()
+
+    def wait(self) -> int:
+        """For its end, of which it was told or will be when the channel is closed; its exit code, or minus the signal."""
+        self.channel.close()
+        return self._process.wait()
+
+
+def received(channel: socket.socket) -> dict[str, str]:
+    """The next message of a template or a zygote; nothing if it is gone."""
+    try:
+        text = channel.recv(MESSAGE_BYTES)
+    except OSError:
+        text = b""
+    found: dict[str, str] = json.loads(text) if text else {}
+    return found
+
+
+class ForkServer:
+    """One zygote, after the imports of its template. `wait` on it, then `hear` it."""
+
+    def __init__(
+        self, modules: Sequence[str], environment: Mapping[str, str], template: Template | None = None
+    ) -> None:
+        self.modules = tuple(modules)
+        self.environment = dict(environment)
+        self.warm = False
+        """Whether everything is imported, and the zygote is there."""
+        self.broken: Broken | None = None
+        self._importing = ""
+        self._heard: deque[Ended | Broken] = deque()
+        self._template = template or Template(modules, environment)
+        self.pid = self._template.pid
+        """Of the zygote, as soon as there is one."""
+        self._channel = self._template.channel
+        if template:
+            self._begin()
 
     def fileno(self) -> int:
         """Ready to read when there is something to hear."""
         return self._channel.fileno()
+
+    def _begin(self) -> None:
+        """Everything is imported: have the zygote forked."""
+        made = self._template.zygote()
+        if made is None:
+            self._break(Broken(self._obituary(self._template.wait())))
+            return
+        self.pid, self._channel = made
+        self.warm = True
 
     def fork(self, descriptors: Sequence[int]) -> int:
         """The process id of a new worker that has these descriptors; raises `ForkRefused`."""
@@ -92,8 +150,7 @@ class ForkServer:
 
     def show_stacks(self) -> None:
         """Have it write its stacks to the agent's log; an import may never end."""
-        with suppress(ProcessLookupError):
-            self._process.send_signal(STACKS_SIGNAL)
+        signal_process(self.pid, STACKS_SIGNAL)
 
     def stale(self) -> bool:
         """Whether a file that it has imported was changed since, or the zygote is gone."""
@@ -106,17 +163,21 @@ class ForkServer:
         return True
 
     def stop(self) -> None:
-        """End it and its workers, and wait for it."""
+        """End both and the workers, and wait for the template, which has waited for the zygote."""
         self._channel.close()
         if not self.warm:
-            self._process.kill()
-        self._process.wait()
+            self._template.kill()
+        self._template.wait()
 
     def again(self, environment: Mapping[str, str] | None = None) -> ForkServer:
-        """Another one that imports the same, in the place of this."""
-        if self.broken is None:
-            self.stop()
-        return ForkServer(self.modules, self.environment if environment is None else environment)
+        """Another one that has imported the same, in the place of this: of the same template if that is still there."""
+        kept = self.environment if environment is None else environment
+        if self.warm and self.broken and kept == self.environment:
+            following = ForkServer(self.modules, kept, self._template)
+            if following.broken is None:
+                return following
+        self.stop()
+        return ForkServer(self.modules, kept)
 
     def _send(self, descriptors: Sequence[int]) -> None:
         with suppress(OSError):  # what became of it is read next
@@ -124,33 +185,31 @@ class ForkServer:
 
     def _receive(self) -> dict[str, str]:
         """One message, taken to heart."""
-        try:
-            text = self._channel.recv(MESSAGE_BYTES)
-        except OSError:
-            text = b""
-        message: dict[str, str] = json.loads(text) if text else {"kind": "gone"}
+        message = received(self._channel) or {"kind": "gone"}
         kind = message["kind"]
         if kind == "importing":
             self._importing = message["module"]
         elif kind == "warm":
-            self.warm = True
+            self._begin()
         elif kind == "ended":
             self._heard.append(Ended(int(message["pid"]), int(message["code"])))
         elif kind == "broken":
             reason = f"importing {message['module']} before the workers were forked: {message['error']}"
             self._break(Broken(reason, message["module"], message["traceback"]))
         elif kind == "gone":
-            self._break(Broken(self._obituary()))
+            self._break(
+                Broken(self._obituary(self._template.code_of(self.pid) if self.warm else self._template.wait()))
+            )
         return message
 
     def _break(self, broken: Broken) -> None:
         self.broken = broken
         self._heard.append(broken)
         self._channel.close()
-        self._process.wait()
 
-    def _obituary(self) -> str:
-        code = self._process.wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    def _obituary(self, code: int | None) -> str:
+        how = "has ended" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
         when = "" if self.warm else f" while it imported {self._importing or 'dtrain'}"
         return f"the process that workers are forked from (process {self.pid}) {how}{when}"

@@ -1,9 +1,11 @@
-"""The zygote of an agent: it imports the framework once, and forks every worker from the result.
+"""The template and the zygote of an agent: the template imports the framework once and forks the zygote, and that forks every worker.
 
-`dtrain.agent.fork_server` starts it and speaks to it over one socket: a request brings the file descriptors of a new worker,
-answers tell of its process. It is no `multiprocessing` process, so that its workers find that module untouched. It ends
-when its agent does, since it then reads the end of the socket. On its way out it kills the process groups of the workers
-it forked: they would die with it anyway (`PR_SET_PDEATHSIG`), but their own children (data loaders) would not.
+If the zygote is killed, its workers die with it, and the template forks another one at once: nothing is imported again.
+`dtrain.agent.fork_server` starts the template and speaks to each of both over a socket: a request brings the file descriptor of a new
+zygote's socket, or those of a new worker; answers tell of its process. They are no `multiprocessing` processes, so that workers
+find that module untouched. Both end when their agent does, since they then read the end of the socket. On its way out a zygote kills
+the process groups of the workers it forked: they would die with it anyway (`PR_SET_PDEATHSIG`), but their own children (data
+loaders) would not.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ _exit_code: tuple[int, int] | None = None
 
 
 def main() -> None:
-    """`python -c … DESCRIPTOR AGENT MODULE…`: be a zygote; in a worker, return when the user's code has ended."""
+    """`python -c … DESCRIPTOR AGENT MODULE…`: be a template, then a zygote; in a worker, return when the user's code has ended."""
     # What is registered first is called last: after the exit handlers of everything that is imported from here on.
     atexit.register(_leave)
-    set_name("dtrain-zygote")
+    set_name("dtrain-template")
     channel = socket.socket(fileno=int(sys.argv[1]))
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
@@ -123,7 +125,7 @@ def _changed_since(began: float) -> str:
 
 
 def _serve(channel: socket.socket, began: float) -> tuple[int, ...] | None:
-    """Fork a worker for every request: its descriptors in the worker, None in the zygote when the agent is gone."""
+    """Fork a zygote or a worker for every request: its descriptors in the worker, None in the others when the agent is gone."""
     ended, wake = os.pipe()
     os.set_blocking(ended, False)
     os.set_blocking(wake, False)
@@ -147,6 +149,9 @@ def _serve(channel: socket.socket, began: float) -> tuple[int, ...] | None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.close(ended)
                 os.close(wake)
+                if request == b"zygote":
+                    set_name("dtrain-zygote")
+                    return _serve(socket.socket(fileno=descriptors[0]), began)
                 return tuple(descriptors)
 
 
@@ -169,7 +174,7 @@ def _fork(channel: socket.socket, descriptors: list[int]) -> bool:
 
 
 def _bury(channel: socket.socket) -> None:
-    """Tell the agent of every worker that has ended."""
+    """Tell the agent of every process that has ended."""
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             _say(channel, kind="ended", pid=found[0], code=os.waitstatus_to_exitcode(found[1]))

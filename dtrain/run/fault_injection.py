@@ -164,9 +164,10 @@ def _strike_process(fault: Fault, worker: int, zygote: int) -> None:
     elif fault.name == "segv" and itself:
         ctypes.string_at(0)
     elif fault.name in ("agent", "node"):
-        siblings = _children(zygote) if fault.name == "node" else []
-        os.kill(_parent(zygote), signal.SIGKILL)
-        for pid in [zygote, *siblings] if siblings else []:
+        template = _parent(zygote)
+        rest = [template, zygote, *_children(zygote)] if fault.name == "node" else []
+        os.kill(_parent(template), signal.SIGKILL)
+        for pid in rest:
             signal_process(pid, signal.SIGKILL)
     else:
         number = {"stop": signal.SIGSTOP, "segv": signal.SIGSEGV}.get(fault.name, signal.SIGKILL)

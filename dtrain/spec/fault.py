@@ -93,7 +93,7 @@ TYPES = {
     "network-delay": FaultType("a rank's TCP connections send 4 MB a second at most from here on", Side.NETWORK, (STEP, "first-step")),
     "agent": FaultType("SIGKILL to the agent of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
     "zygote": FaultType("SIGKILL to the zygote of a node", Side.PROCESS, _PROCESS, (_KIND.CRASH, _KIND.KILLED), charged=1),
-    "node": FaultType("SIGKILL to the agent, the zygote and all workers of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
+    "node": FaultType("SIGKILL to the agent, its template and zygote, and all workers of a node", Side.PROCESS, _PROCESS, (_KIND.NODE_LOST,)),
     "supervisor": FaultType("SIGKILL to the supervisor; the run is resumed", Side.SUPERVISOR, ("commit", "renamed")),
     "preempt": FaultType("SIGTERM to the supervisor, as for a preemption; the run is resumed", Side.SUPERVISOR, ("commit",)),
     "time-limit": FaultType("SIGUSR1 to the supervisor, as before a time limit; the run is resumed", Side.SUPERVISOR, ("commit",)),

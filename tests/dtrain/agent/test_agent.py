@@ -94,12 +94,20 @@ class Played:
             wait_for(lambda: read(self.run.rank_log(rank)).count("up\n") >= attempt, "the worker")  # noqa: B023
         return pids
 
+    def template(self) -> int:
+        """The process that imports: the agent's only child."""
+        return only_child(self.process.pid)
+
     def zygote(self) -> int:
-        """The process of the zygote: the agent's only child."""
-        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
+        """The parent of the workers: the template's only child."""
+        return only_child(self.template())
 
     def log(self) -> str:
         return (self.run.logs / "agent-node0.log").read_text()
+
+
+def only_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 @pytest.fixture
@@ -151,7 +159,7 @@ def test_a_killed_zygote_is_a_crash_of_its_workers_and_the_next_attempt_has_a_ne
     agents: Callable[..., Played],
 ) -> None:
     agent = agents(SLEEP)
-    pids, zygote = agent.started(workers=2), agent.zygote()
+    pids, template, zygote = agent.started(workers=2), agent.template(), agent.zygote()
     os.kill(zygote, signal.SIGKILL)
     for _ in pids:
         report = agent.wait(WorkerReport).body
@@ -161,6 +169,24 @@ def test_a_killed_zygote_is_a_crash_of_its_workers_and_the_next_attempt_has_a_ne
     assert not running(set(pids.values()))
     assert agent.started(attempt=2)
     assert agent.zygote() != zygote
+    assert agent.template() == template, "nothing is imported again"
+
+
+def test_a_killed_template_harms_no_worker_and_the_next_zygote_has_a_new_one(agents: Callable[..., Played]) -> None:
+    agent = agents(SLEEP)
+    pids, template, zygote = agent.started(workers=2), agent.template(), agent.zygote()
+    os.kill(template, signal.SIGKILL)
+    wait_for(lambda: not running({template}), "its end")
+    agent.heard.clear()
+    agent.wait(Heartbeat)
+    assert running(set(pids.values())) == set(pids.values())
+    os.kill(zygote, signal.SIGKILL)
+    for _ in pids:
+        report = agent.wait(WorkerReport).body
+        assert f"the process that workers are forked from (process {zygote}) has ended" in report["message"]
+        assert agent.wait(WorkerExited).code == -signal.SIGKILL
+    assert agent.started(attempt=2)
+    assert agent.template() != template
 
 
 def test_a_module_that_does_not_import_is_a_failure_of_set_up_with_its_traceback(
@@ -222,7 +248,7 @@ def test_a_module_whose_import_never_ends_can_be_looked_at_and_stopped(
     (tmp_path / "endless.py").write_text(ENDLESS)
     agent = agents(SLEEP, "endless", env={"PYTHONPATH": str(tmp_path)})
     agent.start()
-    zygote = agent.zygote()
+    zygote = agent.template()
     wait_for(lambda: (tmp_path / "begun").exists(), "the endless import")
     agent.send(DumpStacks(1))
     wait_for(lambda: "endless.py" in agent.log(), "the stacks")
@@ -237,7 +263,7 @@ def test_a_module_whose_import_never_ends_can_be_looked_at_and_stopped(
 def test_a_zygote_that_is_still_importing_ends_with_its_agent(agents: Callable[..., Played], tmp_path: Path) -> None:
     (tmp_path / "endless.py").write_text(ENDLESS)
     agent = agents(SLEEP, "endless", env={"PYTHONPATH": str(tmp_path)})
-    zygote = agent.zygote()
+    zygote = agent.template()
     assert running({zygote})
     agent.process.kill()
     wait_for(lambda: not running({zygote}), "the end of the zygote")

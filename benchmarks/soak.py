@@ -9,11 +9,9 @@ restarts; after a minute without a step its job is started again, as a person wo
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import random
 import signal
-import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -42,8 +40,10 @@ def undisturbed(folder: Path, settings: Settings, steps: int) -> tuple[RunDir, f
     seconds_of(command, folder, GRACE * steps * settings.pause)
     run = all_runs(folder / "runs")[-1]
     ledger = LedgerFile(run.ledger(1, 0))
-    moments = [entry.time for entry in ledger.read(0, len(ledger))]
-    return run, statistics.median(b - a for a, b in itertools.pairwise(moments[len(moments) // 10 :]))
+    first, last = ledger.at(0), ledger.at(-1)
+    assert first
+    assert last
+    return run, (last.time - first.time) / (last.step - first.step)
 
 
 def moments(every: float, rng: random.Random) -> Iterator[float]:

@@ -23,22 +23,11 @@ STRATEGIES = {
     "ddp": ("tiny.yaml", ()),
     "fsdp": ("tiny.yaml", ("--set", "strategy=fsdp", "--set", "params.norm=false")),
     "hsdp": ("tiny.yaml", ("--set", "strategy=hsdp", "--set", "strategy.replicas=2", "--set", "params.norm=false")),
-    "horovod": (
-        "tiny.yaml",
-        (
-            "--set",
-            "strategy=horovod",
-        ),
-    ),
-    "mirrored": (
-        "contract_tensorflow.yaml",
-        (
-            "--set",
-            "strategy=mirrored",
-        ),
-    ),
+    "horovod": ("tiny.yaml", ("--set", "strategy=horovod")),
+    "mirrored": ("contract_tensorflow.yaml", ("--set", "strategy=mirrored")),
+    "multi_worker_mirrored": ("contract_tensorflow.yaml", ("--set", "strategy=multi_worker_mirrored")),
 }
-TARGETS = ("worker", "worker", "agent", "zygote", "supervisor")
+TARGETS = ("worker", "worker", "agent", "zygote", "template", "supervisor")
 MOST_FAULTS = 4
 STEPS = 60
 COMMON = (
@@ -93,7 +82,7 @@ class Round:
         if target == "supervisor":
             return [live.process.pid]
         live.see()
-        names = {"worker": "dtrain-rank", "agent": "dtrain-agent", "zygote": "dtrain-zygote"}
+        names = {one: f"dtrain-{one}" for one in TARGETS} | {"worker": "dtrain-rank"}
         return [pid for pid in sorted(process_tree(live.process.pid)) if _name(pid).startswith(names[target])]
 
 

@@ -32,7 +32,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "two nodes": ("digits_ddp.yaml", "--nodes", "2"),
     "random": ("digits_ddp.yaml", "--random", "2s", "--steps", "2000", "--rounds", "3"),
 }
-MAIN = "kill,raise,segv,hang,agent,node,supervisor,preempt,drain,corrupt-checkpoint"
+MAIN = "kill,raise,segv,hang,agent,zygote,node,supervisor,preempt,drain,corrupt-checkpoint,network-cut,network-delay"
 ON_CLUSTERS = {
     "slurm": ("digits_ddp.yaml", "--nodes", "2", "--cluster", "slurm", "--only", MAIN),
     "ray": ("digits_ddp.yaml", "--nodes", "2", "--cluster", "ray", "--only", MAIN),

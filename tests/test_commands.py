@@ -41,12 +41,19 @@ def test_a_wrong_recipe_starts_nothing(tmp_path: Path) -> None:
         (["status", "nothing"], "there are no runs in"),
         (["logs", "last"], "there are no runs in"),
         (["resume", "/"], "there are no runs in"),
+        (["drill"], "drill needs a recipe"),
     ],
     ids=lambda value: "-".join(value)[:30] if isinstance(value, list) else None,
 )
 def test_what_is_mistyped_is_one_clear_message(arguments: list[str], words: str, tmp_path: Path) -> None:
     failed = dtrain(*arguments, check=2, DTRAIN_RUNS=str(tmp_path))
     assert words in failed.stderr
+
+
+def test_the_faults_of_a_drill_are_listed_without_a_recipe() -> None:
+    shown = dtrain("drill", "--list").stdout
+    assert "\nnetwork-cut " in shown
+    assert "phases (kill@evaluation):" in shown
 
 
 def test_plan_shows_everything_and_starts_nothing(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from dtrain.cli.options import RUNS, Cluster, Gpus, Html, Json, Nodes, Runs, Set, Strategy, Workers
+from dtrain.common.errors import UsageError
 
 Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="Of the job; its own runs and checkpoints are not touched.")
+    Path | None, typer.Argument(metavar="[RECIPE]", help="Of the job; its own runs and checkpoints are not touched.")
 ]
-
 
 WIDE = 300
 """Letters of a line that no terminal shows."""
@@ -28,7 +28,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def drill(
-    path: Recipe,
+    path: Recipe = None,
     steps: Annotated[int, typer.Option(metavar="N", min=10, help="Steps of each run.")] = 40,
     budget: Annotated[str, typer.Option(metavar="TIME", help="Begin no further run after this time: 90s, 10m, 2h.")] = "10m",
     only: Annotated[
@@ -53,6 +53,8 @@ def drill(
     if list_them:
         print(drill_session.listed())
         return
+    if path is None:
+        raise UsageError("drill needs a recipe", "Name one: dtrain drill recipe.yaml; --list shows the faults.")
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, sets=sets)
     asked = drill_session.Asked(
         path, steps, budget, tuple(only or ()), seed, random, rounds, explain, keep or explain, html

@@ -114,7 +114,7 @@ def _storage_failed(event: events.StorageFailed, state: RunState) -> str:
 
 
 def _storage_works(event: events.StorageWorks, state: RunState) -> str:
-    return "the remote storage works again"
+    return f"{event.place} works again"
 
 
 def _tracker_failed(event: events.TrackerFailed, state: RunState) -> str:

@@ -280,6 +280,8 @@ class StorageFailed(Event, name="storage_failed"):
 class StorageWorks(Event, name="storage_works"):
     """It answers again."""
 
+    place: str = "the remote storage"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequested(Event, name="stopping"):

@@ -19,4 +19,4 @@ class LogTrouble:
         if bool(problem) != self._failing:
             self._failing = bool(problem)
             error = f"cannot write {self._log.path}: {problem}"
-            self._log.add(events.StorageFailed(error=error) if problem else events.StorageWorks())
+            self._log.add(events.StorageFailed(error=error) if problem else events.StorageWorks(place="the event log"))

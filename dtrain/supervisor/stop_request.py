@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from dtrain.api.cluster import PreemptionNotice
+from dtrain.run.events import StorageFailed, StorageWorks
 from dtrain.run.folder import RunDir
 from dtrain.run.inspection import InspectionRequest, parsed_request
 from dtrain.run.lock import Lease
@@ -54,6 +55,11 @@ class FolderTrouble:
     """In the inbox: the run folder does not answer ('' in `problem`: it does again)."""
 
     problem: str
+
+    @property
+    def event(self) -> StorageFailed | StorageWorks:
+        """For the event log."""
+        return StorageFailed(error=self.problem) if self.problem else StorageWorks(place="the run folder")
 
 
 Notice = StopRequest | LeaseLost | FolderTrouble | PreemptionNotice | InspectionRequest

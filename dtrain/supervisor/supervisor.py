@@ -339,7 +339,7 @@ class Supervisor:
         elif isinstance(item, LeaseLost):
             raise taken_over(item.holder)
         elif isinstance(item, FolderTrouble):
-            self._log.add(events.StorageFailed(error=item.problem) if item.problem else events.StorageWorks())
+            self._log.add(item.event)
         elif node not in self._pool.lost:  # a lost one may still talk; it is replaced under another name
             self._on_node_event(node, item)
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from dtrain.cli import render
 from dtrain.common.files import Appender
 from dtrain.run.event_log import EventLog, Reader, read
-from dtrain.run.events import KINDS, AttemptStarted, Event, NodeLost, UnknownEvent, from_log
-from dtrain.run.status import fold
+from dtrain.run.events import KINDS, AttemptStarted, Event, NodeLost, UnknownEvent, UserWarned, from_log
+from dtrain.run.status import RunState, fold
+from dtrain.supervisor.log_trouble import LogTrouble
 
 
 def test_what_does_not_fit_on_a_full_disk_is_written_as_soon_as_it_does(tmp_path: Path) -> None:
@@ -33,6 +34,32 @@ def test_what_does_not_fit_on_a_full_disk_is_written_as_soon_as_it_does(tmp_path
         ballast.unlink()
         file.close()
         assert (tmp_path / "log").read_bytes() == b"".join(lines)
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_the_log_says_when_it_cannot_be_written_and_when_it_can_again(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        ballast = tmp_path / "ballast"
+        ballast.write_bytes(b"x" * 30_000)
+        log = EventLog(tmp_path / "events.jsonl")
+        trouble = LogTrouble(log)
+        for number in range(20):
+            if number == 19:
+                ballast.unlink()
+            log.add(UserWarned(text="x" * 1000))
+            trouble.look()
+            trouble.look()
+        kinds = [event for event in read(log.path) if not isinstance(event, UserWarned)]
+        state = RunState()
+        assert [render.line(event, state) for event in kinds] == [
+            f"WARNING: cannot write {log.path}: No space left on device; events and logs are kept here meanwhile",
+            "the event log works again",
+        ]
+        assert len(read(log.path)) == 22
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 

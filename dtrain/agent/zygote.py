@@ -3,8 +3,8 @@
 If the zygote is killed, its workers die with it, and the template forks another one at once: nothing is imported again.
 `dtrain.agent.fork_server` starts the template and speaks to each of both over a socket: a request brings the file descriptor of a new
 zygote's socket, or those of a new worker; answers tell of its process. They are no `multiprocessing` processes, so that workers
-find that module untouched. Both end when their agent does, since they then read the end of the socket. On its way out a zygote kills
-the process groups of the workers it forked: they would die with it anyway (`PR_SET_PDEATHSIG`), but their own children (data
+find that module untouched. Both end when their agent does, since they then read the end of the socket. On its way out each of them
+kills the process groups of the workers: they would die with the zygote anyway (`PR_SET_PDEATHSIG`), but their own children (data
 loaders) would not.
 """
 
@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dtrain.common.processes import STACKS_SIGNAL, die_with_parent, kill_group, outlive_parent, set_name
+from dtrain.common.processes import STACKS_SIGNAL, children, die_with_parent, kill_group, outlive_parent, set_name
 
 MESSAGE_BYTES = 1 << 16
 MOST_DESCRIPTORS = 2
@@ -48,7 +48,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     # An import may never end. When all have, this process is to outlive its agent, since it has its workers to end.
     die_with_parent(int(sys.argv[2]))
-    before, began = dict(os.environ), time.time()
+    template, before, began = os.getpid(), dict(os.environ), time.time()
     # Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers
     # turn it on again.
     gc.disable()
@@ -62,7 +62,10 @@ def main() -> None:
     _say(channel, kind="warm")
     descriptors = _serve(channel, began)
     if descriptors is None:
-        _end_workers()
+        if os.getpid() == template:
+            for zygote in children(template):
+                _end_children(zygote)
+        _end_children(os.getpid())
         os._exit(0)
     global _exit_code
     _exit_code = os.getpid(), 1
@@ -180,11 +183,10 @@ def _bury(channel: socket.socket) -> None:
             _say(channel, kind="ended", pid=found[0], code=os.waitstatus_to_exitcode(found[1]))
 
 
-def _end_workers() -> None:
-    """Kill every process group that a child of this process leads."""
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            kill_group(int(pid))
+def _end_children(pid: int) -> None:
+    """Kill every child of a process, and the process group that it leads."""
+    for child in children(pid):
+        kill_group(child)
 
 
 def _leave() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.common.processes import alive, signal_process
+from dtrain.common.processes import alive, children, signal_process
 
 PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = Path("/dev/shm")
@@ -69,14 +69,12 @@ def _processes() -> str:
 def _below(pid: int) -> list[int]:
     """The living processes below one; those of its own children that have ended are waited for."""
     found = list[int]()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                if alive(child):
-                    found += [child, *_below(child)]
-                elif pid == os.getpid():
-                    with suppress(ChildProcessError):
-                        os.waitpid(child, os.WNOHANG)
+    for child in children(pid):
+        if alive(child):
+            found += [child, *_below(child)]
+        elif pid == os.getpid():
+            with suppress(ChildProcessError):
+                os.waitpid(child, os.WNOHANG)
     return found
 
 

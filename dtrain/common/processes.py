@@ -35,6 +35,15 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
     signal_process(pid, number)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not waited for; none if it is gone."""
+    found = list[int]()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, task.read_text().split())
+    return found
+
+
 def alive(pid: int) -> bool:
     """Whether this process exists and is no zombie."""
     state = _stat(pid)
@@ -100,12 +109,8 @@ def usage(pid: int) -> Usage | None:
     own = _stat(pid)
     if own is None:
         return None
-    seconds = own.cpu_seconds
-    with suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if below := _stat(int(child)):
-                seconds += below.cpu_seconds
-    return Usage(seconds, own.state in "Tt")
+    below = filter(None, map(_stat, children(pid)))
+    return Usage(own.cpu_seconds + sum(child.cpu_seconds for child in below), own.state in "Tt")
 
 
 def tree_cpu_seconds(pid: int) -> float:
@@ -113,11 +118,7 @@ def tree_cpu_seconds(pid: int) -> float:
     own = _stat(pid)
     if own is None:
         return 0.0
-    seconds = own.cpu_seconds
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            seconds += sum(tree_cpu_seconds(int(child)) for child in task.read_text().split())
-    return seconds
+    return own.cpu_seconds + sum(map(tree_cpu_seconds, children(pid)))
 
 
 def catches(pid: int, number: int) -> bool:
@@ -140,9 +141,8 @@ def threads(pid: int) -> list[str]:
                 waits = (task / "wchan").read_text().strip("0\n")
                 name = (task / "comm").read_text().strip()
                 found.append(f"{name}: {state}" + (f" in {waits}" if waits else ""))
-    with suppress(OSError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            found += [f"  {line}" for line in threads(int(child))]
+    for child in children(pid):
+        found += [f"  {line}" for line in threads(child)]
     return found
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dtrain.common.processes import signal_process
+from dtrain.common.processes import children, signal_process
 from dtrain.run import network_faults
 from dtrain.run.folder import RunDir
 from dtrain.spec.fault import Fault, Schedule, Side, decode
@@ -165,7 +165,7 @@ def _strike_process(fault: Fault, worker: int, zygote: int) -> None:
         ctypes.string_at(0)
     elif fault.name in ("agent", "node"):
         template = _parent(zygote)
-        rest = [template, zygote, *_children(zygote)] if fault.name == "node" else []
+        rest = [template, zygote, *children(zygote)] if fault.name == "node" else []
         os.kill(_parent(template), signal.SIGKILL)
         for pid in rest:
             signal_process(pid, signal.SIGKILL)
@@ -311,9 +311,3 @@ _ACTS: dict[str, Callable[[_Plan, int], None]] = {
 def _parent(pid: int) -> int:
     text = Path(f"/proc/{pid}/stat").read_text()
     return int(text[text.rindex(")") + 2 :].split()[1])
-
-
-def _children(pid: int) -> list[int]:
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]

@@ -189,6 +189,17 @@ def test_a_killed_template_harms_no_worker_and_the_next_zygote_has_a_new_one(age
     assert agent.template() != template
 
 
+def test_children_of_workers_end_with_the_agent_even_if_the_zygote_can_do_nothing(
+    agents: Callable[..., Played],
+) -> None:
+    agent = agents("import subprocess\nsubprocess.Popen(['sleep', '1000'])\n" + SLEEP)
+    (worker,) = agent.started().values()
+    there = {agent.template(), agent.zygote(), worker, only_child(worker)}
+    os.kill(agent.zygote(), signal.SIGSTOP)
+    agent.process.kill()
+    wait_for(lambda: not running(there), "their end")
+
+
 def test_a_module_that_does_not_import_is_a_failure_of_set_up_with_its_traceback(
     agents: Callable[..., Played], tmp_path: Path
 ) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from live import Live, dtrain, start
 
+from dtrain.api.phases import own_seconds
+
 CODE = """
 import os, time, torch
 
@@ -76,9 +78,31 @@ def train(context):
         context.report(loss=value)
 """
 
+KERAS = """
+import os, time, keras, numpy as np, tensorflow as tf
+
+def slowly(value):
+    if os.environ["DTRAIN_RANK"] == "1":
+        time.sleep(0.05)
+    return value
+
+class Task:
+    def model(self):
+        return keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    def optimizer(self, model):
+        return keras.optimizers.SGD(1e-4)
+    def data(self, split):
+        return (np.ones((64, 8), "float32"), np.ones((64, 1), "float32")) if split == "train" else None
+    def loss(self, model, batch):
+        inputs, targets = batch
+        inputs = tf.ensure_shape(tf.numpy_function(slowly, [inputs], tf.float32), inputs.shape)
+        return tf.reduce_mean(tf.square(model(inputs) - targets))
+"""
+
 
 def recipe(folder: Path, what: str, *more: str) -> str:
     (folder / "slow.py").write_text(CODE)
+    (folder / "slow_keras.py").write_text(KERAS)
     lines = (
         what,
         "resources: {workers: 2}",
@@ -93,11 +117,12 @@ def recipe(folder: Path, what: str, *more: str) -> str:
 @pytest.mark.parametrize(
     ("what", "strategy", "phase"),
     [
-        ("task: slow.py:Task", "ddp", "work"),
-        ("task: slow.py:OwnStep\nparams: {where: data}", "fsdp", "data"),
-        ("function: slow.py:train", "horovod", "work"),
+        ("task: slow.py:Task", "fsdp", "forward"),
+        ("task: slow.py:OwnStep\nparams: {where: data}", "ddp", "data"),
+        ("function: slow.py:train", "horovod", "forward"),
+        ("task: slow_keras.py:Task", "multi_worker_mirrored", "work"),
     ],
-    ids=["ddp", "fsdp-data", "horovod-function"],
+    ids=["fsdp", "ddp-data", "horovod-function", "multi-worker-mirrored"],
 )
 def test_the_rank_that_the_others_wait_for_is_named(what: str, strategy: str, phase: str, tmp_path: Path) -> None:
     with start(recipe(tmp_path, what, f"strategy: {strategy}"), runs=tmp_path / "runs") as live:
@@ -117,8 +142,8 @@ def check_views(live: Live) -> None:
     name = str(live.run.path)
     assert "the others wait for rank 1" in dtrain("status", name).stdout
     rows = {row["rank"]: row for row in json.loads(dtrain("top", name, "--json").stdout)}
-    slow = max(rows, key=lambda rank: rows[rank]["data_seconds"] + (rows[rank]["own_seconds"] or 0.0))
-    assert slow == 1
+    assert max(rows, key=lambda rank: own_seconds(rows[rank]["phases"])) == 1
+    assert rows[0]["phases"]["reduce"] > 0.035 > rows[1]["phases"]["reduce"]
     assert "a step" in dtrain("top", name).stdout
 
 

@@ -66,10 +66,8 @@ class RankTimes:
     steps: int
     """Number of steps that the means are over."""
     step_seconds: float
-    data_seconds: float
-    """Waiting for data."""
-    own_seconds: float | None = None
-    """Computing up to where it waits for the other ranks; None: not known under this strategy."""
+    phases: dict[str, float]
+    """Seconds in the phases of `dtrain.api.phases` that are known under this strategy."""
 
 
 @dataclass(frozen=True)

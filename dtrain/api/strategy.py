@@ -283,12 +283,12 @@ class MeasuresSteps(Protocol):
 
 
 @runtime_checkable
-class TimesOwnWork(Protocol):
+class TimesPhases(Protocol):
     """A training backend that can tell a rank's own work from waiting for others."""
 
-    def own_work(self) -> float | None:
-        """Seconds that this rank computed by itself in the steps since the last call, up to where it waits for the others'
-        gradients; None if that is not known. Does not wait."""
+    def phases(self) -> Mapping[str, float]:
+        """Mean seconds of the phases of `dtrain.api.phases` that it measures, in the steps since the last call whose end is known;
+        {} if there is none. Does not wait."""
 
 
 @runtime_checkable

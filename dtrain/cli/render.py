@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dtrain.api import phases
 from dtrain.common.ranks import ranks as ranks
 from dtrain.run import events
 from dtrain.run.events import Event
@@ -144,12 +145,15 @@ def _debugger_left(event: events.DebuggerLeft, state: RunState) -> str:
 
 
 def _straggler(event: events.StragglerFound, state: RunState) -> str:
-    what = "waits for data" if event.phase == "data" else "computes"
     node = f" ({event.node})" if event.node else ""
-    return (
-        f"WARNING: the others wait for rank {event.rank}{node}: it {what} {milliseconds(event.seconds)} a step, the usual rank "
-        f"{milliseconds(event.usual_seconds)}"
-    )
+    return f"WARNING: the others wait for rank {event.rank}{node}: it {slowness(event)}"
+
+
+def slowness(event: events.StragglerFound) -> str:
+    """What a straggler does for so long."""
+    what = {phases.DATA: "waits for data", phases.WORK: "computes", phases.SAVE: "stands still for checkpoints"}
+    does = what.get(event.phase, f"computes in the {event.phase} pass")
+    return f"{does} {milliseconds(event.seconds)} a step, the usual rank {milliseconds(event.usual_seconds)}"
 
 
 def _straggler_over(event: events.StragglerOver, state: RunState) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.cli import render
-from dtrain.cli.render import counted, milliseconds, seconds
+from dtrain.cli.render import counted, seconds
 from dtrain.cli.summary import SHARES
 from dtrain.common.serde import JsonObject
 from dtrain.run.goodput import FailureCost
@@ -142,11 +142,9 @@ def straggler_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
     rows = []
     for one in record.stragglers[:MOST_FAILURES]:
         found = one.found
-        what = "waits for data" if found.phase == "data" else "computes"
-        text = f"{what} {milliseconds(found.seconds)} a step, the usual rank {milliseconds(found.usual_seconds)}"
         rank = f"rank {found.rank}" + (f" ({found.node})" if found.node else "")
         cost = "goes on" if one.cost_seconds is None else seconds(one.cost_seconds)
-        rows.append((render.clock(found), rank, text, cost))
+        rows.append((render.clock(found), rank, render.slowness(found), cost))
     return rows
 
 

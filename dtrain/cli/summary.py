@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from dtrain.cli import render
 from dtrain.cli.queries import RunRow
-from dtrain.cli.render import clock, counted, eta, failure, numbers, seconds, workers
+from dtrain.cli.render import clock, counted, eta, failure, milliseconds, numbers, seconds, workers
 from dtrain.common.errors import Exit
 from dtrain.run.folder import RunDir
 from dtrain.run.status import RunState
@@ -82,7 +82,7 @@ def status(state: RunState, run: RunDir) -> str:
         lines.append(_labelled("checkpoint", f"step {state.saved_step}", render.saving(*state.saving)))
     if state.memory_every:
         often = f"every {counted(state.memory_every, 'step')}" if state.memory_every > 1 else "every step"
-        lines.append(_labelled("in memory", often, f"{seconds(state.memory_seconds)} each"))
+        lines.append(_labelled("in memory", often, f"{milliseconds(state.memory_seconds)} each"))
     lines += [_labelled("failure", f"{clock(event)} {failure(event)}") for event in state.failures[-FAILURES_SHOWN:]]
     lines += [_labelled("warning", warning) for warning in state.warnings]
     lines.append(_labelled("folder", str(run.path), state.storage))

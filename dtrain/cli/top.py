@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dtrain.api.phases import PHASES
 from dtrain.cli import render
 from dtrain.cli.queries import state_of
 from dtrain.cli.stacks import inspected
@@ -19,7 +20,7 @@ from dtrain.run.inspection import Inspection
 EVERY_SECONDS = 1.5
 MOST_RANKS = 64
 """Shown in a terminal; those with the fewest steps and the least use of the CPU first."""
-HEADS = ("rank", "node", "pid", "step", "CPU", "memory", "GPU", "GPU memory", "a step", "its own", "data wait", "")
+HEADS = ("rank", "node", "pid", "step", "CPU", "memory", "GPU", "GPU memory", "a step", *PHASES, "")
 """Columns that nothing is known for are left out."""
 
 
@@ -37,7 +38,7 @@ def rows(before: Inspection, now: Inspection, *, on_gpus: bool = False) -> list[
                 "cpu": None if share is None else round(max(0.0, share), 3), "memory_megabytes": used.memory_megabytes,
                 "gpu": used.gpu if on_gpus else None,
                 "gpu_memory_megabytes": used.gpu_memory_megabytes if on_gpus else None, "step_seconds": used.step_seconds,
-                "own_seconds": used.own_seconds, "data_seconds": used.data_seconds,
+                "phases": used.phases,
             }
         )  # fmt: skip
     return sorted(found, key=lambda row: (row["step"] or 0, row["cpu"] or 0.0, row["rank"]))
@@ -50,7 +51,8 @@ def table(found: Sequence[JsonObject]) -> str:
             str(row["rank"]), row["node"], str(row["pid"]), _known(row["step"], str), _known(row["cpu"], "{:.0%}".format),
             render.size(row["memory_megabytes"] * 1e6), _known(row["gpu"], "{:.0%}".format),
             _known(row["gpu_memory_megabytes"], lambda value: render.size(value * 1e6)),
-            *(_known(row[name], render.milliseconds) for name in ("step_seconds", "own_seconds", "data_seconds")),
+            _known(row["step_seconds"], render.milliseconds),
+            *(_known(row["phases"].get(phase), render.milliseconds) for phase in PHASES),
             "stopped" if row["stopped"] else "",
         )
         for row in found[:MOST_RANKS]

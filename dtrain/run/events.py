@@ -338,7 +338,7 @@ class StragglerFound(Event, name="straggler"):
     node: str
     step: int
     phase: str
-    """data (it waits for data) or work (it computes, up to where it waits for the others' gradients)."""
+    """Of `dtrain.api.phases`: the one in which it is slow."""
     seconds: float
     """Of a step in this phase."""
     usual_seconds: float

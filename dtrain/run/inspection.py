@@ -56,10 +56,8 @@ class WorkerUsage:
     """Memory in use on that GPU."""
     step_seconds: float | None = None
     """Mean time of the last steps; None: not known yet."""
-    data_seconds: float | None = None
-    """Part of it that waits for data."""
-    own_seconds: float | None = None
-    """Part of it that computes before it waits for other ranks; None: the strategy cannot measure it."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Its parts in seconds, by the names of `dtrain.api.phases`; those that the strategy cannot measure are left out."""
 
 
 @dataclass(frozen=True)

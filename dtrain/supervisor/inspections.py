@@ -113,6 +113,4 @@ class Inspections:
 def _with_times(used: WorkerUsage, times: RankTimes | None) -> WorkerUsage:
     if times is None:
         return used
-    return replace(
-        used, step_seconds=times.step_seconds, data_seconds=times.data_seconds, own_seconds=times.own_seconds
-    )
+    return replace(used, step_seconds=times.step_seconds, phases=times.phases)

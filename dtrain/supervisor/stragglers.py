@@ -1,7 +1,7 @@
 """Finds ranks that the others wait for, from what every rank reports of its steps: its own work against the usual one.
 
-A synchronous step takes every rank as long as the slowest one, so the time of a step says nothing; the time before a rank waits for the
-others does. Phases: `data` (waiting for data) and `work` (computing, up to where it waits for gradients).
+A synchronous step takes every rank as long as the slowest one, so the time of a step says nothing; the time in the phases that do not
+wait for the others does (`dtrain.api.phases`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median_low
 
+from dtrain.api.phases import PHASES, REDUCE, SAVE, own_seconds
 from dtrain.api.reports import RankTimes
 from dtrain.run import events
 from dtrain.run.event_log import EventLog
@@ -50,8 +51,8 @@ class Stragglers:
         self.newest[rank] = times
         if len(self.newest) < len(self._owner):
             return
-        usual = median_low(map(own_seconds, self.newest.values()))
-        excess = own_seconds(times) - usual
+        usual = median_low(own_seconds(one.phases) for one in self.newest.values())
+        excess = own_seconds(times.phases) - usual
         slow = excess > max((TIMES_USUAL - 1) * usual, SHARE_OF_STEP * times.step_seconds)
         found = self._slow.setdefault(rank, _Slow()) if slow else self._slow.get(rank)
         if found is None:
@@ -65,8 +66,8 @@ class Stragglers:
         found.reports = 0
         if slow:
             found.logged = True
-            self._new.append((rank, self._owner.get(rank, "")))
-            self._log_found(rank, times)
+            if self._log_found(rank, times) != SAVE:  # some strategies have rank 0 save alone, on any node
+                self._new.append((rank, self._owner.get(rank, "")))
         else:
             self._log_over(rank)
 
@@ -80,24 +81,21 @@ class Stragglers:
         for rank in [rank for rank, one in self._slow.items() if one.logged]:
             self._log_over(rank)
 
-    def _log_found(self, rank: int, times: RankTimes) -> None:
-        usual_data = median_low(one.data_seconds for one in self.newest.values())
-        usual_work = median_low(one.own_seconds or 0.0 for one in self.newest.values())
-        in_data = times.data_seconds - usual_data >= (times.own_seconds or 0.0) - usual_work
+    def _log_found(self, rank: int, times: RankTimes) -> str:
+        """Log it, and return the phase in which it is slow."""
+        usual = {
+            phase: median_low(one.phases.get(phase, 0.0) for one in self.newest.values())
+            for phase in PHASES if phase != REDUCE
+        }  # fmt: skip
+        phase = max(usual, key=lambda one: times.phases.get(one, 0.0) - usual[one])
         self._log.add(
             events.StragglerFound(
-                attempt=self._attempt, rank=rank, node=self._owner.get(rank, ""), step=times.step,
-                phase="data" if in_data else "work",
-                seconds=times.data_seconds if in_data else times.own_seconds or 0.0,
-                usual_seconds=round(usual_data if in_data else usual_work, 6),
+                attempt=self._attempt, rank=rank, node=self._owner.get(rank, ""), step=times.step, phase=phase,
+                seconds=times.phases[phase], usual_seconds=round(usual[phase], 6),
             )
         )  # fmt: skip
+        return phase
 
     def _log_over(self, rank: int) -> None:
         cost = round(self._slow.pop(rank).cost_seconds, 3)
         self._log.add(events.StragglerOver(attempt=self._attempt, rank=rank, cost_seconds=cost))
-
-
-def own_seconds(times: RankTimes) -> float:
-    """Of a step: before the rank waits for the others."""
-    return times.data_seconds + (times.own_seconds or 0.0)

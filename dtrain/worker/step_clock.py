@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from dtrain.api.phases import DATA, SAVE
 from dtrain.api.reports import RankTimes
-from dtrain.api.strategy import TimesOwnWork, TrainingBackend
+from dtrain.api.strategy import TimesPhases, TrainingBackend
 from dtrain.data.prefetch import DataWait
 from dtrain.worker.control_channel import ControlChannel
 
@@ -14,18 +15,36 @@ REPORTS_A_SECOND = 100
 """Of all ranks together, about."""
 
 
+class Stopwatch:
+    """Adds up the time inside of its `with` blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
 class StepClock:
     """Counts the steps of this rank; one comparison a step until a report is due."""
 
-    def __init__(self, channel: ControlChannel, backend: TrainingBackend, wait: DataWait, world_size: int) -> None:
+    def __init__(
+        self, channel: ControlChannel, backend: TrainingBackend, wait: DataWait, saving: Stopwatch, world_size: int
+    ) -> None:
         self._channel = channel
         self._backend = backend
-        self._wait = wait
+        self._outside: dict[str, DataWait | Stopwatch] = {DATA: wait, SAVE: saving}
+        """Phases that no backend measures, each with its seconds so far."""
         self._every = max(EVERY_SECONDS, world_size / REPORTS_A_SECOND)
         self._single = world_size == 1
         self._since: float | None = None
         self._steps = 0
-        self._waited = 0.0
+        self._before: dict[str, float] = {}
+        """Those seconds when the steps that are counted began."""
 
     def done(self, step: int) -> None:
         """This many steps are done. The first one of an attempt, which compiles and allocates, does not count."""
@@ -39,17 +58,15 @@ class StepClock:
         elapsed = now - self._since
         if elapsed < self._every:
             return
-        own = self._backend.own_work() if isinstance(self._backend, TimesOwnWork) else None
-        data = self._wait.seconds - self._waited
-        self._channel.report(
-            RankTimes(
-                step, self._steps, round(elapsed / self._steps, 6), round(data / self._steps, 6),
-                None if own is None else round(own / self._steps, 6),
-            )
-        )  # fmt: skip
+        phases = {name: (one.seconds - self._before[name]) / self._steps for name, one in self._outside.items()}
+        if isinstance(self._backend, TimesPhases):
+            phases |= self._backend.phases()
+        rounded = {name: round(seconds, 6) for name, seconds in phases.items()}
+        self._channel.report(RankTimes(step, self._steps, round(elapsed / self._steps, 6), rounded))
         self._begin(now)
 
     def _begin(self, now: float) -> None:
-        if self._since is None and isinstance(self._backend, TimesOwnWork):
-            self._backend.own_work()
-        self._since, self._steps, self._waited = now, 0, self._wait.seconds
+        if self._since is None and isinstance(self._backend, TimesPhases):
+            self._backend.phases()
+        self._since, self._steps = now, 0
+        self._before = {name: one.seconds for name, one in self._outside.items()}

@@ -33,7 +33,7 @@ from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 from dtrain.worker.profiling import Profiling
-from dtrain.worker.step_clock import StepClock
+from dtrain.worker.step_clock import StepClock, Stopwatch
 
 MOST_SILENT_SECONDS = 60.0
 """A data worker that takes longer for a batch is worth a line in the log."""
@@ -59,6 +59,8 @@ class Trainer:
     """The attempt goes on from an in-memory checkpoint: what it has is to be on disk soon."""
     data_wait: DataWait = field(default_factory=DataWait)
     """Of the training; evaluations do not count."""
+    saving: Stopwatch = field(default_factory=Stopwatch)
+    """How long the training stood still for checkpoints."""
 
     @property
     def train(self) -> Train:
@@ -164,12 +166,12 @@ class Trainer:
         if self.due(done, total, wanted.steps) or evaluated or first or self._time_is_up(done):
             self.save(done)
         elif self.writer.memory.schedule.due(done):
-            with self.no_steps() if self.writer.memory.schedule.measuring else nullcontext():
+            with self.saving, self.no_steps() if self.writer.memory.schedule.measuring else nullcontext():
                 self.writer.memory.keep(done)
 
     def save(self, done: int) -> None:
         """Collective. Begin to save the state after so many steps."""
-        with self.no_steps():
+        with self.saving, self.no_steps():
             self.writer.begin(done)
 
     def _time_is_up(self, done: int) -> bool:
@@ -208,7 +210,7 @@ class Trainer:
 
     def step_clock(self) -> StepClock:
         """Of a loop that is about to begin."""
-        return StepClock(self.channel, self.backend, self.data_wait, self.world_size)
+        return StepClock(self.channel, self.backend, self.data_wait, self.saving, self.world_size)
 
     def training_batches(
         self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler

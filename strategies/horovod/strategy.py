@@ -160,7 +160,15 @@ class Averaged(Parallel):
                 distributed.synchronize()
             plain()
 
+        wait = distributed.synchronize
+
+        def synchronize() -> None:
+            wait()
+            if self.phases:
+                self.phases.reduced()
+
         distributed.zero_grad = zero_grad
+        distributed.synchronize = synchronize
         return distributed
 
     def apply(

@@ -27,7 +27,9 @@ def joined(context: WorkerContext, compression: str, op: str) -> Iterator[Traini
     def summed(tensors: list[Any]) -> list[Any]:
         return list(hvd.grouped_allreduce(tensors, op=hvd.Sum, compression=kind))
 
-    training = backend.TensorFlowBackend(context.rank_info, tf.distribute.OneDeviceStrategy(device), summed=summed)
+    training = backend.TensorFlowBackend(
+        context.rank_info, tf.distribute.OneDeviceStrategy(device), summed=summed, timed=True
+    )
     yield training
     # A worker that leaves while others still compute looks like one that failed.
     training.mean({})

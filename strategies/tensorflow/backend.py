@@ -6,12 +6,15 @@ Importing this module imports no framework; every function that needs TensorFlow
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from dtrain.api.phases import REDUCE, WORK
 from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, Snapshot, StepNumber, nothing_to_fetch
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
@@ -27,6 +30,10 @@ from .weights import KerasWeights
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
 SEEDS = 1 << 32
+TIMED_EVERY = 8
+"""One step in so many is timed: it takes a tenth of a millisecond."""
+MOST_TIMED = 32
+"""Steps whose times are kept until somebody asks for their mean."""
 Metrics = Callable[[Any, Any], Any]
 
 
@@ -41,12 +48,24 @@ def all_reduced(tensors: list[Any]) -> list[Any]:
 class TensorFlowBackend:
     """Training under a `tf.distribute.Strategy`; `summed` if something else sums over the processes."""
 
-    def __init__(self, rank_info: RankInfo, strategy: Any, *, summed: Summed = all_reduced, jit: bool = False) -> None:
+    def __init__(
+        self,
+        rank_info: RankInfo,
+        strategy: Any,
+        *,
+        summed: Summed = all_reduced,
+        jit: bool = False,
+        timed: bool = False,
+    ) -> None:
+        """`timed`: steps tell how long they work before they wait for other processes."""
         self.strategy = strategy
         """For functions with a loop of their own: they call its `run`."""
         self._rank_info = rank_info
         self._summed = summed
         self._jit = jit
+        self._timed = timed
+        self._recent: deque[StepNumbers] = deque(maxlen=MOST_TIMED)
+        """Steps whose times were not taken yet."""
         self._replicas = max(1, strategy.num_replicas_in_sync // rank_info.world_size)
         self._step: TrainStep | None = None
         self._inspected: list[Any] = []
@@ -107,9 +126,17 @@ class TensorFlowBackend:
 
         self._step = self._step or self.compiled(len(batches))
         numbers, due = self.begun(self._step, rate, number)
-        arguments = (self.blocks(batches, seeds), np.float32(self._rate * rate), np.bool_(due))
+        timed = self._timed and number.step % TIMED_EVERY == 0
+        arguments = (self.blocks(batches, seeds), np.float32(self._rate * rate), np.array([due, timed]))
         numbers.vector = self.called(self._step.one, *tensors(arguments))
+        if timed:
+            self._recent.append(numbers)
         return numbers
+
+    def phases(self) -> Mapping[str, float]:
+        """See `TimesPhases.phases`. The newest step may not be done yet."""
+        times = [self._recent.popleft().seconds() for _ in range(len(self._recent) - 1)]
+        return dict(zip((WORK, REDUCE), map(fmean, zip(*times, strict=True)), strict=False)) if times else {}
 
     def begun(
         self, step: TrainStep, rate: float, number: StepNumber, flush: Callable[[], None] | None = None
@@ -145,7 +172,9 @@ class TensorFlowBackend:
     def compiled(self, shards: int) -> TrainStep:
         """The step function for this number of shards a process; traced at its first call."""
         shards *= self._rank_info.world_size
-        return TrainStep(self.strategy, self._built, shards=shards, summed=self._summed, jit=self._jit)
+        return TrainStep(
+            self.strategy, self._built, shards=shards, summed=self._summed, jit=self._jit, timed=self._timed
+        )
 
     def blocks(self, batches: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
         """For each replica its shards, stacked, and the states of their seed generators."""

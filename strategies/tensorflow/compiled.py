@@ -44,15 +44,15 @@ class CompiledBackend(TensorFlowBackend):
             return
         if len(waiting) < self._steps_per_call or len(waiting) == 1:
             for blocks, rate, due, later in waiting:
-                later.vector = self.called(self._step.one, *tensors((blocks, np.float32(rate), np.bool_(due))))
+                later.vector = self.called(self._step.one, *tensors((blocks, np.float32(rate), np.array([due, False]))))
             return
         stacked = [
             tf.nest.map_structure(lambda *parts: np.stack(parts), *parts)
             for parts in zip(*(blocks for blocks, _, _, _ in waiting), strict=True)
         ]
         rates = np.array([rate for _, rate, _, _ in waiting], np.float32)
-        measured = np.array([due for _, _, due, _ in waiting])
-        numbers = self.called(self._step.many, *tensors((stacked, rates, measured))).numpy()
+        wanted = np.array([(due, False) for _, _, due, _ in waiting])
+        numbers = self.called(self._step.many, *tensors((stacked, rates, wanted))).numpy()
         for (*_, later), vector in zip(waiting, numbers, strict=True):
             later.vector = vector
 

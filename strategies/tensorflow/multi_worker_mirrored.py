@@ -66,7 +66,9 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         kind = tf.distribute.experimental.CommunicationImplementation[self.options.communication.upper()]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-        training = backend.TensorFlowBackend(context.rank_info, devices.checked(strategy, context.rank_info))
+        training = backend.TensorFlowBackend(
+            context.rank_info, devices.checked(strategy, context.rank_info), timed=not self.options.run_eagerly
+        )
         yield training
         # A worker that leaves while others still compute looks like one that failed.
         training.mean({})

@@ -14,7 +14,7 @@ class StepNumbers(Mapping[str, float]):
 
     def __init__(self, names: Sequence[str], flush: Callable[[], None] | None = None) -> None:
         self.vector: Any = None
-        """Loss, norm of the gradient, then the metrics, as the step gave them."""
+        """What `TrainStep.one` gives."""
         self._names = names
         """Of the metrics; a list that is filled while the step is traced."""
         self._flush = flush
@@ -27,6 +27,11 @@ class StepNumbers(Mapping[str, float]):
     def gradient_norm(self) -> float:
         """Before it was clipped; not a number if the step was not asked for it."""
         return self._numbers()[1]
+
+    def seconds(self) -> tuple[float, float]:
+        """Of the own work of this process and of the sum over all; not a number if they were not measured."""
+        _, _, own, summing, *_ = self._numbers()
+        return own, summing
 
     def __float__(self) -> float:
         return self._numbers()[0]
@@ -41,7 +46,7 @@ class StepNumbers(Mapping[str, float]):
         return len(self._items())
 
     def _items(self) -> list[tuple[str, float]]:
-        loss, _, *metrics = self._numbers()
+        loss, _, _, _, *metrics = self._numbers()
         return [("loss", loss), *zip(self._names, metrics, strict=True)]
 
 

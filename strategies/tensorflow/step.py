@@ -6,6 +6,7 @@ Importing this module imports no framework; every function that needs TensorFlow
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,31 +91,31 @@ def spread(strategy: Any, values: Sequence[Any]) -> Any:
 class TrainStep:
     """The compiled step of one process; `shards` counts those of all processes."""
 
-    def __init__(self, strategy: Any, built: Built, *, shards: int, summed: Summed, jit: bool) -> None:
+    def __init__(self, strategy: Any, built: Built, *, shards: int, summed: Summed, jit: bool, timed: bool) -> None:
         import tensorflow as tf
 
         self._strategy = strategy
         self._built = built
         self._shards = shards
         self._summed = summed
+        self._timed = timed
         self._trained = list(built.model.trainable_variables)
         self._moving = list(built.model.non_trainable_weights)
         self.names: list[str] = []
         """Of what `loss` gives beside the loss; known when a step is traced."""
         _leave_summing_to_us(built.optimizer)
         self.one = tf.function(self._one, autograph=False, jit_compile=jit or None)
-        """(For each replica (batches, states) with a leading dimension of shards, rate, whether to measure the gradient) → means
-        over this process's shards: loss, norm of the gradient (NaN if it is not measured), then what is in `names`."""
+        """(For each replica (batches, states) with a leading dimension of shards, rate, whether to measure (the gradient, times)) → means
+        over this process's shards: loss, norm of the gradient (NaN if it is not measured), seconds of the own work and of the sum
+        over all replicas (NaN if they are not measured), then what is in `names`."""
         self.many = tf.function(self._many, autograph=False, jit_compile=jit or None)
         """The same with a further leading dimension of steps → numbers [steps, …]."""
 
-    def _one(self, inputs: Any, rate: Any, measured: Any) -> Any:
-        return self._local_mean(
-            self._strategy.run(self._replica, args=(spread(self._strategy, inputs), rate, measured))
-        )
+    def _one(self, inputs: Any, rate: Any, wanted: Any) -> Any:
+        return self._local_mean(self._strategy.run(self._replica, args=(spread(self._strategy, inputs), rate, wanted)))
 
-    def _many(self, inputs: Any, rates: Any, measured: Any) -> Any:
-        arguments = (spread(self._strategy, inputs), rates, measured)
+    def _many(self, inputs: Any, rates: Any, wanted: Any) -> Any:
+        arguments = (spread(self._strategy, inputs), rates, wanted)
         return self._local_mean(self._strategy.run(self._replica_steps, args=arguments))
 
     def _local_mean(self, numbers: Any) -> Any:
@@ -123,7 +124,7 @@ class TrainStep:
         local = self._strategy.experimental_local_results(numbers)
         return tf.add_n(local) / len(local)
 
-    def _replica_steps(self, inputs: Any, rates: Any, measured: Any) -> Any:
+    def _replica_steps(self, inputs: Any, rates: Any, wanted: Any) -> Any:
         import tensorflow as tf
 
         steps = rates.shape[0]
@@ -131,31 +132,35 @@ class TrainStep:
 
         def body(step: Any, numbers: Any) -> tuple[Any, Any]:
             part = tf.nest.map_structure(lambda tensor: tensor[step], inputs)
-            return step + 1, numbers.write(step, self._replica(part, rates[step], measured[step]))
+            return step + 1, numbers.write(step, self._replica(part, rates[step], wanted[step]))
 
-        begin = (tf.constant(0), tf.TensorArray(tf.float32, steps, element_shape=(2 + len(self.names),)))
+        begin = (tf.constant(0), tf.TensorArray(tf.float32, steps, element_shape=(4 + len(self.names),)))
         _, numbers = tf.while_loop(
             lambda step, _: step < steps, body, begin, parallel_iterations=1, maximum_iterations=steps
         )
         return numbers.stack()
 
-    def _replica(self, inputs: Any, rate: Any, measured: Any) -> Any:
+    def _replica(self, inputs: Any, rate: Any, wanted: Any) -> Any:
         """One optimizer step of one replica; returns the numbers of its shards."""
         import keras
         import tensorflow as tf
 
         optimizer, clip_norm = self._built.optimizer, self._built.clip_norm
+        begun = self._clock(wanted[1], [])
         loss, *totals = self._accumulated(*inputs)
+        computed = self._clock(wanted[1], totals)
         totals, metrics = (
             totals[: len(self._trained) + len(self._moving)],
             totals[len(self._trained) + len(self._moving) :],
         )
         sums = self._all_summed(totals)
+        summed = self._clock(wanted[1], sums)
+        times = [tf.cast(seconds, tf.float32) for seconds in (computed - begun, summed - computed)]
         gradients, moved = sums[: len(self._trained)], sums[len(self._trained) :]
         if clip_norm:
             gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
         else:
-            norm = tf.cond(measured, lambda: _norm(gradients), lambda: tf.constant(math.nan))
+            norm = tf.cond(wanted[0], lambda: _norm(gradients), lambda: tf.constant(math.nan))
         if isinstance(optimizer.learning_rate, keras.Variable):
             self._assign([(optimizer.learning_rate, rate)])
         optimizer.apply(gradients, self._trained)
@@ -163,7 +168,18 @@ class TrainStep:
             [(v, self._averaged(total)) for v, total in zip(self._moving, moved, strict=True) if total is not None]
         )
         count = inputs[1].shape[0]
-        return tf.stack([loss / count, tf.cast(norm, tf.float32), *(metric / count for metric in metrics)])
+        return tf.stack([loss / count, tf.cast(norm, tf.float32), *times, *(metric / count for metric in metrics)])
+
+    def _clock(self, wanted: Any, after: Sequence[Any]) -> Any:
+        """The time in seconds when these tensors are there. It is Python's: TensorFlow refuses its own in a deterministic step, and XLA
+        has none."""
+        import tensorflow as tf
+
+        nothing = tf.constant(math.nan, tf.float64)
+        if not self._timed:
+            return nothing
+        with tf.control_dependencies([tensor for tensor in after if tensor is not None]):
+            return tf.cond(wanted, lambda: tf.numpy_function(time.perf_counter, [], tf.float64), lambda: nothing)
 
     def _accumulated(self, batches: Any, states: Any) -> list[Any]:
         """Sums over this replica's shards, one after the other, so that memory holds one shard's activations: of the

@@ -28,8 +28,8 @@ from .models import gathered, made
 from .operations import Operations, hidden
 from .optimizers import check_trained, sorted_out
 from .own_step import OwnStep, reported
-from .own_work import OwnWork
 from .parallel import Parallel
+from .phases import StepPhases
 from .profiler import TorchProfiler
 from .snapshot import Snapshots, TorchSnapshot
 from .state import ONLY, Stored, TorchState
@@ -70,7 +70,7 @@ class TorchBackend:
         self.operations_told = self._operations.told
         self._check = StepCheck(rank_info, device, self._late)
         self.judge: Judge | None = None
-        self._own_work = None if parallel.waits_inside else OwnWork(device)
+        self._phases = parallel.phases = StepPhases(device)
 
     def weigh(self, weights: Sequence[float]) -> None:
         """See `WeighsShards.weigh`. `train.exact` has equal shards and divides their sum at the end."""
@@ -112,9 +112,9 @@ class TorchBackend:
         self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         self._late.active = train.on_nonfinite == "stop"
         self._measures = StepMeasures(train.log_every)
-        if self._own_work and (self._own_step or not hasattr(task, "loss")):
+        if self._own_step or not hasattr(task, "loss"):
             for model in self._models.values():
-                model.register_forward_hook(self._own_work.watch_output)
+                model.register_forward_hook(self._phases.watch_output)
         return self._view(self._models), self._view(self._optimizers)
 
     def _view(self, things: dict[str, Any]) -> Any:
@@ -125,7 +125,7 @@ class TorchBackend:
         """See `TrainingBackend.feed`."""
         self._snapshots.wait()  # the user's own loop steps whenever it likes
         self.seed(seed)
-        self._begin_own_work()
+        self._phases.begin()
         return self._moved(batch)
 
     def shard_passes(self, batch: Any, seeds: Sequence[int]) -> Iterator[Any]:
@@ -138,10 +138,6 @@ class TorchBackend:
             with self._passing(number, len(seeds)):
                 yield part_of(batch, number - 1, len(seeds))
 
-    def _begin_own_work(self) -> None:
-        if self._own_work:
-            self._own_work.begin()
-
     def seed(self, seed: int) -> None:
         """Seed the generators that layers draw from."""
         import torch
@@ -153,7 +149,7 @@ class TorchBackend:
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
         self._set_rates(rate)
-        self._begin_own_work()
+        self._phases.begin()
         self._measures.begin(number, self._optimizers)
         by_task = self._own_step
         values = (
@@ -229,9 +225,9 @@ class TorchBackend:
         dist.all_gather_object(found, exact.fingerprint(self._device), group=self._saving)
         return found
 
-    def own_work(self) -> float | None:
-        """See `TimesOwnWork.own_work`."""
-        return self._own_work.take() if self._own_work else None
+    def phases(self) -> Mapping[str, float]:
+        """See `TimesPhases.phases`."""
+        return self._phases.take()
 
     def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
         self._snapshots.wait()
@@ -258,8 +254,7 @@ class TorchBackend:
                 f"{name} gave {gave(loss)} without a gradient; expected a loss that follows from the model's parameters: "
                 "is it detached, made under no_grad, or is all of the model frozen?"
             )
-        if self._own_work:
-            self._own_work.watch(loss)
+        self._phases.watch(loss)
         return loss.reshape(()), metrics
 
     def _set_rates(self, rate: float) -> None:

@@ -46,6 +46,10 @@ class HSDPOptions(FSDPOptions):
     """Groups that hold a whole model each; one a node when not given."""
 
 
+WAITING = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
+"""Methods of torch's `FSDPParamGroup` that wait for other ranks: on a CPU at once, on a GPU by having the stream wait."""
+
+
 class FSDP(launcher.OneADevice):
     """One process a device, each holding its share of the model."""
 
@@ -149,7 +153,22 @@ class Sharded(Parallel):
             for module in model.modules():
                 if isinstance(module, FSDPModule):
                     module.set_custom_reduce_scatter(exact.reduce_scatter(self.exact, replicas))
+        self._time_waits(model)
         return compiled(model, when=self.options.compile)
+
+    def _time_waits(self, model: Any) -> None:
+        """Have the clock of the steps know when this worker waits for other ranks inside of a pass."""
+        from torch.distributed.fsdp import FSDPModule
+
+        states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
+        groups = [
+            group
+            for state in states
+            for group in getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        ]
+        for group in filter(None, groups):
+            if self.phases:
+                self.phases.wait_in(group, WAITING)
 
     def _shard_group(self) -> Any:
         return self.mesh.get_group("shard")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from . import exact
 from .exact import ExactSums
 from .measures import StepMeasures
+from .phases import StepPhases
 from .state import ONLY
 from .step_check import StepCheck
 
@@ -32,6 +33,8 @@ class Parallel:
         self.precision = precision
         self.exact = exact
         """Sums the gradients (`train.exact`)."""
+        self.phases: StepPhases | None = None
+        """The clock of the steps; set before a model is wrapped."""
 
     def wrap(self, model: Any, device: Any) -> Any:
         """The parallel model of the user's."""

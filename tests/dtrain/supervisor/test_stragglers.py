@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dtrain.api.reports import RankTimes
+from dtrain.cli import render
 from dtrain.run import event_log
 from dtrain.run.event_log import EventLog
 from dtrain.run.events import Event, StragglerFound, StragglerOver
@@ -25,12 +26,16 @@ class Ranks:
         self.stragglers = Stragglers(1, self.log, {rank: f"node{rank // 2}" for rank in range(RANKS)})
 
     def report(
-        self, rounds: int, *, work: dict[int, float] | None = None, data: dict[int, float] | None = None
-    ) -> None:
+        self, rounds: int, *, work: dict[int, float] | None = None, data: dict[int, float] | None = None,
+        save: dict[int, float] | None = None,
+    ) -> None:  # fmt: skip
         for _ in range(rounds):
             for rank in range(RANKS):
-                own, waits = (work or {}).get(rank, 0.02), (data or {}).get(rank, 0.001)
-                self.stragglers.heard(rank, RankTimes(100, 50, 0.06, waits, own))
+                phases = {
+                    "data": (data or {}).get(rank, 0.001), "forward": 0.008, "backward": (work or {}).get(rank, 0.02),
+                    "reduce": 0.06 if rank else 0.0, "save": (save or {}).get(rank, 0.0),
+                }  # fmt: skip
+                self.stragglers.heard(rank, RankTimes(100, 50, 0.06, phases))
 
     def events(self) -> list[Event]:
         self.log.flush()
@@ -50,7 +55,13 @@ def test_a_rank_that_computes_longer_for_some_time_is_named_once_and_its_cost_is
     ranks.report(5, work={3: 0.05})
     (found,) = ranks.events()
     assert isinstance(found, StragglerFound)
-    assert (found.rank, found.node, found.phase, found.seconds, found.usual_seconds) == (3, "node1", "work", 0.05, 0.02)
+    assert (found.rank, found.node, found.phase, found.seconds, found.usual_seconds) == (
+        3,
+        "node1",
+        "backward",
+        0.05,
+        0.02,
+    )
     ranks.report(REPORTS)
     over = ranks.events()[-1]
     assert isinstance(over, StragglerOver)
@@ -64,6 +75,17 @@ def test_a_rank_that_waits_for_its_data_is_told_from_one_that_computes(ranks: Ra
     assert (found.rank, found.phase, found.usual_seconds) == (1, "data", 0.001)
 
 
+def test_a_rank_that_saves_for_long_is_named_but_its_node_is_not_to_blame(ranks: Ranks) -> None:
+    ranks.report(REPORTS + 1, save={0: 0.05})
+    (found,) = ranks.events()
+    assert isinstance(found, StragglerFound)
+    assert (found.rank, found.phase, found.seconds) == (0, "save", 0.05)
+    assert render.slowness(found) == "stands still for checkpoints 50 ms a step, the usual rank 0 ms"
+    assert not ranks.stragglers.take()
+    ranks.report(REPORTS + 1, save={0: 0.05}, work={2: 0.05})
+    assert ranks.stragglers.take() == [(2, "node1")]
+
+
 def test_one_slow_report_and_little_differences_are_none(ranks: Ranks) -> None:
     for _ in range(5):
         ranks.report(1, work={2: 0.2})
@@ -74,7 +96,7 @@ def test_one_slow_report_and_little_differences_are_none(ranks: Ranks) -> None:
 
 def test_nobody_is_compared_before_all_have_reported(ranks: Ranks) -> None:
     for _ in range(10):
-        ranks.stragglers.heard(0, RankTimes(1, 1, 1.0, 0.0, 0.9))
+        ranks.stragglers.heard(0, RankTimes(1, 1, 1.0, {"work": 0.9}))
     assert not ranks.events()
 
 

@@ -91,7 +91,7 @@ class Stragglers:
         self._log.add(
             events.StragglerFound(
                 attempt=self._attempt, rank=rank, node=self._owner.get(rank, ""), step=times.step, phase=phase,
-                seconds=times.phases[phase], usual_seconds=round(usual[phase], 6),
+                seconds=times.phases.get(phase, 0.0), usual_seconds=round(usual[phase], 6),
             )
         )  # fmt: skip
         return phase

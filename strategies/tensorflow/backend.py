@@ -57,13 +57,13 @@ class TensorFlowBackend:
         jit: bool = False,
         timed: bool = False,
     ) -> None:
-        """`timed`: steps tell how long they work before they wait for other processes."""
+        """`timed`: steps tell how long they work before they wait for other processes, if there are some."""
         self.strategy = strategy
         """For functions with a loop of their own: they call its `run`."""
         self._rank_info = rank_info
         self._summed = summed
         self._jit = jit
-        self._timed = timed
+        self._timed = timed and rank_info.world_size > 1
         self._recent: deque[StepNumbers] = deque(maxlen=MOST_TIMED)
         """Steps whose times were not taken yet."""
         self._replicas = max(1, strategy.num_replicas_in_sync // rank_info.world_size)

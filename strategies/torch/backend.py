@@ -155,6 +155,7 @@ class TorchBackend:
         values = (
             self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds, number)
         )
+        self._phases.end()
         self.leave_out()
         self._buffer_sync.share(self._buffers())
         return values

@@ -9,6 +9,7 @@ parameters) is taken out of it. Importing this module imports no framework.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from dtrain.api.phases import BACKWARD, FORWARD, REDUCE
 
 GPU_STEPS = 8
 """On a GPU one step in so many is measured: an event takes the host a few microseconds."""
+MOST_STEPS = 64
+"""Measured steps that are kept until somebody asks for their mean; of more, the newest."""
 
 
 class _Span(NamedTuple):
@@ -42,20 +45,26 @@ class StepPhases:
         self._phase = FORWARD
         self._waits: list[tuple[Any, Any]] = []
         """Begin and end of each wait in the phase under way."""
+        self._is_waiting = False
         self._spans: list[_Span] = []
         """Of the step under way."""
-        self._steps: list[list[_Span]] = []
+        self._steps: deque[list[_Span]] = deque(maxlen=MOST_STEPS)
         """Those that were not taken yet."""
 
     def begin(self) -> None:
-        """A step begins, with its forward pass."""
+        """A step begins, with its forward pass; if another one is under way, that has ended."""
+        self.end()
+        self._phase = FORWARD
+        self._since = None if self._count % self._every else self._mark()
+        self._count += 1
+
+    def end(self) -> None:
+        """The step has ended: what waits from here on does not count."""
         if self._spans:
             self._steps.append(self._spans)
             self._spans = []
         self._waits.clear()
-        self._phase = FORWARD
-        self._since = None if self._count % self._every else self._mark()
-        self._count += 1
+        self._since = None
 
     def watch(self, tensor: Any) -> None:
         """The backward pass begins at this tensor."""
@@ -71,10 +80,15 @@ class StepPhases:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around what waits for other ranks in the phase under way."""
-        begin = None if self._since is None else self._mark()
-        yield
-        if begin is not None:
-            self._waits.append((begin, self._mark()))
+        if self._since is None or self._is_waiting:
+            yield
+            return
+        begin, self._is_waiting = self._mark(), True
+        try:
+            yield
+        finally:
+            self._is_waiting = False
+        self._waits.append((begin, self._mark()))
 
     def wait_in(self, thing: Any, methods: Iterable[str]) -> None:
         """These methods of an object wait for other ranks."""
@@ -96,7 +110,7 @@ class StepPhases:
     def take(self) -> dict[str, float]:
         """Mean seconds of each phase in the steps since the last call whose end is known by now; {} if there is none."""
         known = [step for step in self._steps if _is_past(step[-1].end)]
-        self._steps = []
+        self._steps.clear()
         totals: dict[str, float] = {}
         for span in (span for step in known for span in step):
             seconds = _seconds(span.begin, span.end)

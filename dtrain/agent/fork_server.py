@@ -21,6 +21,10 @@ PROGRAM = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.age
 """Without `-P`, which workers would inherit and plain programs do not have."""
 
 
+ANSWER_SECONDS = 5.0
+"""A template that has imported everything and answers no request for so long is stopped or stuck, and is killed."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """A worker has ended."""
@@ -62,7 +66,7 @@ class Template:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, suppress(OSError):  # what became of it is read next
             socket.send_fds(self.channel, [b"zygote"], [theirs.fileno()])
-        while answer := received(self.channel):
+        while answer := self._answer():
             if answer["kind"] == "forked":
                 return int(answer["pid"]), ours
             if answer["kind"] == "refused":
@@ -70,9 +74,15 @@ class Template:
         ours.close()
         return None
 
+    def _answer(self) -> dict[str, str]:
+        """The next message; nothing if the template is gone, which one that says nothing is from now on."""
+        if not select.select([self.channel], [], [], ANSWER_SECONDS)[0]:
+            self.kill()
+        return received(self.channel)
+
     def code_of(self, pid: int) -> int | None:
         """How a zygote has ended: its exit code, or minus the signal; None if the template has ended, too."""
-        while answer := received(self.channel):
+        while answer := self._answer():
             if answer["kind"] == "ended" and int(answer["pid"]) == pid:
                 return int(answer["code"])
         return None
@@ -84,7 +94,11 @@ class Template:
     def wait(self) -> int:
         """For its end, of which it was told or will be when the channel is closed; its exit code, or minus the signal."""
         self.channel.close()
-        return self._process.wait()
+        try:
+            return self._process.wait(ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait()
 
 
 def received(channel: socket.socket) -> dict[str, str]:

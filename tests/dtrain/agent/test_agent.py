@@ -189,6 +189,18 @@ def test_a_killed_template_harms_no_worker_and_the_next_zygote_has_a_new_one(age
     assert agent.template() != template
 
 
+def test_a_template_that_answers_nothing_is_given_up(agents: Callable[..., Played]) -> None:
+    agent = agents(SLEEP)
+    agent.started()
+    template = agent.template()
+    os.kill(template, signal.SIGSTOP)
+    os.kill(agent.zygote(), signal.SIGKILL)
+    agent.wait(WorkerExited)
+    agent.started(attempt=2)
+    assert agent.template() != template
+    assert not running({template})
+
+
 def test_children_of_workers_end_with_the_agent_even_if_the_zygote_can_do_nothing(
     agents: Callable[..., Played],
 ) -> None:

@@ -119,7 +119,7 @@ def test_gpus_are_mapped(lab: RayLab, tmp_path: Path) -> None:
 
 def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, tmp_path: Path) -> None:
     runs = ("--runs", str(tmp_path))
-    dtrain("submit", RECIPE, *FOUR, *SLOW, "--cluster", "ray", *runs, **on(lab))
+    dtrain("submit", RECIPE, *FOUR, *SLOW, "--set", "train.steps=1000", "--cluster", "ray", *runs, **on(lab))
     (run,) = all_runs(tmp_path)
     wait_for(lambda: run.events.exists() and '"metrics"' in run.events.read_text(), "its first steps")
     assert json.loads(dtrain("ps", "--json", *runs, **on(lab)).stdout)[0]["state"] == "running"

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from dtrain.common.processes import alive, children
 from dtrain.run import sample_ledger
 from dtrain.run.audit import audit as audit_of
 from dtrain.run.folder import RunDir, all_runs
@@ -90,25 +93,25 @@ def process_tree(pid: int) -> set[int]:
     while waiting:
         current = waiting.pop()
         found.add(current)
-        for task in Path(f"/proc/{current}/task").glob("*/children"):
-            try:
-                waiting += [int(child) for child in task.read_text().split()]
-            except OSError:
-                continue
+        waiting += children(current)
     return found
 
 
 def running(pids: set[int]) -> set[int]:
     """Those of the processes that are still there and no zombies."""
-    alive = set()
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            continue
-        if state not in "ZX":
-            alive.add(pid)
-    return alive
+    return set(filter(alive, pids))
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """At this folder, a file system of this size (`64k`); the test is skipped where none can be mounted."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 class Live:

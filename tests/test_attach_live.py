@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, stopped, wait_for
+from live import DTRAIN, PROGRAMS, Live, dtrain, finished, small_disk, start, stopped, wait_for
 
 from dtrain.run.folder import RunDir, all_runs
 
@@ -170,12 +170,10 @@ def test_a_sweep_with_a_limit_ends_with_a_table(tmp_path: Path) -> None:
     assert first_of_second["time"] >= one["time"], "one after the other"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_disk_that_fills_in_the_middle_is_said_and_the_end_is_known(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True)
-    try:
+    with small_disk(disk, "4m"):
         with start(RECIPE, *SLOW, "--set", "train.steps=60", runs=disk) as live:
             live.wait_event("checkpoint")
             with contextlib.suppress(OSError), open(disk / "ballast", "wb") as ballast:
@@ -189,21 +187,15 @@ def test_a_disk_that_fills_in_the_middle_is_said_and_the_end_is_known(tmp_path: 
         assert "gave up" in status, status
         (disk / "ballast").unlink()
         dtrain("resume", str(live.run.path), "--runs", str(disk))
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_at_the_start_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], check=True)
-    try:
+    with small_disk(disk, "16k"):
         with contextlib.suppress(OSError), open(disk / "ballast", "wb") as ballast:
             ballast.write(bytes(1 << 20))
         failed = dtrain("run", RECIPE, "--runs", str(disk), check=2)
         assert "cannot" in failed.stderr
         assert "No space left on device" in failed.stderr
         assert [path.name for path in disk.iterdir()] == ["ballast"]
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -35,7 +35,7 @@ from dtrain.api.protocol import (
     encode,
 )
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.common.processes import signal_process
+from dtrain.common.processes import children, signal_process
 from dtrain.run.folder import RunDir, create
 from dtrain.spec.job import Job, PluginChoice
 
@@ -107,7 +107,8 @@ class Played:
 
 
 def only_child(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    (child,) = children(pid)
+    return child
 
 
 @pytest.fixture
@@ -207,9 +208,12 @@ def test_children_of_workers_end_with_the_agent_even_if_the_zygote_can_do_nothin
     agent = agents("import subprocess\nsubprocess.Popen(['sleep', '1000'])\n" + SLEEP)
     (worker,) = agent.started().values()
     there = {agent.template(), agent.zygote(), worker, only_child(worker)}
+    assert running(there) == there
     os.kill(agent.zygote(), signal.SIGSTOP)
     agent.process.kill()
+    agent.process.wait()
     wait_for(lambda: not running(there), "their end")
+    assert not running(there)
 
 
 def test_a_module_that_does_not_import_is_a_failure_of_set_up_with_its_traceback(

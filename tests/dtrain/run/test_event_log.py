@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from live import small_disk
 
 from dtrain.cli import render
 from dtrain.common.files import Appender
@@ -20,10 +19,7 @@ from dtrain.supervisor.log_trouble import LogTrouble
 
 
 def test_what_does_not_fit_on_a_full_disk_is_written_as_soon_as_it_does(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
-    try:
+    with small_disk(tmp_path, "64k"):
         ballast = tmp_path / "ballast"
         ballast.write_bytes(b"x" * 40_000)
         file = Appender(tmp_path / "log")
@@ -34,15 +30,10 @@ def test_what_does_not_fit_on_a_full_disk_is_written_as_soon_as_it_does(tmp_path
         ballast.unlink()
         file.close()
         assert (tmp_path / "log").read_bytes() == b"".join(lines)
-    finally:
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
 def test_the_log_says_when_it_cannot_be_written_and_when_it_can_again(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)], check=True)
-    try:
+    with small_disk(tmp_path, "40k"):
         ballast = tmp_path / "ballast"
         ballast.write_bytes(b"x" * 30_000)
         log = EventLog(tmp_path / "events.jsonl")
@@ -60,8 +51,6 @@ def test_the_log_says_when_it_cannot_be_written_and_when_it_can_again(tmp_path: 
             "the event log works again",
         ]
         assert len(read(log.path)) == 22
-    finally:
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
 def test_a_reader_gives_whole_lines_once(tmp_path: Path) -> None:

@@ -160,15 +160,13 @@ class Sharded(Parallel):
         """Have the clock of the steps know when this worker waits for other ranks inside of a pass."""
         from torch.distributed.fsdp import FSDPModule
 
-        states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
-        groups = [
-            group
-            for state in states
-            for group in getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-        ]
-        for group in filter(None, groups):
-            if self.phases:
-                self.phases.wait_in(group, WAITING)
+        if self.phases is None:
+            return
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                state = module._get_fsdp_state()
+                for group in getattr(state, "_fsdp_param_groups", None) or filter(None, [state._fsdp_param_group]):
+                    self.phases.wait_in(group, WAITING)
 
     def _shard_group(self) -> Any:
         return self.mesh.get_group("shard")

@@ -23,7 +23,7 @@ class TrainingBegan:
     samples: int | None
     """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
     sanity_check_seconds: float = 0.0
-    """That trying `metrics` before the first step took (`train.sanity_check`): mostly tracing and compiling."""
+    """Duration of the trial of `metrics` before the first step (`train.sanity_check`): mostly tracing and compiling."""
     began: float = 0.0
     """Seconds since 1970, on the clock of rank 0."""
 
@@ -127,9 +127,9 @@ class ShardWritten:
     weights: str = ""
     """Hex digest of the model state in it."""
     seconds: float = 0.0
-    """From the copy to the flushed files."""
+    """Seconds from the copy until the files are flushed to disk."""
     stall_seconds: float = 0.0
-    """Training stood still for the copy."""
+    """Seconds that the training stood still for the copy."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class MemoryInterval:
 
     every_steps: int
     seconds: float
-    """Time that the training stands still for one of them."""
+    """Seconds that the training stands still for one of them."""
     bytes: int
     """Size of this rank's part."""
 
@@ -179,7 +179,7 @@ class StepsProfiled:
     file: str
     """Path of the profile, relative to the run folder."""
     operations: str = ""
-    """A table of those that took the most time."""
+    """A table of the operations that took the most time."""
     problem: str = ""
     """Why there is no profile."""
 
@@ -312,7 +312,7 @@ NAMES: dict[str, type[Any]] = {
     "finished": StepsDone,
     "failed": WorkerFailed,
 }
-"""Name on the wire → class."""
+"""Name in the protocol → class."""
 _WORDS = {kind: name for name, kind in NAMES.items()}
 assert set(get_args(Report)) == set(_WORDS)
 

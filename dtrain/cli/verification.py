@@ -29,7 +29,7 @@ from dtrain.supervisor.main import supervise
 
 POLL_SECONDS = 2.0
 COMPARED = "compared"
-"""Folder in the repetition's of the checkpoint that its last one is compared with."""
+"""Folder in the run folder of the repetition: holds the checkpoint that its last one is compared with."""
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ class InspectionRequest:
 
     id: str
     ranks: tuple[int, ...] = ()
-    """Empty: all."""
+    """Ranks to look at; empty: all."""
     stacks: bool = True
-    """Whether the stacks of their threads are wanted, or only what they use."""
+    """Whether the stacks of their threads are wanted; if not, only their resource usage."""
     native: bool = False
-    """Frames of C and C++, too, by py-spy."""
+    """Whether frames of C and C++ are wanted, too (by py-spy)."""
     profile_steps: int = 0
-    """If it is not 0, a profile of so many steps of these ranks is wanted, and nothing else."""
+    """Number of steps of these ranks to profile; if it is not 0, nothing else is wanted."""
     debug: DebugRequest | None = None
     """If given, the request is for a debugger alone."""
 
@@ -47,7 +47,7 @@ class WorkerUsage:
     step: int | None
     """Steps done; None if it has none."""
     cpu_seconds: float
-    """Of the process and its children since they began."""
+    """CPU time of the process and its children since they were started."""
     memory_megabytes: float
     stopped: bool = False
     gpu: float | None = None
@@ -77,7 +77,7 @@ class Inspection:
     attempt: int
     stacks: tuple[SharedStacks, ...] = ()
     usage: dict[str, WorkerUsage] = field(default_factory=dict)
-    """Rank → what it uses."""
+    """Rank → its resource usage."""
     silent: tuple[str, ...] = ()
     """Nodes that did not answer in time."""
     problem: str = ""
@@ -98,7 +98,7 @@ def parsed_request(text: str) -> InspectionRequest | None:
 
 
 def parsed_answer(line: str | bytes) -> Inspection | None:
-    """None for a line that is none."""
+    """The answer in a line; None if the line is not an answer."""
     try:
         return from_dict(Inspection, json.loads(line))
     except (ValueError, TypeError):

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES = pyproject.toml constraints.txt $(wildcard dtrain/*.py dtrain/*/*.py strategies/*.py strategies/*/*.py clusters/*.py clusters/*/*.py trackers/*.py exporters/*.py exporters/*/*.py recipes/*)
+SOURCES = pyproject.toml constraints.txt $(shell find dtrain strategies clusters trackers exporters recipes -type f -not -name "*.pyc")
 
 .PHONY: demo test test-gpu check campaign bench clean
 

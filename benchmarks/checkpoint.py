@@ -18,9 +18,9 @@ from side_by_side import BIN, PROGRAMS, Row, scratch, table, torchrun
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer
 from dtrain.checkpoint.tensor_file import TensorEntry, TensorFile
-from dtrain.run import event_log, events
-from dtrain.run.folder import RunDir, all_runs
-from dtrain.run.sample_ledger import LedgerFile
+from dtrain.record import event_log, events
+from dtrain.record.folder import RunDir, all_runs
+from dtrain.record.sample_ledger import LedgerFile
 
 SAVES, EVERY, WARM_STEPS = 4, 12, 3
 STEPS = SAVES * EVERY + WARM_STEPS

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from side_by_side import BIN, PROGRAMS, Row, in_turn, scratch, seconds_of, table
 
-from dtrain.run.folder import all_runs
-from dtrain.run.sample_ledger import LedgerFile
+from dtrain.record.folder import all_runs
+from dtrain.record.sample_ledger import LedgerFile
 
 SIZES = {"1 M": (768, 120, 20), "25 M": (4750, 24, 4)}
 """Parameters → (width of the model, steps, steps that do not count)."""

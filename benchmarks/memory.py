@@ -21,11 +21,11 @@ from pathlib import Path
 from recovery import LIMIT_SECONDS, steps_of
 from side_by_side import BIN, PROGRAMS, Row, end, in_turn, scratch, seconds_of, silent, table, torchrun
 
-from dtrain.run import event_log
-from dtrain.run.audit import audit
-from dtrain.run.events import AttemptStarted, CheckpointSaved, MemoryInterval, WorkersStarted
-from dtrain.run.folder import RunDir, all_runs
-from dtrain.run.sample_ledger import LedgerFile, last_step
+from dtrain.record import event_log
+from dtrain.record.events import AttemptStarted, CheckpointSaved, MemoryInterval, WorkersStarted
+from dtrain.record.folder import RunDir, all_runs
+from dtrain.record.sample_ledger import LedgerFile, last_step
+from dtrain.report.audit import audit
 
 STEPS = 100_000
 NEEDED_STEP = 1.01

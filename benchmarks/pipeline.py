@@ -9,8 +9,8 @@ from pathlib import Path
 
 from side_by_side import BIN, PROGRAMS, Row, in_turn, scratch, seconds_of, table, torchrun
 
-from dtrain.run.folder import all_runs
-from dtrain.run.sample_ledger import LedgerFile
+from dtrain.record.folder import all_runs
+from dtrain.record.sample_ledger import LedgerFile
 
 STEPS, BATCH, WARM_STEPS = 100, 32, 25
 CASES = {"decode": "2 ms of CPU a sample", "wait": "5 ms of waiting a sample", "arrays": "arrays in memory"}

@@ -24,13 +24,13 @@ from dtrain.api import plan
 from dtrain.api.cluster import Inbox
 from dtrain.api.pipes import PipedAgents
 from dtrain.api.protocol import Command
+from dtrain.job.job import Job, PluginChoice, Recovery, Resources, Train
 from dtrain.launch import planner
-from dtrain.run import event_log
-from dtrain.run.events import CheckpointSaved
-from dtrain.run.folder import RunDir, create
-from dtrain.spec.job import Job, PluginChoice, Recovery, Resources, Train
+from dtrain.record import event_log
+from dtrain.record.events import CheckpointSaved
+from dtrain.record.folder import RunDir, create
 from dtrain.supervisor.inbox import SupervisorInbox
-from dtrain.supervisor.stop_request import StopMode, StopRequest
+from dtrain.supervisor.leaving.stop_request import StopMode, StopRequest
 from dtrain.supervisor.supervisor import Supervisor
 
 RANKS = 8

@@ -21,11 +21,11 @@ from memory import Settings, recipe
 from recovery import steps_of
 from side_by_side import BIN, Row, end, scratch, seconds_of, silent, table, torchrun
 
-from dtrain.run import event_log
-from dtrain.run.audit import audit
-from dtrain.run.events import CheckpointSaved, FailureOccurred, WorkersStarted
-from dtrain.run.folder import RunDir, all_runs
-from dtrain.run.sample_ledger import LedgerFile
+from dtrain.record import event_log
+from dtrain.record.events import CheckpointSaved, FailureOccurred, WorkersStarted
+from dtrain.record.folder import RunDir, all_runs
+from dtrain.record.sample_ledger import LedgerFile
+from dtrain.report.audit import audit
 
 NEEDED = 0.97
 FAULTS = ("kill", "kill", "segv", "zygote")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from side_by_side import BIN, PROGRAMS, Row, in_turn, scratch, seconds_of, table, torchrun
 
-from dtrain.run.folder import all_runs
-from dtrain.run.sample_ledger import LedgerFile
+from dtrain.record.folder import all_runs
+from dtrain.record.sample_ledger import LedgerFile
 
 STEPS, BATCH, WARM_STEPS = 300, 256, 50
 CASES = ("ddp", "fsdp", "horovod", "mirrored")

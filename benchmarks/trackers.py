@@ -19,8 +19,8 @@ from pathlib import Path
 
 from side_by_side import BIN, PROGRAMS, end, scratch
 
-from dtrain.run.folder import RunDir, all_runs
-from dtrain.run.sample_ledger import LedgerFile
+from dtrain.record.folder import RunDir, all_runs
+from dtrain.record.sample_ledger import LedgerFile
 
 TRACKERS = 5
 START_SECONDS = 20.0

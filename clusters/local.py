@@ -12,14 +12,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 
-from dtrain.agent import devices, prewarm, warm_pool
+from dtrain.agent import devices
+from dtrain.agent.warm import pool, prewarm
 from dtrain.api.cluster import Inbox, Submission, SubmissionState
 from dtrain.api.pipes import AgentProcess, PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import alive, command_line
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 LOOPBACK = "127.0.0.1"
 
@@ -57,7 +58,7 @@ class LocalAllocation:
         share = max(1, devices.cpus() // self._plan.nodes)
         environment = os.environ | {variables.ADDRESS: LOOPBACK, variables.CPUS: str(share)} | self._gpus(node)
         command = self._plan.agent_command(self._run, node)
-        ready: AgentProcess | None = warm_pool.found_or_started(command, environment, self._plan.job.env)
+        ready: AgentProcess | None = pool.found_or_started(command, environment, self._plan.job.env)
         if ready:
             prewarm.discard()
         else:

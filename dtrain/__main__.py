@@ -21,15 +21,15 @@ def main() -> int:
 
         return supervisor.main(sys.argv[2])
     if sys.argv[1:2] == ["tracker"] and len(sys.argv) == 5:
-        from dtrain.supervisor import tracker_process
+        from dtrain.supervisor.beside import tracker_process
 
         return tracker_process.main(*sys.argv[2:])
     # What is imported stays: looking for garbage among it, now or at the end, only costs time.
     gc.disable()
     if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:
-        from dtrain.agent import prewarm, warm_pool
+        from dtrain.agent.warm import pool, prewarm
 
-        if not warm_pool.has_idle():
+        if not pool.has_idle():
             prewarm.start()
     from dtrain.cli import app
 

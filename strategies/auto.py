@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.api.measured import MeasuredStrategies, MeasuredStrategy, StrategyChoice, choice
+from dtrain.api.bench_choice import MeasuredStrategies, MeasuredStrategy, StrategyChoice, choice
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.spec.job import Device, Job
+from dtrain.job.job import Device, Job
 
 from . import task_framework
 from .script import Script, ScriptOptions

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from dtrain.spec.failures import FailureKind
+from dtrain.job.failure_kinds import FailureKind
 
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
 """What CUDA, torch's allocator for the CPU, the kernel and C++ say of it."""

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
-from dtrain.spec import entrypoint
-from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Device, Job
+from dtrain.job import entrypoint
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.job.job import Device, Job
 
 from . import environments, errors, waiting
 from .horovod import launcher

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dtrain.spec import entrypoint
-from dtrain.spec.job import Job
+from dtrain.job import entrypoint
+from dtrain.job.job import Job
 
 
 def of_task(job: Job) -> Literal["torch", "tensorflow"]:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from dtrain.common.processes import alive, children
-from dtrain.run import sample_ledger
-from dtrain.run.audit import audit as audit_of
-from dtrain.run.folder import RunDir, all_runs
+from dtrain.record import sample_ledger
+from dtrain.record.folder import RunDir, all_runs
+from dtrain.report.audit import audit as audit_of
 
 PROGRAMS = Path(__file__).parent / "programs"
 RECIPES = Path(__file__).parent.parent / "recipes"

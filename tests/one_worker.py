@@ -13,9 +13,9 @@ from typing import Any
 
 from dtrain.api import reports
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, WorkerContext
+from dtrain.job.job import Checkpoint, Job, PluginChoice, Train
 from dtrain.launch import registry
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Checkpoint, Job, PluginChoice, Train
+from dtrain.record.folder import RunDir
 from dtrain.worker import loop
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger

@@ -26,12 +26,12 @@ from dtrain.api.protocol import (
     WorkersStarted,
 )
 from dtrain.common.errors import Exit
+from dtrain.job.job import Job, PluginChoice, Recovery, Resources
 from dtrain.launch import planner
-from dtrain.run import folder
-from dtrain.run.event_log import EventLog, read
-from dtrain.run.events import Event
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job, PluginChoice, Recovery, Resources
+from dtrain.record import folder
+from dtrain.record.event_log import EventLog, read
+from dtrain.record.events import Event
+from dtrain.record.folder import RunDir
 from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.supervisor import Supervisor
 
@@ -185,7 +185,7 @@ def task_job(path: Path, *, workers: int = 2, nodes: int = 1, url: str | None = 
     """A job with steps and checkpoints; its workers are played by the test."""
     import dataclasses
 
-    from dtrain.spec.job import Storage, Train
+    from dtrain.job.job import Storage, Train
 
     job = script_job(path, workers=workers, nodes=nodes, **recovery)
     return dataclasses.replace(

@@ -89,7 +89,7 @@ def test_plugins_of_one_kind_do_not_know_those_of_another() -> None:
 
 
 def module_name(path: Path) -> str:
-    """`dtrain.run.folder` for dtrain/run/folder.py, `dtrain.run` for the package itself."""
+    """`dtrain.record.folder` for dtrain/run/folder.py, `dtrain.record` for the package itself."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

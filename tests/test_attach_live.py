@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from live import DTRAIN, PROGRAMS, Live, dtrain, finished, small_disk, start, stopped, wait_for
 
-from dtrain.run.folder import RunDir, all_runs
+from dtrain.record.folder import RunDir, all_runs
 
 RECIPE = str(PROGRAMS / "tiny.yaml")
 SLOW = ("--set", "params.pause=0.05")

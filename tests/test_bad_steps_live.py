@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from live import PROGRAMS, RECIPES, Live, dtrain, finished, start
 
-from dtrain.run.audit import audit
+from dtrain.report.audit import audit
 from dtrain.strategies.horovod import launcher
 from dtrain.worker.step_guard import MOST_IN_A_ROW
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
 
-from dtrain.run.folder import all_runs
+from dtrain.record.folder import all_runs
 
 RECIPE = str(PROGRAMS / "tiny.yaml")
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from live import PROGRAMS, RECIPES, dtrain, process_tree, running, start, wait_for
 
-from dtrain.cli.operation_difference import found, logs
 from dtrain.common import environment
-from dtrain.run import event_log
-from dtrain.run.events import AttemptStarted
-from dtrain.run.folder import RunDir
-from dtrain.spec.fault import Fault, encode
+from dtrain.drill.fault import Fault, encode
+from dtrain.drill.operation_difference import found, logs
+from dtrain.record import event_log
+from dtrain.record.events import AttemptStarted
+from dtrain.record.folder import RunDir
 
 TINY = str(PROGRAMS / "tiny.yaml")
 SHORT = ("--steps", "16")
@@ -141,9 +141,9 @@ def test_a_script_is_struck_after_a_time_and_starts_again(tmp_path: Path) -> Non
 
 
 def test_no_recipe_injects_faults(tmp_path: Path) -> None:
-    told = f"env.{environment.DRILL}={json.dumps(encode((Fault('kill', 1, 'step', 3),)))}"
+    told = f"env.{environment.HOOKS}={json.dumps(encode((Fault('kill', 1, 'step', 3),)))}"
     refused = dtrain("run", TINY, "--set", told, "--runs", str(tmp_path), check=2)
-    assert f"{environment.DRILL} is set by the launcher" in refused.stderr
+    assert f"{environment.HOOKS} is set by the launcher" in refused.stderr
 
 
 def test_ctrl_c_ends_the_run_under_way_and_shows_what_was_drilled(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from live import PROGRAMS, Live, dtrain, finished, start
 
 from dtrain.checkpoint.difference import first_difference
-from dtrain.cli import verification
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
+from dtrain.verify import verification
 
 RECIPE = str(PROGRAMS / "exact.yaml")
 

@@ -10,7 +10,7 @@ import pytest
 from live import PROGRAMS, Live, dtrain, finished, start
 
 from dtrain.common import environment
-from dtrain.spec.fault import Fault, encode
+from dtrain.drill.fault import Fault, encode
 
 RECIPE = str(PROGRAMS / "tiny.yaml")
 KERAS = str(PROGRAMS / "contract_tensorflow.yaml")
@@ -155,7 +155,7 @@ def test_the_interval_follows_from_what_a_copy_costs(tmp_path: Path) -> None:
 
 def test_a_kill_before_the_last_state_is_on_disk_does_not_lose_it(tmp_path: Path, undisturbed: Live) -> None:
     """The next attempt goes on from memory, has no step left to do, and saves all the same."""
-    faults = {environment.DRILL: encode((Fault("kill", 0, "writing", 60),))}
+    faults = {environment.HOOKS: "dtrain.drill.injection=" + encode((Fault("kill", 0, "writing", 60),))}
     with start(RECIPE, *EVERY_FIFTH, runs=tmp_path, **faults) as live:
         live.finish()
     assert_went_on_from_memory(live, 60)

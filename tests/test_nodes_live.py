@@ -7,7 +7,7 @@ from pathlib import Path
 
 from live import PROGRAMS, Live, dtrain, start
 
-from dtrain.run.sample_ledger import LedgerFile
+from dtrain.record.sample_ledger import LedgerFile
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 TWO = (

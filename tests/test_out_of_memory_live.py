@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from live import DTRAIN, PROGRAMS, wait_for
 
-from dtrain.run import event_log
-from dtrain.run.events import AttemptStarted, CheckpointSaved, FailureOccurred
-from dtrain.run.folder import all_runs
-from dtrain.spec.failures import FailureKind
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.record import event_log
+from dtrain.record.events import AttemptStarted, CheckpointSaved, FailureOccurred
+from dtrain.record.folder import all_runs
 
 LIMIT = 900_000_000
 CODE = """

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from s3_endpoint import S3, endpoint
 
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record.folder import RunDir
 from dtrain.storage import run_lease
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_sync import RunCopy

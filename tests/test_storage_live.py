@@ -11,7 +11,7 @@ import pytest
 from live import PROGRAMS, Live, assert_attached_until_stopped, attached, dtrain, finished, start
 from s3_endpoint import BUCKET, S3, endpoint
 
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_lease import claim
 

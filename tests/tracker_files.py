@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 Curve = list[tuple[int, Any]]
 BLOCK_BYTES = 1 << 15

@@ -97,8 +97,8 @@ def load(folder, megabytes):
     import socket
 
     from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
+    from dtrain.job.job import Job, PluginChoice, Train
     from dtrain.launch import registry
-    from dtrain.spec.job import Job, PluginChoice, Train
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

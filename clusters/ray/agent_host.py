@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.agent import warm_pool
+from dtrain.agent.warm import pool
 from dtrain.api.pipes import AgentProcess
 from dtrain.common import environment as variables
 
@@ -32,7 +32,7 @@ class AgentHost:
         self._sending = threading.Lock()
         # Where a runtime environment brings packages, they are of this Python.
         command, told = [sys.executable, *command[1:]], inherited | environment
-        self._process: AgentProcess = warm_pool.found_or_started(command, told, run_variables) or subprocess.Popen(
+        self._process: AgentProcess = pool.found_or_started(command, told, run_variables) or subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=told, start_new_session=True, cwd="/"
         )
 

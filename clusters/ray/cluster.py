@@ -20,7 +20,7 @@ from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.api.protocol import Quit, decode
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError, UsageError
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 from . import shipping
 from .agent_host import AgentHost
@@ -340,7 +340,7 @@ class RayAllocation:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         }
         environment = self._cluster.env_vars() | {variables.CPUS: str(max(1, int(self._bundle["CPU"])))}
-        passed = (variables.WARM, variables.DRILL, variables.OPERATIONS)
+        passed = (variables.WARM, variables.HOOKS, variables.OPERATIONS)
         environment |= {name: os.environ[name] for name in passed if name in os.environ}
         command = self._plan.agent_command(self._run, node)
         actor = ray.remote(AgentHost).options(**options).remote(command, environment, dict(self._plan.job.env))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dtrain.api.plan import SHIPPED_ENVIRONMENT, SHIPPED_JOB
 from dtrain.common.serde import to_dict
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
 
 
 @contextmanager

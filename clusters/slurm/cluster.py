@@ -17,7 +17,7 @@ from dtrain.api.cluster import Inbox, Submission, SubmissionState
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import Command
 from dtrain.common.errors import ClusterError, UsageError
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 from . import script, warm
 from .commands import (

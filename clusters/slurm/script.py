@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from dtrain.api.plan import LaunchPlan, supervisor_command
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
 NO_LIMIT = ("UNLIMITED", "INFINITE")

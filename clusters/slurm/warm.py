@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dtrain.agent import relay, warm_pool
+from dtrain.agent.warm import pool, relay
 from dtrain.common import durations
 from dtrain.common import environment as variables
 from dtrain.common.processes import alive, command_line
@@ -28,12 +28,12 @@ def agent(
     """The command of the agents of a run: as it is, or one that has warm agents do the work, which are started if there
     are none."""
     seconds = durations.seconds_of(os.environ.get(variables.WARM, ""))
-    if not seconds and not warm_pool.in_use():
+    if not seconds and not pool.in_use():
         return command
     place = command.index("agent") + 1
-    key = warm_pool.key(relay.canonical(command[place:]), os.environ, run_variables)
+    key = pool.key(relay.canonical(command[place:]), os.environ, run_variables)
     try:
-        marker = warm_pool.folder() / f"slurm-{os.environ.get('SLURM_JOB_ID')}-{key}.pid"
+        marker = pool.folder() / f"slurm-{os.environ.get('SLURM_JOB_ID')}-{key}.pid"
         waits = FOUND_SECONDS if _holds(marker) else START_SECONDS
         if waits == START_SECONDS:
             if not seconds:
@@ -42,7 +42,7 @@ def agent(
     except OSError as error:
         print(f"dtrain: no agent can stay warm: {error}", file=sys.stderr)
         return command
-    return [*command[:place], warm_pool.RELAY, str(waits), *command[place:]]
+    return [*command[:place], pool.RELAY, str(waits), *command[place:]]
 
 
 def _holds(marker: Path) -> bool:
@@ -51,12 +51,12 @@ def _holds(marker: Path) -> bool:
         pid = int(marker.read_text())
     except (OSError, ValueError):
         return False
-    return alive(pid) and warm_pool.HOLD in command_line(pid)
+    return alive(pid) and pool.HOLD in command_line(pid)
 
 
 def _hold(seconds: float, command: Sequence[str], place: int, nodes: Sequence[str], container: Sequence[str]) -> int:
     """Start the step, which outlives this process; the process id of its srun."""
-    held = (*command[:place], warm_pool.HOLD, str(seconds), *command[place:])
+    held = (*command[:place], pool.HOLD, str(seconds), *command[place:])
     launch = AgentLaunch(tuple(nodes), held, tuple(container), addresses(list(nodes)))
     process = subprocess.Popen(
         launch.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

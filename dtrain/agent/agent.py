@@ -21,7 +21,7 @@ from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
 from dtrain.agent.inspector import Inspector
-from dtrain.agent.node_memory import NodeMemory
+from dtrain.agent.memory.node_memory import NodeMemory
 from dtrain.agent.preflight import Preflight
 from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
@@ -54,9 +54,9 @@ from dtrain.common import environment as variables
 from dtrain.common.memory import oom_kills
 from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, signal_process
 from dtrain.common.serde import JsonObject
-from dtrain.run import sample_ledger
-from dtrain.run.folder import RunDir
-from dtrain.spec.failures import FailureKind
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.record import sample_ledger
+from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report
 from dtrain.worker.main import Assignment
 

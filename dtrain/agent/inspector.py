@@ -22,8 +22,8 @@ from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.protocol import Inspect, Inspected
 from dtrain.common.files import read_at
 from dtrain.common.processes import STACKS_SIGNAL, catches, resident_megabytes, signal_process, threads, usage
-from dtrain.run import inspection, sample_ledger
-from dtrain.run.inspection import WorkerUsage
+from dtrain.record import inspection, sample_ledger
+from dtrain.record.inspection import WorkerUsage
 
 POLL_SECONDS = 0.03
 SETTLED_SECONDS = 0.12

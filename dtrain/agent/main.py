@@ -11,13 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtrain.agent import devices, prewarm, relay, warm_pool
+from dtrain.agent import devices
 from dtrain.agent.fork_server import ForkServer
+from dtrain.agent.warm import pool, prewarm, relay
 from dtrain.common.processes import resident_megabytes, send_output_to, set_name
 from dtrain.common.serde import JsonObject
 
 if TYPE_CHECKING:
-    from dtrain.run.folder import RunDir
+    from dtrain.record.folder import RunDir
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 5.0
@@ -32,11 +33,11 @@ def main(arguments: list[str]) -> int:
     set_name("dtrain-agent")
     commands, events = os.dup(0), os.dup(1)
     send_output_to(Path(os.devnull))
-    if arguments[:1] == [warm_pool.OPTION]:
+    if arguments[:1] == [pool.OPTION]:
         return _stay_warm(Path(arguments[1]), float(arguments[2]), socket.socket(fileno=int(arguments[3])))
-    if arguments[:1] == [warm_pool.HOLD]:
+    if arguments[:1] == [pool.HOLD]:
         return _hold(float(arguments[1]), arguments[2:])
-    if arguments[:1] == [warm_pool.RELAY]:
+    if arguments[:1] == [pool.RELAY]:
         seconds, *arguments = arguments[1:]
         if relay.relayed(float(seconds), arguments, _run_variables(arguments), commands, events):
             return 0
@@ -53,20 +54,20 @@ def main(arguments: list[str]) -> int:
 
 def _stay_warm(path: Path, seconds: float, first: socket.socket) -> int:
     """Serve a run, and others after it."""
-    return _serve_runs(warm_pool.Idle(path, seconds), (first, warm_pool.request_on(first)))
+    return _serve_runs(pool.Idle(path, seconds), (first, pool.request_on(first)))
 
 
 def _hold(seconds: float, arguments: list[str]) -> int:
     """Be a warm agent for runs that have these arguments, from the first one on."""
     command = relay.canonical(arguments)
-    found_by = warm_pool.key(command, os.environ, _run_variables(arguments))
-    idle = warm_pool.Idle(warm_pool.socket_path(found_by), seconds)
+    found_by = pool.key(command, os.environ, _run_variables(arguments))
+    idle = pool.Idle(pool.socket_path(found_by), seconds)
     return _serve_runs(idle, idle.wait((), 0.0))
 
 
 def _run_variables(arguments: list[str]) -> dict[str, str]:
     """The recipe's, of the run that an agent with these arguments is for."""
-    from dtrain.run.folder import RunDir
+    from dtrain.record.folder import RunDir
 
     return _variables_of(RunDir(_options(arguments).run))
 
@@ -75,7 +76,7 @@ def _variables_of(run: RunDir) -> dict[str, str]:
     return run.job().env if run.job_file.exists() else {}
 
 
-def _serve_runs(idle: warm_pool.Idle, found: tuple[socket.socket, JsonObject] | None) -> int:
+def _serve_runs(idle: pool.Idle, found: tuple[socket.socket, JsonObject] | None) -> int:
     """Serve one run after the other with one zygote, for as long as none of what it imported has changed."""
     kept: ForkServer | None = None
     while found and found[1]:
@@ -102,7 +103,7 @@ def _serve(arguments: list[str], commands: int, events: int, zygote: ForkServer 
     """Be the agent of one node until its run has ended, with the zygote that is there if it has imported the same modules
     with the recipe's variables. Returns the zygote, which may be used again."""
     options = _options(arguments)
-    from dtrain.run.folder import RunDir
+    from dtrain.record.folder import RunDir
 
     run, private = RunDir(options.run), None
     if not run.job_file.exists():

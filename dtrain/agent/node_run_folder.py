@@ -25,8 +25,8 @@ from dtrain.common import environment
 from dtrain.common.errors import ClusterError
 from dtrain.common.files import read_at, users_folder
 from dtrain.common.serde import JsonObject, from_dict
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record.folder import RunDir
 
 SENT = "sent.json"
 CHUNK = 1 << 18

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dtrain.agent import devices
 from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 SHARED_MEMORY = "/dev/shm"
 REACH_SECONDS = 3.0

@@ -12,8 +12,8 @@ from dtrain.api.protocol import WorkerLiveness
 from dtrain.api.reports import LogShortened
 from dtrain.api.strategy import RankInfo
 from dtrain.common.processes import usage
-from dtrain.run import log_retention, sample_ledger
-from dtrain.run.log_times import LogTimes
+from dtrain.record import log_retention, sample_ledger
+from dtrain.record.log_times import LogTimes
 
 IDLE_CPU_SHARE = 0.02
 """Of one processor: less is no sign of life."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import Command, Event
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 
 @dataclass(frozen=True)

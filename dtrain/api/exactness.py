@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
 
 
 @runtime_checkable
@@ -22,7 +22,7 @@ class ChecksGradients(Protocol):
 
     def gradient_checksums(self) -> list[int]:
         """Of each shard of the newest step: the sum of its gradient's bits, modulo 2^32; see
-        `dtrain.run.gradient_ledger`."""
+        `dtrain.record.gradient_ledger`."""
 
 
 @runtime_checkable

@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 
 from dtrain.api.strategy import RankInfo
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record.folder import RunDir
 
 SHIPPED_JOB = "job.json"
 """In a module that a cluster sends along with the supervisor: the job, if the supervisor does not see the run folder."""

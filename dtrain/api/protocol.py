@@ -14,7 +14,7 @@ from typing import Any, get_args
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.common.serde import JsonObject, from_dict, to_dict
-from dtrain.run.inspection import SharedStacks, WorkerUsage
+from dtrain.record.inspection import SharedStacks, WorkerUsage
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class StartWorkers:
     partner: MemoryPeer | None = None
     """Whose parts of the in-memory checkpoints this node keeps copies of."""
     rolled_back: tuple[int, ...] = ()
-    """Steps to go on without; see `dtrain.run.history.rolled_back`."""
+    """Steps to go on without; see `dtrain.record.history.rolled_back`."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class DumpStacks:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Command: look into the node's workers for a person; see `dtrain.run.inspection`."""
+    """Command: look into the node's workers for a person; see `dtrain.record.inspection`."""
 
     attempt: int
     request: str

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from dtrain.checkpoint.store import Files
 from dtrain.common.serde import JsonObject, from_dict, to_dict
-from dtrain.run.debugging import Reason
+from dtrain.record.debug_session import Reason
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class BadStep:
-    """Rank 0: the loss or the gradient of a step was not finite, or jumped; see `dtrain.run.events.BadStep`."""
+    """Rank 0: the loss or the gradient of a step was not finite, or jumped; see `dtrain.record.events.BadStep`."""
 
     step: int
     why: str
@@ -252,7 +252,7 @@ class WorkerFailed:
     """An exception ended this rank's code."""
 
     failure: str
-    """The value of a `dtrain.spec.failures.FailureKind`; '' if it follows from the message, which names the exception."""
+    """The value of a `dtrain.job.failure_kinds.FailureKind`; '' if it follows from the message, which names the exception."""
     message: str
     traceback: str = ""
     where: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from dtrain.spec.job import Job, Train
+from dtrain.job.job import Job, Train
 
 
 @dataclass(frozen=True)

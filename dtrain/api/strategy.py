@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from dtrain.checkpoint.store import Files
-from dtrain.spec.failures import FailureKind, exception_kind
-from dtrain.spec.job import Device, Job, Resources, Train
+from dtrain.job.failure_kinds import FailureKind, exception_kind
+from dtrain.job.job import Device, Job, Resources, Train
 
 ERROR_FILE = "<error file of this rank>"
 """As a value in `Strategy.environment`: the path of a file that is the rank's own and that its program may leave an error in."""
@@ -67,7 +67,7 @@ class WorkerContext:
     listener: socket.socket | None
     """Rank 0's rendezvous port, bound and not yet listening, so that nobody can take it in between."""
     rolled_back: tuple[int, ...] = ()
-    """Steps that the run goes on without; see `dtrain.run.history.rolled_back`."""
+    """Steps that the run goes on without; see `dtrain.record.history.rolled_back`."""
 
 
 @dataclass(frozen=True)

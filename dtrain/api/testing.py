@@ -26,9 +26,9 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
 from dtrain.api.tracker import Ending, Entry, TrackedRun, Tracker
 from dtrain.api.weights import Framework
 from dtrain.common.processes import alive
-from dtrain.run import folder
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job, PluginChoice, Resources
+from dtrain.job.job import Job, PluginChoice, Resources
+from dtrain.record import folder
+from dtrain.record.folder import RunDir
 
 PATIENCE_SECONDS = 60.0
 T = TypeVar("T")

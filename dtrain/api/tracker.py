@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from dtrain.common.serde import JsonObject
-from dtrain.run.curves import Ending, Entry
+from dtrain.record.tracker_entries import Ending, Entry
 
 __all__ = ["Ending", "Entry", "TrackedRun", "Tracker"]
 

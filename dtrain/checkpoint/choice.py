@@ -10,11 +10,11 @@ from pathlib import Path
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import chosen_step, numbers_of
 from dtrain.common.errors import UsageError, nearest
-from dtrain.run import event_log
-from dtrain.run.events import Evaluation
-from dtrain.run.folder import RunDir
-from dtrain.run.metric_curves import lower_is_better
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record import event_log
+from dtrain.record.events import Evaluation
+from dtrain.record.folder import RunDir
+from dtrain.record.metric_curves import lower_is_better
 from dtrain.storage import run_sync
 
 FETCHED = ".fetched"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.remote import RemoteCheckpointStore
 from dtrain.checkpoint.store import CheckpointStore
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record.folder import RunDir
 from dtrain.storage.object_store import of_run
 
 

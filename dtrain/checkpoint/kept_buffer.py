@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 
 from dtrain.checkpoint.memory_record import RecordFile
 from dtrain.checkpoint.tensor_file import TensorFile
+from dtrain.common import hooks
 from dtrain.common.memory import granted_memory
-from dtrain.run import fault_injection
 
 Buffer = TypeVar("Buffer", bound="KeptBuffer")
 
@@ -22,7 +22,7 @@ class KeptBuffer:
     can map it too. Raises `OSError` if there is not that much memory."""
 
     def __init__(self, file: TensorFile) -> None:
-        fault_injection.reach("memory")
+        hooks.reach("memory")
         if file.size > granted_memory()[1]:
             # The kernel would end some process instead.
             raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {file.size / 1e6:,.0f} MB")

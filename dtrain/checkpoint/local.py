@@ -24,9 +24,9 @@ from dtrain.checkpoint.store import (
     refused,
     verify,
 )
+from dtrain.common import hooks
 from dtrain.common.errors import CheckpointError
 from dtrain.common.files import flush_folder, hashed, write_whole
-from dtrain.run import fault_injection
 
 _State = tuple[int, int, int, int]
 """Inode, size, and the times of the last change of a file and of its inode."""
@@ -68,7 +68,7 @@ class LocalCheckpointStore:
             if final.exists():
                 self._quarantine(final)
             os.rename(staged, final)
-            fault_injection.reach("renamed", step, attempt)
+            hooks.reach("renamed", step, attempt)
             flush_folder(self.folder)
             self._known |= {final / name: state for name, state in states.items()}
         except OSError as error:

@@ -32,7 +32,7 @@ from dtrain.checkpoint.store import (
 from dtrain.checkpoint.tensor_file import SUFFIX
 from dtrain.common.errors import CheckpointError, StorageError
 from dtrain.common.files import hashed, write_whole
-from dtrain.run.lock import taken_over
+from dtrain.record.lock import taken_over
 from dtrain.storage.object_store import CHECKPOINTS, ObjectStore
 from dtrain.storage.run_lease import claimed
 

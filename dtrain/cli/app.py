@@ -14,7 +14,7 @@ import typer
 
 from dtrain.cli import (
     bench_commands,
-    completion_commands,
+    completion,
     doctor_commands,
     drill_commands,
     export_commands,
@@ -87,12 +87,13 @@ def run(
     """Train a recipe, and watch it. Ctrl-C saves and stops; twice stops at once.
 
     Example: dtrain run recipe.yaml --workers 2 --set train.steps=500"""
-    from dtrain.cli import foreground, overrides, runs_of_recipes
+    from dtrain.cli import terminal
+    from dtrain.control import create, overrides
 
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    raise typer.Exit(foreground.run_here(runs_of_recipes.new_run(path, runs, given), resumed=False))
+    raise typer.Exit(terminal.run_here(create.new_run(path, runs, given), resumed=False))
 
 
 @app.command()
@@ -105,15 +106,16 @@ def resume(
     """Go on with a run from its newest valid checkpoint, also with another number of workers.
 
     Example: dtrain resume last --workers 4"""
-    from dtrain.cli import foreground, overrides, runs_of_recipes
+    from dtrain.cli import terminal
+    from dtrain.control import create, overrides
 
     chosen = _find(runs, name)
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, sets=sets)
-    runs_of_recipes.prepare_resume(chosen, given, recipe)
+    create.prepare_resume(chosen, given, recipe)
     if detach:
-        foreground.submit(chosen)
+        terminal.submit(chosen)
     else:
-        raise typer.Exit(foreground.run_here(chosen, resumed=chosen.events.exists()))
+        raise typer.Exit(terminal.run_here(chosen, resumed=chosen.events.exists()))
 
 
 @app.command()
@@ -128,17 +130,18 @@ def submit(
     """Start a recipe detached from this terminal.
 
     Example: dtrain submit recipe.yaml --sweep train.seed=0,1,2 --at-most 1"""
-    from dtrain.cli import foreground, overrides, runs_of_recipes, sweep_queue
+    from dtrain.cli import terminal
+    from dtrain.control import create, overrides
 
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    members = runs_of_recipes.new_sweep(path, runs, given, sweep or [])
+    members = create.new_sweep(path, runs, given, sweep or [])
     if at_most is None:
         for member in members:
-            foreground.submit(member())
+            terminal.submit(member())
     else:
-        raise typer.Exit(sweep_queue.run(members, at_most))
+        raise typer.Exit(terminal.run_queue(members, at_most))
 
 
 @app.command()
@@ -146,9 +149,9 @@ def attach(name: RunName, runs: Runs = RUNS) -> None:
     """Watch a run that was submitted, or started elsewhere. Ctrl-C asks whether to detach or to stop it.
 
     Example: dtrain attach last"""
-    from dtrain.cli import foreground
+    from dtrain.cli import terminal
 
-    raise typer.Exit(foreground.attach(_find(runs, name)))
+    raise typer.Exit(terminal.attach(_find(runs, name)))
 
 
 @app.command()
@@ -162,8 +165,10 @@ def ps(
     """List the runs, the one that was started last at the end.
 
     Example: dtrain ps --state done --sort accuracy --limit 10"""
-    from dtrain.cli import queries, run_list, summary
-    from dtrain.run import folder
+    from dtrain.cli import summary
+    from dtrain.control import select as run_list
+    from dtrain.control import state as queries
+    from dtrain.record import folder
 
     chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
     last = 0 if sort or state else -(limit or 0)
@@ -184,7 +189,8 @@ def status(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Say how a run is doing, or how it went.
 
     Example: dtrain status last"""
-    from dtrain.cli import queries, summary
+    from dtrain.cli import summary
+    from dtrain.control import state as queries
 
     chosen = _find(runs, name)
     state = queries.state_of(chosen)
@@ -221,9 +227,12 @@ def stop(
     """Save and stop a run, wherever it was started; 'dtrain resume' goes on.
 
     Example: dtrain stop last"""
-    from dtrain.cli.stop import stop as stop_run
+    from dtrain.cli import summary
+    from dtrain.control.stop import stop as stop_run
 
-    print(stop_run(_find(runs, name), now=now, wait=wait))
+    chosen = _find(runs, name)
+    stopped = stop_run(chosen, now=now, wait=wait)
+    print(summary.summary(stopped.ended, chosen) if stopped.ended else stopped.text)
 
 
 @app.command()
@@ -234,7 +243,8 @@ def plan(
     """Show what would run where, with which environment; nothing is started.
 
     Example: dtrain plan recipe.yaml --cluster slurm"""
-    from dtrain.cli import overrides, plan_view
+    from dtrain.cli import plan_view
+    from dtrain.control import overrides
     from dtrain.launch import planner, recipe
 
     given = overrides.of_options(
@@ -251,13 +261,13 @@ def warm(
     """List this machine's agents that wait for the next run (dtrain run --warm), or end them. One that a run uses is not among them.
 
     Example: dtrain run recipe.yaml --warm 10m; dtrain warm; dtrain warm --end"""
-    from dtrain.agent import warm_pool
-    from dtrain.cli import render
+    from dtrain.agent.warm import pool
+    from dtrain.show import render
 
     if end:
-        print(f"ended: {render.counted(warm_pool.end_all(), 'warm agent')}")
+        print(f"ended: {render.counted(pool.end_all(), 'warm agent')}")
         return
-    found = warm_pool.residents()
+    found = pool.residents()
     if as_json:
         print(json.dumps([asdict(one) for one in found]))
     for one in [] if as_json else found:
@@ -279,7 +289,7 @@ def plugins(as_json: Json = False) -> None:
 
 
 for commands in (
-    recipe_commands, bench_commands, drill_commands, report_commands, export_commands, inspect_commands, tracker_commands, node_commands, doctor_commands, completion_commands,
+    recipe_commands, bench_commands, drill_commands, report_commands, export_commands, inspect_commands, tracker_commands, node_commands, doctor_commands, completion,
 ):  # fmt: skip
     commands.add_to(app)
 
@@ -289,9 +299,9 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal with an ASCII locale
-    completion_commands.prepare()
+    completion.prepare()
     try:
-        code = app(standalone_mode=False, complete_var=completion_commands.VARIABLE)
+        code = app(standalone_mode=False, complete_var=completion.VARIABLE)
         return code if isinstance(code, int) else int(Exit.DONE)
     except DtrainError as error:
         print(f"dtrain: {error}" if "\n" not in error.message else str(error), file=sys.stderr)

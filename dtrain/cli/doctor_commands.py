@@ -27,7 +27,7 @@ def doctor(
     """Check this machine, or every node of a cluster: versions, devices, memory, limits, folder, clock, network.
 
     Example: dtrain doctor recipe.yaml --cluster slurm"""
-    from dtrain.cli import doctor as checked
+    from dtrain.inspect import doctor as checked
 
     lines = list(checked.examined(path, cluster, nodes, runs))
     if as_json:

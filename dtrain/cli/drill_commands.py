@@ -47,8 +47,11 @@ def drill(
     """Kill, stop, starve and corrupt short runs of a recipe, one fault a run, and check that what dtrain promises is kept.
 
     Example: dtrain drill recipe.yaml --only kill,hang,disk-full"""
-    from dtrain.cli import drill_result, drill_session, drill_views, overrides
     from dtrain.cli.report_commands import write_page
+    from dtrain.control import overrides
+    from dtrain.drill import result as drill_result
+    from dtrain.drill import session as drill_session
+    from dtrain.drill import views
 
     if list_them:
         print(drill_session.listed())
@@ -65,8 +68,8 @@ def drill(
         print(json.dumps(drill_result.as_json(result), indent=1))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
-        print(drill_views.text(result, session.options, width=width, colored=sys.stdout.isatty()))
+        print(views.text(result, session.options, width=width, colored=sys.stdout.isatty()))
     if html:
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            write_page(html, drill_views.html(result, session.options))
+            write_page(html, views.html(result, session.options))
     raise typer.Exit(session.exit_code(result))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dtrain.cli import completion_commands
+from dtrain.cli import completion
 from dtrain.cli.options import RUNS, Json, RunName, Runs
 
 Step = Annotated[
@@ -25,14 +25,14 @@ Format = Annotated[
     str | None,
     typer.Option(
         metavar="FORMAT", help="See 'dtrain plugins'; with --layout, what it serves by default.",
-        autocompletion=completion_commands.plugins("exporter"),
+        autocompletion=completion.plugins("exporter"),
     ),
 ]  # fmt: skip
 Layout = Annotated[
     str | None,
     typer.Option(
         metavar="NAME", help="Write the folder that a server wants; see 'dtrain plugins'.",
-        autocompletion=completion_commands.plugins("layout"),
+        autocompletion=completion.plugins("layout"),
     ),
 ]  # fmt: skip
 
@@ -51,13 +51,12 @@ def weights(
     """Write the weights of a run to a file for other programs; its checkpoint is verified first.
 
     Example: dtrain weights last --best accuracy --to model.safetensors"""
-    from dtrain.cli import export_view
-    from dtrain.export import exporting
+    from dtrain.export import exporting, view
     from dtrain.weights import source
 
     saved = source.saved(runs, name, step, best)
     made = exporting.write_weights(saved, to, code)
-    print(json.dumps(export_view.as_json(saved, made), indent=1) if as_json else export_view.weights_text(saved, made))
+    print(json.dumps(view.as_json(saved, made), indent=1) if as_json else view.weights_text(saved, made))
 
 
 def export(
@@ -75,8 +74,7 @@ def export(
     """Turn a run's model into the form of another runtime, and prove by held-out data that it gives the same.
 
     Example: dtrain export last --to onnx --latency"""
-    from dtrain.cli import export_view
-    from dtrain.export import choice, exporting
+    from dtrain.export import choice, exporting, view
     from dtrain.weights import source
 
     saved = source.saved(runs, name, step, best)
@@ -86,8 +84,4 @@ def export(
     made = exporting.export(
         saved, form.name, path, options=form.options, model=model, latency=latency, code=code, layout=layout or "", version=version,
     )  # fmt: skip
-    print(
-        json.dumps(export_view.as_json(saved, made), indent=1)
-        if as_json
-        else export_view.export_text(saved, made, form.name)
-    )
+    print(json.dumps(view.as_json(saved, made), indent=1) if as_json else view.export_text(saved, made, form.name))

@@ -27,7 +27,7 @@ def stacks(
     """Show what every thread of every rank does now, equal stacks once with their ranks. The run goes on.
 
     Example: dtrain stacks last --rank 3"""
-    from dtrain.cli import stacks as seen
+    from dtrain.inspect import stacks as seen
 
     run = find(runs, name)
     found = seen.inspected(run, rank or [], stacks=True, native=native)
@@ -38,7 +38,7 @@ def top(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Show step, CPU and memory of each rank, the one furthest behind first; in a terminal again and again.
 
     Example: dtrain top last"""
-    from dtrain.cli import top as seen
+    from dtrain.inspect import top as seen
 
     run = find(runs, name)
     if as_json:
@@ -58,7 +58,7 @@ def profile(
     Example: dtrain profile last --rank 0 --rank 3 --steps 5"""
     from dataclasses import asdict
 
-    from dtrain.cli import profile as seen
+    from dtrain.inspect import profile as seen
 
     run = find(runs, name)
     found = []
@@ -82,8 +82,8 @@ def debug(
     wait for it, and nothing counts as a hang meanwhile. Leaving it (q, Ctrl-D) lets the run go on.
 
     Example: dtrain debug last --rank 1 --at-step 200"""
-    from dtrain.cli import debug as terminal
-    from dtrain.run.debugging import DebugRequest
+    from dtrain.inspect import debug as terminal
+    from dtrain.record.debug_session import DebugRequest
 
     if at_step is not None and on_exception:
         raise UsageError("--at-step and --on-exception are two ways to stop", "Use one of them.")

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtrain.cli import render
-from dtrain.run import log_retention
-from dtrain.run.event_log import Reader
-from dtrain.run.events import Event
-from dtrain.run.folder import RunDir
-from dtrain.run.status import RunState
+from dtrain.record import log_retention
+from dtrain.record.event_log import Reader
+from dtrain.record.events import Event
+from dtrain.record.folder import RunDir
+from dtrain.record.status import RunState
+from dtrain.show import render
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

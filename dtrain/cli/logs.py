@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from dtrain.cli import queries, render
 from dtrain.cli.live_view import LineReader
 from dtrain.common import durations
 from dtrain.common.errors import UsageError
-from dtrain.run import history, log_times
-from dtrain.run.event_log import Reader
-from dtrain.run.events import WorkersStarted
-from dtrain.run.folder import RunDir
-from dtrain.run.status import RunState
+from dtrain.control import state
+from dtrain.record import history, log_times
+from dtrain.record.event_log import Reader
+from dtrain.record.events import WorkersStarted
+from dtrain.record.folder import RunDir
+from dtrain.record.status import RunState
+from dtrain.show import render
 
 POLL_SECONDS = 0.2
 ASK_SECONDS = 2.0
@@ -197,7 +198,7 @@ def print_logs(run: RunDir, wanted: Filter, *, follow: bool) -> None:
     over, ask_at = not follow, 0.0
     while True:
         if follow and time.monotonic() >= ask_at:
-            over = not queries.goes_on(run)
+            over = not state.goes_on(run)
             ask_at = time.monotonic() + (0.0 if run.supervised() else ASK_SECONDS)
         printer.print_new(last=over)
         if over:

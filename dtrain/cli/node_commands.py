@@ -26,7 +26,7 @@ def nodes(
 
     Example: dtrain nodes; dtrain nodes --forget node07"""
     from dtrain.cli import node_list
-    from dtrain.run import node_history
+    from dtrain.record import node_history
 
     now = time.time()
     if forget is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtrain.cli import render
 from dtrain.common.errors import UsageError
-from dtrain.run import node_history
-from dtrain.run.node_history import NodeRecord
+from dtrain.record import node_history
+from dtrain.record.node_history import NodeRecord
+from dtrain.show import render
 
 
 def text(known: Sequence[NodeRecord], now: float) -> str:

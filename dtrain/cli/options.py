@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtrain.cli.completion_commands import plugins, run_ids, settings
+from dtrain.cli.completion import plugins, run_ids, settings
 from dtrain.common import environment
 
 if TYPE_CHECKING:
-    from dtrain.run.folder import RunDir
+    from dtrain.record.folder import RunDir
 
 RunName = Annotated[
     str,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.cli.render import counted
 from dtrain.common.secrets import redacted
+from dtrain.job.job import shards_on
 from dtrain.launch import initial_weights, planner, registry
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import shards_on
+from dtrain.record.folder import RunDir
+from dtrain.show.render import counted
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from dtrain.cli.options import (
 from dtrain.common.errors import Exit, UsageError
 
 if TYPE_CHECKING:
-    from dtrain.cli.removal import Removal
-    from dtrain.run.folder import RunDir
+    from dtrain.control.remove import Removal
+    from dtrain.record.folder import RunDir
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,12 +45,12 @@ def report(name: RunName, runs: Runs = RUNS, html: Html = None, as_json: Json = 
     """Say what a run spent its time on, what its failures cost and how its metrics went.
 
     Example: dtrain report last --html report.html"""
-    from dtrain.cli import report as reports
-    from dtrain.run import run_record
+    from dtrain.report import report as reports
+    from dtrain.report import run_record
 
     record = run_record.read(find(runs, name))
     if html:
-        from dtrain.cli.report_page import report_page
+        from dtrain.report.page import report_page
 
         write_page(html, report_page(record))
     elif as_json:
@@ -69,8 +69,7 @@ def compare(
     """Put runs beside each other: recipes, numbers, curves, and where their losses part.
 
     Example: dtrain compare digits-lr0.1 digits-lr0.01 --html compare.html"""
-    from dtrain.cli import comparison, comparison_views
-    from dtrain.run import run_record
+    from dtrain.report import comparison, comparison_views, run_record
 
     found = comparison.compare([run_record.read(run) for run in find_all(runs, names)])
     drawn = comparison_views.chosen_metrics(found, metric or [])
@@ -90,7 +89,7 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Check from the workers' ledgers that every sample of every committed step was trained on exactly once.
 
     Example: dtrain audit last"""
-    from dtrain.run.audit import audit as audit_of
+    from dtrain.report.audit import audit as audit_of
 
     found = audit_of(find(runs, name))
     if found is None:
@@ -121,7 +120,8 @@ def verify(
     last bit: the proof that a run is what its recipe gives, and a detector of processors that compute wrongly.
 
     Example: dtrain verify last --workers 2"""
-    from dtrain.cli import overrides, verification
+    from dtrain.control import overrides
+    from dtrain.verify import verification
 
     if step is not None and every is not None:
         raise UsageError("--step is one checkpoint, --every many of them", "Use one of them.")
@@ -145,12 +145,12 @@ def rm(
     """Remove runs that have ended, with their copies on remote storage; asks first.
 
     Example: dtrain rm digits-20261122-084904-24a7"""
-    from dtrain.cli import removal
+    from dtrain.control import remove
 
     chosen = [find(runs, name) for name in names]
     for run in chosen:
-        removal.refuse_live(run)
-    _remove([removal.planned(run) for run in chosen], yes=yes, checkpoints_only=False)
+        remove.refuse_live(run)
+    _remove([remove.planned(run) for run in chosen], yes=yes, checkpoints_only=False)
 
 
 def clean(
@@ -163,32 +163,34 @@ def clean(
     """Remove all runs that have ended but the best ones; asks first. A run that goes on is not touched.
 
     Example: dtrain clean --keep-best 3 --metric accuracy"""
-    from dtrain.cli import removal, run_list
-    from dtrain.run import folder
+    from dtrain.control import remove
+    from dtrain.control import select as run_list
+    from dtrain.record import folder
 
     chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
-    worse = list(removal.worse_than_best(chosen, keep_best, metric))
+    worse = list(remove.worse_than_best(chosen, keep_best, metric))
     if not worse:
         print(f"nothing to remove in {runs.absolute()}")
         return
-    _remove([removal.planned(run) for run in worse], yes=yes, checkpoints_only=checkpoints)
+    _remove([remove.planned(run) for run in worse], yes=yes, checkpoints_only=checkpoints)
 
 
 def _remove(removals: Sequence[Removal], *, yes: bool, checkpoints_only: bool) -> None:
-    from dtrain.cli import removal, render
+    from dtrain.control import remove
+    from dtrain.show import render
 
-    if not removal.agreed(removals, yes=yes, what="the checkpoints" if checkpoints_only else "everything"):
+    if not remove.agreed(removals, yes=yes, what="the checkpoints" if checkpoints_only else "everything"):
         print("nothing was removed")
         return
     for one in removals:
-        removal.remove(one, checkpoints_only=checkpoints_only)
+        remove.remove(one, checkpoints_only=checkpoints_only)
     print(f"removed: {render.size(sum(one.bytes for one in removals))}")
 
 
 def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
     """The runs that were meant, each once; a prefix or a pattern means all that fit it. Raises `UsageError` for fewer than two."""
-    from dtrain.cli.run_list import is_named
-    from dtrain.run import folder
+    from dtrain.control.select import is_named
+    from dtrain.record import folder
     from dtrain.storage import run_sync
 
     found: dict[Path, RunDir] = {}
@@ -208,9 +210,9 @@ def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
 
 def write_page(path: Path, text: str) -> None:
     """Write a page and say where; what stands in it may be private."""
-    from dtrain.cli.render import size
     from dtrain.common.files import write_whole
-    from dtrain.run.folder import PRIVATE_FILE
+    from dtrain.record.folder import PRIVATE_FILE
+    from dtrain.show.render import size
 
     try:
         write_whole(path, text, PRIVATE_FILE)

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from dtrain.common.errors import UsageError, nearest
+from dtrain.job import entrypoint
 from dtrain.launch import recipe
-from dtrain.spec import entrypoint
 
 TEMPLATES = {
     "torch": "digits_ddp",

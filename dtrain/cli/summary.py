@@ -6,18 +6,17 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 
-from dtrain.cli import render
-from dtrain.cli.queries import RunRow
-from dtrain.cli.render import clock, counted, eta, failure, milliseconds, numbers, seconds, workers
 from dtrain.common.errors import Exit
-from dtrain.run.folder import RunDir
-from dtrain.run.status import RunState
+from dtrain.control.state import RunRow
+from dtrain.record.folder import RunDir
+from dtrain.record.goodput import SHARES
+from dtrain.record.status import RunState
+from dtrain.show import render
+from dtrain.show.render import clock, columns, counted, eta, failure, milliseconds, numbers, seconds, workers
 
 FAILURES_SHOWN = 5
 STEPS_SHOWN = 10
 """Of those that were left out."""
-SHARES = ("total", "goodput", "effective_share", "training_share")
-"""Keys of an account that are no part of the total; the last one is of older runs."""
 COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "restarts", "started", "changed")
 
 
@@ -131,11 +130,3 @@ def table(rows: Sequence[RunRow], metric: str | None = None) -> str:
         more = () if metric is None else (f"{row.metrics[metric]:.5g}" if metric in row.metrics else "-",)
         lines.append((row.run, row.state, step, loss, *cells, started, age, *more))
     return columns(lines)
-
-
-def columns(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells with the columns below each other."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )

@@ -17,10 +17,10 @@ from pathlib import Path
 from dtrain.api.tracker import Tracker
 from dtrain.common.errors import Exit, UsageError
 from dtrain.launch import registry
-from dtrain.run import folder
-from dtrain.run.folder import RunDir
+from dtrain.record import folder
+from dtrain.record.folder import RunDir
 from dtrain.storage import run_sync
-from dtrain.supervisor.tracker_process import MOST_ENTRIES, EntrySource, tracked, tracker_folder
+from dtrain.supervisor.beside.tracker_process import MOST_ENTRIES, EntrySource, tracked, tracker_folder
 
 NAME = "tensorboard"
 LOOK_SECONDS = 5.0

@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
         """Give the trackers of a run what they lack, if one of them was down when it ended.
 
         Example: dtrain track last"""
-        from dtrain.supervisor import tracking
+        from dtrain.supervisor.beside import tracking
 
         found = tracking.catch_up(find(runs, name))
         if not found:

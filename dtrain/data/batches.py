@@ -13,7 +13,7 @@ import numpy as np
 from dtrain.common.errors import UserError, add_note
 from dtrain.data.randomness import seed_all
 from dtrain.data.sampler import Indices, sample_seed
-from dtrain.spec.contract import gave
+from dtrain.job.task_answers import gave
 
 Collate = Callable[[list[Any]], Any]
 EXPECTED = "a tuple or dict of arrays of one length, an object with __len__ and __getitem__, or an iterable"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dtrain.common.errors import UserError
-from dtrain.spec.job import Train
+from dtrain.job.job import Train
 
 Indices = npt.NDArray[np.int64]
 MASK = (1 << 64) - 1

@@ -17,7 +17,7 @@ from dtrain.common.errors import UserError, add_note
 from dtrain.data.batches import Batches, Collate, as_batch, is_loader, is_stream
 from dtrain.data.randomness import seed_all
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, sample_seed
-from dtrain.spec.contract import gave
+from dtrain.job.task_answers import gave
 
 END = object()
 BATCHING = ("_BatchDataset", "_ParallelBatchDataset", "_PaddedBatchDataset", "_RaggedBatchDataset")

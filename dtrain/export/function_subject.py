@@ -15,8 +15,8 @@ from dtrain.api.weights import Framework
 from dtrain.data.batches import Batches
 from dtrain.data.stream import Stream, opened
 from dtrain.export.shown import Shown, batches_of, resized
-from dtrain.spec import entrypoint
-from dtrain.spec.job import Job
+from dtrain.job import entrypoint
+from dtrain.job.job import Job
 from dtrain.worker.task import name_of
 
 HINT = "Take its weights: dtrain weights RUN --to model.safetensors, or dtrain.load in a program of your own."

@@ -23,8 +23,8 @@ from dtrain.export.process import prepared, versions
 from dtrain.export.request import ExportRequest, ExportResult
 from dtrain.export.shown import Shown
 from dtrain.export.subject import built, chosen, own_weights, subject
+from dtrain.job.job import Job
 from dtrain.launch import registry
-from dtrain.spec.job import Job
 
 ROOM_BYTES = 1 << 16
 

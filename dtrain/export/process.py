@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from dtrain.export.request import ExportRequest
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record.folder import RunDir
 
 
 def prepared(request: ExportRequest) -> Job:

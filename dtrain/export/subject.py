@@ -14,7 +14,7 @@ from dtrain.common.errors import UsageError, UserError, nearest
 from dtrain.export.function_subject import FunctionModel, FunctionSubject
 from dtrain.export.request import ExportRequest
 from dtrain.export.shown import Shown, batches_of, resized
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
 from dtrain.worker import task as tasks
 from dtrain.worker.task import EVAL, TRAIN, Task
 

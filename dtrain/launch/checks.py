@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from importlib.machinery import PathFinder
 
 from dtrain.api.plan import Problem
+from dtrain.job.job import Job
 from dtrain.launch import registry
-from dtrain.spec.job import Job
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")

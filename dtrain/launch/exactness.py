@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dtrain.api.exactness import SumsExactly
 from dtrain.api.plan import Problem
 from dtrain.api.strategy import Strategy
+from dtrain.job.job import Job
 from dtrain.launch import registry
-from dtrain.spec.job import Job
 
 MOST_SHARDS = 8
 """When the recipe does not say."""

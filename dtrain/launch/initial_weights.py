@@ -9,7 +9,7 @@ from pathlib import Path
 from dtrain.api.plan import Problem
 from dtrain.checkpoint import choice
 from dtrain.common.errors import DtrainError
-from dtrain.spec.job import InitFrom, Job
+from dtrain.job.job import InitFrom, Job
 
 KEY = "init_from"
 FILE_ENDING = re.compile(r".*\.[a-z][a-z0-9]{1,11}")

@@ -11,15 +11,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from dtrain.api.bench_choice import LearnsFromBench
 from dtrain.api.cluster import ChecksReach
-from dtrain.api.measured import LearnsFromBench
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
 from dtrain.common.errors import nearest
-from dtrain.launch import checks, exactness, initial_weights, measured_strategies, registry, step_checks
-from dtrain.run.folder import default_root
-from dtrain.spec import entrypoint, task_class
-from dtrain.spec.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
+from dtrain.job import entrypoint, task_class
+from dtrain.job.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
+from dtrain.launch import bench_store, checks, exactness, initial_weights, registry, step_checks
+from dtrain.record.folder import default_root
 from dtrain.storage import object_store
 
 
@@ -30,7 +30,7 @@ def resolve(job: Job, runs: Path | None = None) -> Job:
     if isinstance(strategy, MetaStrategy):
         name, options, reason = strategy.resolve(job)
         if runs and job.kind != "script" and isinstance(strategy, LearnsFromBench):
-            name, options, reason = strategy.learned((name, options, reason), measured_strategies.of_job(runs, job))
+            name, options, reason = strategy.learned((name, options, reason), bench_store.of_job(runs, job))
         job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
     return exactness.fixed(job)
 

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dtrain.common.errors import UsageError, nearest
+from dtrain.job.job import Job, PluginChoice
 from dtrain.launch import planner, registry
 from dtrain.launch.yaml_source import Document, parse, scalar, unknown_key
 from dtrain.launch.yaml_source import Path as Place
-from dtrain.spec.job import Job, PluginChoice
 
 Override = tuple[tuple[str, ...], Any, str]
 """Path, value, and the option that gave it."""

@@ -13,7 +13,7 @@ from dtrain.api.tracker import Tracker
 from dtrain.api.weights import Framework
 from dtrain.common.errors import UsageError, nearest
 from dtrain.common.serde import from_dict
-from dtrain.spec.job import Job, PluginChoice
+from dtrain.job.job import Job, PluginChoice
 
 Kind = Literal["strategy", "cluster", "tracker", "framework", "exporter", "layout"]
 GROUPS: dict[Kind, str] = {

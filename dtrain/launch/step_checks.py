@@ -8,9 +8,9 @@ from pathlib import Path
 from dtrain.api.plan import Problem
 from dtrain.api.step_checks import ChecksSteps, asked_for
 from dtrain.api.strategy import Strategy
+from dtrain.job import task_class
+from dtrain.job.job import Job
 from dtrain.launch import registry
-from dtrain.spec import task_class
-from dtrain.spec.job import Job
 
 STOP = "train.on_nonfinite: stop works everywhere"
 

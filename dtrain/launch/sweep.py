@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from dtrain.common.errors import UsageError
+from dtrain.job.job import Job
 from dtrain.launch import recipe
-from dtrain.spec.job import Job
 
 LONGEST_NAME = 64
 

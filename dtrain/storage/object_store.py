@@ -12,7 +12,7 @@ from typing import Any
 
 from dtrain.common.errors import StorageError
 from dtrain.common.files import digest
-from dtrain.spec.job import Storage
+from dtrain.job.job import Storage
 
 CHUNK = 1 << 22
 CHECKPOINTS = "checkpoints"

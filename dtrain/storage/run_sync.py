@@ -16,12 +16,12 @@ from pathlib import Path
 
 from dtrain.common.errors import StorageError, UsageError
 from dtrain.common.files import read_at, write_whole
-from dtrain.run import folder, log_retention
-from dtrain.run.event_log import EventLog
-from dtrain.run.events import StorageFailed, StorageWorks
-from dtrain.run.folder import RunDir
-from dtrain.run.lock import SILENT_SECONDS, Lease
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record import folder, log_retention
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import StorageFailed, StorageWorks
+from dtrain.record.folder import RunDir
+from dtrain.record.lock import SILENT_SECONDS, Lease
 from dtrain.storage import run_lease
 from dtrain.storage.object_store import ObjectStore, of_run
 

@@ -30,33 +30,33 @@ from dtrain.api.protocol import (
 from dtrain.api.strategy import NeedsAllAddresses, Strategy, error_kind
 from dtrain.checkpoint.store import CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
-from dtrain.run import events
-from dtrain.run.debugging import DebugRequest
-from dtrain.run.event_log import EventLog
-from dtrain.run.inspection import InspectionRequest
-from dtrain.run.lock import Lease
-from dtrain.spec.failures import Failure, FailureKind
-from dtrain.supervisor.background import Lane
-from dtrain.supervisor.checkpoint_commits import CheckpointCommits
-from dtrain.supervisor.checkpoint_retention import CheckpointRetention
-from dtrain.supervisor.debugging import DebuggerReport, Debugging
-from dtrain.supervisor.drain import DrainAgreement
-from dtrain.supervisor.ending import Ending
-from dtrain.supervisor.failure_attribution import FailureAttribution, settle_seconds
-from dtrain.supervisor.hang_detector import HangDetector
-from dtrain.supervisor.hang_stacks import HangStacks, known_of
-from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
-from dtrain.supervisor.node_pool import AgentInfo
-from dtrain.supervisor.profile_window import profile_window, step_ahead
-from dtrain.supervisor.progress_log import ProgressLog
-from dtrain.supervisor.rendezvous import Rendezvous, of_rank_zero
+from dtrain.job.failure_kinds import Failure, FailureKind
+from dtrain.record import events
+from dtrain.record.debug_session import DebugRequest
+from dtrain.record.event_log import EventLog
+from dtrain.record.inspection import InspectionRequest
+from dtrain.record.lock import Lease
+from dtrain.supervisor.beside.background import Lane
+from dtrain.supervisor.beside.debugging import DebuggerReport, Debugging
+from dtrain.supervisor.beside.profile_window import profile_window, step_ahead
+from dtrain.supervisor.beside.progress_log import ProgressLog
+from dtrain.supervisor.beside.usage_log import UsageLog
+from dtrain.supervisor.failures.attribution import FailureAttribution, settle_seconds
+from dtrain.supervisor.failures.hang_detector import HangDetector
+from dtrain.supervisor.failures.hang_stacks import HangStacks, known_of
+from dtrain.supervisor.failures.stragglers import Stragglers
+from dtrain.supervisor.leaving.drain import DrainAgreement
+from dtrain.supervisor.leaving.ending import Ending
+from dtrain.supervisor.nodes.pool import AgentInfo
+from dtrain.supervisor.nodes.rendezvous import Rendezvous, of_rank_zero
+from dtrain.supervisor.nodes.start_watch import StartWatch
+from dtrain.supervisor.outcome import Drained, Failed, Outcome, Succeeded
 from dtrain.supervisor.report_events import event_of
-from dtrain.supervisor.results import Drained, Failed, Outcome, Succeeded
-from dtrain.supervisor.start_point import StartPoint
-from dtrain.supervisor.start_watch import StartWatch
+from dtrain.supervisor.saving.commits import CheckpointCommits
+from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
+from dtrain.supervisor.saving.retention import CheckpointRetention
+from dtrain.supervisor.saving.start_point import StartPoint
 from dtrain.supervisor.states import Phase
-from dtrain.supervisor.stragglers import Stragglers
-from dtrain.supervisor.usage_log import UsageLog
 
 STACKS_SECONDS = 1.0
 LOOK_SECONDS = 0.5

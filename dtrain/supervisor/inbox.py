@@ -6,10 +6,10 @@ import queue
 
 from dtrain.api.cluster import ClusterEvent
 from dtrain.api.protocol import Event
-from dtrain.run.inspection import InspectionRequest
-from dtrain.supervisor.background import TaskDone
-from dtrain.supervisor.debugging import Typed
-from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopRequest
+from dtrain.record.inspection import InspectionRequest
+from dtrain.supervisor.beside.background import TaskDone
+from dtrain.supervisor.beside.debugging import Typed
+from dtrain.supervisor.leaving.stop_request import FolderTrouble, LeaseLost, StopRequest
 
 Item = Event | ClusterEvent | StopRequest | LeaseLost | FolderTrouble | InspectionRequest | Typed | TaskDone
 SupervisorInbox = queue.SimpleQueue[tuple[str, Item]]

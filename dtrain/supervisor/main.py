@@ -19,26 +19,33 @@ from pathlib import Path
 from dtrain.api.cluster import NodeDraining
 from dtrain.api.plan import SHIPPED_ENVIRONMENT, SHIPPED_JOB, LaunchPlan
 from dtrain.checkpoint.local import LocalCheckpointStore
-from dtrain.common import environment
+from dtrain.common import environment, hooks
 from dtrain.common.errors import ClusterError, DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
+from dtrain.job.job import Job
 from dtrain.launch import planner, registry
-from dtrain.run import fault_injection, history
-from dtrain.run.event_log import EventLog
-from dtrain.run.events import Event, RunEnded, RunStarted
-from dtrain.run.folder import RunDir
-from dtrain.run.goodput import account
-from dtrain.run.inspection import parsed_request
-from dtrain.run.lock import Lease, LeaseTaken
-from dtrain.spec.job import Job
+from dtrain.record import history
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import Event, RunEnded, RunStarted
+from dtrain.record.folder import RunDir
+from dtrain.record.goodput import account
+from dtrain.record.inspection import parsed_request
+from dtrain.record.lock import Lease, LeaseTaken
 from dtrain.storage import run_sync
 from dtrain.storage.object_store import of_run
+from dtrain.supervisor.beside.notifications import Notifications
+from dtrain.supervisor.beside.tracking import Tracking
 from dtrain.supervisor.inbox import SupervisorInbox
-from dtrain.supervisor.node_avoidance import plan_without
-from dtrain.supervisor.notifications import Notifications
-from dtrain.supervisor.stop_request import LeaseLost, Notice, RunFolderWatcher, StopMode, StopRequest, signal_handlers
+from dtrain.supervisor.leaving.stop_request import (
+    LeaseLost,
+    Notice,
+    RunFolderWatcher,
+    StopMode,
+    StopRequest,
+    signal_handlers,
+)
+from dtrain.supervisor.nodes.avoidance import plan_without
 from dtrain.supervisor.supervisor import Supervisor
-from dtrain.supervisor.tracking import Tracking
 
 LOCK_SECONDS = 120.0
 """The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
@@ -116,7 +123,7 @@ def _supervise(
     def on_drain(node: str) -> None:
         inbox.put((node, NodeDraining("it is about to be taken away (injected by dtrain drill)")))
 
-    fault_injection.begin(os.environ.get(environment.DRILL, ""), run, notice=on_drain)
+    hooks.install(os.environ.get(environment.HOOKS, ""), run=run, notice=on_drain)
     job = launch.job if launch else run.job()
     requests = {run_sync.STOP: on_stop, run_sync.INSPECT: on_inspect}
     sync = run_sync.RunSyncer(

@@ -6,7 +6,7 @@ import dataclasses
 
 from dtrain.api import reports
 from dtrain.api.protocol import AgentReady
-from dtrain.run import events
+from dtrain.record import events
 
 Told = (
     reports.TrainingBegan | reports.StepMetrics | reports.EvaluationMetrics | reports.UserWarned | reports.LogShortened

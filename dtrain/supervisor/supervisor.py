@@ -24,35 +24,35 @@ from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment, NodeC
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import CheckpointInfo
 from dtrain.common.errors import ClusterError, Exit
+from dtrain.job.failure_kinds import Failure
 from dtrain.launch import registry
-from dtrain.run import events, history
-from dtrain.run.event_log import EventLog
-from dtrain.run.folder import RunDir
-from dtrain.run.goodput import account
-from dtrain.run.lock import Lease, taken_over
-from dtrain.spec.failures import Failure
-from dtrain.supervisor import failure_record
+from dtrain.record import events, history
+from dtrain.record.event_log import EventLog
+from dtrain.record.folder import RunDir
+from dtrain.record.goodput import account
+from dtrain.record.lock import Lease, taken_over
 from dtrain.supervisor.attempt import Attempt, AttemptContext
-from dtrain.supervisor.background import Lane, TaskDone
-from dtrain.supervisor.failure_policy import decide
+from dtrain.supervisor.beside.background import Lane, TaskDone
+from dtrain.supervisor.beside.inspections import InspectionItem, Inspections
+from dtrain.supervisor.beside.log_trouble import LogTrouble
+from dtrain.supervisor.beside.received_files import ReceivedFiles
+from dtrain.supervisor.failures import record as failure_record
+from dtrain.supervisor.failures.policy import decide
 from dtrain.supervisor.inbox import Item, SupervisorInbox
-from dtrain.supervisor.inspections import InspectionItem, Inspections
-from dtrain.supervisor.log_trouble import LogTrouble
-from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
-from dtrain.supervisor.node_avoidance import NodeAvoidance
-from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
-from dtrain.supervisor.node_preflight import NodePreflight
-from dtrain.supervisor.node_replacement import NodeReplacement
-from dtrain.supervisor.received_files import ReceivedFiles
+from dtrain.supervisor.leaving.requeue import requeue_run
+from dtrain.supervisor.leaving.stop_request import FolderTrouble, LeaseLost, StopMode, StopRequest
+from dtrain.supervisor.leaving.stopping import Stopping
+from dtrain.supervisor.nodes.avoidance import NodeAvoidance
+from dtrain.supervisor.nodes.pool import AgentInfo, NodePool, node_problem
+from dtrain.supervisor.nodes.preflight import NodePreflight
+from dtrain.supervisor.nodes.replacement import NodeReplacement
+from dtrain.supervisor.nodes.slow_nodes import SlowNodes
+from dtrain.supervisor.outcome import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
 from dtrain.supervisor.report_events import ready_event
-from dtrain.supervisor.requeue import requeue_run
-from dtrain.supervisor.restore import Restore
-from dtrain.supervisor.results import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
-from dtrain.supervisor.slow_nodes import SlowNodes
-from dtrain.supervisor.start_point import StartPoint
+from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
+from dtrain.supervisor.saving.restore import Restore
+from dtrain.supervisor.saving.start_point import StartPoint
 from dtrain.supervisor.states import TRANSITIONS, State
-from dtrain.supervisor.stop_request import FolderTrouble, LeaseLost, StopMode, StopRequest
-from dtrain.supervisor.stopping import Stopping
 
 TICK_SECONDS = 0.25
 HELD_UP_SECONDS = 2.0

@@ -8,8 +8,8 @@ from typing import Any
 
 from dtrain.api.weights import Framework, Weights
 from dtrain.common.errors import UserError
+from dtrain.job.job import InitFrom, Job
 from dtrain.launch import initial_weights
-from dtrain.spec.job import InitFrom, Job
 from dtrain.weights import source
 
 

@@ -12,9 +12,9 @@ from dtrain.checkpoint import choice
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import Manifest
 from dtrain.common.errors import FrameworkMissing, UsageError
+from dtrain.job.job import Job
 from dtrain.launch import registry
-from dtrain.run.folder import RunDir, default_root
-from dtrain.spec.job import Job
+from dtrain.record.folder import RunDir, default_root
 
 
 @dataclass(frozen=True)

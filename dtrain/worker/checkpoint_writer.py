@@ -10,10 +10,10 @@ from pathlib import Path
 from dtrain.api.reports import SaveFailed, ShardWritten
 from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, WorkerContext
 from dtrain.checkpoint.store import CheckpointStore
+from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.common.files import flush_file
-from dtrain.run import fault_injection
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.memory_writer import MemoryWriter
 
@@ -64,7 +64,7 @@ class CheckpointWriter:
         wait(self._pending[: len(self._pending) + 1 - MOST_PENDING])
         self.check()
         try:
-            fault_injection.reach("staging", step)
+            hooks.reach("staging", step)
             snapshot = self._backend.snapshot()
         except OSError as error:  # no memory for the copy
             self._channel.report(SaveFailed(step, str(error)))
@@ -102,7 +102,7 @@ class CheckpointWriter:
             if kept:
                 kept.result()
             folder.mkdir(parents=True, exist_ok=True)
-            fault_injection.reach("writing", step)
+            hooks.reach("writing", step)
             written = snapshot.write(folder)
             self._store.publish(self._attempt, step, written.files)
         except BaseException as error:  # noqa: BLE001  a full disk must not end the training, whatever the library makes of it
@@ -117,7 +117,7 @@ class CheckpointWriter:
         flush_file(self._ledger)
         seconds = time.perf_counter() - began
         self._channel.report(ShardWritten(step, written.files, written.weights, seconds, stall_seconds))
-        fault_injection.reach("commit", step)
+        hooks.reach("commit", step)
 
 
 def _why(error: BaseException, folder: Path) -> str:

@@ -14,15 +14,15 @@ import numpy as np
 from dtrain.api.exactness import ChecksGradients, PassesShards
 from dtrain.api.reports import EvaluationMetrics, LoopLeft
 from dtrain.api.strategy import TrainingBackend
+from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Collate
 from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import opened
-from dtrain.run import fault_injection
-from dtrain.run.gradient_ledger import GradientLedger
-from dtrain.run.sample_ledger import Ledger
-from dtrain.spec import contract
+from dtrain.job import task_answers
+from dtrain.record.gradient_ledger import GradientLedger
+from dtrain.record.sample_ledger import Ledger
 from dtrain.worker.trainer import Report, Trainer
 
 Builder = Callable[[], Any]
@@ -128,7 +128,7 @@ class Context:
             )
         task = self._several(named) if named else self._single(model, optimizer)
         self._prepared = True
-        fault_injection.reach("build")
+        hooks.reach("build")
         models, optimizers = self.backend.build(task, self._trainer.train)
         self._trainer.begin()
         if not named:
@@ -160,7 +160,7 @@ class Context:
         # Models can be called too.
         if not callable(given) or hasattr(given, "parameters") or hasattr(given, "trainable_variables"):
             raise UserError(
-                f"{self._name}: context.prepare was given {contract.gave(given)} as {what}; expected a function that "
+                f"{self._name}: context.prepare was given {task_answers.gave(given)} as {what}; expected a function that "
                 "builds it, since every worker must begin with the same weights"
             )
 
@@ -170,7 +170,7 @@ class Context:
         the same on every rank. Gives the object back."""
         if not (callable(getattr(thing, "state_dict", None)) and callable(getattr(thing, "load_state_dict", None))):
             raise UserError(
-                f"{self._name}: context.register({name!r}, …) was given {contract.gave(thing)}; expected an object with "
+                f"{self._name}: context.register({name!r}, …) was given {task_answers.gave(thing)}; expected an object with "
                 "state_dict() and load_state_dict(state)"
             )
         if not name.isidentifier():
@@ -248,7 +248,7 @@ class Context:
 
         Without `batches`, each call ends a step of a loop with data of its own: begin it at `context.step`, and go on to
         `context.total_steps`. Checkpoints are then made here, and here the run leaves if it is asked to stop."""
-        for name, value in contract.named_numbers(values, f"{self._name}: context.report").items():
+        for name, value in task_answers.named_numbers(values, f"{self._name}: context.report").items():
             # A value on a device is not waited for before it is shown.
             self._values[name] = value.detach() if hasattr(value, "detach") else value
         self._check_loss()
@@ -282,7 +282,7 @@ class Context:
             self._left = True
             self._trainer.leave(self._done)
             raise Leaving
-        fault_injection.reach("step", self._done)
+        hooks.reach("step", self._done)
 
     def evaluate(
         self, metrics: Callable[[Any, Any], Any], data: Any, collate: Collate | None = None
@@ -293,7 +293,7 @@ class Context:
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
         size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
         began = time.perf_counter()
-        fault_injection.reach("evaluation", self._done)
+        hooks.reach("evaluation", self._done)
         values = self.backend.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:
             seconds = round(time.perf_counter() - began, 4)

@@ -17,8 +17,8 @@ from typing import Any
 
 from dtrain.api.reports import DebuggerLeft, DebuggerSaid, DebuggerStopped
 from dtrain.api.strategy import SuspendsTimeouts
-from dtrain.run.debugging import Reason
-from dtrain.spec.job import Job
+from dtrain.job.job import Job
+from dtrain.record.debug_session import Reason
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.users_code import UsersCode
 

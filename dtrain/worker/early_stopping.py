@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dtrain.spec.job import StopWhen
+from dtrain.job.job import StopWhen
 
 
 class EarlyStopping:

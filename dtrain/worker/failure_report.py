@@ -15,8 +15,8 @@ import dtrain
 from dtrain.api.reports import WorkerFailed
 from dtrain.api.strategy import Strategy, error_kind
 from dtrain.common.errors import AnotherRankFailed, DtrainError, StorageError, UserError, notes_of
-from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Job
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.job.job import Job
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.users_code import UsersCode
 

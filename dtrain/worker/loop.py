@@ -26,13 +26,13 @@ from dtrain.api.strategy import (
     WorkerContext,
 )
 from dtrain.checkpoint.factory import store_of
+from dtrain.common import hooks
 from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import Stream
-from dtrain.run import fault_injection
-from dtrain.run.folder import RunDir
-from dtrain.spec import entrypoint
+from dtrain.job import entrypoint
+from dtrain.record.folder import RunDir
 from dtrain.worker import arithmetic, operation_log
 from dtrain.worker import task as tasks
 from dtrain.worker.checkpoint_writer import CheckpointWriter
@@ -73,7 +73,7 @@ def run(
         from_memory=bool(memory),
     )  # fmt: skip
     try:
-        fault_injection.reach("import")
+        hooks.reach("import")
         if job.function:
             _call(trainer, job.function, Path(job.folder))
         else:
@@ -98,7 +98,7 @@ def _call(trainer: Trainer, function: str, folder: Path) -> None:
 
 def _train(trainer: Trainer, task: Task) -> None:
     backend, train = trainer.backend, trainer.train
-    fault_injection.reach("build")
+    hooks.reach("build")
     backend.build(task, train)
     data = task.batches(TRAIN)
     assert data is not None, "only held-out data may be missing"
@@ -167,7 +167,7 @@ def _evaluate(
     trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int
 ) -> dict[str, float]:
     began = time.perf_counter()
-    fault_injection.reach("evaluation", done)
+    hooks.reach("evaluation", done)
     values = trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size))
     report.evaluated(done, values, time.perf_counter() - began)
     trainer.require_metrics(values)

@@ -27,12 +27,12 @@ from dtrain.api.strategy import (
     WorkerContext,
 )
 from dtrain.common import environment as variables
+from dtrain.common import hooks
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
-from dtrain.run import fault_injection
-from dtrain.run.folder import RunDir
-from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Job, shards_on
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.job.job import Job, shards_on
+from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report, operation_log, python_process
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
@@ -181,11 +181,11 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
     strategy = registry.strategy(job.strategy.name, job.strategy.options)
     os.environ.clear()
     os.environ.update(assignment.environment | inheritance.set_by_imports)
-    for name in (variables.DRILL, variables.OPERATIONS):
+    for name in (variables.HOOKS, variables.OPERATIONS):
         os.environ.pop(name, None)
     os.environ.update(_environment(run, job, strategy, assignment) | job.env)
-    fault_injection.begin(
-        assignment.environment.get(variables.DRILL, ""), run, rank=rank_info.rank, attempt=assignment.rendezvous.attempt,
+    hooks.install(
+        assignment.environment.get(variables.HOOKS, ""), run=run, rank=rank_info.rank, attempt=assignment.rendezvous.attempt,
         first_step=assignment.step,
     )  # fmt: skip
     logged = assignment.environment.get(variables.OPERATIONS, "")
@@ -241,7 +241,7 @@ def _run_script(job: Job, listener: socket.socket | None) -> None:
     """The user's program, which binds its rendezvous port itself."""
     from dtrain.worker import user_script
 
-    fault_injection.after_a_time()
+    hooks.before_script()
     if listener is not None:
         listener.close()
     _kept.append(user_script.run(job))
@@ -266,7 +266,7 @@ def _train(
 
     allocator.keep_freed_memory(os.environ)
     assert isinstance(strategy, TrainingStrategy), "the plan refuses others"
-    fault_injection.reach("rendezvous")
+    hooks.reach("rendezvous")
     with strategy.join(context) as backend:
         _kept.append(backend)
         loop.run(run, context, backend, channel, debugger, assignment.checkpoint, assignment.step, assignment.memory)

@@ -10,7 +10,7 @@ from collections import deque
 
 from dtrain.api.reports import MemoryInterval
 from dtrain.api.strategy import TrainingBackend
-from dtrain.spec.job import Checkpoint
+from dtrain.job.job import Checkpoint
 from dtrain.worker.control_channel import ControlChannel
 
 COST = 0.0075

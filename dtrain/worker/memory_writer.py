@@ -12,10 +12,10 @@ from dtrain.api.reports import MemoryOffered, UserWarned
 from dtrain.api.strategy import Snapshot, TrainingBackend, WorkerContext
 from dtrain.checkpoint.kept_buffer import KeptBuffer
 from dtrain.checkpoint.memory_record import MemoryRecord
+from dtrain.common import hooks
 from dtrain.common.files import digest
 from dtrain.common.memory import granted_memory
-from dtrain.run import fault_injection
-from dtrain.spec.job import memory_bytes
+from dtrain.job.job import memory_bytes
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.memory_schedule import MemorySchedule
 
@@ -53,7 +53,7 @@ class MemoryWriter:
     def keep(self, step: int) -> None:
         """Collective. Make an in-memory checkpoint of this step."""
         self.schedule.begin(step)
-        fault_injection.reach("in-memory", step)
+        hooks.reach("in-memory", step)
         problem, room, supported = "", False, True
         try:
             snapshot = self._backend.snapshot()

@@ -14,7 +14,7 @@ from types import FrameType
 from dtrain.api.operations import Entry, LogsOperations, Operation
 from dtrain.api.strategy import TrainingBackend
 from dtrain.common.serde import to_dict
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 from dtrain.worker.users_code import UsersCode
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dtrain.api.protocol import ProfileWindow
 from dtrain.api.reports import StepsProfiled
 from dtrain.api.strategy import ProfilesSteps, StepProfiler, TrainingBackend
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 from dtrain.worker.control_channel import ControlChannel
 
 

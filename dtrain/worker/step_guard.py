@@ -17,7 +17,7 @@ from dtrain.api.step_checks import FindsNonFinite, JudgesSteps, StepSeen, asked_
 from dtrain.api.strategy import NonFiniteGradient, NonFiniteLoss
 from dtrain.common.errors import AnotherRankFailed, CheckpointError, UserError
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler
-from dtrain.run.sample_ledger import LeftOut
+from dtrain.record.sample_ledger import LeftOut
 from dtrain.worker.trainer import Trainer
 
 MOST_IN_A_ROW = 10

@@ -10,9 +10,9 @@ from typing import Any
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.data.stream import Stream, opened
-from dtrain.spec import contract, entrypoint
-from dtrain.spec.job import Job
-from dtrain.spec.task_class import EXPECTED, METHODS
+from dtrain.job import entrypoint, task_answers
+from dtrain.job.job import Job
+from dtrain.job.task_class import EXPECTED, METHODS
 
 TRAIN, EVAL = "train", "eval"
 OTHER_SPLITS = ("val", "valid", "validation", "test")
@@ -69,13 +69,15 @@ class Task:
         """What the learning rate is multiplied with at a step."""
         if not hasattr(self._user, "schedule"):
             return 1.0
-        return contract.factor(self._user.schedule(step, total_steps), f"{self.name}.schedule({step}, {total_steps})")
+        return task_answers.factor(
+            self._user.schedule(step, total_steps), f"{self.name}.schedule({step}, {total_steps})"
+        )
 
     def doubts(self, total_steps: int) -> list[str]:
         """Why the schedule is probably not meant as it is; at most one reason."""
         for step in dict.fromkeys((0, total_steps // 2, total_steps - 1)):
             name = f"{self.name}.schedule({step}, {total_steps})"
-            if text := contract.doubt(self.factor(step, total_steps), name):
+            if text := task_answers.doubt(self.factor(step, total_steps), name):
                 return [text]
         return []
 
@@ -96,7 +98,7 @@ def of_job(job: Job) -> Task:
     name = name_of(job.target)
     cls = entrypoint.load(job.target, Path(job.folder))
     if not callable(cls):
-        raise UserError(f"{name} is {contract.gave(cls)}; expected a class: {EXPECTED}")
+        raise UserError(f"{name} is {task_answers.gave(cls)}; expected a class: {EXPECTED}")
     _check_params(cls, job.params, name)
     return Task(cls(**job.params), name, job.train.seed)
 

@@ -17,17 +17,17 @@ import numpy as np
 from dtrain.api.reports import EvaluationMetrics, LeftAtStep, LoopPhase, StepMetrics, TrainingBegan, UserWarned
 from dtrain.api.strategy import ForksSafely, MeasuresSteps, TrainingBackend, WorkerContext
 from dtrain.api.weights import StartsFromWeights
+from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import Stream, StreamState
+from dtrain.job.job import Train, memory_bytes
 from dtrain.launch import initial_weights
-from dtrain.run import fault_injection
-from dtrain.run.folder import RunDir
-from dtrain.run.gradient_ledger import GradientLedger
-from dtrain.run.sample_ledger import Ledger
-from dtrain.spec.job import Train, memory_bytes
+from dtrain.record.folder import RunDir
+from dtrain.record.gradient_ledger import GradientLedger
+from dtrain.record.sample_ledger import Ledger
 from dtrain.weights import initial
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
@@ -203,7 +203,7 @@ class Trainer:
             if not self.channel.may_begin(step):
                 self.leave(step)
                 return
-            fault_injection.reach("step", step)
+            hooks.reach("step", step)
             begin = sampler.begin(step, self.shards.start)
             yield step, begin, sampler.indices(begin, count)
             clock.done(step + 1)
@@ -216,7 +216,7 @@ class Trainer:
         self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler
     ) -> Prefetcher:
         """What gives the batches of these steps; the state of a stream comes with them where it is wanted."""
-        fetch = fault_injection.in_data(fetch)
+        fetch = hooks.wrap_fetch(fetch)
         if not isinstance(data, Stream) or not data.has_state:
             return self.prefetcher(data, fetch, numbers, self.data_wait)
 

@@ -13,7 +13,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 from dtrain.common.errors import UsageError
-from dtrain.spec.job import Job, ScriptModule
+from dtrain.job.job import Job, ScriptModule
 
 
 def run(job: Job) -> types.ModuleType:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from dtrain.spec.job import Job, ScriptModule
+from dtrain.job.job import Job, ScriptModule
 
 
 class UsersCode:

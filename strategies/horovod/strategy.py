@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
-from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.job.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
 from .. import environments, errors, task_framework, waiting
 from ..tensorflow import backend as tensorflow_backend
 from ..tensorflow.numbers import peak_device_memory as tensorflow_memory
-from ..torch import backend as torch_backend
-from ..torch.measures import StepMeasures, peak_device_memory
-from ..torch.parallel import Parallel
-from ..torch.process_group import connected
-from ..torch.step_check import StepCheck
+from ..torch.train import backend as torch_backend
+from ..torch.train.parallel import Parallel
+from ..torch.train.process_group import connected
+from ..torch.train.step_check import StepCheck
+from ..torch.watch.measures import StepMeasures, peak_device_memory
 from . import launcher
 
 

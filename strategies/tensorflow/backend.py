@@ -18,8 +18,8 @@ from dtrain.api.phases import REDUCE, WORK
 from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, Snapshot, StepNumber, nothing_to_fetch
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
-from dtrain.spec.contract import gave, loss_and_metrics, named_numbers
-from dtrain.spec.job import Train
+from dtrain.job.job import Train
+from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
 from .graph import refuse_own_randomness
 from .numbers import Measures, StepNumbers

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.api.exporter import Arrays, Call, ExportError, TensorSpec
-from dtrain.spec.contract import loss_and_metrics, named_numbers
+from dtrain.job.task_answers import loss_and_metrics, named_numbers
 
 from .step import tensors
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Device, Job
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.job.job import Device, Job
 
 from .. import errors, waiting
 from . import backend

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dtrain.api.strategy import TrainingBackend, WorkerContext
-from dtrain.spec.job import Resources
+from dtrain.job.job import Resources
 
 from . import backend, devices
 from .launcher import OneANode

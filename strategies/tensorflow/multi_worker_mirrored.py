@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
-from dtrain.spec.job import Device, Resources
+from dtrain.job.job import Device, Resources
 
 from .. import environments
 from . import backend, devices

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dtrain.spec.contract import loss_and_metrics
+from dtrain.job.task_answers import loss_and_metrics
 
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: its odd multiples set the seeds of generators far apart."""

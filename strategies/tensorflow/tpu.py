@@ -12,7 +12,7 @@ from annotated_types import Gt
 
 from dtrain.api.strategy import TrainingBackend, WorkerContext
 from dtrain.common.errors import DtrainError
-from dtrain.spec.job import Resources
+from dtrain.job.job import Resources
 
 from .launcher import OneANode
 

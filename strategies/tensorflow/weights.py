@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from dtrain.api.weights import HINT, Shape, Unmatched, Weights, compared
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
 from dtrain.common.errors import UserError
-from dtrain.spec.contract import gave
+from dtrain.job.task_answers import gave
 
 from .inference import KerasInference
 from .state import NAMES, STATE, keyed

@@ -9,7 +9,7 @@ from pathlib import Path
 from dtrain.api.cluster import SubmissionState
 from dtrain.api.plan import supervisor_command
 from dtrain.clusters.local import Local, LocalOptions
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 
 def test_a_supervisor_that_does_not_hold_the_lock_yet_is_starting(tmp_path: Path) -> None:

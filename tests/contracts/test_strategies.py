@@ -14,9 +14,9 @@ from live import PROGRAMS, Live, finished, start, stopped
 
 from dtrain.api import testing
 from dtrain.api.strategy import TrainingStrategy
+from dtrain.job.job import Job, PluginChoice, Resources
 from dtrain.launch import registry
 from dtrain.launch.planner import make
-from dtrain.spec.job import Job, PluginChoice, Resources
 
 STRATEGIES = list(registry.installed("strategy"))
 TOLERANCE = {"torch": 1e-5, "tensorflow": 1e-4}

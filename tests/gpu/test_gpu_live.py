@@ -14,8 +14,8 @@ from live import PROGRAMS, finished, killed
 from dtrain.agent import devices
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.tensor_file import entries_of
-from dtrain.strategies.torch.batches import Mover
-from dtrain.strategies.torch.snapshot import Snapshots, file_of
+from dtrain.strategies.torch.state.state.snapshot import Snapshots, file_of
+from dtrain.strategies.torch.train.batches import Mover
 
 GPUS = devices.gpus()
 SIZES = sorted({1, GPUS} - {0})

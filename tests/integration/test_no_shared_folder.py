@@ -17,8 +17,8 @@ from integration.ray_lab import RayLab, hiding_refused, ray_missing
 from live import PROGRAMS, Live, debugged, dtrain, finished, start, wait_for
 from s3_endpoint import S3, endpoint
 
-from dtrain.run import sample_ledger
-from dtrain.run.folder import RunDir, all_runs
+from dtrain.record import sample_ledger
+from dtrain.record.folder import RunDir, all_runs
 
 MISSING = ray_missing() or hiding_refused()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

@@ -24,7 +24,7 @@ from live import (
     wait_for,
 )
 
-from dtrain.run.folder import all_runs
+from dtrain.record.folder import all_runs
 
 pytestmark = pytest.mark.skipif(ray_missing() is not None, reason=str(ray_missing()))
 RECIPE = str(PROGRAMS / "contract_torch.yaml")

@@ -35,7 +35,7 @@ from live import (
 
 from dtrain.api import testing
 from dtrain.launch import registry
-from dtrain.run.folder import RunDir, all_runs
+from dtrain.record.folder import RunDir, all_runs
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 STEPS = 40

@@ -15,9 +15,9 @@ from live import PROGRAMS, dtrain
 from dtrain.api import plan
 from dtrain.clusters.slurm import commands, script
 from dtrain.clusters.slurm.step import ended_agents
+from dtrain.job.job import Job, PluginChoice, Recovery, Resources
 from dtrain.launch import planner, registry
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job, PluginChoice, Recovery, Resources
+from dtrain.record.folder import RunDir
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EVERYTHING = {

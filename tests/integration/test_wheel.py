@@ -33,7 +33,7 @@ py-modules = ["elsewhere_cluster", "elsewhere_strategy", "elsewhere_tracker", "e
 CONTRACT = """
 from pathlib import Path
 from dtrain.api import testing
-from dtrain.spec.job import Job, PluginChoice
+from dtrain.job.job import Job, PluginChoice
 from elsewhere_cluster import Hosts, HostsOptions
 from elsewhere_strategy import Ompi, OmpiOptions
 from elsewhere_tracker import Lines, LinesOptions

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tiny_mlp_tf import Mlp
 
 from dtrain.data.sampler import Sampler
-from dtrain.spec.job import Train
+from dtrain.job.job import Train
 
 steps, batch, seed, clip = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 keras.utils.set_random_seed(seed)

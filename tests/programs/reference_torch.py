@@ -7,7 +7,7 @@ import torch
 from tiny_mlp import Mlp
 
 from dtrain.data.sampler import Sampler
-from dtrain.spec.job import Train
+from dtrain.job.job import Train
 
 steps, batch, seed, clip = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 torch.manual_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtrain.api.measured import Measured, MeasuredStrategies, MeasuredStrategy, StrategyChoice
+from dtrain.api.bench_choice import Measured, MeasuredStrategies, MeasuredStrategy, StrategyChoice
 from dtrain.launch import registry
 
 

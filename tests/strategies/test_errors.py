@@ -9,9 +9,9 @@ import pytest
 from dtrain.api.protocol import WorkerExited
 from dtrain.api.reports import WorkerFailed
 from dtrain.api.strategy import error_kind
+from dtrain.job.failure_kinds import FailureKind, exception_kind
 from dtrain.launch import registry
-from dtrain.spec.failures import FailureKind, exception_kind
-from dtrain.supervisor.failure_attribution import FailureAttribution
+from dtrain.supervisor.failures.attribution import FailureAttribution
 
 FRAMEWORKS = {
     "UnavailableError": "multi_worker_mirrored",

@@ -11,9 +11,9 @@ import torch
 
 from dtrain.checkpoint.difference import first_difference
 from dtrain.checkpoint.tensor_file import TensorEntry, laid_out
-from dtrain.strategies.torch import exact
-from dtrain.strategies.torch.exact import ExactSums, PartialSums
-from dtrain.strategies.torch.exchange import tree_sum
+from dtrain.strategies.torch.exact.tree_sums import tree_sums
+from dtrain.strategies.torch.exact.tree_sums.exchange import tree_sum
+from dtrain.strategies.torch.exact.tree_sums.tree_sums import ExactSums, PartialSums
 
 
 def gradients(shards: int) -> list[torch.Tensor]:
@@ -71,21 +71,21 @@ def test_clipping_is_that_of_torch_and_its_bits_do_not_depend_on_rows() -> None:
         assert parameter.grad is not None
         copy.grad = parameter.grad.clone()
     norm = torch.nn.utils.clip_grad_norm_(copies, 0.5)
-    assert exact.clip(parameters, 0.5).item() == pytest.approx(norm.item(), rel=1e-6)
+    assert tree_sums.clip(parameters, 0.5).item() == pytest.approx(norm.item(), rel=1e-6)
     for copy, parameter in zip(copies, parameters, strict=True):
         assert torch.allclose(copy.grad, parameter.grad, rtol=1e-5)
     matrix = torch.randn(64, 33)
-    rows = exact._all_rows(matrix)
-    assert torch.equal(rows, torch.cat([exact._all_rows(part) for part in matrix.split([1, 30, 33])]))
+    rows = tree_sums._all_rows(matrix)
+    assert torch.equal(rows, torch.cat([tree_sums._all_rows(part) for part in matrix.split([1, 30, 33])]))
 
 
 def test_one_flipped_bit_changes_a_checksum_and_pieces_do_not() -> None:
     gradient = torch.randn(1001)
     flipped = gradient.clone()
     flipped.view(torch.int32)[500] ^= 1
-    assert exact.bits(gradient) != exact.bits(flipped)
-    assert exact.bits(gradient) == sum(exact.bits(piece) for piece in gradient.split(77)) % 2**32
-    assert exact.bits(gradient.double()) != exact.bits(
+    assert tree_sums.bits(gradient) != tree_sums.bits(flipped)
+    assert tree_sums.bits(gradient) == sum(tree_sums.bits(piece) for piece in gradient.split(77)) % 2**32
+    assert tree_sums.bits(gradient.double()) != tree_sums.bits(
         torch.where(gradient == gradient[0], -gradient, gradient).double()
     )
     sums = ExactSums(4, 0, 1)
@@ -93,7 +93,7 @@ def test_one_flipped_bit_changes_a_checksum_and_pieces_do_not() -> None:
     sums.see([gradient, flipped])
     sums.begin_pass(first=False, last=True)
     sums.see([gradient])
-    assert sums.checksums() == [(exact.bits(gradient) + exact.bits(flipped)) % 2**32, exact.bits(gradient)]
+    assert sums.checksums() == [(tree_sums.bits(gradient) + tree_sums.bits(flipped)) % 2**32, tree_sums.bits(gradient)]
 
 
 def saved(folder: Path, **tensors: np.ndarray) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from live import PROGRAMS, Live, dtrain, finished, stopped
 
+from dtrain.job.job import Job, PluginChoice, Resources, Train
 from dtrain.launch import planner
-from dtrain.spec.job import Job, PluginChoice, Resources, Train
 
 STEPS = 12
 TRAIN = f"train: {{steps: {STEPS}, global_batch: 32, seed: 5, clip_norm: 0.5, log_every: 1}}\n"

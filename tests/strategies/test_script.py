@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dtrain.api.strategy import NeedsAllAddresses, RankInfo, RendezvousInfo
+from dtrain.job.job import Job, PluginChoice, ScriptModule
 from dtrain.launch import planner, registry
-from dtrain.spec.job import Job, PluginChoice, ScriptModule
 
 TORCHRUN, TF_CONFIG, HOROVOD = "MASTER_ADDR", "TF_CONFIG", "HOROVOD_RANK"
 

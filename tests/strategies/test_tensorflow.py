@@ -18,7 +18,7 @@ import tensorflow as tf  # noqa: E402
 from dtrain.api.strategy import NonFiniteWeights, RankInfo, StepNumber  # noqa: E402
 from dtrain.common.errors import CheckpointError, UserError  # noqa: E402
 from dtrain.data.sampler import step_seed  # noqa: E402
-from dtrain.spec.job import Train  # noqa: E402
+from dtrain.job.job import Train  # noqa: E402
 
 TensorFlowBackend: Any = importlib.import_module("dtrain.strategies.tensorflow.backend").TensorFlowBackend
 RehearsalBackend: Any = importlib.import_module("dtrain.strategies.tensorflow.compiled").RehearsalBackend

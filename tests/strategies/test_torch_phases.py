@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dtrain.strategies.torch.phases import MOST_STEPS, StepPhases
+from dtrain.strategies.torch.watch.phases import MOST_STEPS, StepPhases
 
 
 class Clock:

@@ -36,8 +36,8 @@ from dtrain.api.protocol import (
 )
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.common.processes import children, signal_process
-from dtrain.run.folder import RunDir, create
-from dtrain.spec.job import Job, PluginChoice
+from dtrain.job.job import Job, PluginChoice
+from dtrain.record.folder import RunDir, create
 
 T = TypeVar("T")
 SLEEP = "import time\nprint('up', flush=True)\ntime.sleep(1000)\n"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.agent.memory_copies import BUFFERS, MemoryCopies
-from dtrain.agent.memory_transfer import BLOCK, MemoryServer, PartnerCopies, all_parts, fetch
+from dtrain.agent.memory.copies import BUFFERS, MemoryCopies
+from dtrain.agent.memory.transfer import BLOCK, MemoryServer, PartnerCopies, all_parts, fetch
 from dtrain.api.memory_protocol import HeldPart, MemoryCheckpoint, MemoryPeer
 from dtrain.api.reports import MemoryOffered
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile

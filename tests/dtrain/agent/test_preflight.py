@@ -16,7 +16,7 @@ from dtrain.agent import preflight
 from dtrain.agent.preflight import Preflight
 from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
 from dtrain.common import environment
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 
 def test_versions_are_those_that_python_would_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

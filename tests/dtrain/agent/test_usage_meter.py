@@ -11,10 +11,10 @@ import pytest
 
 from dtrain.agent import usage_meter
 from dtrain.agent.usage_meter import UsageMeter
-from dtrain.run import event_log
-from dtrain.run.event_log import EventLog
-from dtrain.run.events import NodesUsed
-from dtrain.supervisor.usage_log import UsageLog
+from dtrain.record import event_log
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import NodesUsed
+from dtrain.supervisor.beside.usage_log import UsageLog
 
 
 def test_processors_that_work_are_busy() -> None:

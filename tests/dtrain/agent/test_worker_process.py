@@ -13,8 +13,8 @@ import pytest
 
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.strategy import RankInfo
-from dtrain.run import sample_ledger
-from dtrain.run.sample_ledger import Ledger
+from dtrain.record import sample_ledger
+from dtrain.record.sample_ledger import Ledger
 
 
 def test_a_step_counts_from_when_it_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

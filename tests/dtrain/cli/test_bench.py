@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from live import PROGRAMS
 
-from dtrain.cli import bar_chart, bench_views
-from dtrain.cli.bar_chart import NamedValue
-from dtrain.cli.bench_result import BenchResult, Row
-from dtrain.cli.bench_variants import Variant, variants
+from dtrain.bench import views
+from dtrain.bench.measurement import Measurement
+from dtrain.bench.result import BenchResult, Row
+from dtrain.bench.variants import Variant, variants
 from dtrain.common.errors import UsageError
+from dtrain.job.job import Job, Resources
 from dtrain.launch import recipe
-from dtrain.run.measurement import Measurement
-from dtrain.spec.job import Job, Resources
+from dtrain.show import bar_chart
+from dtrain.show.bar_chart import NamedValue
 
 TINY = PROGRAMS / "tiny.yaml"
 
@@ -80,27 +81,27 @@ def test_a_late_first_step_is_weighed_against_the_speed() -> None:
 
 def test_a_combination_that_was_not_measured_is_a_row_with_its_reason() -> None:
     result = BenchResult((row("ddp", 2, 1234, memory_bytes=5e8), row("horovod", 2, problem="is not installed")), 10)
-    lines = bench_views.text(result, 100, colored=False).splitlines()
+    lines = views.text(result, 100, colored=False).splitlines()
     assert lines[1].split() == ["strategy", "workers", "samples/s", "spread", "memory", "loss"]
     assert lines[2].split() == ["ddp", "2", "1,234", "±0%", "500", "MB", "0.5"]
     assert lines[3] == "horovod   2        is not installed"
-    page = bench_views.html(result)
+    page = views.html(result)
     assert "is not installed" in page
     assert "Take ddp, 2" in page
 
 
 def test_a_reader_is_told_what_disturbed_the_figures() -> None:
     quiet, disturbed = row("ddp", 2, 100), replace(row("fsdp", 2, 90, around=60), others=0.43)
-    assert bench_views.notes(BenchResult((quiet,), 10)) == []
-    busy, apart = bench_views.notes(BenchResult((quiet, disturbed), 10))
+    assert views.notes(BenchResult((quiet,), 10)) == []
+    busy, apart = views.notes(BenchResult((quiet, disturbed), 10))
     assert "other programs used processors of this machine during the runs (fsdp, 2: 43%)" in busy
     assert "reports lie far apart (fsdp, 2)" in apart
 
 
 def test_a_table_that_is_too_wide_for_a_terminal_becomes_two_and_loses_nothing() -> None:
     rows = (row("ddp", 2, 100, memory_bytes=5e8, first_step_seconds=3.0), row("fsdp", 2, problem="cannot " * 9))
-    wide = bench_views.text(BenchResult(rows, 10), 40, colored=False).splitlines()
-    narrow = bench_views.text(BenchResult(rows, 10), 40, colored=True).splitlines()
+    wide = views.text(BenchResult(rows, 10), 40, colored=False).splitlines()
+    narrow = views.text(BenchResult(rows, 10), 40, colored=True).splitlines()
     assert all(len(line) <= 40 for line in narrow[1:3])
     assert {word for line in narrow for word in line.split()} >= {word for line in wide[1:3] for word in line.split()}
     assert sum("cannot" in line for line in narrow) == 1

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from dtrain.cli.comparison import differences, short_names
-from dtrain.cli.queries import RunRow
-from dtrain.cli.run_list import in_order, metric_column
-from dtrain.cli.terminal_plot import Plot
 from dtrain.common.errors import UsageError
-from dtrain.run.events import AttemptStarted, Evaluation, Metrics
-from dtrain.run.metric_curves import Curve, MetricCurves
-from dtrain.spec.job import Job, Notify, PluginChoice
+from dtrain.control.select import in_order, metric_column
+from dtrain.control.state import RunRow
+from dtrain.job.job import Job, Notify, PluginChoice
+from dtrain.record.events import AttemptStarted, Evaluation, Metrics
+from dtrain.record.metric_curves import Curve, MetricCurves
+from dtrain.report.comparison import differences, short_names
+from dtrain.show.terminal_plot import Plot
 
 
 def job(**changes: object) -> Job:

@@ -9,7 +9,7 @@ from typing import Any
 
 from live import PROGRAMS, dtrain
 
-from dtrain.cli.doctor import merged
+from dtrain.inspect.doctor import merged
 
 
 def report(rank: int, *findings: tuple[str, str, str]) -> dict[str, Any]:

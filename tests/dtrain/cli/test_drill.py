@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 from live import PROGRAMS, RECIPES
 
-from dtrain.cli import drill_checks, drill_plan, drill_views
-from dtrain.cli.drill_checks import History
-from dtrain.cli.drill_plan import Case, Span
-from dtrain.cli.drill_result import DrillResult, Row, as_json
-from dtrain.cli.drill_shrink import shrunk
 from dtrain.common.errors import UsageError
+from dtrain.drill import cases as drill_plan
+from dtrain.drill import checks, injection, views
+from dtrain.drill.cases import Case, Span
+from dtrain.drill.checks import History
+from dtrain.drill.fault import TYPES, Fault, Schedule
+from dtrain.drill.result import DrillResult, Row, as_json
+from dtrain.drill.shrink import shrunk
+from dtrain.job.job import Job, Storage
 from dtrain.launch import planner, recipe
-from dtrain.run import events, fault_injection
-from dtrain.run.event_log import EventLog
-from dtrain.run.folder import RunDir, create
-from dtrain.spec.fault import TYPES, Fault, Schedule
-from dtrain.spec.job import Job, Storage
+from dtrain.record import events
+from dtrain.record.event_log import EventLog
+from dtrain.record.folder import RunDir, create
 
 
 def span(path: Path = PROGRAMS / "tiny.yaml", *options: str) -> Span:
@@ -103,7 +104,7 @@ def history(path: Path, schedule: Schedule, *happened: events.Event, code: int =
     job: Job = drill_plan.short(recipe.load(PROGRAMS / "tiny.yaml", []), 40, keep_all=False)
     run: RunDir = create(path, job)
     lines = [json.dumps({"attempt": number + 1, "time": 0.0}) for number, _ in enumerate(schedule)]
-    fault_injection.log_of(run).write_text("\n".join(lines))
+    injection.log_of(run).write_text("\n".join(lines))
     log = EventLog(run.events)
     for event in happened:
         log.add(event)
@@ -128,7 +129,7 @@ KILL = (Fault("kill", 1, "step", 23),)
 
 def test_a_kill_must_be_seen_as_one_charged_once_and_survived(tmp_path: Path) -> None:
     def broken(*happened: events.Event, schedule: Schedule = KILL, **more: Any) -> str:
-        found = drill_checks.broken(history(tmp_path, schedule, *happened, **more))
+        found = checks.broken(history(tmp_path, schedule, *happened, **more))
         return "\n".join(one for one in found if "is not on disk" not in one)
 
     good = (attempt(1, 0), saved(20), *failed("killed"), attempt(2, 20))
@@ -152,8 +153,8 @@ def test_an_undisturbed_run_with_any_alarm_breaks_a_promise(tmp_path: Path) -> N
         history(tmp_path, (), attempt(1, 0)),
         history(tmp_path, (), attempt(1, 0), events.HangDetected(rank=1)),
     )
-    assert not any("false alarm" in one for one in drill_checks.alarms(quiet))
-    assert any("a false alarm: hang" in one for one in drill_checks.alarms(alarmed))
+    assert not any("false alarm" in one for one in checks.alarms(quiet))
+    assert any("a false alarm: hang" in one for one in checks.alarms(alarmed))
 
 
 def result(*rows: Row, **more: Any) -> DrillResult:
@@ -179,19 +180,19 @@ def test_what_broke_is_shown_with_the_command_that_repeats_it() -> None:
     absent = Row(
         Case("nan", (Fault("nan", 0, "step", 3),)), problem="its batches hold no floating-point numbers", struck=False
     )
-    shown = drill_views.text(result(kept, broke, absent), ["--strategy", "fsdp"], width=300, colored=False)
+    shown = views.text(result(kept, broke, absent), ["--strategy", "fsdp"], width=300, colored=False)
     assert (
         "kill   step 23, rank 1  40 ms           killed       400 ms           5           600 ms     1                 bit-equal      kept"
         in shown
     )
     assert "  again: dtrain drill 'a b.yaml' --steps 40 --only kill@23:1 --strategy fsdp" in shown
     assert "nan: not drilled: its batches hold no floating-point numbers" in shown
-    narrow = drill_views.text(result(kept), [], width=70, colored=False).split("\n\n")
+    narrow = views.text(result(kept), [], width=70, colored=False).split("\n\n")
     assert [part.split()[0] for part in narrow[:3]] == ["fault"] * 3
     assert max(len(line) for part in narrow[:3] for line in part.splitlines()) <= 70
     assert shown.endswith("1 run of 2 broke a promise; the runs are in /runs/drill")
-    page = drill_views.html(result(kept, broke, absent), [])
+    page = views.html(result(kept, broke, absent), [])
     assert "the weights differ &lt;b&gt;" in page
     assert as_json(result(kept))["kept"] is True
     assert as_json(result(broke))["kept"] is False
-    assert "every promise was kept under 1 fault" in drill_views.text(result(kept), [], width=300, colored=False)
+    assert "every promise was kept under 1 fault" in views.text(result(kept), [], width=300, colored=False)

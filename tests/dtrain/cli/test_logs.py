@@ -10,8 +10,8 @@ import pytest
 
 from dtrain.cli.logs import chosen, moment, print_logs
 from dtrain.common.errors import UsageError
-from dtrain.run.folder import RunDir
-from dtrain.run.log_times import EVERY_SECONDS, LogTimes
+from dtrain.record.folder import RunDir
+from dtrain.record.log_times import EVERY_SECONDS, LogTimes
 
 
 def written(folder: Path, *logs: str) -> RunDir:

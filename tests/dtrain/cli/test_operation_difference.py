@@ -10,11 +10,11 @@ from pathlib import Path
 from live import PROGRAMS
 
 from dtrain.api.operations import Entry, Operation
-from dtrain.cli import operation_difference
-from dtrain.cli.operation_difference import first_difference, text
 from dtrain.common.serde import to_dict
+from dtrain.drill import operation_difference
+from dtrain.drill.operation_difference import first_difference, text
 from dtrain.launch import recipe
-from dtrain.run.folder import RunDir
+from dtrain.record.folder import RunDir
 
 
 def entry(name: str, made: str = "m", given: str = "g", *, step: int = 22, line: int = 0, numbers: Sequence[str] = ()) -> Entry:  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dtrain.cli.report import text
-from dtrain.cli.report_page import report_page
-from dtrain.run import events, run_record
-from dtrain.run.event_log import EventLog
-from dtrain.run.events import Event
-from dtrain.run.folder import RunDir
+from dtrain.record import events
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import Event
+from dtrain.record.folder import RunDir
+from dtrain.report import run_record
+from dtrain.report.page import report_page
+from dtrain.report.report import text
 
 NODES, RANKS_EACH = 1000, 8
 STEPS, EVERY, ATTEMPTS = 100_000, 100, 400

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtrain.cli.summary import account, summary
-from dtrain.run import events, status
-from dtrain.run.folder import RunDir
+from dtrain.record import events, status
+from dtrain.record.folder import RunDir
 
 
 def test_an_account_names_its_goodput_and_what_took_time() -> None:

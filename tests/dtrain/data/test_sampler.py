@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dtrain.data.batches import Batches, stacked
 from dtrain.data.sampler import Sampler, own_shards, permuted, step_seed
-from dtrain.spec.job import Train, shards_on
+from dtrain.job.job import Train, shards_on
 
 SIZES = st.integers(1, 3000)
 SEEDS = st.integers(0, 2**70)

@@ -16,9 +16,9 @@ from live import PROGRAMS, RECIPES
 from schema_strategies import from_schema
 
 from dtrain.common.errors import UsageError
+from dtrain.job.job import Job
 from dtrain.launch import recipe, yaml_source
 from dtrain.launch.explain import explain
-from dtrain.spec.job import Job
 
 SCHEMA = recipe.schema()
 GOOD = """\

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain.data.sampler import Sampler
-from dtrain.run import sample_ledger
-from dtrain.run.audit import Audit, compare
-from dtrain.run.sample_ledger import RECORD, Entry, Ledger, LedgerFile, LeftOut
-from dtrain.spec.job import Train
+from dtrain.job.job import Train
+from dtrain.record import sample_ledger
+from dtrain.record.sample_ledger import RECORD, Entry, Ledger, LedgerFile, LeftOut
+from dtrain.report.audit import Audit, compare
 
 SAMPLER = Sampler(100, Train(steps=9, global_batch=8, shards=4))
 
@@ -115,6 +115,6 @@ def test_a_record_cut_short_is_no_record(tmp_path: Path) -> None:
 
 def test_an_audit_reads_the_ledgers_in_blocks_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attempt(2, 0, 9)
-    monkeypatch.setattr("dtrain.run.audit.ENTRIES_AT_ONCE", 4)
+    monkeypatch.setattr("dtrain.report.audit.ENTRIES_AT_ONCE", 4)
     assert written({1: whole})({1: 0}, 9).clean
     assert written({1: [whole[0], whole[1][:5]]})({1: 0}, 9).skipped == 16

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dtrain.run import events
-from dtrain.run.curves import Curves, Ending, Entry
-from dtrain.run.events import Event
+from dtrain.record import events
+from dtrain.record.events import Event
+from dtrain.record.tracker_entries import Curves, Ending, Entry
 
 
 def timed(*history: Event) -> list[Event]:

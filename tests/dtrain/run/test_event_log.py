@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import small_disk
 
-from dtrain.cli import render
 from dtrain.common.files import Appender
-from dtrain.run.event_log import EventLog, Reader, read
-from dtrain.run.events import KINDS, AttemptStarted, Event, NodeLost, UnknownEvent, UserWarned, from_log
-from dtrain.run.status import RunState, fold
-from dtrain.supervisor.log_trouble import LogTrouble
+from dtrain.record.event_log import EventLog, Reader, read
+from dtrain.record.events import KINDS, AttemptStarted, Event, NodeLost, UnknownEvent, UserWarned, from_log
+from dtrain.record.status import RunState, fold
+from dtrain.show import render
+from dtrain.supervisor.beside.log_trouble import LogTrouble
 
 
 def test_what_does_not_fit_on_a_full_disk_is_written_as_soon_as_it_does(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dtrain.run.folder import RunDir
-from dtrain.run.goodput import account
+from dtrain.record.folder import RunDir
+from dtrain.record.goodput import account
 
 
 def _run_with(folder: Path, kind: str, *events: tuple[float, str, dict[str, Any]]) -> RunDir:

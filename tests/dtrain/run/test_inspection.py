@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dtrain.cli.render import ranks
-from dtrain.run.inspection import (
+from dtrain.record.inspection import (
     Inspection,
     InspectionRequest,
     SharedStacks,
@@ -16,6 +15,7 @@ from dtrain.run.inspection import (
     shared,
     stacks_in,
 )
+from dtrain.show.render import ranks
 
 DUMP = """step 3
 Thread 0x00007f53a8 (most recent call first):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dtrain.common.errors import ClusterError, UsageError
-from dtrain.run import lock
-from dtrain.run.lock import Lease, is_locked, locked
+from dtrain.record import lock
+from dtrain.record.lock import Lease, is_locked, locked
 
 
 def no_locks(_file: Any, _how: int) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dtrain.cli.live_view import LineReader
-from dtrain.run import log_retention
+from dtrain.record import log_retention
 
 KEEP = 4 << 20
 

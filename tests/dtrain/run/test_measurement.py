@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dtrain.run import events
-from dtrain.run.measurement import Measurement, of_events, together
-from dtrain.run.sample_ledger import Entry
+from dtrain.bench.measurement import Measurement, of_events, together
+from dtrain.record import events
+from dtrain.record.sample_ledger import Entry
 
 
 def history(*speeds: float, processes: int = 2, memory: tuple[int, ...] = (100, 140)) -> list[events.Event]:

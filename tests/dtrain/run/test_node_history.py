@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.run import node_history
-from dtrain.run.folder import RunDir
-from dtrain.run.node_history import NodeFailure
-from dtrain.spec.failures import Failure, FailureKind
+from dtrain.job.failure_kinds import Failure, FailureKind
+from dtrain.record import node_history
+from dtrain.record.folder import RunDir
+from dtrain.record.node_history import NodeFailure
 
 NOW = 1000.0
 

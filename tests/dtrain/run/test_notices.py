@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dtrain.run import events
-from dtrain.run.events import Event
-from dtrain.run.notices import Notices
+from dtrain.record import events
+from dtrain.record.events import Event
+from dtrain.supervisor.beside.notices import Notices
 
 RUN = events.RunStarted(
     run="r", kind="task", target="t", strategy="ddp", cluster="local", workers=2, nodes=1, global_batch=8

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrain.run import events
-from dtrain.run.events import Event
-from dtrain.run.goodput import Kind, Timeline, TimelineBuilder
-from dtrain.run.sample_ledger import RECORD, LedgerFile
+from dtrain.record import events
+from dtrain.record.events import Event
+from dtrain.record.goodput import Kind, Timeline, TimelineBuilder
+from dtrain.record.sample_ledger import RECORD, LedgerFile
 
 
 def built(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dtrain.common.errors import UsageError
-from dtrain.spec.fault import PHASES, TYPES, Fault, Wanted, decode, encode, named, parsed
+from dtrain.drill.fault import PHASES, TYPES, Fault, Wanted, decode, encode, named, parsed
 
 
 def test_a_fault_is_typed_as_it_is_printed() -> None:

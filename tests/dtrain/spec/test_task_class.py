@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dtrain.spec.task_class import problems
+from dtrain.job.task_class import problems
 
 METHODS = "def model(self): pass\n    def optimizer(self, model): pass\n    def data(self, split): pass\n    def loss(self, model, batch): pass"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.run import log_retention
-from dtrain.run.folder import RunDir
+from dtrain.record import log_retention
+from dtrain.record.folder import RunDir
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_sync import PART_BYTES, RunCopy
 

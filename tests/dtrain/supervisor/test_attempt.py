@@ -18,20 +18,20 @@ from dtrain.api.protocol import (
     WorkersStarted,
 )
 from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.job.failure_kinds import FailureKind
+from dtrain.job.job import Job, PluginChoice, Resources
 from dtrain.launch import planner, registry
-from dtrain.run.event_log import EventLog, read
-from dtrain.run.events import Progress
-from dtrain.run.folder import RunDir
-from dtrain.run.lock import Lease
-from dtrain.spec.failures import FailureKind
-from dtrain.spec.job import Job, PluginChoice, Resources
+from dtrain.record.event_log import EventLog, read
+from dtrain.record.events import Progress
+from dtrain.record.folder import RunDir
+from dtrain.record.lock import Lease
 from dtrain.supervisor.attempt import Attempt, AttemptContext
-from dtrain.supervisor.background import Lane
-from dtrain.supervisor.debugging import Debugging
-from dtrain.supervisor.memory_checkpoints import MemoryCheckpoints
-from dtrain.supervisor.node_pool import AgentInfo
-from dtrain.supervisor.results import Failed
-from dtrain.supervisor.start_point import StartPoint
+from dtrain.supervisor.beside.background import Lane
+from dtrain.supervisor.beside.debugging import Debugging
+from dtrain.supervisor.nodes.pool import AgentInfo
+from dtrain.supervisor.outcome import Failed
+from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
+from dtrain.supervisor.saving.start_point import StartPoint
 
 NODES = ("node0", "node1")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from dtrain.api.reports import ShardWritten
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.store import CheckpointOrigin
-from dtrain.run.event_log import EventLog
-from dtrain.run.lock import Lease
-from dtrain.spec.job import Checkpoint
-from dtrain.supervisor.background import Lane, TaskDone
-from dtrain.supervisor.checkpoint_commits import CheckpointCommits
-from dtrain.supervisor.checkpoint_retention import CheckpointRetention
+from dtrain.job.job import Checkpoint
+from dtrain.record.event_log import EventLog
+from dtrain.record.lock import Lease
+from dtrain.supervisor.beside.background import Lane, TaskDone
+from dtrain.supervisor.saving.commits import CheckpointCommits
+from dtrain.supervisor.saving.retention import CheckpointRetention
 
 
 def test_a_part_that_arrives_after_its_checkpoint_failed_takes_no_space(tmp_path: Path) -> None:

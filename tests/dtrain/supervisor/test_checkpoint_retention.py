@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from dtrain.run.event_log import EventLog
-from dtrain.run.events import Evaluation
-from dtrain.spec.job import Checkpoint, KeepBest
-from dtrain.supervisor.checkpoint_retention import CheckpointRetention
+from dtrain.job.job import Checkpoint, KeepBest
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import Evaluation
+from dtrain.supervisor.saving.retention import CheckpointRetention
 
 STEPS = [60, 50, 40, 30, 20, 10]
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain.common.errors import Exit
-from dtrain.spec.failures import Failure, FailureKind, exit_kind
-from dtrain.spec.job import Recovery
-from dtrain.supervisor.failure_policy import cause, decide
+from dtrain.job.failure_kinds import Failure, FailureKind, exit_kind
+from dtrain.job.job import Recovery
+from dtrain.supervisor.failures.policy import cause, decide
 
 SETTINGS = Recovery(restarts=3, backoff_seconds=1.0)
 KILLED = Failure(FailureKind.KILLED, "killed", rank=1, step=10, code=-9)

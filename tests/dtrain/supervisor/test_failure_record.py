@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.spec.failures import Failure, FailureKind
-from dtrain.supervisor.failure_record import MOST_LINES, folded, log_tail
+from dtrain.job.failure_kinds import Failure, FailureKind
+from dtrain.supervisor.failures.record import MOST_LINES, folded, log_tail
 
 TRACE = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\nValueError: no\n'
 

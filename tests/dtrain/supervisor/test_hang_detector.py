@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dtrain.api.protocol import WorkerLiveness
-from dtrain.supervisor.hang_detector import LEAST_SECONDS, TIMES_SLOWEST, HangDetector
+from dtrain.supervisor.failures.hang_detector import LEAST_SECONDS, TIMES_SLOWEST, HangDetector
 
 HANG_SECONDS = 600.0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from dtrain.api.protocol import Inspected
+from dtrain.job.failure_kinds import Failure, FailureKind
+from dtrain.job.job import Job, PluginChoice
 from dtrain.launch import registry
-from dtrain.run.inspection import SharedStacks
-from dtrain.spec.failures import Failure, FailureKind
-from dtrain.spec.job import Job, PluginChoice
-from dtrain.supervisor.hang_stacks import HangStacks, activities, known_of
+from dtrain.record.inspection import SharedStacks
+from dtrain.supervisor.failures.hang_stacks import HangStacks, activities, known_of
 
 SITE = "/venv/lib/python3.11/site-packages"
 IN_THREADS = f'thread:\n  File "{SITE}/x/threading.py", line 1 in _bootstrap\n'

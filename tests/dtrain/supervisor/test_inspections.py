@@ -8,8 +8,8 @@ from scripted import ScriptedCluster, Supervised, script_job
 
 from dtrain.api.protocol import Inspect, Inspected
 from dtrain.common.errors import Exit
-from dtrain.run import events, inspection
-from dtrain.run.inspection import Inspection, InspectionRequest, SharedStacks
+from dtrain.record import events, inspection
+from dtrain.record.inspection import Inspection, InspectionRequest, SharedStacks
 
 
 def asked(supervised: Supervised, request: InspectionRequest) -> list[Inspect]:

@@ -9,11 +9,11 @@ import pytest
 from dtrain.api.memory_protocol import HeldPart, MemoryHeld
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.job.job import Checkpoint, Job, PluginChoice, Resources, Train
 from dtrain.launch import planner
-from dtrain.run.event_log import EventLog
-from dtrain.run.lock import Lease
-from dtrain.spec.job import Checkpoint, Job, PluginChoice, Resources, Train
-from dtrain.supervisor.memory_checkpoints import MOST_USES, MemoryCheckpoints
+from dtrain.record.event_log import EventLog
+from dtrain.record.lock import Lease
+from dtrain.supervisor.saving.memory_checkpoints import MOST_USES, MemoryCheckpoints
 
 NODES = ("node0", "node1", "node2", "node3")
 

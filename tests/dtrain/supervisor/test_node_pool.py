@@ -8,10 +8,10 @@ import pytest
 
 from dtrain.api.protocol import AgentReady
 from dtrain.common.errors import ClusterError
+from dtrain.job.job import Job, PluginChoice, Resources
 from dtrain.launch import planner
-from dtrain.run.folder import create
-from dtrain.spec.job import Job, PluginChoice, Resources
-from dtrain.supervisor.node_pool import AgentInfo, NodePool, node_problem
+from dtrain.record.folder import create
+from dtrain.supervisor.nodes.pool import AgentInfo, NodePool, node_problem
 
 
 def pool_of(*nodes: tuple[str, str, str]) -> NodePool:

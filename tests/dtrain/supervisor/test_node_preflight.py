@@ -12,7 +12,7 @@ from scripted import ScriptedCluster, Supervised, script_job
 
 from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
 from dtrain.common.errors import ClusterError
-from dtrain.run import events
+from dtrain.record import events
 
 
 def answer(**changes: Any) -> NodeChecked:

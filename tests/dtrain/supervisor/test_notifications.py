@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from dtrain.run.event_log import EventLog
-from dtrain.run.events import Progress
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job
-from dtrain.supervisor.notifications import Notifications
+from dtrain.job.job import Job
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import Progress
+from dtrain.record.folder import RunDir
+from dtrain.supervisor.beside.notifications import Notifications
 
 
 def test_nobody_to_tell_keeps_no_events(tmp_path: Path) -> None:

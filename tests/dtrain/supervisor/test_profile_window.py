@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dtrain.run.inspection import InspectionRequest
-from dtrain.supervisor.profile_window import profile_window
+from dtrain.record.inspection import InspectionRequest
+from dtrain.supervisor.beside.profile_window import profile_window
 
 
 def test_it_begins_where_no_rank_is_when_it_hears_of_it() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.cli.stop import ask
-from dtrain.run.folder import create
-from dtrain.spec.job import Job, PluginChoice
-from dtrain.supervisor.stop_request import RunFolderWatcher, StopMode, StopRequest
+from dtrain.control.stop import ask
+from dtrain.job.job import Job, PluginChoice
+from dtrain.record.folder import create
+from dtrain.supervisor.leaving.stop_request import RunFolderWatcher, StopMode, StopRequest
 
 
 @pytest.mark.parametrize(("how", "mode"), [("now", StopMode.IMMEDIATE), ("leave", StopMode.GRACEFUL)])

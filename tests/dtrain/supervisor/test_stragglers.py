@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dtrain.api.reports import RankTimes
-from dtrain.cli import render
-from dtrain.run import event_log
-from dtrain.run.event_log import EventLog
-from dtrain.run.events import Event, StragglerFound, StragglerOver
-from dtrain.supervisor.stragglers import REPORTS, Stragglers
+from dtrain.record import event_log
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import Event, StragglerFound, StragglerOver
+from dtrain.show import render
+from dtrain.supervisor.failures.stragglers import REPORTS, Stragglers
 
 RANKS = 4
 

@@ -16,8 +16,8 @@ from dtrain.api import reports
 from dtrain.api.cluster import NodeDraining, NodeLost, PreemptionNotice
 from dtrain.api.protocol import StartWorkers, StopWorkers, WorkerCommand, WorkerExited, WorkerReport
 from dtrain.common.errors import ClusterError, Exit
-from dtrain.run import events, history
-from dtrain.supervisor.stop_request import LeaseLost, StopMode, StopRequest
+from dtrain.record import events, history
+from dtrain.supervisor.leaving.stop_request import LeaseLost, StopMode, StopRequest
 
 
 def started(path: Path, cluster: ScriptedCluster | None = None, **job: Any) -> Supervised:

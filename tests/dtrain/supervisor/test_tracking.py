@@ -13,12 +13,12 @@ import pytest
 from live import PROGRAMS, wait_for
 
 from dtrain.common.processes import alive
+from dtrain.job.job import Job, PluginChoice
 from dtrain.launch import registry
-from dtrain.run import event_log, events, folder
-from dtrain.run.event_log import EventLog
-from dtrain.run.folder import RunDir
-from dtrain.spec.job import Job, PluginChoice
-from dtrain.supervisor.tracking import Tracking
+from dtrain.record import event_log, events, folder
+from dtrain.record.event_log import EventLog
+from dtrain.record.folder import RunDir
+from dtrain.supervisor.beside.tracking import Tracking
 
 THIRD_PARTY = str(PROGRAMS / "third_party")
 FAILURES = (events.TrackerFailed, events.TrackerWorks)

@@ -1,0 +1,1 @@
+"""Runs in the agent: in-memory checkpoints of a node, kept after the workers' end and copied to other nodes."""

@@ -1,0 +1,48 @@
+"""How a command asks a run's supervisor about its workers: by a file in the run folder, or through the run's remote storage."""
+
+from __future__ import annotations
+
+import time
+
+from dtrain.common.errors import UsageError
+from dtrain.common.files import write_whole
+from dtrain.control.state import state_of
+from dtrain.record import inspection
+from dtrain.record.folder import PRIVATE_FILE, RunDir
+from dtrain.record.inspection import InspectionRequest
+from dtrain.record.status import RunState
+from dtrain.storage import run_sync
+from dtrain.storage.run_sync import RunCopy
+
+AGAIN_SECONDS = 5.0
+"""After which it is asked again: another request may have taken the place of this one."""
+
+
+def require_running(run: RunDir, hint: str) -> RunState:
+    """How a run that has a supervisor is doing; raises `UsageError` with this hint if it has none."""
+    state = state_of(run)
+    if state.exit_code is not None or not run.supervised():
+        raise UsageError(f"{run.id} is not running: {state.outcome}", hint)
+    return state
+
+
+def copy_of(run: RunDir) -> RunCopy | None:
+    """The run's remote storage, if its supervisor is reached by that alone."""
+    return None if run.locked() else run_sync.of(run, run.job())
+
+
+def ask(run: RunDir, copy: RunCopy | None, request: InspectionRequest) -> None:
+    """Leave a request for the supervisor; does not wait for the answer."""
+    text = inspection.request_text(request)
+    if copy:
+        copy.ask_to_inspect(text)
+    else:
+        write_whole(run.inspection_request, text, PRIVATE_FILE)
+
+
+def others_wait(run: RunDir) -> bool:
+    """Whether another request was left so lately that the supervisor is going to take it."""
+    try:
+        return time.time() - run.inspection_request.stat().st_mtime < AGAIN_SECONDS / 2
+    except OSError:
+        return False

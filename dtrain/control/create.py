@@ -1,0 +1,117 @@
+"""Making a run of a recipe, and changing the settings of one that is resumed."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dtrain.common.errors import Exit, UsageError
+from dtrain.common.serde import to_dict
+from dtrain.control import state as queries
+from dtrain.control.overrides import Overrides
+from dtrain.job.job import Job
+from dtrain.launch import recipe, sweep, yaml_source
+from dtrain.record import folder
+from dtrain.record.folder import PRIVATE_FILE, RunDir
+from dtrain.record.status import RunState
+
+HISTORY = ("global_batch", "seed", "shuffle", "shards", "exact")
+"""Keys of `train` that decide which samples a step trains on: they cannot change between two steps of one run."""
+DIFFERENCE_LINES = 20
+
+
+def new_run(path: Path, runs: Path, given: Overrides) -> RunDir:
+    """A new run folder for a recipe; raises `UsageError` for every mistake in it."""
+    return made(recipe.load(path, given, runs=runs), path, runs)
+
+
+def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -> list[Callable[[], RunDir]]:
+    """For each member of a sweep what makes its run; all members are checked before the first is made."""
+    members = sweep.members(sweeps)
+    jobs = [sweep.named(recipe.load(path, [*given, *member], runs=runs), member) for member in members]
+    return [lambda job=job: made(job, path, runs) for job in jobs]  # type: ignore[misc]
+
+
+def made(job: Job, path: Path, runs: Path) -> RunDir:
+    """The folder of a new run of this job, with a copy of its recipe."""
+    run = folder.create(runs, job)
+    shutil.copyfile(path, run.recipe_copy)
+    run.recipe_copy.chmod(PRIVATE_FILE)
+    run.recipe_source.write_text(str(path.absolute()))
+    return run
+
+
+def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
+    """Give a run the settings that it goes on with; raises `UsageError` if it cannot go on, or not with these."""
+    queries.refuse_while_it_goes_on(run)
+    before, state = run.job(), queries.state_of(run)
+    job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)
+    job = replace(job, name=before.name, init_from=before.init_from)
+    _refuse_if_finished(run, state, before, job)
+    if state.saved_step:
+        _refuse_another_history(run, state.saved_step, before, job)
+    if path:
+        shutil.copyfile(path, run.recipe_copy)
+    else:
+        _show_edits(run)
+    run.write_job(job)
+
+
+def overridden(run: RunDir, before: Job, given: Overrides) -> Job:
+    """The job of a run with these settings changed; raises `UsageError` for every mistake."""
+    data = to_dict(before)
+    where = Path(data.pop("folder"))
+    data.pop("init_from")  # what it was then; the file may be gone
+    for kind in ("strategy", "cluster"):
+        data[kind] = {"name": data[kind]["name"]} | data[kind]["options"]
+    if data["track"] is not None:
+        data["track"] = [{"name": tracker["name"]} | tracker["options"] for tracker in data["track"]]
+    data["args"] = list(data["args"])
+    return recipe.from_document(yaml_source.Document(str(run.job_file), data), where, given)
+
+
+def _refuse_if_finished(run: RunDir, state: RunState, before: Job, job: Job) -> None:
+    if state.exit_code != Exit.DONE:
+        return
+    if job.kind == "script":
+        raise UsageError(
+            f"the run {run.id} is finished: its script ended with exit code 0", "To run it again: dtrain run."
+        )
+    if (job.train.steps, job.train.epochs, job.train.until) == (
+        before.train.steps, before.train.epochs, before.train.until
+    ):  # fmt: skip
+        more = 2 * (state.total_steps or 0) or 1000
+        key = f"train.epochs={2 * before.train.epochs:g}" if before.train.epochs else f"train.steps={more}"
+        key = "train.until=null" if before.train.until else key
+        raise UsageError(
+            f"the run {run.id} is finished: it did {state.step} of {state.total_steps} steps",
+            f"To train further: dtrain resume {run.id} --set {key}",
+        )
+
+
+def _refuse_another_history(run: RunDir, saved_step: int, before: Job, job: Job) -> None:
+    changed = [key for key in HISTORY if getattr(before.train, key) != getattr(job.train, key)]
+    if job.kind != "script" and changed:
+        key = changed[0]
+        raise UsageError(
+            f"train.{key} cannot change from {getattr(before.train, key)} to {getattr(job.train, key)}: "
+            f"{saved_step} steps of {run.id} are trained, and the order of samples depends on it",
+            "Begin a new run with dtrain run, or leave this key as it is.",
+        )
+
+
+def _show_edits(run: RunDir) -> None:
+    """Say how the recipe file differs from what the run was made of; the run keeps its own settings."""
+    try:
+        source = Path(run.recipe_source.read_text())
+        now, then = source.read_text().splitlines(), run.recipe_copy.read_text().splitlines()
+    except (OSError, ValueError):
+        return
+    lines = list(difflib.unified_diff(then, now, "this run", str(source), lineterm="", n=0))[2:]
+    if lines:
+        print(f"{source} was edited since this run began; the run goes on with its own settings.")
+        print("\n".join(f"  {line}" for line in lines[:DIFFERENCE_LINES]))
+        print(f"  take the edited one: dtrain resume {run.id} --recipe {source}", flush=True)

@@ -1,0 +1,140 @@
+"""What is known of a run: its event log, corrected by what its supervisor's lock and its cluster say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dtrain.api.cluster import Submission, SubmissionState
+from dtrain.common.errors import ClusterError, UsageError
+from dtrain.launch import registry
+from dtrain.record import event_log
+from dtrain.record.events import Event, Requeued, RunEnded
+from dtrain.record.folder import RunDir
+from dtrain.record.metric_curves import HELD_OUT
+from dtrain.record.status import RunState, fold
+from dtrain.storage import run_sync
+
+START_SECONDS = 5.0
+"""A run without events that is younger than this is still being started."""
+
+
+def submission(run: RunDir) -> Submission | None:
+    """What the cluster says of a submitted run, or None for one that was not submitted."""
+    submitted = run.submitted()
+    if submitted is None:
+        return None
+    cluster = registry.cluster(submitted.cluster, run.job().cluster.options)
+    try:
+        return cluster.state(run, submitted.reference)
+    except ClusterError as error:
+        reason = " ".join(str(error).split())
+        return Submission(SubmissionState.UNKNOWN, word="UNKNOWN", reason=reason, reference=submitted.reference)
+
+
+def state_of(run: RunDir) -> RunState:
+    """The state in the event log, corrected by what is known of the supervisor: a log that just stops has no end."""
+    run_sync.refresh(run)
+    history = event_log.read(run.events)
+    state = fold(history)
+    state.run = run.id
+    job = run.job()
+    if not state.target:
+        state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
+        state.workers, state.phase = job.resources.workers, "created"
+    if _is_unfinished(run, state, history) and not run.supervised():
+        requeued = [type(event) for event in history[-2:]] == [Requeued, RunEnded]
+        _correct_by_cluster(run, state, requeued=requeued)
+    return state
+
+
+def _is_unfinished(run: RunDir, state: RunState, history: Sequence[Event]) -> bool:
+    """Whether more is to come: there is no end yet, or the cluster was given the run (again) after it."""
+    if state.exit_code is None or any(isinstance(event, Requeued) for event in history[-2:]):
+        return True
+    submitted = run.submitted()
+    return submitted is not None and submitted.time > history[-1].time
+
+
+def _correct_by_cluster(run: RunDir, state: RunState, *, requeued: bool) -> None:
+    """No supervisor works on the run: it waits in a queue, or it is lost."""
+    there = submission(run)
+    if there and there.exists and not there.over:
+        _show_submission(state, there, requeued=requeued)
+    elif state.exit_code is None and (state.began or there or _age_seconds(run) > START_SECONDS):
+        state.phase = "lost"
+        word = f"{there.word} {there.reason}".strip() if there else ""
+        state.reason = (
+            f"the cluster ended it, and its supervisor logged no end: {word}"
+            if word
+            else "its supervisor is gone and logged no end (killed, or its machine went down)"
+        )
+
+
+def _show_submission(state: RunState, there: Submission, *, requeued: bool) -> None:
+    begun = state.exit_code is None and state.began > 0
+    word = "REQUEUED" if requeued else there.word
+    details = ", ".join(filter(None, (there.word if requeued else "", there.reason)))
+    if not (begun and there.state is SubmissionState.RUNNING):
+        state.phase = f"{word} ({details})" if details else word
+    state.exit_code, state.stopping, state.reason = None, "", ""
+    if not begun or requeued:
+        state.pids = {}
+
+
+def _age_seconds(run: RunDir) -> float:
+    return time.time() - run.job_file.stat().st_mtime
+
+
+def goes_on(run: RunDir) -> bool:
+    """Whether the run is supervised, or will be."""
+    if run.supervised():
+        return True
+    state = state_of(run)
+    return state.exit_code is None and state.phase != "lost"
+
+
+def refuse_while_it_goes_on(run: RunDir) -> None:
+    """Raises `UsageError` if a supervisor works on the run, or its cluster is going to start one."""
+    if not goes_on(run):
+        return
+    state = state_of(run)
+    if run.supervised() or state.phase != "created":
+        raise UsageError(f"the run {run.id} is still going on: {state.outcome}", f"See it: dtrain status {run.id}")
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run in a list."""
+
+    run: str
+    state: str
+    step: int = 0
+    total_steps: int | None = None
+    loss: float | None = None
+    strategy: str = "-"
+    cluster: str = "-"
+    workers: int = 0
+    restarts: int = 0
+    started: float | None = None
+    """Seconds since 1970."""
+    changed: float | None = None
+    """Seconds since 1970, of the newest event."""
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Newest values; those on held-out data begin with `held-out `."""
+
+
+def row(run: RunDir) -> RunRow:
+    """One run in a list; one that cannot be read is listed as such."""
+    try:
+        state = state_of(run)
+    except UsageError as error:
+        return RunRow(run.id, "unreadable", reason=error.message)
+    return RunRow(
+        run=run.id, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
+        strategy=state.strategy, cluster=state.cluster, workers=state.workers, restarts=state.restarts,
+        started=state.first_began or None, changed=state.changed or None, reason=state.reason,
+        metrics=state.metrics | {f"{HELD_OUT}{name}": value for name, value in state.evaluation.items()},
+    )  # fmt: skip

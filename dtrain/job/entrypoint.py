@@ -1,0 +1,143 @@
+"""The user's code: found without running it on the launcher, imported after the fork in a worker."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from dtrain.common.errors import nearest
+from dtrain.job.job import Job, ScriptModule
+
+MOST_FILES = 50
+"""Of a program's own that are looked at for its imports."""
+
+
+def split(target: str) -> tuple[str, str]:
+    """`file.py:Name` or `package.module:Name` in its two parts; the second is empty if there is none."""
+    module, _, name = target.rpartition(":")
+    return (module, name) if module else (name, "")
+
+
+def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
+    """Why a target cannot be what the recipe says, found by reading the file; '' if it can or cannot be known."""
+    module, name = split(target)
+    what = "class" if kind is ast.ClassDef else "function"
+    if not name:
+        return f"'{target}' is not of the form file.py:{what}_name or package.module:{what}_name"
+    if not all(part.isidentifier() for part in name.split(".")) or ":" in module:
+        return f"'{target}' is not of the form file.py:{what}_name or package.module:{what}_name"
+    if not module.endswith(".py"):
+        dotted = all(part.isidentifier() for part in module.split("."))
+        return "" if dotted else f"'{module}' is neither a Python file (file.py) nor a module (package.module)"
+    path = folder / module
+    if not path.is_file():
+        others = [str(file.relative_to(folder)) for file in folder.glob("*.py")]
+        return f"there is no file {path}. {nearest(module, others) if others else ''}".rstrip()
+    tree = parsed(path)
+    if isinstance(tree, str):
+        return tree
+    names = [node.name for node in tree.body if isinstance(node, kind) and hasattr(node, "name")]
+    imported = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assigned = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    if name in names or name in imported | assigned:
+        return ""
+    return f"{module} has no {what} '{name}'. {nearest(name, names) if names else ''}".rstrip()
+
+
+def parsed(path: Path) -> ast.Module | str:
+    """The syntax tree of a Python file, or what is wrong with it."""
+    try:
+        return ast.parse(path.read_bytes(), str(path))
+    except SyntaxError as error:
+        return f"{path}:{error.lineno}: {error.msg}"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+
+
+def imports(path: Path) -> frozenset[str]:
+    """Top-level packages that a Python file imports anywhere in it, found by reading."""
+    tree = parsed(path)
+    if isinstance(tree, str):
+        return frozenset()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return frozenset(found)
+
+
+def imports_below(path: Path, folder: str) -> frozenset[str]:
+    """Top-level packages that a program imports itself or through files of its own: those beside it and in its folder."""
+    found: set[str] = set()
+    waiting, seen = [path], {path}
+    while waiting and len(seen) < MOST_FILES:
+        one = waiting.pop()
+        for name in imports(one):
+            found.add(name)
+            for beside in {path.parent, Path(folder)}:
+                local = {beside / f"{name}.py", *(beside / name).glob("*.py")} - seen
+                waiting += [file for file in local if file.is_file()]
+                seen |= local
+    return frozenset(found)
+
+
+def script_file(job: Job) -> Path | None:
+    """The Python file that a script job runs, found without importing anything; None for other programs."""
+    if isinstance(job.script, ScriptModule):
+        return module_file(job.script.module, job.folder)
+    path = Path(job.folder) / str(job.script)
+    return path if path.suffix == ".py" else None
+
+
+def module_file(name: str, folder: str) -> Path | None:
+    """The file that `python -m NAME` would run in this folder, found without importing anything."""
+    places: list[str] | None = [folder, *sys.path]
+    for part in name.split("."):
+        spec = PathFinder.find_spec(part, places) if places else None
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or ())
+    if places:
+        spec = PathFinder.find_spec("__main__", places)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def names(path: Path) -> frozenset[str]:
+    """Every name and attribute that stands in a Python file, found by reading."""
+    tree = parsed(path)
+    if isinstance(tree, str):
+        return frozenset()
+    found = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    found |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+    return frozenset(found)
+
+
+def load(target: str, folder: Path) -> Any:
+    """Import a target in a worker; a file is imported by its own name, so that what it defines can be pickled."""
+    module, name = split(target)
+    if module.endswith(".py"):
+        path = (folder / module).resolve()
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        module = path.stem
+    loaded: Any = importlib.import_module(module)
+    for part in name.split("."):
+        loaded = getattr(loaded, part)
+    return loaded

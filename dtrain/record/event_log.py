@@ -1,0 +1,96 @@
+"""The event log of a run: everything that happens, one JSON line each, written by the supervisor and read by everyone else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from dtrain.common.files import Appender
+from dtrain.record.events import Event, from_log
+
+RESERVE_BYTES = 1 << 17
+READ_BYTES = 1 << 22
+"""Read at a time, so that a long log is never in memory as a whole."""
+
+
+class EventLog:
+    """The writing end; may be used from several threads.
+
+    A small reserve of disk space is given back at the close, so that the end of a run fits on a disk that is full."""
+
+    def __init__(self, path: Path, *listeners: Callable[[Event], None]) -> None:
+        self.path = path
+        self._file = Appender(path)
+        self._adding = threading.Lock()
+        self._listeners = listeners
+        self._reserve = path.with_name(f".{path.name}.reserve")
+        with suppress(OSError):
+            self._reserve.write_bytes(bytes(RESERVE_BYTES))
+
+    def add(self, event: Event) -> None:
+        """Append an event with the time of now."""
+        stamped = dataclasses.replace(event, time=round(time.time(), 4))
+        line = json.dumps(stamped.to_dict(), separators=(",", ":"))
+        with self._adding:
+            self._file.append(line.encode() + b"\n")
+        for hear in self._listeners:
+            hear(stamped)
+
+    def flush(self) -> None:
+        """Make what was added durable (fsync); a full disk keeps it pending."""
+        with self._adding:
+            self._file.flush()
+
+    @property
+    def problem(self) -> str:
+        """Why the last write failed, or ''."""
+        return self._file.problem
+
+    def close(self) -> None:
+        """No more events from this supervisor."""
+        self._reserve.unlink(missing_ok=True)
+        self._file.close()
+
+
+class Reader:
+    """The reading end: each call gives the events of whole lines that are new since the last one."""
+
+    def __init__(self, path: Path, only: type[Event] | None = None) -> None:
+        self._path = path
+        self._offset = 0
+        self._sign = f'"event":"{only.name}"'.encode() if only else b""
+        """In every line of the only kind of event that is wanted: others are not even parsed."""
+
+    def new(self) -> Iterator[Event]:
+        """Events not seen yet; lines that are not whole, or no JSON, are left out."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._offset)
+                while lines := file.readlines(READ_BYTES):
+                    for line in lines:
+                        if not line.endswith(b"\n"):
+                            return
+                        self._offset += len(line)
+                        event = _parsed(line) if self._sign in line else None
+                        if event is not None:
+                            yield event
+        except FileNotFoundError:
+            return
+
+
+def _parsed(line: bytes) -> Event | None:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return None
+    return from_log(fields) if isinstance(fields, dict) and "event" in fields else None
+
+
+def read(path: Path) -> list[Event]:
+    """All events so far."""
+    return list(Reader(path).new())

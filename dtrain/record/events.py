@@ -1,0 +1,378 @@
+"""The events of a run, one frozen dataclass each: what `events.jsonl` holds and what status, reports and the live view read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dtrain.record.event import KINDS as KINDS
+from dtrain.record.event import Event as Event
+from dtrain.record.event import UnknownEvent as UnknownEvent
+from dtrain.record.event import from_log as from_log
+from dtrain.record.failure_events import BadStep as BadStep
+from dtrain.record.failure_events import DecisionMade as DecisionMade
+from dtrain.record.failure_events import FailureOccurred as FailureOccurred
+from dtrain.record.failure_events import HangDetected as HangDetected
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event, name="run"):
+    """A supervisor began to work on the run."""
+
+    run: str
+    target: str
+    strategy: str
+    cluster: str
+    workers: int
+    nodes: int
+    kind: str = ""
+    """task, function or script."""
+    global_batch: int = 0
+    preload: tuple[str, ...] = ()
+    storage: str | None = None
+    """URL of the run on remote storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeReady(Event, name="node"):
+    """The agent of a node is up."""
+
+    node: str
+    host: str
+    address: str = ""
+    cpus: int = 0
+    gpus: int = 0
+    pid: int = 0
+    """Of the agent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeChecked(Event, name="node_checked"):
+    """The agent of a node has answered the checks before the first step."""
+
+    node: str
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeLost(Event, name="node_lost"):
+    """A node, or its agent, is gone."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeAvoided(Event, name="node_avoided"):
+    """Failures began on a machine, and the run goes on without it."""
+
+    node: str
+    """As the cluster calls it."""
+    evidence: tuple[str, ...]
+    until: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttemptStarted(Event, name="attempt"):
+    """An attempt began: the workers' ports are asked for."""
+
+    attempt: int
+    step: int
+    """Steps that are done at its begin."""
+    checkpoint: str | None
+    """Name of the checkpoint it begins from; None: it begins the run, or goes on from memory."""
+    memory: bool = False
+    """Whether it goes on from an in-memory checkpoint."""
+    nodes: tuple[str, ...]
+    workers: int
+    processes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersStarted(Event, name="started"):
+    """The workers of a node were forked."""
+
+    attempt: int
+    node: str
+    pids: dict[str, int]
+    """Rank → process id on its node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStarted(Event, name="training"):
+    """Rank 0 is about to do the first step of an attempt."""
+
+    step: int
+    total_steps: int
+    samples: int | None = None
+    """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
+    sanity_check_seconds: float = 0.0
+    """That trying `metrics` before the first step took: mostly tracing and compiling."""
+    began: float = 0.0
+    """Seconds since 1970 on the clock of rank 0, as its ledger has it; 0: not known."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserWarned(Event, name="warning"):
+    """Something about the user's task that they may not expect."""
+
+    text: str
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event, name="progress"):
+    """Steps done so far, at most once a second."""
+
+    step: int
+    """Of the slowest rank."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Rank → steps; empty if there are many ranks."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Event, name="metrics"):
+    """Loss and metrics of a training step, as means over the ranks."""
+
+    step: int
+    values: dict[str, float]
+    samples_per_second: float | None = None
+    data_wait: float | None = None
+    """Share of the time since the last one that the training of rank 0 waited for data, 0 to 1."""
+    data_workers: int = 0
+    """Of rank 0."""
+    optimizer: dict[str, float] = field(default_factory=dict)
+    """`learning_rate` and `gradient_norm` of the step; with `/NAME` if there are several."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUsed(Event, name="memory"):
+    """The most memory that a rank has taken in an attempt, as it said at its end."""
+
+    rank: int
+    bytes: int
+    """Resident; pages that it shares with others count in each."""
+    device_bytes: int = 0
+    """Of its devices, as the framework's allocator counts; 0: not known."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodesUsed(Event, name="usage"):
+    """How busy the nodes are."""
+
+    nodes: dict[str, dict[str, float]]
+    """Node → numbers, see `dtrain.api.protocol.Heartbeat`; if there are many nodes, the means and the highest of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerFailed(Event, name="tracker_failed"):
+    """A tracker does not log; the run goes on."""
+
+    tracker: str
+    error: str
+    ended: bool = False
+    """The run ends with something that this tracker has not logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerWorks(Event, name="tracker_works"):
+    """It logs again, and has caught up."""
+
+    tracker: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Event, name="evaluation"):
+    """Metrics on the held-out data."""
+
+    step: int
+    values: dict[str, float]
+    seconds: float = 0.0
+    """That it took, up to this event."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsProfiled(Event, name="profile"):
+    """The answer to `dtrain profile`: a rank has written a profile of some steps."""
+
+    rank: int
+    request: str
+    step: int
+    steps: int
+    file: str
+    """Relative to the run folder."""
+    operations: str = ""
+    """A table of those that took the most time."""
+    problem: str = ""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSaved(Event, name="checkpoint"):
+    """A checkpoint was committed."""
+
+    step: int
+    folder: str
+    bytes: int
+    weights: str
+    """Hex digest of the model state."""
+    seconds: float = 0.0
+    """Until it was written, hashed and flushed."""
+    stall_seconds: float = 0.0
+    """Training stood still to copy the state."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryInterval(Event, name="memory_interval"):
+    """How often in-memory checkpoints are made, and what one costs."""
+
+    every_steps: int
+    seconds: float
+    """Training stands still for each."""
+    bytes: int
+    """Of rank 0's part."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed(Event, name="checkpoint_failed"):
+    """A checkpoint could not be written or committed; training goes on."""
+
+    step: int
+    error: str
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointQuarantined(Event, name="checkpoint_damaged"):
+    """A damaged checkpoint was set aside."""
+
+    folder: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogShortened(Event, name="log_shortened"):
+    """A rank's log had more than `logs.keep`."""
+
+    rank: int
+    removed: int
+    """Bytes, of its middle."""
+    problem: str = ""
+    """Why they could not be removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageFailed(Event, name="storage_failed"):
+    """Remote storage, or the run's own folder, does not answer."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageWorks(Event, name="storage_works"):
+    """It answers again."""
+
+    place: str = "the remote storage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequested(Event, name="stopping"):
+    """A person, a signal or the cluster wants the run to stop."""
+
+    why: str
+    now: bool = False
+    """At once, without saving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeRequested(Event, name="moving"):
+    """The workers were asked to save and leave, to go on with other nodes."""
+
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrainAgreed(Event, name="leaving"):
+    """All ranks agreed on the step to save and leave at."""
+
+    step: int
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebuggerStopped(Event, name="debugger_stopped"):
+    """A rank is stopped for a debugger (`dtrain debug`); meanwhile nothing counts as a hang."""
+
+    rank: int
+    reason: str
+    """breakpoint, exception or step."""
+    where: str
+    seconds: float | None = None
+    """It goes on after this time if nobody comes; None: somebody is there."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebuggerLeft(Event, name="debugger_left"):
+    """That rank goes on."""
+
+    rank: int
+    seconds: float
+    """It was stopped for so long."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StragglerFound(Event, name="straggler"):
+    """The other ranks wait for this one in every step, for some time now."""
+
+    rank: int
+    node: str
+    step: int
+    phase: str
+    """Of `dtrain.api.phases`: the one in which it is slow."""
+    seconds: float
+    """Of a step in this phase."""
+    usual_seconds: float
+    """The median of all ranks."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StragglerOver(Event, name="straggler_over"):
+    """They do so no more, or the attempt is over."""
+
+    rank: int
+    cost_seconds: float
+    """That all ranks waited for it, in sum over the steps since it became slow."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requeued(Event, name="requeued"):
+    """The cluster was asked to start the run again later."""
+
+    step: int | None
+    """Of the newest checkpoint; None if it is not known."""
+    words: str
+    """What the cluster was asked."""
+    without: tuple[str, ...] = ()
+    """Nodes to exclude."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnded(Event, name="end"):
+    """The supervisor left the run."""
+
+    exit_code: int
+    reason: str
+    report: dict[str, float] = field(default_factory=dict)
+    """Seconds by kind; see `dtrain.record.goodput.account_of`."""

@@ -1,0 +1,73 @@
+"""The events of what goes wrong in the training, and what follows; the others are in `dtrain.record.events`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dtrain.record.event import Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadStep(Event, name="bad_step"):
+    """The loss or the gradient of a step was not finite, or jumped, and the run goes on (`train.on_nonfinite`, `train.spike`)."""
+
+    step: int
+    """Counted from 0."""
+    why: str
+    """What was seen, and where."""
+    answer: str
+    """`skip`, `rollback` or `warn`."""
+    metric: str = ""
+    """`loss` or `gradient`."""
+    value: float | None = None
+    """None if it is not finite."""
+    rank: int | None = None
+    """Whose loss it was; None if that is not known."""
+    shard: int | None = None
+    attempt: int = 0
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the run goes on without this step's batch."""
+        return self.answer in ("skip", "rollback")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureOccurred(Event, name="failure"):
+    """An attempt failed; this is the cause."""
+
+    kind: str
+    """See `dtrain.job.failure_kinds.FailureKind`."""
+    message: str
+    rank: int | None = None
+    node: str = ""
+    step: int | None = None
+    where: str = ""
+    traceback: str = ""
+    code: int = 1
+    saved_step: int = 0
+    same: tuple[int, ...] = ()
+    """Other ranks that reported the same error."""
+    others: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """What else was reported → by which ranks."""
+    log_tail: str = ""
+    """The last lines of this rank's log, without the traceback."""
+    attempt: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionMade(Event, name="decision"):
+    """The failure policy's answer to a failure."""
+
+    retry: bool
+    reason: str
+    delay_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HangDetected(Event, name="hang"):
+    """Nothing moves; the stacks of all ranks go to their logs."""
+
+    rank: int
+    steps: dict[str, int | None] = field(default_factory=dict)
+    attempt: int = 0

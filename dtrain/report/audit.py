@@ -1,0 +1,150 @@
+"""Checking from the sample ledgers that every sample of every committed step was trained on exactly once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dtrain.record import event_log, sample_ledger
+from dtrain.record.events import BadStep, CheckpointSaved, TrainingStarted
+from dtrain.record.folder import RunDir
+from dtrain.record.history import attempt_starts
+from dtrain.record.sample_ledger import Entry, LedgerFile, LeftOut, checksum
+
+if TYPE_CHECKING:  # numpy costs time
+    from dtrain.data.sampler import Sampler
+
+ENTRIES_AT_ONCE = 100_000
+"""Records in memory at a time, whatever the number of ranks and steps."""
+PROBLEMS_KEPT = 100
+WHY = {
+    LeftOut.NONFINITE: "its loss or gradient was not finite",
+    LeftOut.SPIKE: "its loss or gradient jumped",
+    LeftOut.ROLLED_BACK: "the run had been rolled back because of it",
+}
+"""If the event that tells more is missing."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the committed history of a run was trained on."""
+
+    steps: int
+    samples: int
+    twice: int
+    """Samples that stand in more than one record of their committed step."""
+    skipped: int
+    """Samples of a committed step that no worker trained on."""
+    altered: int
+    """Records whose samples are not those that seed, epoch and step give."""
+    repeated_steps: int = 0
+    """Steps that a failure undid and that were trained again; they are no part of the committed history."""
+    problems: tuple[str, ...] = ()
+    """One line for each wrong step, the first ones only."""
+    left_out: int = 0
+    """Samples of committed steps that the run left out by itself, with a reason (`train.on_nonfinite`, `train.spike`)."""
+    reasons: tuple[str, ...] = ()
+    """One line for each such step, the first ones only."""
+
+    @property
+    def clean(self) -> bool:
+        """Every sample of every committed step exactly once, but for those that were left out with a reason."""
+        return not (self.twice or self.skipped or self.altered)
+
+
+def audit(run: RunDir) -> Audit | None:
+    """What the committed history was trained on; None if the run has no steps (a script, or not begun)."""
+    history = event_log.read(run.events)
+    sizes = [event.samples for event in history if isinstance(event, TrainingStarted) and event.samples is not None]
+    if not sizes:
+        return None
+    from dtrain.data.sampler import Sampler
+
+    saved = max((event.step for event in history if isinstance(event, CheckpointSaved)), default=0)
+    sampler = Sampler(sizes[-1], run.job().train)
+    known = {event.step: event.why for event in history if isinstance(event, BadStep) and event.left_out}
+    return compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler, known)
+
+
+def compare(
+    ledgers: Mapping[int, list[LedgerFile]],
+    starts: Mapping[int, int],
+    steps: int,
+    sampler: Sampler,
+    known: Mapping[int, str] | None = None,
+) -> Audit:
+    """Check the first `steps` steps against the ledgers of each attempt: the last attempt that began at or before a step owns it.
+
+    `starts` gives the step each attempt began at; what an older attempt did from there on was rolled back. `known` says why steps
+    were left out."""
+    batch = sampler.train.global_batch
+    twice = skipped = altered = left_out = 0
+    problems: list[str] = []
+    reasons: list[str] = []
+    for step, entries in _owned_entries(ledgers, starts, steps):
+        trained = [entry for entry in entries if not entry.left_out]
+        # A step that some ranks trained on and others left out is wrong.
+        doubled, missing = _coverage(trained or entries, sampler.begin(step, 0), batch)
+        if entries and not trained:
+            left_out += batch - missing
+            if len(reasons) < PROBLEMS_KEPT:
+                reasons.append(f"step {step} was left out: {(known or {}).get(step) or WHY[entries[0].left_out]}")
+        wrong = sum(checksum(sampler.indices(entry.begin, entry.count)) != entry.checksum for entry in entries)
+        if (doubled or missing or wrong) and len(problems) < PROBLEMS_KEPT:
+            problems.append(f"step {step}: {doubled} samples twice, {missing} skipped, {wrong} records altered")
+        twice, skipped, altered = twice + doubled, skipped + missing, altered + wrong
+    done = sum(_steps_done(ranks, steps) for ranks in ledgers.values())
+    return Audit(
+        steps, steps * batch, twice, skipped, altered, max(0, done - steps), tuple(problems), left_out, tuple(reasons)
+    )
+
+
+def _owned_entries(
+    ledgers: Mapping[int, list[LedgerFile]], starts: Mapping[int, int], steps: int
+) -> Iterator[tuple[int, list[Entry]]]:
+    """Every step in order, with the records of the attempt that owns it; read in blocks of bounded size."""
+    for attempt, first, last in _owners(starts, steps):
+        ranks = ledgers.get(attempt, [])
+        block = max(1, ENTRIES_AT_ONCE // max(1, len(ranks)))
+        for begin in range(first, last, block):
+            end = min(last, begin + block)
+            found: dict[int, list[Entry]] = defaultdict(list)
+            for rank in ranks:
+                for entry in rank.steps(begin, end):
+                    found[entry.step].append(entry)
+            for step in range(begin, end):
+                yield step, found[step]
+
+
+def _owners(starts: Mapping[int, int], steps: int) -> list[tuple[int, int, int]]:
+    """(attempt, first step, step after its last) in the order of steps; an attempt that owns no step is left out."""
+    found: list[tuple[int, int, int]] = []
+    end = steps
+    for attempt in sorted(starts, reverse=True):
+        if starts[attempt] < end:
+            found.append((attempt, starts[attempt], end))
+            end = starts[attempt]
+    if end > 0:
+        found.append((0, 0, end))
+    return found[::-1]
+
+
+def _steps_done(ranks: Iterable[LedgerFile], steps: int) -> int:
+    """Steps below `steps` that any rank of an attempt recorded."""
+    ends = [(first.step, last.step + 1) for rank in ranks if (first := rank.at(0)) and (last := rank.at(-1))]
+    if not ends:
+        return 0
+    return max(0, min(steps, max(last for _, last in ends)) - min(first for first, _ in ends))
+
+
+def _coverage(entries: Iterable[Entry], begin: int, count: int) -> tuple[int, int]:
+    """Samples that are there twice, and samples that are missing, in [begin, begin + count)."""
+    twice, position = 0, begin
+    missing = 0
+    for entry in sorted(entries, key=lambda entry: entry.begin):
+        missing += max(0, entry.begin - position)
+        twice += max(0, min(position, entry.begin + entry.count) - entry.begin)
+        position = max(position, entry.begin + entry.count)
+    return twice, missing + max(0, begin + count - position)

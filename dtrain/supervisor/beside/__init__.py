@@ -1,0 +1,1 @@
+"""Runs in the supervisor, beside its loop: trackers, notifications, inspections, the debugger, and logs of nodes."""

@@ -1,0 +1,58 @@
+"""How an attempt ends that nothing failed in: trained to its end, ended early, left as it was asked to, or rolled back."""
+
+from __future__ import annotations
+
+from dtrain.api import reports
+from dtrain.record.events import BadStep, Event
+from dtrain.supervisor.outcome import Drained, Outcome, RolledBack, Succeeded
+
+Told = reports.LeftAtStep | reports.EndedEarly
+"""Reports of workers that only matter when all of them have ended."""
+
+
+class Ending:
+    """What the workers of one attempt said of their end."""
+
+    def __init__(self, workers: int, *, script: bool) -> None:
+        self._workers = workers
+        self._script = script
+        self._left_step: int | None = None
+        self._ended_early = ""
+        self._ended_well = 0
+        """Workers that exited with code 0."""
+        self.stopped = ""
+        """Why the user's function asked for the end."""
+        self._rolled_back: int | None = None
+        """The step because of which all workers leave, to go on without it."""
+
+    def hear(self, report: Told) -> None:
+        """A worker is about to end."""
+        if isinstance(report, reports.LeftAtStep):
+            self._left_step = report.step
+        else:
+            self._ended_early = f"ended early at step {report.step}: {report.reason}"
+
+    def see(self, event: Event) -> None:
+        """What the workers report becomes events; after some of them they leave."""
+        if isinstance(event, BadStep) and event.answer == "rollback":
+            self._rolled_back = event.step
+
+    def exited(self, code: int) -> None:
+        """A worker has ended."""
+        self._ended_well += code == 0
+
+    def outcome(self, unsaved: str, *, leaving: bool) -> Outcome:
+        """Of the attempt; `unsaved`: why the state at its end is not on disk, `leaving`: it was asked to leave."""
+        if self._rolled_back is not None:
+            return Drained(None) if leaving else RolledBack(self._rolled_back)
+        if leaving and not self._finished_first():
+            return Drained(self._left_step)
+        return Succeeded(unsaved, self._stopped_early())
+
+    def _stopped_early(self) -> str:
+        step = "" if self._left_step is None else f" at step {self._left_step}"
+        return f"stopped by the function{step}: {self.stopped}" if self.stopped else self._ended_early
+
+    def _finished_first(self) -> bool:
+        """Whether all workers ended well by themselves before they were told a step to leave at."""
+        return self._ended_well == self._workers and self._left_step is None and not self._script

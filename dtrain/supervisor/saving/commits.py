@@ -1,0 +1,111 @@
+"""Commits the checkpoints of one attempt: when every rank's shard is written, beside the supervisor's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dtrain.api.reports import ShardWritten
+from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointShard, CheckpointStore
+from dtrain.common import hooks
+from dtrain.common.errors import CheckpointError
+from dtrain.record.event_log import EventLog
+from dtrain.record.events import CheckpointFailed, CheckpointSaved
+from dtrain.record.lock import Lease
+from dtrain.supervisor.beside.background import Lane
+from dtrain.supervisor.saving.retention import CheckpointRetention
+
+
+class CheckpointCommits:
+    """The shards that are still missing, the commits under way and what came of them."""
+
+    def __init__(
+        self,
+        attempt: int,
+        store: CheckpointStore,
+        lane: Lane,
+        log: EventLog,
+        lease: Lease,
+        *,
+        ranks: int,
+        retention: CheckpointRetention,
+        origin: CheckpointOrigin,
+        saved_step: int,
+        begun_step: int,
+        changed: Callable[[], None],
+    ) -> None:
+        self._attempt = attempt
+        self._store = store
+        self._lane = lane
+        self._log = log
+        self._lease = lease
+        self._ranks = ranks
+        self._retention = retention
+        self._origin = origin
+        self._changed = changed
+        self._begun_step = begun_step
+        """What the attempt began with, which is more than `saved_step` if it was in memory alone."""
+        self._shards: dict[int, dict[int, ShardWritten]] = {}
+        self._failed: dict[int, str] = {}
+        self.saved_step = saved_step
+        """Step of the newest committed checkpoint."""
+        self.under_way = 0
+        """Commits that have begun and not ended."""
+
+    @property
+    def unsaved(self) -> str:
+        """Why the newest checkpoint was not saved; '' if it was."""
+        last = max(self._failed, default=-1)
+        if last > self.saved_step:
+            return self._failed[last]
+        lost = self.saved_step < self._begun_step
+        return f"the in-memory checkpoint of step {self._begun_step} was not written" if lost else ""
+
+    def add(self, rank: int, report: ShardWritten) -> None:
+        """A rank's shard is on disk; the last one begins the commit."""
+        step = report.step
+        if step in self._failed:  # it was written beside the removal of what others had staged
+            self._lane.run(lambda: self._store.abandon(self._attempt, step), _ignore)
+            return
+        shards = self._shards.setdefault(step, {})
+        shards[rank] = report
+        if len(shards) == self._ranks:
+            ordered = [shards[rank] for rank in sorted(shards)]
+            del self._shards[step]
+            self.under_way += 1
+            self._lane.run(lambda: self._commit(step, ordered), lambda result: self._committed(step, ordered, result))
+
+    def fail(self, step: int, error: str) -> None:
+        """A checkpoint cannot be finished: say so once, free its space, and train on."""
+        self._shards.pop(step, None)
+        self._lane.run(lambda: self._store.abandon(self._attempt, step), _ignore)
+        if step not in self._failed:
+            self._failed[step] = error
+            self._log.add(CheckpointFailed(attempt=self._attempt, step=step, error=error))
+
+    def _commit(self, step: int, reports: list[ShardWritten]) -> CheckpointInfo:
+        hooks.reach("commit", step, self._attempt)
+        self._lease.check()
+        shards = [CheckpointShard(report.files, report.weights) for report in reports]
+        return self._store.commit(self._attempt, step, shards, self._origin)
+
+    def _committed(self, step: int, reports: list[ShardWritten], result: CheckpointInfo | Exception) -> None:
+        self.under_way -= 1
+        if isinstance(result, CheckpointError):
+            self.fail(step, result.message)
+        elif isinstance(result, Exception):
+            raise result
+        else:
+            self.saved_step = max(self.saved_step, step)
+            self._log.add(
+                CheckpointSaved(
+                    attempt=self._attempt, step=step, folder=result.name, bytes=result.bytes, weights=result.weights,
+                    seconds=round(max(report.seconds for report in reports), 4),
+                    stall_seconds=round(max(report.stall_seconds for report in reports), 4),
+                )
+            )  # fmt: skip
+            self._lane.run(lambda: self._store.prune(self._retention.kept), _ignore)
+        self._changed()
+
+
+def _ignore(result: object) -> None:
+    """What was to be deleted and could not be takes space, and nothing else."""

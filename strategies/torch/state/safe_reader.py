@@ -1,0 +1,92 @@
+"""`torch.distributed.checkpoint`'s reader and planner for the files of `snapshot`: tensors are copied out of the mapped file,
+and only what checkpoints hold is unpickled; torch's own unpickle whatever a file says. Importing this module imports no
+framework.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+from pathlib import Path
+from typing import Any
+
+from dtrain.api.strategy import Fetch, nothing_to_fetch
+from dtrain.common.files import is_safe_name
+
+from ...unpickling import PICKLE, loads, refused
+
+
+def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
+    """A `FileSystemReader` of this checkpoint, which fetches the files that it is about to read; reading its metadata raises `CheckpointError` for what is not on the list."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed._shard._utils import narrow_tensor_by_index
+    from torch.distributed.checkpoint.metadata import StorageMeta
+    from torch.distributed.checkpoint.planner import LoadItemType
+
+    class Reader(dcp.FileSystemReader):  # type: ignore[misc,unused-ignore]
+        def read_metadata(self, *arguments: Any, **named: Any) -> Any:
+            metadata = loads((folder / ".metadata").read_bytes(), folder)
+            for stored in metadata.storage_data.values():
+                if not is_safe_name(stored.relative_path):
+                    raise refused(folder, f"the file {stored.relative_path!r}")
+            if getattr(metadata, "storage_meta", None) is None:
+                metadata.storage_meta = StorageMeta()
+            metadata.storage_meta.load_id = self.load_id
+            self._tensors = metadata.state_dict_metadata
+            return metadata
+
+        def read_data(self, plan: Any, planner: Any) -> Any:
+            files: dict[str, Any] = {}
+            fetch(folder, sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}))
+            for item in plan.items:
+                place = self.storage_data[item.storage_index]
+                if place.relative_path not in files:
+                    files[place.relative_path] = _mapped(folder / place.relative_path)
+                self._read(item, files[place.relative_path], place, planner)
+            done: Any = torch.futures.Future()
+            done.set_result(None)
+            return done
+
+        def _read(self, item: Any, file: Any, place: Any, planner: Any) -> None:
+            found = file[place.offset : place.offset + place.length]
+            if item.type == LoadItemType.BYTE_IO:
+                planner.load_bytes(item, io.BytesIO(found.numpy().tobytes()))
+                return
+            entry = self._tensors[item.storage_index.fqn]
+            offset = item.storage_index.offset or torch.Size([0] * len(entry.size))
+            shape = next(chunk.sizes for chunk in entry.chunks if tuple(chunk.offsets) == tuple(offset))
+            stored = found.view(entry.properties.dtype).view(shape)
+            wanted = planner.resolve_tensor(item).detach()
+            wanted.copy_(narrow_tensor_by_index(stored, item.storage_offsets, item.lengths))
+            planner.commit_tensor(item, wanted)
+
+    return Reader(folder)
+
+
+def _mapped(path: Path) -> Any:
+    """A file's bytes as a tensor."""
+    import torch
+
+    if not path.stat().st_size:
+        return torch.empty(0, dtype=torch.uint8)
+    with open(path, "rb") as file:
+        return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+
+
+def planner(folder: Path) -> Any:
+    """A `DefaultLoadPlanner` that reads the values which are no tensors."""
+    import torch
+    from torch.distributed.checkpoint import DefaultLoadPlanner
+    from torch.distributed.checkpoint._nested_dict import set_element  # type: ignore[attr-defined,unused-ignore]
+
+    class Planner(DefaultLoadPlanner):  # type: ignore[misc,unused-ignore]
+        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+            try:
+                found = torch.load(value, weights_only=False, pickle_module=PICKLE)
+            except pickle.UnpicklingError as error:
+                raise refused(folder, error) from None
+            set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], found)
+
+    return Planner()

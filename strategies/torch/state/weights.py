@@ -1,0 +1,227 @@
+"""PyTorch's weights outside of a training: of checkpoints, of safetensors and state_dict files, of Hugging Face folders.
+
+Importing this module imports no framework.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import pickle
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from dtrain.api.strategy import nothing_to_fetch
+from dtrain.api.weights import FOLDER, HINT, Shape, Unmatched, Weights, compared
+from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
+from dtrain.common.errors import UserError
+from dtrain.job.task_answers import gave
+
+from ..train.models import made
+from .inference import TorchInference
+from .snapshot import METADATA
+from .state import ONLY, Stored, plain_name
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Keys that a state dict often lies under in a file."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DDP and torch.compile put before every name."""
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+CONFIG = "config.json"
+
+
+class TorchWeights:
+    """State dicts of PyTorch modules."""
+
+    framework: ClassVar[str] = "torch"
+    written: ClassVar[Mapping[str, str]] = MappingProxyType({
+        SUFFIX: "safetensors", ".pt": "state dict of torch.save", ".pth": "state dict of torch.save",
+        FOLDER: "folder of Hugging Face, if the model has save_pretrained",
+    })  # fmt: skip
+
+    @staticmethod
+    def wrote(files: Collection[str]) -> bool:
+        """See `Framework.wrote`."""
+        return METADATA in files
+
+    @staticmethod
+    def read(folder: Path) -> Weights:
+        """See `Framework.read`."""
+        return Stored(folder, None, nothing_to_fetch).weights()
+
+    @staticmethod
+    def read_file(path: Path, model: Callable[[], Any]) -> Weights:
+        """See `Framework.read_file`. A state dict may lie in a dict of `torch.save`, and begin with the names of wrappers."""
+        try:
+            found = _of_folder(path) if path.is_dir() else _of_file(path)
+        except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+            text = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"{path} holds no weights that can be read: {text}",
+                "Give a .safetensors file, a state dict of torch.save (tensors only), or a folder of Hugging Face with config.json.",
+            ) from None
+        for wrapper in WRAPPERS:
+            if found and all(name.startswith(wrapper) for name in found):
+                found = {name.removeprefix(wrapper): value for name, value in found.items()}
+        return found
+
+    @staticmethod
+    def shapes(model: Any) -> dict[str, Shape]:
+        """See `Framework.shapes`."""
+        return {name: _shape(value) for name, value in _state(model).items()}
+
+    @staticmethod
+    def load_into(model: Any, weights: Weights, *, strict: bool, source: str) -> Unmatched:
+        """See `Framework.load_into`."""
+        import torch
+
+        here = TorchWeights.shapes(model)
+        there = {name: _shape(value) for name, value in weights.items()}
+        found = compared(there, here, tied(model))
+        if strict:
+            found.refuse(source, "the model", HINT)
+        fitting = {name: value for name, value in weights.items() if here.get(name) == there[name]}
+        with torch.no_grad():
+            for prefix, module in _modules(model):
+                own = {name.removeprefix(prefix): value for name, value in fitting.items() if name.startswith(prefix)}
+                module.load_state_dict(own, strict=False)
+        return found
+
+    @staticmethod
+    def build(task: Any, name: str) -> Any:
+        """See `Framework.build`."""
+        models = made(task, name, several=hasattr(task, "models"))
+        for model in models.values():
+            model.eval()
+        return models.get(ONLY, models)
+
+    @staticmethod
+    def inference(model: Any) -> TorchInference:
+        """See `Framework.inference`."""
+        return TorchInference(model)
+
+    @staticmethod
+    def needs_model(ending: str) -> bool:
+        """See `Framework.needs_model`."""
+        return ending == FOLDER
+
+    @staticmethod
+    def write(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str]) -> list[str]:
+        """See `Framework.write`."""
+        import torch
+
+        if model is not None:
+            if not hasattr(model, "save_pretrained"):
+                raise UserError(
+                    f"{type(model).__name__} has no save_pretrained, so that there is no folder of Hugging Face to write",
+                    "Write its weights: --to model.safetensors or --to state_dict.pt.",
+                )
+            model.save_pretrained(path)
+            return []
+        if path.suffix != SUFFIX:
+            torch.save(weights, path)
+            return []
+        tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+        _write_tensors(path, tensors, metadata)
+        left = [name for name in weights if name not in tensors]
+        return [f"{', '.join(left)}: no tensors, which a safetensors file holds alone (.pt holds all)"] if left else []
+
+
+def tied(model: Any) -> list[list[str]]:
+    """Names of the parameters that are one tensor, for each such tensor."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for prefix, module in _modules(model):
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names[id(parameter)].append(prefix + plain_name(name))
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _modules(model: Any) -> Iterable[tuple[str, Any]]:
+    """Each module with what its names begin with."""
+    import torch
+
+    several = isinstance(model, Mapping)
+    modules = {f"{name}.": module for name, module in model.items()} if several else {"": model}
+    for module in modules.values():
+        if not isinstance(module, torch.nn.Module):
+            raise UserError(f"these are weights of PyTorch, and the model is {gave(module)}, no torch.nn.Module")
+    return modules.items()
+
+
+def _state(model: Any) -> dict[str, Any]:
+    return {
+        f"{prefix}{name}": value for prefix, module in _modules(model) for name, value in module.state_dict().items()
+    }
+
+
+def _shape(value: Any) -> Shape:
+    return tuple(value.shape) if hasattr(value, "shape") else ()
+
+
+def _of_folder(path: Path) -> Weights:
+    """Of a folder that `save_pretrained` wrote, in one file or several."""
+    if not (path / CONFIG).is_file():
+        raise ValueError(f"a folder without {CONFIG} is none of Hugging Face's")
+    for name in HUB_FILES:
+        if (path / name).is_file():
+            return _of_file(path / name)
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return {key: value for part in parts for key, value in _of_file(path / Path(part).name).items()}
+    raise ValueError(f"there is no {' and no '.join(HUB_FILES)} in it")
+
+
+def _of_file(path: Path) -> Weights:
+    import torch
+
+    if path.suffix == SUFFIX:
+        return _read_tensors(path)
+    if path.suffix not in PICKLED:
+        raise ValueError(f"its name ends with none of {', '.join((SUFFIX, *PICKLED))}")
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    for key in NESTED:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"it holds {gave(found)}, not a state dict")
+    return dict(found)
+
+
+def _read_tensors(path: Path) -> Weights:
+    import torch
+
+    entries = entries_of(path)
+    types = {short: getattr(torch, name) for name, short in DTYPES.items() if hasattr(torch, name)}
+    with open(path, "rb") as file:
+        memory = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    found = {}
+    for entry in entries:
+        content = memory[entry.begin : entry.begin + entry.length]
+        if entry.begin % types[entry.dtype].itemsize:
+            content = content.clone()
+        found[entry.name] = content.view(types[entry.dtype]).view(entry.shape)
+    return found
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    import torch
+
+    entries = []
+    for name, tensor in tensors.items():
+        kind = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        if kind is None:
+            raise UserError(
+                f"{name} has the type {tensor.dtype}, which a safetensors file does not know", "Write a .pt file."
+            )
+        entries.append(TensorEntry(name, kind, tuple(tensor.shape)))
+    layout = laid_out(entries, {"format": "pt", **metadata})
+    with open(path, "wb") as file:
+        file.write(layout.header)
+        for entry in layout.entries:
+            content = tensors[entry.name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(content.numpy().data)

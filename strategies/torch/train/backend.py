@@ -1,0 +1,396 @@
+"""What the PyTorch strategies share: one training step, evaluation, and state that moves between them.
+
+Importing this module imports no framework; every function that needs torch imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dtrain.api.step_checks import Judge
+from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, nothing_to_fetch
+from dtrain.api.weights import ReadWeights, Unmatched
+from dtrain.common import hooks
+from dtrain.common.errors import UserError
+from dtrain.data.randomness import seed_host
+from dtrain.job.job import Train
+from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
+
+from ..exact import tree_sums
+from ..state import initial
+from ..state.snapshot import Snapshots, TorchSnapshot
+from ..state.state import ONLY, Stored, TorchState
+from ..watch import network
+from ..watch.measures import StepMeasures
+from ..watch.operations import Operations, hidden
+from ..watch.phases import StepPhases
+from ..watch.profiler import TorchProfiler
+from . import step_check
+from .batches import Mover, evaluating, part_of
+from .buffers import BufferSync
+from .losses import LateLosses
+from .models import gathered, made
+from .optimizers import check_trained, sorted_out
+from .own_step import OwnStep, reported
+from .parallel import Parallel
+from .step_check import StepCheck
+
+PRELOAD = (
+    "torch", "torch.distributed", "torch._dynamo", "torch.nn.parallel", "torch.distributed.checkpoint",
+    "torch.distributed.checkpoint.state_dict", "torch.distributed.fsdp", "dtrain.worker.loop",
+)  # fmt: skip
+Metrics = Callable[[Any, Any], Any]
+
+
+class TorchBackend:
+    """Training with a process group; `parallel` is what the strategy adds."""
+
+    forks_safely = True
+    suspend_timeouts = staticmethod(network.suspend_timeouts)
+
+    def __init__(self, rank_info: RankInfo, device: Any, parallel: Parallel) -> None:
+        import torch.distributed as dist
+
+        self._rank_info = rank_info
+        self._device = device
+        self._moved = Mover(device)
+        self._parallel = parallel
+        # Checkpoints are written beside the training: their collectives must not mix with the training's.
+        self._saving = dist.new_group(backend="gloo")
+        self._snapshots = Snapshots(rank_info, self._saving, device)
+        self.fetch: Fetch = nothing_to_fetch
+        self._exact = parallel.exact
+        self._warm = not parallel.rearranges or self._exact is not None
+        self._state = TorchState({})
+        self._stored: Stored | None = None
+        self._weights: Sequence[float] = (1.0,)
+        self._buffer_sync = BufferSync()
+        self._late = LateLosses()
+        self._operations = Operations()
+        self.operations_told = self._operations.told
+        self._check = StepCheck(rank_info, device, self._late)
+        self.judge: Judge | None = None
+        self._phases = parallel.phases = StepPhases(device)
+
+    def weigh(self, weights: Sequence[float]) -> None:
+        """See `WeighsShards.weigh`. `train.exact` has equal shards and divides their sum at the end."""
+        self._weights = weights
+
+    def build(self, task: Any, train: Train) -> tuple[Any, Any]:
+        """See `TrainingBackend.build`."""
+        import torch
+
+        torch.manual_seed(train.seed)
+        self._task = task
+        self._name = getattr(task, "name", type(task).__name__)
+        self._own_step = hasattr(task, "train_step")
+        if self._exact and self._own_step:
+            raise UserError(
+                f"{self._name}.train_step takes its gradients itself: train.exact needs a task with `loss`, whose shards dtrain "
+                "computes one by one"
+            )
+        self._train = train
+        several = hasattr(task, "models")
+        self._models = {
+            name: self._parallel.wrap(model.to(self._device), self._device)
+            for name, model in made(task, self._name, several=several).items()
+        }
+        self._state.models = plain = {name: self._parallel.plain(model) for name, model in self._models.items()}
+        if self._exact:
+            tree_sums.refuse(plain.values(), self._name)
+        method = f"{self._name}.{'optimizers' if hasattr(task, 'optimizers') else 'optimizer'}"
+        given = (task.optimizers if hasattr(task, "optimizers") else task.optimizer)(plain if several else plain[ONLY])
+        optimizers, self._state.schedulers = sorted_out(given, method)
+        if self._state.schedulers and hasattr(task, "schedule"):
+            raise UserError(f"{method} gave a scheduler, and there is {self._name}.schedule too: leave out one of them")
+        named = list(self._state.named_parameters())
+        check_trained(optimizers, named, method)
+        passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._rank_info.world_size
+        self._optimizers = self._state.optimizers = {
+            name: self._parallel.optimizer(optimizer, named, passes) for name, optimizer in optimizers.items()
+        }
+        self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        self._late.active = train.on_nonfinite == "stop"
+        self._measures = StepMeasures(train.log_every)
+        if self._own_step or not hasattr(task, "loss"):
+            for model in self._models.values():
+                model.register_forward_hook(self._phases.watch_output)
+        return self._view(self._models), self._view(self._optimizers)
+
+    def _view(self, things: dict[str, Any]) -> Any:
+        """As the user gave them: one, or several by name."""
+        return things.get(ONLY, things)
+
+    def feed(self, batch: Any, seed: int) -> Any:
+        """See `TrainingBackend.feed`."""
+        self._snapshots.wait()  # the user's own loop steps whenever it likes
+        self.seed(seed)
+        self._phases.begin()
+        return self._moved(batch)
+
+    def shard_passes(self, batch: Any, seeds: Sequence[int]) -> Iterator[Any]:
+        """See `PassesShards.shard_passes`."""
+        assert self._exact is not None, "only then are there shards"
+        self._late.next_step()
+        for number, seed in enumerate(seeds, start=1):
+            self.seed(seed)
+            seed_host(seed)
+            with self._passing(number, len(seeds)):
+                yield part_of(batch, number - 1, len(seeds))
+
+    def seed(self, seed: int) -> None:
+        """Seed the generators that layers draw from."""
+        import torch
+
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
+        """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
+        self._set_rates(rate)
+        self._phases.begin()
+        self._measures.begin(number, self._optimizers)
+        by_task = self._own_step
+        values = (
+            self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds, number)
+        )
+        self._phases.end()
+        self.leave_out()
+        self._buffer_sync.share(self._buffers())
+        return values
+
+    def leave_out(self) -> None:
+        """See `JudgesSteps.leave_out`."""
+        for scheduler in self._state.schedulers.values():
+            scheduler.step()
+
+    def origin(self, batch: Any, seed: int, *, gradient: bool) -> str | None:
+        """See `FindsNonFinite.origin`. A sharded model's passes wait for the other ranks."""
+        if self._parallel.waits_inside or self._own_step:
+            return None
+        self.seed(seed)
+        models = self._state.models
+        with self._parallel.autocast(self._device):
+            return step_check.origin(
+                models, self._moved(batch), lambda moved: loss_and_metrics(self._task.loss(self._view(models), moved), self._name)[0],
+                gradient=gradient,
+            )  # fmt: skip
+
+    def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
+        if not self._warm:
+            with hidden():
+                self._warm_up(batches[0], seeds[0])
+            seed_host(seeds[0])
+        self._to_training()
+        total, metrics = None, dict[str, Any]()
+        self._check.begin(self.judge, self._buffers())
+        for shard, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
+            self.seed(seed)
+            if self._exact:
+                seed_host(seed)
+            weight = self._weights[shard - 1]
+            with self._passing(shard, len(batches)):
+                loss, more = self._loss(batch)
+                self._check.add(loss, shard - 1)
+                if self._exact:
+                    loss.backward()
+                    loss = loss.double() * weight
+                else:
+                    loss = loss if weight == 1.0 else loss * weight
+                    loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+            for name, value in more.items():
+                value = value.detach() if hasattr(value, "detach") else value
+                metrics[name] = metrics.get(name, 0.0) + value * weight
+        parameters = (parameter for _, parameter in self._state.named_parameters())
+        self._snapshots.wait()
+        hooks.reach("reduced", number.step)
+        optimizers = list(self._optimizers.values())
+        if not self._parallel.apply(optimizers, parameters, self._train.clip_norm, self._measures, self._check):
+            self._check.undo()
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+        self._late.next_step()
+        return {"loss": total} | metrics if metrics else total
+
+    def gradient_checksums(self) -> list[int]:
+        """See `ChecksGradients.gradient_checksums`."""
+        return self._exact.checksums() if self._exact else []
+
+    def fingerprints(self) -> list[str]:
+        """See `HasFingerprint.fingerprints`."""
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self._rank_info.world_size
+        dist.all_gather_object(found, tree_sums.fingerprint(self._device), group=self._saving)
+        return found
+
+    def phases(self) -> Mapping[str, float]:
+        """See `TimesPhases.phases`."""
+        return self._phases.take()
+
+    def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
+        self._snapshots.wait()
+        self.seed(seed)
+        self._to_training()
+        own = OwnStep(
+            number.step, number.total_steps, self._moved(batch), self._models, self._optimizers,
+            self._parallel, self._train.clip_norm, self._measures, self._check, self._weights[0],
+        )  # fmt: skip
+        with self._parallel.autocast(self._device):
+            given = self._task.train_step(own)
+        values = reported(given, f"{self._name}.train_step")
+        if hasattr(values.get("loss"), "device"):
+            self._late.add(values["loss"], 0)
+        self._late.next_step()
+        return values
+
+    def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+        name = f"{self._name}.loss"
+        with self._parallel.autocast(self._device):
+            loss, metrics = loss_and_metrics(self._task.loss(self._view(self._models), self._moved(batch)), name)
+        if not loss.requires_grad:
+            raise UserError(
+                f"{name} gave {gave(loss)} without a gradient; expected a loss that follows from the model's parameters: "
+                "is it detached, made under no_grad, or is all of the model frozen?"
+            )
+        self._phases.watch(loss)
+        return loss.reshape(()), metrics
+
+    def _set_rates(self, rate: float) -> None:
+        """The base learning rates times the schedule's factor; a scheduler of the user's own sets them otherwise."""
+        if self._state.schedulers:
+            return
+        groups = (group for optimizer in self._optimizers.values() for group in optimizer.param_groups)
+        for group, base in zip(groups, self._rates, strict=True):
+            group["lr"] = base * rate
+
+    def _to_training(self) -> None:
+        """Models that are trained are in training mode; one without an optimizer (a teacher) stays as the user left it."""
+        for model in self._models.values():
+            if not model.training and any(parameter.requires_grad for parameter in model.parameters()):
+                model.train()
+
+    @contextmanager
+    def _passing(self, number: int, count: int) -> Iterator[None]:
+        """Around the forward and backward pass of this number (from 1) of so many in a step."""
+        first, last = number == 1, number == count
+        with ExitStack() as stack:
+            stack.enter_context(self._operations.passing(number - 1))
+            if self._exact:
+                self._exact.begin_pass(first=first, last=last)
+            for model in self._models.values():
+                stack.enter_context(self._parallel.gradient_sync(model, last=last))
+            yield
+        if self._exact:
+            model = next(iter(self._models.values()))
+            self._exact.end_pass(
+                (one for _, one in self._state.named_parameters()), reduced=self._parallel.reduced(model)
+            )
+            self._exact.keep_buffers(self._buffers, first=first, last=last)
+
+    def _buffers(self) -> list[Any]:
+        return [buffer for model in self._models.values() for buffer in model.buffers()]
+
+    def _warm_up(self, batch: Any, seed: int) -> None:
+        """One pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them the
+        order of summation: from here on a resumed run sums in the same order as an undisturbed one."""
+        import torch
+
+        self._warm = True
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self._buffers()]
+        self._to_training()
+        self.seed(seed)
+        with self._passing(1, 1):
+            loss, _ = self._loss(batch)
+        loss.backward()
+        for optimizer in self._optimizers.values():
+            optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+    def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
+        """See `TrainingBackend.evaluate`."""
+        import torch
+
+        sums: dict[str, Any] = {}
+        weight = 0
+        with evaluating(self._models.values()), torch.no_grad(), self._parallel.autocast(self._device):
+            for batch, count in batches:
+                for name, value in self._measured(self._moved(batch), metrics).items():
+                    sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
+                weight += count
+        return self.mean({name: float(total) / max(1, weight) for name, total in sums.items()}, weight)
+
+    def _measured(self, batch: Any, metrics: Metrics | None) -> Mapping[str, Any]:
+        models = self._view(self._models)
+        if metrics is not None:
+            return named_numbers(metrics(models, batch), f"{self._name}: the metrics of context.evaluate")
+        if hasattr(self._task, "metrics"):
+            return named_numbers(self._task.metrics(models, batch), f"{self._name}.metrics")
+        if not hasattr(self._task, "loss"):
+            raise UserError(f"{self._name} has held-out data and neither metrics nor loss to evaluate it with")
+        loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._name}.loss")
+        return {"loss": loss.reshape(())} | more
+
+    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+        """See `TrainingBackend.mean`."""
+        import torch
+        import torch.distributed as dist
+
+        self._late.check()
+        numbers = [value * weight for value in values.values()]
+        summed = torch.tensor([*numbers, weight], dtype=torch.float64, device=self._device)
+        dist.all_reduce(summed)
+        *totals, weights = summed.tolist()
+        return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+
+    def measured(self) -> dict[str, float]:
+        """See `MeasuresSteps.measured`."""
+        return self._measures.values(self._optimizers)
+
+    def snapshot(self) -> TorchSnapshot:
+        """See `TrainingBackend.snapshot`."""
+        self._late.check()
+        self._buffer_sync.share(self._buffers())
+        state = self._state.gathered()
+        section = "model" if "model" in state else "models"
+        parameters = {f"{section}.{name}" for name, _ in self._state.named_parameters()}
+        return self._snapshots.take(state, parameters)
+
+    def start_profile(self, file: Path) -> TorchProfiler:
+        """See `ProfilesSteps.start_profile`."""
+        return TorchProfiler(self._device)
+
+    def load(self, folder: Path) -> None:
+        """See `TrainingBackend.load`."""
+        self._stored = self._state.load(folder, self._saving, self.fetch)
+
+    def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
+        """See `StartsFromWeights.start_from`."""
+        return initial.start_from(self._state, self._saving, self._rank_info.rank, read, source, strict=strict)
+
+    def register(self, name: str, thing: Any) -> None:
+        """See `TrainingBackend.register`."""
+        if self._state.registered.get(name, thing) is not thing:
+            raise UserError(f"two things are registered as {name!r}")
+        self._state.registered[name] = thing
+        if self._stored:
+            self._stored.give("registered", name, thing)
+
+    def unclaimed(self) -> list[str]:
+        """See `TrainingBackend.unclaimed`."""
+        there = self._stored.names("registered") if self._stored else []
+        return [name for name in there if name not in self._state.registered]
+
+    def whole(self) -> Any:
+        """See `TrainingBackend.whole`. A sharded model is built once more, on the host."""
+        models = self._state.models
+        if self._parallel.shards:
+            models = gathered(models, self._task, self._name, self._rank_info.rank)
+        return None if self._rank_info.rank else self._view(models)

@@ -1,0 +1,120 @@
+"""PyTorch DistributedDataParallel: a whole model on every worker, gradients averaged while they are computed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.job.job import MEGABYTES, Job
+
+from ..exact import tree_sums
+from ..exact.tree_sums import ExactSums
+from ..watch.measures import peak_device_memory
+from . import backend, launcher
+from .parallel import Parallel, Precision, checkpointed, compiled
+from .process_group import connected
+
+
+@dataclass(frozen=True)
+class DDPOptions:
+    """Of DDP."""
+
+    bucket_mb: Annotated[float, MEGABYTES] = 25.0
+    """Megabytes of gradients that are averaged in one go."""
+    static_graph: bool = False
+    """The same parameters take part in every step, in the same order."""
+    find_unused_parameters: bool = False
+    """Some parameters may take no part in a step (branches, mixtures of experts): look for them, at some cost."""
+    compression: Literal["none", "bf16", "fp16"] = "none"
+    """Type that gradients are sent in; halves the traffic and loses digits."""
+    precision: Precision = "fp32"
+    """bf16: automatic mixed precision."""
+    compile: bool = False
+    """Through torch.compile."""
+    activation_checkpointing: tuple[str, ...] = ()
+    """Classes of modules whose activations are computed again instead of kept."""
+
+
+class DDP(launcher.OneADevice):
+    """One process a device, gloo on CPUs and NCCL on GPUs."""
+
+    Options = DDPOptions
+    peak_device_memory = staticmethod(peak_device_memory)
+
+    def __init__(self, options: DDPOptions) -> None:
+        self.options = options
+
+    def inexact(self, job: Job) -> list[str]:
+        """See `SumsExactly.inexact`."""
+        if self.options.compression == "none":
+            return []
+        return ["gradients that are sent in fewer bits are rounded anew by each worker: leave strategy.compression out"]
+
+    @contextmanager
+    def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
+        """Connect over a store whose port was reserved for this attempt."""
+        with connected(context) as device:
+            yield backend.TorchBackend(
+                context.rank_info,
+                device,
+                Replicated(self.options, context.rank_info.world_size, tree_sums.of_job(context)),
+            )
+
+
+class Replicated(Parallel):
+    """A DistributedDataParallel model; alone, the model stays as it is."""
+
+    rearranges = True
+
+    def __init__(self, options: DDPOptions, world_size: int, sums: ExactSums | None = None) -> None:
+        super().__init__(precision=options.precision, exact=sums)
+        self.options = options
+        self.alone = world_size == 1
+
+    def wrap(self, model: Any, device: Any) -> Any:
+        """See `Parallel.wrap`."""
+        from torch.nn.parallel import DistributedDataParallel
+
+        model = checkpointed(model, self.options.activation_checkpointing)
+        if self.exact:  # DDP would have it compiled in parts, which depend on its buckets
+            model = compiled(model, when=self.options.compile)
+        if self.alone or not any(parameter.requires_grad for parameter in model.parameters()):
+            return compiled(model, when=self.options.compile and not self.exact)
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        parallel = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            bucket_cap_mb=self.options.bucket_mb,
+            static_graph=self.options.static_graph,
+            find_unused_parameters=self.options.find_unused_parameters,
+            gradient_as_bucket_view=True,
+            **{buffers: False},  # the backend shares them once a step
+        )
+        if self.exact:
+            parallel.register_comm_hook(self.exact, lambda sums, bucket: sums.hook(bucket))
+            return parallel
+        if self.options.compression != "none":
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            parallel.register_comm_hook(None, getattr(default_hooks, f"{self.options.compression}_compress_hook"))
+        return compiled(parallel, when=self.options.compile)
+
+    def plain(self, model: Any) -> Any:
+        """See `Parallel.plain`."""
+        return model.module if _is_parallel(model) else model
+
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """See `Parallel.gradient_sync`."""
+        return nullcontext() if last or not _is_parallel(model) else model.no_sync()
+
+
+def _is_parallel(model: Any) -> bool:
+    """Whether a model was wrapped: alone, or without anything to train, it was not."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return isinstance(model, DistributedDataParallel)

@@ -1,0 +1,143 @@
+"""What one PyTorch strategy does differently from another: wrapping the model, and when gradients are averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+from ..exact import tree_sums
+from ..exact.tree_sums import ExactSums
+from ..state.state import ONLY
+from ..watch.measures import StepMeasures
+from ..watch.phases import StepPhases
+from .step_check import StepCheck
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Parallel:
+    """The model as it is: right for a single process, and the base of the others."""
+
+    rearranges = False
+    """Whether the first backward pass changes the order of summation in the later ones."""
+    shards = False
+    """Whether a worker holds only a part of the model."""
+    waits_inside = False
+    """Whether a worker waits for others in the midst of its forward and backward passes."""
+    measures_gradient = True
+    """Whether the norm of the gradient can be had on the device where the gradient is."""
+
+    def __init__(self, *, precision: Precision = "fp32", exact: ExactSums | None = None) -> None:
+        self.precision = precision
+        self.exact = exact
+        """Sums the gradients (`train.exact`)."""
+        self.phases: StepPhases | None = None
+        """The clock of the steps; set before a model is wrapped."""
+
+    def wrap(self, model: Any, device: Any) -> Any:
+        """The parallel model of the user's."""
+        return model
+
+    def plain(self, model: Any) -> Any:
+        """The user's own module in a wrapped one."""
+        return model
+
+    def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
+        """Wrap the user's optimizer; `passes` is the number of backward passes a step."""
+        return optimizer
+
+    def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """Around one backward pass of a step; gradients are averaged over the ranks in the last one."""
+        return nullcontext()
+
+    def reduced(self, model: Any) -> bool:
+        """Whether a backward pass leaves the gradients of a model summed by `exact` already."""
+        return False
+
+    def clip(self, parameters: Iterable[Any], most: float) -> Any:
+        """Scale the averaged gradients of these parameters down to this norm, if theirs is larger; the norm."""
+        import torch
+
+        return tree_sums.clip(parameters, most) if self.exact else torch.nn.utils.clip_grad_norm_(parameters, most)
+
+    def autocast(self, device: Any) -> AbstractContextManager[Any]:
+        """Around the computation of the loss."""
+        import torch
+
+        context: AbstractContextManager[Any] = nullcontext()
+        if self.precision == "bf16":
+            context = torch.autocast(device.type, dtype=torch.bfloat16)
+        return context
+
+    def norm(self, parameters: Iterable[Any], *, judged: bool) -> Any:
+        """Of the averaged gradients of these parameters; `judged`: its bits decide something."""
+        import torch
+
+        if judged and self.exact:
+            return self.clip(parameters, math.inf)
+        return torch.nn.utils.get_total_norm([_values(one.grad) for one in parameters if one.grad is not None])
+
+    def apply(
+        self,
+        optimizers: Sequence[Any],
+        parameters: Iterable[Any],
+        clip_norm: float | None,
+        measures: StepMeasures,
+        check: StepCheck,
+        name: str = ONLY,
+    ) -> bool:
+        """Clip the averaged gradients of these parameters and take the step of all optimizers, if the check lets them: whether it
+        does. `name` is that of the optimizers in `measures`."""
+        norm = None
+        if clip_norm:
+            norm = self.clip(parameters, clip_norm)
+        elif self.measures_gradient and (measures.due or check.wants_norm):
+            norm = self.norm(parameters, judged=check.judge is not None)
+        if not self.measures_gradient:
+            norm = None
+        elif norm is not None and (measures.due or check.wants_norm):
+            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if not check.may_step(norm):
+            return False
+        for optimizer in optimizers:
+            optimizer.step()
+        if norm is not None and measures.due:
+            measures.gradient(norm, name)
+        return True
+
+
+def _values(gradient: Any) -> Any:
+    """What the norm of a gradient is taken of: there is none of a sparse one, and one in fp16 overflows at 65504."""
+    import torch
+
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    return gradient.float() if gradient.dtype == torch.float16 else gradient
+
+
+def modules_named(model: Any, names: tuple[str, ...]) -> list[Any]:
+    """The modules of these classes; raises `ValueError` that lists the classes there are for a name that is none."""
+    there = {type(module).__name__ for module in model.modules()}
+    for name in names:
+        if name not in there:
+            raise ValueError(f"the model has no module of the class '{name}': it has {', '.join(sorted(there))}")
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def compiled(model: Any, *, when: bool) -> Any:
+    """The model through torch.compile, in place, so that its state keeps its names."""
+    if when:
+        model.compile()
+    return model
+
+
+def checkpointed(model: Any, names: tuple[str, ...]) -> Any:
+    """Have modules of these classes compute their activations once more in the backward pass instead of keeping them."""
+    if names:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+        chosen = {id(module) for module in modules_named(model, names)}
+        apply_activation_checkpointing(model, check_fn=lambda module: id(module) in chosen)
+    return model

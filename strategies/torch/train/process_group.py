@@ -1,0 +1,53 @@
+"""Connecting the workers of a PyTorch strategy. Importing this module imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from dtrain.api.strategy import WorkerContext
+
+from ..exact import tree_sums
+
+CONNECT_SECONDS = 300
+LEAST_TIMEOUT_SECONDS = 1800.0
+"""Of the process group's collectives."""
+HANGS = 3.0
+"""Times `recovery.hang_seconds`: later than dtrain's own look at the ranks."""
+
+
+@contextmanager
+def connected(context: WorkerContext) -> Iterator[Any]:
+    """Collective. The default process group over the reserved port; yields this worker's device."""
+    import torch
+    import torch.distributed as dist
+
+    rank_info, rendezvous, listener = context.rank_info, context.rendezvous, context.listener
+    on_gpu = context.job.resources.device == "gpu"
+    device = torch.device("cuda", rank_info.local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if listener is not None:
+        listener.listen(1024)
+    store = dist.TCPStore(
+        rendezvous.addresses[0],
+        rendezvous.ports[0],
+        rank_info.world_size,
+        is_master=listener is not None,
+        timeout=timedelta(seconds=CONNECT_SECONDS),
+        wait_for_workers=False,
+        # The store closes what it is given when it ends: let it have a copy.
+        master_listen_fd=listener.dup().detach() if listener is not None else None,
+    )
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=rank_info.rank, world_size=rank_info.world_size,
+        # A hang is for dtrain to find: its report names the rank and has the stacks.
+        timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * context.job.recovery.hang_seconds)),
+    )  # fmt: skip
+    if context.job.train.exact:
+        tree_sums.settings(device, context.job.resources.cpus_per_worker or 1)
+    yield device
+    # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
+    dist.destroy_process_group()

@@ -24,9 +24,9 @@ test-gpu: $(VENV)/.test
 # every strategy, and the main ones on real SLURM and Ray (about an hour on two CPUs).
 ROUNDS ?= 20
 campaign: $(VENV)/.test
-	$(VENV)/bin/python tests/drills.py
-	$(VENV)/bin/python tests/campaign.py --rounds $(ROUNDS)
-	$(VENV)/bin/python tests/exact_matrix.py
+	$(VENV)/bin/python tests/campaign/drills.py
+	$(VENV)/bin/python tests/campaign/kills.py --rounds $(ROUNDS)
+	$(VENV)/bin/python tests/campaign/exact_matrix.py
 
 check: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -22,11 +22,11 @@ from recovery import LIMIT_SECONDS, STEPS, recoveries, steps_of
 from side_by_side import BIN, PROGRAMS, Row, dtrain, scratch, table
 
 # Where the tests keep their clusters.
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
-from integration.processes import free_ports, wait_until
-from integration.ray_lab import RayLab, ray_missing
-from integration.slurm_lab import SlurmLab, install_slurm
+from processes import free_ports, wait_until
+from ray_lab import RayLab, ray_missing
+from slurm_lab import SlurmLab, install_slurm
 
 NODES, WORKERS = 2, 4
 START_NEEDED, RECOVERY_NEEDED = 1.0, 0.2

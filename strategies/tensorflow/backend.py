@@ -22,6 +22,7 @@ from dtrain.job.job import Train
 from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
 from .graph import refuse_own_randomness
+from .models import made
 from .numbers import Measures, StepNumbers
 from .profiler import TensorFlowProfiler
 from .state import STATE, NoSnapshot, Registered, Snapshots, keyed, load
@@ -319,18 +320,6 @@ def _stacked(*parts: Any) -> Any:
     return np.stack(parts) if len(parts) > 1 else np.asarray(parts[0])[np.newaxis]
 
 
-def made(task: Any, name: str) -> Any:
-    """The task's model, with weights."""
-    import keras
-
-    model = task.model()
-    if not isinstance(model, keras.Layer):
-        raise UserError(f"{name}.model gave {gave(model)}; TensorFlow strategies train a keras.Model")
-    if not model.built:
-        _give_weights(task, model)
-    return model
-
-
 def _refuse_several(task: Any, name: str) -> None:
     """Raise `UserError` for what a compiled step of one model cannot do."""
     for method in ("models", "optimizers", "train_step"):
@@ -339,23 +328,6 @@ def _refuse_several(task: Any, name: str) -> None:
                 f"{name} has {method}: the TensorFlow strategies train one keras.Model with one optimizer by its loss; put "
                 "the models into one keras.Model and weigh their losses, or train in a script: of your own"
             )
-
-
-def _give_weights(task: Any, model: Any) -> None:
-    """Keras makes the weights of a model without an input shape when it first sees data: show it one sample, in a scope
-    where neither random numbers nor moving averages change."""
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    from dtrain.data.stream import opened
-
-    if not hasattr(task, "data"):
-        raise TypeError("the model has no weights yet: begin it with keras.Input(shape), or build it")
-    data = opened(task.data("train"), seed=0, name="task.data('train')", collate=getattr(task, "collate", None))
-    sample = data.fetch(np.zeros(1, np.int64))
-    with keras.StatelessScope():
-        task.loss(model, tf.nest.map_structure(tf.convert_to_tensor, sample))
 
 
 def _refuse_second_owner(task: Any, optimizer: Any) -> None:

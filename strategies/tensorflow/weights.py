@@ -20,6 +20,7 @@ from dtrain.common.errors import UserError
 from dtrain.job.task_answers import gave
 
 from .inference import KerasInference
+from .models import made
 from .state import NAMES, STATE, keyed
 
 KERAS = ".keras"
@@ -86,8 +87,6 @@ class KerasWeights:
     @staticmethod
     def build(task: Any, name: str) -> Any:
         """See `Framework.build`."""
-        from .backend import made
-
         return made(task, name)
 
     @staticmethod

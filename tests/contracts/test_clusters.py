@@ -1,4 +1,4 @@
-"""The contract of clusters, on those that need no lab; SLURM and Ray are held to it in tests/integration."""
+"""The contract of clusters, on those that need no lab; SLURM and Ray are held to it in tests/clusters."""
 
 from __future__ import annotations
 

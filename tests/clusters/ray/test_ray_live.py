@@ -1,0 +1,267 @@
+"""Runs on a real Ray cluster of three nodes, and what such clusters do to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import (
+    PROGRAMS,
+    Live,
+    assert_attached_until_stopped,
+    attached,
+    debugged,
+    dtrain,
+    finished,
+    running,
+    start,
+    wait_for,
+)
+from ray_lab import RayLab, ray_missing
+
+from dtrain.record.folder import all_runs
+
+pytestmark = pytest.mark.skipif(ray_missing() is not None, reason=str(ray_missing()))
+RECIPE = str(PROGRAMS / "contract_torch.yaml")
+FOUR = ("--workers", "4", "--nodes", "2", "--set", "recovery.provision_seconds=60")
+SLOW = ("--set", "params.pause=0.05")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[RayLab]:
+    with RayLab.start(nodes=3, cpus=2, gpus=2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def fresh_lab() -> Iterator[RayLab]:
+    """For tests that break it."""
+    with RayLab.start(nodes=3, cpus=2, gpus=2) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    """The same run on this machine."""
+    return finished(RECIPE, *FOUR, runs=tmp_path_factory.mktemp("local"))
+
+
+def on(lab: RayLab) -> dict[str, Any]:
+    return lab.environment | {"RAY_API_SERVER_ADDRESS": lab.jobs_address}
+
+
+def groups(lab: RayLab) -> int:
+    """Placement groups that are not removed."""
+    listed = lab.call("/api/v0/placement_groups?limit=100")["data"]["result"]["result"]
+    return sum(group["state"] != "REMOVED" for group in listed)
+
+
+def assert_as_local(live: Live, local: Live) -> None:
+    assert live.weights() == local.weights()
+    assert live.losses() == local.losses()
+    live.assert_clean_audit(steps=20)
+
+
+def test_ddp_on_two_nodes_equals_the_local_run_to_the_last_bit(lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.finish()
+    assert len({event["address"] for event in live.events("node")}) == 2
+    assert [event["warnings"] for event in live.events("node_checked")] == [[], []], "both nodes were looked at"
+    assert_as_local(live, local)
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_a_killed_worker_and_a_killed_agent_actor_leave_no_trace(lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.wait_step(6)
+        live.kill(3)
+        live.wait_step(12, attempt=2)
+        agent = int(live.events("node")[0]["pid"])
+        actor = int(Path(f"/proc/{agent}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        os.kill(actor, signal.SIGKILL)
+        live.finish()
+    assert [event["kind"] for event in live.events("failure")] == ["killed", "node lost"]
+    assert_as_local(live, local)
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_a_sigterm_has_a_run_save_and_leave(lab: RayLab, tmp_path: Path) -> None:
+    """Ray's own handler would end the process at once."""
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.wait_step(6)
+        live.process.send_signal(signal.SIGTERM)
+        assert "saved at step" in live.finish(code=4)
+
+
+def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: RayLab, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, "--set", "params.pause=0.2", "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        live.wait_step(2)
+        found = json.loads(dtrain("stacks", "last", "--json", "--runs", str(tmp_path), **on(lab)).stdout)
+        assert set(found["ranks"]) == {"0", "1", "2", "3"}
+        assert len({used["node"] for used in found["ranks"].values()}) == 2
+        assert any("dtrain/worker/loop.py" in frame for thread in found["threads"] for frame in thread["frames"])
+        live.finish()
+    assert not live.events("failure")
+
+
+def test_gpus_are_mapped(lab: RayLab, tmp_path: Path) -> None:
+    (tmp_path / "seen.py").write_text("import os\nprint('sees', os.environ['CUDA_VISIBLE_DEVICES'])\n")
+    (tmp_path / "r.yaml").write_text("script: seen.py\ncluster: ray\n")
+    with start(str(tmp_path / "r.yaml"), "--gpus", "2", runs=tmp_path / "runs", **on(lab)) as live:
+        live.finish()
+    assert "sees 0,1" in live.output(0)
+
+
+def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, tmp_path: Path) -> None:
+    runs = ("--runs", str(tmp_path))
+    dtrain("submit", RECIPE, *FOUR, *SLOW, "--set", "train.steps=1000", "--cluster", "ray", *runs, **on(lab))
+    (run,) = all_runs(tmp_path)
+    wait_for(lambda: run.events.exists() and '"metrics"' in run.events.read_text(), "its first steps")
+    assert json.loads(dtrain("ps", "--json", *runs, **on(lab)).stdout)[0]["state"] == "running"
+    watching = attached("last", tmp_path, **on(lab))
+    assert "saved at step" in dtrain("stop", "last", *runs, **on(lab)).stdout
+    assert_attached_until_stopped(watching)
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_waiting_for_what_is_not_there_says_what_is_missing_and_gives_up(lab: RayLab, tmp_path: Path) -> None:
+    options = ("--workers", "8", "--nodes", "2", "--set", "recovery.provision_seconds=5", "--cluster", "ray")
+    with start(RECIPE, *options, runs=tmp_path, **on(lab)) as live:
+        out = live.finish(code=3)
+    assert "CPU: 8 asked, 6 free, 6 in all" in out
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_a_lost_node_is_replaced_where_there_is_room(fresh_lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(fresh_lab)) as live:
+        live.wait_step(6)
+        fresh_lab.kill_node(victim(fresh_lab, live))
+        live.finish()
+    assert live.events("failure")[0]["kind"] == "node lost"
+    assert live.events("attempt")[-1]["workers"] == 4
+    assert_as_local(live, local)
+
+
+def test_a_run_shrinks_and_grows_again_with_its_sample_order_unchanged(tmp_path: Path) -> None:
+    options = (
+        "--workers",
+        "4",
+        "--nodes",
+        "2",
+        "--set",
+        "resources.min_workers=2",
+        "--set",
+        "train.steps=60",
+        "--set",
+        "params.pause=0.1",
+    )
+    with (
+        RayLab.start(nodes=2, cpus=2, gpus=2) as lab,
+        start(RECIPE, *options, "--cluster", "ray", runs=tmp_path, **on(lab)) as live,
+    ):
+        live.wait_step(3)
+        lab.kill_node(1)
+        live.wait_event("attempt", workers=2)
+        live.wait_step(10, attempt=2)
+        lab.add_node(cpus=2, gpus=2)
+        live.wait_event("moving")
+        live.finish()
+    assert [event["workers"] for event in live.events("attempt")] == [4, 2, 4]
+    live.assert_clean_audit(steps=60)
+
+
+def test_a_drained_node_is_left_at_an_agreed_step(fresh_lab: RayLab, local: Live, tmp_path: Path) -> None:
+    with start(RECIPE, *FOUR, "--set", "params.pause=0.2", "--cluster", "ray", runs=tmp_path, **on(fresh_lab)) as live:
+        live.wait_step(3)
+        fresh_lab.drain_node(victim(fresh_lab, live), seconds=120)
+        live.finish()
+    assert live.events("moving")
+    assert not live.events("failure")
+    assert_as_local(live, local)
+
+
+def victim(lab: RayLab, live: Live) -> int:
+    """A node of the run that is not the head."""
+    used = {event["address"] for event in live.events("node")}
+    return next(index for index in lab.nodes if index and lab.node_address(index) in used)
+
+
+def test_agents_of_a_warm_run_serve_the_next_one(lab: RayLab, local: Live, tmp_path: Path) -> None:
+    def run(name: str, *options: str) -> Live:
+        with start(RECIPE, *FOUR, "--cluster", "ray", *options, runs=tmp_path / name, **on(lab)) as live:
+            live.process.communicate(timeout=120)  # its agents stay
+        return live
+
+    nodes: dict[str, Any] = {"TMPDIR": str(lab.folder)}  # their sockets are below it
+
+    def residents() -> set[int]:
+        return {one["pid"] for one in json.loads(dtrain("warm", "--json", **nodes).stdout)}
+
+    first, second = run("first", "--warm", "60s"), run("second")
+    agents = [{event["pid"] for event in live.events("node")} for live in (first, second)]
+    assert agents[0] == agents[1] == residents() & agents[0]
+    assert len(agents[0]) == 2
+    for live in (first, second):
+        assert_as_local(live, local)
+    dtrain("warm", "--end", **nodes)
+    wait_for(lambda: not running(agents[0]), "their end", 20)
+
+
+def test_doctor_profile_and_debugger_reach_the_nodes(lab: RayLab, tmp_path: Path) -> None:
+    lines = json.loads(dtrain("doctor", "--cluster", "ray", "--nodes", "2", "--json", "--runs", str(tmp_path), **on(lab)).stdout)  # fmt: skip
+    found = {line["check"]: line for line in lines}
+    assert len(found["ray"]["nodes"]) == 2
+    assert found["locks"]["state"] == "ok"
+    assert "all_reduce of 16 MiB with rank 1" in found["network"]["text"]
+    with start(
+        RECIPE, *FOUR, *SLOW, "--cluster", "ray", "--set", "train.steps=10000", runs=tmp_path, **on(lab)
+    ) as live:
+        live.wait_step(3)
+        (profile,) = json.loads(dtrain("profile", str(live.run.path), "--rank", "3", "--steps", "2", "--json").stdout)
+        assert list(live.run.path.glob(f"{profile['file']}*.gz"))
+        out, said = debugged(live.run, "p total_steps\nq\n", "--rank", "3", **on(lab))
+        assert "rank 3 is stopped in step" in said
+        assert "-> return 1 - step / (2 * total_steps)" in out
+        live.wait_event("debugger_left", rank=3)
+        dtrain("stop", str(live.run.path), "--now")
+        live.finish(code=4)
+
+
+def test_a_bench_measures_on_the_cluster(lab: RayLab, tmp_path: Path) -> None:
+    over = ("--over", "resources.workers=2,4", "--set", "resources.nodes=2", "--steps", "10", "--json")
+    done = dtrain("bench", RECIPE, "--cluster", "ray", *over, "--runs", str(tmp_path), **on(lab))
+    two, four = json.loads(done.stdout)["rows"]
+    assert two["efficiency"] == 1.0
+    assert four["samples_per_second"] > 0
+    assert four["memory_bytes"] > two["memory_bytes"] > 0
+    assert "--cluster ray" in four["command"]
+    wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+
+
+def test_a_node_with_two_failures_is_left_for_another_one_and_out_of_later_runs(lab: RayLab, tmp_path: Path) -> None:
+    """A placement group of its own keeps off it by Ray's label of the node."""
+    with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
+        for attempt in (1, 2):
+            live.wait_step(6 * attempt, attempt)
+            live.kill(3, attempt)
+        live.finish()
+    addresses = {event["node"]: event["address"] for event in live.events("node")}
+    first, _, last = (event["nodes"] for event in live.events("attempt"))
+    bad = addresses[first[1]]
+    assert bad in {addresses[node] for node in first}
+    assert bad not in {addresses[node] for node in last}
+    assert live.events("node_avoided")[0]["node"] == bad
+    with start(RECIPE, *FOUR, "--cluster", "ray", runs=tmp_path, **on(lab)) as later:
+        later.finish()
+    assert bad not in {event["address"] for event in later.events("node")}
+    three = ("--workers", "3", "--nodes", "3", "--set", "train.shards=3", "--set", "train.global_batch=30")
+    with start(RECIPE, *three, "--cluster", "ray", runs=tmp_path, **on(lab)) as all_of_them:
+        out = all_of_them.finish()
+    assert bad in {event["address"] for event in all_of_them.events("node")}
+    assert f"failures began on {bad}" in out and "the run goes on with it" in out
+    wait_for(lambda: groups(lab) == 0, "the placement groups' end", 20)

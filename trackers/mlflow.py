@@ -36,7 +36,7 @@ class MlflowOptions:
 
 
 class Mlflow:
-    """MLflow: a run of an experiment, found again by its tag `dtrain.record`."""
+    """MLflow: a run of an experiment, found again by its tag `dtrain.run`."""
 
     Options = MlflowOptions
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from dtrain.common.errors import Exit, UsageError
+from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.serde import to_dict
 from dtrain.control import state as queries
 from dtrain.control.overrides import Overrides
 from dtrain.job.job import Job
 from dtrain.launch import recipe, sweep, yaml_source
 from dtrain.record import folder
-from dtrain.record.folder import PRIVATE_FILE, RunDir
+from dtrain.record.folder import RunDir
 from dtrain.record.status import RunState
 
 HISTORY = ("global_batch", "seed", "shuffle", "shards", "exact")

@@ -7,7 +7,7 @@ import sys
 
 PAIR = """
 import socket
-from dtrain.record import network_faults
+from dtrain.drill import network_faults
 server = socket.create_server(("127.0.0.1", 0))
 one = socket.create_connection(server.getsockname())
 other, _ = server.accept()

@@ -53,8 +53,7 @@ def program(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':"])
 def test_a_script_with_or_without_a_main_guard_trains_a_class_of_its_own(guard: str, tmp_path: Path) -> None:
-    source = SCRIPT.replace("    recipe =", f"    {guard}
-     recipe =")
+    source = SCRIPT.replace("    recipe =", f"    {guard}\n     recipe =")
     for line in ("run =", "print(run", "print(sorted", "more =", "print(more"):
         source = source.replace(f"    {line}", f"     {line}")
     done = program(tmp_path, source if guard else SCRIPT)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live import PROGRAMS, Live, finished, start, stopped
@@ -37,7 +38,13 @@ def trains(name: str) -> bool:
     )
 
 
-TRAINERS = [name for name in STRATEGIES if trains(name)] + ["horovod/tensorflow"]
+def marked(name: str) -> Any:
+    """The strategy as a parameter, with the markers of what its runs need."""
+    needed = {"live", name.partition("/")[0], framework(name)} & {"live", "horovod", "tensorflow"}
+    return pytest.param(name, marks=[getattr(pytest.mark, one) for one in sorted(needed)])
+
+
+TRAINERS = [marked(name) for name in [*filter(trains, STRATEGIES), "horovod/tensorflow"]]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

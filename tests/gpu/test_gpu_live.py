@@ -14,7 +14,7 @@ from live import PROGRAMS, finished, killed
 from dtrain.agent import devices
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.tensor_file import entries_of
-from dtrain.strategies.torch.state.state.snapshot import Snapshots, file_of
+from dtrain.strategies.torch.state.snapshot import Snapshots, file_of
 from dtrain.strategies.torch.train.batches import Mover
 
 GPUS = devices.gpus()

@@ -15,7 +15,7 @@ other, _ = server.accept()
 
 
 def outcome(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", PAIR + program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", PAIR + program], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -87,6 +87,7 @@ def test_a_mistake_is_said_with_its_place(old: str, new: str, expected: str) -> 
     assert expected in mistakes(GOOD.replace(old, new))
 
 
+@pytest.mark.extras
 def test_trackers_are_named_alone_or_with_their_options() -> None:
     job = load(GOOD + "track:\n  - csv\n  - {name: wandb, project: p}\n")
     assert job.track is not None

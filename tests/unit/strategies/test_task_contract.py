@@ -238,7 +238,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return trained(folder, user(folder, "pass")).losses()
 
 
-@pytest.mark.parametrize("case", RIGHT)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=pytest.mark.extras if "transformers" in code else []) for name, code in RIGHT.items()],
+)
 def test_every_right_form_trains_alike(case: str, tmp_path: Path, reference: list[float]) -> None:
     heard = trained(tmp_path, user(tmp_path, RIGHT[case]))
     assert heard.losses() == pytest.approx(reference, rel=1e-6)

@@ -29,6 +29,7 @@ def written(name: str, folder: Path) -> Path:
     return next(path for path in folder.iterdir())
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("cut", [1, 7, 12, 20, 30, 45, 60, 75, 90, 105, 120])
 def test_a_csv_file_that_was_cut_short_has_every_value_once(cut: int, tmp_path: Path) -> None:
     path = written("csv", tmp_path)

@@ -43,7 +43,6 @@ class Unpickler(pickle.Unpickler):
     """Builds only what is listed; raises `pickle.UnpicklingError` otherwise."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """See `pickle.Unpickler.find_class`."""
         if name in CLASSES.get(module, ()) or (module == "torch" and _is_number_type(name)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
@@ -57,7 +56,7 @@ def _is_number_type(name: str) -> bool:
 
 
 def loads(data: bytes, folder: Path) -> Any:
-    """What a file of a checkpoint holds; raises `CheckpointError` for what is not on the list."""
+    """Load a file of a checkpoint; raises `CheckpointError` for a class that is not on the list."""
     try:
         return Unpickler(io.BytesIO(data)).load()
     except pickle.UnpicklingError as error:
@@ -67,7 +66,7 @@ def loads(data: bytes, folder: Path) -> Any:
 PICKLE = SimpleNamespace(
     __name__=__name__, Unpickler=Unpickler, load=lambda file, **named: Unpickler(file, **named).load()
 )
-"""For `torch.load(pickle_module=…)`."""
+"""A module for `torch.load(pickle_module=…)`."""
 
 
 def require_loadable(state: Any, name: str) -> None:

@@ -34,15 +34,12 @@ def install(source: str, **facts: Any) -> None:
 
 
 def reach(phase: str, step: int = 0, attempt: int | None = None) -> None:
-    """See `Hooks.reach`."""
     _installed.reach(phase, step, attempt)
 
 
 def wrap_fetch(fetch: Callable[[int], Batch]) -> Callable[[int], Batch]:
-    """See `Hooks.wrap_fetch`."""
     return _installed.wrap_fetch(fetch)
 
 
 def before_script() -> None:
-    """See `Hooks.before_script`."""
     _installed.before_script()

@@ -36,7 +36,7 @@ class TorchState:
     registered: dict[str, Any] = field(default_factory=dict)
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        """As checkpoints name them; those of one of several models begin with its name."""
+        """Yield parameters by the names in checkpoints; those of one of several models begin with its name."""
         for name, model in self.models.items():
             for parameter_name, parameter in model.named_parameters():
                 yield f"{name}.{plain_name(parameter_name)}".removeprefix("."), parameter
@@ -122,7 +122,7 @@ class Stored:
         return {".".join(map(str, path[1:])): _got(state, path) for path in chosen.values()}
 
     def names(self, section: str) -> list[str]:
-        """Of the things in a section."""
+        """Return the names of the things in a section."""
         return list(dict.fromkeys(str(path[1]) for path in self._paths.values() if path[0] == section))
 
     def check_names(self, section: str, names: list[str]) -> None:
@@ -233,8 +233,8 @@ def plain_name(name: str) -> str:
 
 
 def _of_optimizer(optimizer: Any, names: dict[int, str]) -> dict[str, Any]:
-    """Its state with the names of parameters for their numbers, as `get_optimizer_state_dict` has it; that function takes a
-    step to fill a state that is empty yet."""
+    """Return an optimizer's state with the names of parameters for their numbers, as `get_optimizer_state_dict` has
+    it; that function takes a step to fill a state that is empty yet."""
     state = optimizer.state_dict()
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     return {

@@ -30,6 +30,10 @@ class LocalOptions:
     """The local machine has none."""
 
 
+_detached: list[subprocess.Popen[bytes]] = []
+"""Supervisors that this process started and does not wait for, kept so that their exit statuses are collected."""
+
+
 class LocalAllocation:
     """The agents of one run."""
 
@@ -161,6 +165,7 @@ class Local:
                 )
         except OSError as error:
             raise ClusterError(f"cannot start the supervisor: {error}") from error
+        _detached[:] = [one for one in _detached if one.poll() is None] + [process]
         return str(process.pid)
 
     def state(self, run: RunDir, reference: str) -> Submission:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from dtrain.api.cluster import Inbox, NodeLost, PreemptionNotice
 from dtrain.api.protocol import AgentReady, Command, Quit, decode, encode
 from dtrain.common.errors import ClusterError
+from dtrain.common.message import OtherVersion
 
 from .commands import expand
 
@@ -132,12 +133,17 @@ class SrunStep:
             for line in lines:
                 try:
                     node, event = decode(line)
+                except OtherVersion as error:
+                    self._words = f"its agent is of another version of dtrain: {error}"
+                    break
                 except ValueError:
                     print(f"on srun's output: {line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
                     continue
                 if isinstance(event, AgentReady):
                     self.pids[node] = event.pid
                 self._inbox.put((node, event))
+        if self._words.startswith("its agent is of another version"):
+            self._process.kill()
         code = self._process.wait()
         self._watcher.join(KILL_SECONDS)
         for name in self._names.values():

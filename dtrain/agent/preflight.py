@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dtrain.agent import devices
-from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
+from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
 from dtrain.record.folder import RunDir
 
 SHARED_MEMORY = "/dev/shm"
@@ -29,7 +29,7 @@ BUILDS = "(_cpu|_gpu|_rocm|_intel)?"
 class Preflight:
     """Answers for one node."""
 
-    def __init__(self, run: RunDir, node: str, send: Callable[[NodeChecked | PeersChecked], None]) -> None:
+    def __init__(self, run: RunDir, node: str, send: Callable[[NodeAnswered | PeersChecked], None]) -> None:
         self._run = run
         self._node = node
         self._send = send
@@ -53,7 +53,7 @@ class Preflight:
         clock = time.time()
         problem = folder_problem(self._run.path, self._node) if command.folder else ""
         self._send(
-            NodeChecked(
+            NodeAnswered(
                 clock, versions(command.packages), self._listen(),
                 disk_free=free(self._run.path), shared_memory_free=free(Path(SHARED_MEMORY)), problem=problem,
             )

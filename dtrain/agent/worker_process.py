@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dtrain.agent.worker_pipe import WorkerPipe
 from dtrain.api.protocol import WorkerLiveness
-from dtrain.api.reports import LogShortened
 from dtrain.api.strategy import RankInfo
 from dtrain.common.processes import usage
 from dtrain.record import log_retention, sample_ledger
+from dtrain.record.events import LogShortened
 from dtrain.record.log_times import LogTimes
 
 IDLE_CPU_SHARE = 0.02
@@ -28,7 +28,7 @@ class WorkerProcess:
     rank_info: RankInfo
     pid: int
     """It leads a process group of the same number."""
-    pipe: Connection
+    pipe: WorkerPipe
     log: Path
     ledger: Path
     oom_kills: int
@@ -80,8 +80,8 @@ class WorkerProcess:
             return None
         except OSError as error:
             self.keeps_growing = True
-            return LogShortened(0, error.strerror or str(error))
-        return LogShortened(removed) if removed else None
+            return LogShortened(rank=self.rank_info.rank, removed=0, problem=error.strerror or str(error))
+        return LogShortened(rank=self.rank_info.rank, removed=removed) if removed else None
 
     def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import ClassVar, Protocol, runtime_checkable
 
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import Command, Event
+from dtrain.api.protocol import AgentEvent, Command
 from dtrain.record.folder import RunDir
 
 
@@ -48,7 +48,7 @@ ClusterEvent = NodeLost | PreemptionNotice | NodeDraining
 class Inbox(Protocol):
     """Where a cluster puts what it hears of nodes, in the order of arrival; a `queue.SimpleQueue` is one."""
 
-    def put(self, item: tuple[str, Event | ClusterEvent]) -> None:
+    def put(self, item: tuple[str, AgentEvent | ClusterEvent]) -> None:
         """(node, what an agent said or what happened to the node); '' stands for the whole allocation."""
 
 

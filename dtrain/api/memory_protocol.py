@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dtrain.checkpoint.store import Files
+from dtrain.common.message import Message
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class MemoryCheckpoint:
 
 
 @dataclass(frozen=True)
-class WriteMemory:
+class WriteMemory(Message):
     """Command: write this node's parts of an in-memory checkpoint to disk, those of some ranks."""
 
     attempt: int
@@ -47,7 +48,7 @@ class HeldPart:
 
 
 @dataclass(frozen=True)
-class MemoryHeld:
+class MemoryHeld(Message):
     """Event: all workers of the node have ended, and these parts of in-memory checkpoints are still here."""
 
     attempt: int
@@ -55,7 +56,7 @@ class MemoryHeld:
 
 
 @dataclass(frozen=True)
-class MemoryWritten:
+class MemoryWritten(Message):
     """Event: a part of an in-memory checkpoint is on disk, or could not be written."""
 
     attempt: int

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from dtrain.api.cluster import Inbox, NodeLost
 from dtrain.api.protocol import Command, Quit, decode, encode
+from dtrain.common.message import OtherVersion
 
 QUIT_SECONDS = 10.0
 
@@ -92,11 +93,11 @@ class PipedAgents:
             for line in lines:
                 try:
                     node, event = decode(line)
-                except ValueError:  # what a login shell or ssh printed
-                    continue
-                except (TypeError, KeyError) as error:
+                except OtherVersion as error:
                     problem = f"its agent is of another version of dtrain: {error}"
                     break
+                except ValueError:  # what a login shell or ssh printed
+                    continue
                 self._inbox.put((node, event))
         if problem:
             self.kill()

@@ -111,7 +111,8 @@ def resume(
 
     chosen = _find(runs, name)
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, sets=sets)
-    create.prepare_resume(chosen, given, recipe)
+    if edits := create.prepare_resume(chosen, given, recipe):
+        print(edits, flush=True)
     if detach:
         terminal.submit(chosen)
     else:

@@ -178,7 +178,9 @@ def alarms(history: History) -> list[str]:
     """What an undisturbed run should not have."""
     if failed := list(_ended(history, finishes=True)):
         return failed
-    found = [f"a false alarm: {event.name} {_of_alarm(event)}" for event in history.events if isinstance(event, ALARMS)]
+    found = [
+        f"a false alarm: {event.kind_name} {_of_alarm(event)}" for event in history.events if isinstance(event, ALARMS)
+    ]
     return [*found, *always(history)]
 
 

@@ -63,8 +63,9 @@ class Reader:
     def __init__(self, path: Path, only: type[Event] | None = None) -> None:
         self._path = path
         self._offset = 0
-        self._sign = f'"event":"{only.name}"'.encode() if only else b""
-        """In every line of the only kind of event that is wanted: others are not even parsed."""
+        names = (only.kind_name, only.former_name) if only else ()
+        self._marks = tuple(f'"event":"{name}"'.encode() for name in names if name)
+        """One of them is in every line of the only kind of event that is wanted: others are not even parsed."""
 
     def new(self) -> Iterator[Event]:
         """Events not seen yet; lines that are not whole, or no JSON, are left out."""
@@ -76,7 +77,8 @@ class Reader:
                         if not line.endswith(b"\n"):
                             return
                         self._offset += len(line)
-                        event = _parsed(line) if self._sign in line else None
+                        wanted = not self._marks or any(mark in line for mark in self._marks)
+                        event = _parsed(line) if wanted else None
                         if event is not None:
                             yield event
         except FileNotFoundError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dtrain.record.event import Event
+from dtrain.record.event import AttemptEvent, Event
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadStep(Event, name="bad_step"):
+class BadStep(AttemptEvent):
     """The loss or the gradient of a step was not finite, or jumped, and the run goes on (`train.on_nonfinite`, `train.spike`)."""
 
     step: int
@@ -24,7 +24,6 @@ class BadStep(Event, name="bad_step"):
     rank: int | None = None
     """Whose loss it was; None if that is not known."""
     shard: int | None = None
-    attempt: int = 0
 
     @property
     def left_out(self) -> bool:
@@ -33,7 +32,7 @@ class BadStep(Event, name="bad_step"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailureOccurred(Event, name="failure"):
+class FailureOccurred(AttemptEvent, was="failure"):
     """An attempt failed; this is the cause."""
 
     kind: str
@@ -52,11 +51,10 @@ class FailureOccurred(Event, name="failure"):
     """What else was reported → by which ranks."""
     log_tail: str = ""
     """The last lines of this rank's log, without the traceback."""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionMade(Event, name="decision"):
+class DecisionMade(Event, was="decision"):
     """The failure policy's answer to a failure."""
 
     retry: bool
@@ -65,9 +63,8 @@ class DecisionMade(Event, name="decision"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HangDetected(Event, name="hang"):
+class HangDetected(AttemptEvent, was="hang"):
     """Nothing moves; the stacks of all ranks go to their logs."""
 
     rank: int
     steps: dict[str, int | None] = field(default_factory=dict)
-    attempt: int = 0

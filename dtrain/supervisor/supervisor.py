@@ -20,7 +20,7 @@ from dtrain.api.cluster import (
     SupportsRequeue,
 )
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment, NodeChecked, PeersChecked
+from dtrain.api.protocol import AgentEvent, AgentReady, FileAppended, Fragment, NodeAnswered, PeersChecked
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import CheckpointInfo
 from dtrain.common.errors import ClusterError, Exit
@@ -48,7 +48,6 @@ from dtrain.supervisor.nodes.preflight import NodePreflight
 from dtrain.supervisor.nodes.replacement import NodeReplacement
 from dtrain.supervisor.nodes.slow_nodes import SlowNodes
 from dtrain.supervisor.outcome import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
-from dtrain.supervisor.report_events import ready_event
 from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
 from dtrain.supervisor.saving.restore import Restore
 from dtrain.supervisor.saving.start_point import StartPoint
@@ -343,7 +342,7 @@ class Supervisor:
         elif node not in self._pool.lost:  # a lost one may still talk; it is replaced under another name
             self._on_node_event(node, item)
 
-    def _on_node_event(self, node: str, item: Event | NodeLost | NodeDraining) -> None:
+    def _on_node_event(self, node: str, item: AgentEvent | NodeLost | NodeDraining) -> None:
         now = time.monotonic()
         if isinstance(item, NodeDraining):
             self._pool.draining.add(node)
@@ -352,7 +351,7 @@ class Supervisor:
             self._on_node_lost(node, item.reason)
         elif isinstance(item, AgentReady):
             self._on_agent_ready(node, item, now)
-        elif isinstance(item, NodeChecked | PeersChecked):
+        elif isinstance(item, NodeAnswered | PeersChecked):
             self._preflight.handle(node, item)
         else:
             self._pool.heard(node, now)
@@ -362,7 +361,11 @@ class Supervisor:
 
     def _on_agent_ready(self, node: str, ready: AgentReady, now: float) -> None:
         agent = AgentInfo(node, ready.address, ready.host, ready.sees_run)
-        self._log.add(ready_event(node, ready))
+        self._log.add(
+            events.NodeReady(
+                node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
+            )
+        )
         self._pool.add(agent, now)
         problem = node_problem(self._plan, self._run, ready, self._pool.unreachable())
         if problem:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.exactness import ChecksGradients, PassesShards
-from dtrain.api.reports import EvaluationMetrics, LoopLeft
+from dtrain.api.reports import LoopLeft
 from dtrain.api.strategy import TrainingBackend
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
@@ -21,6 +21,7 @@ from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import opened
 from dtrain.job import task_answers
+from dtrain.record.events import Evaluation
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
 from dtrain.worker.trainer import Report, Trainer
@@ -297,7 +298,7 @@ class Context:
         values = self.backend.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:
             seconds = round(time.perf_counter() - began, 4)
-            trainer.channel.report(EvaluationMetrics(self._done + self._under_way, values, seconds))
+            trainer.channel.report(Evaluation(step=self._done + self._under_way, values=values, seconds=seconds))
         return values
 
     def stop(self, reason: str) -> None:

@@ -15,10 +15,11 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-from dtrain.api.reports import DebuggerLeft, DebuggerSaid, DebuggerStopped
+from dtrain.api.reports import DebuggerOutput, DebuggerResumed
 from dtrain.api.strategy import SuspendsTimeouts
 from dtrain.job.job import Job
 from dtrain.record.debug_session import Reason
+from dtrain.record.events import DebuggerStopped
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.users_code import UsersCode
 
@@ -132,14 +133,16 @@ class _Terminal:
         """The rank stops here."""
         if not self.stopped:
             self.stopped = True
-            self._channel.report(DebuggerStopped(self._reason, self._where, self._hold))
+            self._channel.report(
+                DebuggerStopped(rank=self._channel.rank, reason=self._reason, where=self._where, seconds=self._hold)
+            )
 
     def go_on(self, *, ended: bool) -> None:
         """The rank goes on; the debugger comes back to it, or not."""
         self._say("")
         if self.stopped or ended:
             self.stopped = False
-            self._channel.report(DebuggerLeft(ended))
+            self._channel.report(DebuggerResumed(ended))
 
     def write(self, text: str) -> int:
         """Kept until a line is wanted, or the rank goes on."""
@@ -166,7 +169,7 @@ class _Terminal:
     def _say(self, prompt: str) -> None:
         text, self._text = self._text, ""
         if text or prompt:
-            self._channel.report(DebuggerSaid(text, prompt))
+            self._channel.report(DebuggerOutput(text, prompt))
 
 
 class _Pdb(pdb.Pdb):

@@ -9,12 +9,11 @@ import socket
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.api.reports import MOST_RANKS, MemoryUsed, StepsDone
+from dtrain.api.reports import MOST_RANKS, StepsDone
 from dtrain.api.strategy import (
     ERROR_FILE,
     ExplainsErrors,
@@ -29,9 +28,11 @@ from dtrain.api.strategy import (
 from dtrain.common import environment as variables
 from dtrain.common import hooks
 from dtrain.common.errors import ClusterError
+from dtrain.common.message import Message
 from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, shards_on
+from dtrain.record.events import MemoryUsed
 from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report, operation_log, python_process
 from dtrain.worker.control_channel import ControlChannel
@@ -54,7 +55,7 @@ class Inheritance:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Assignment(Message):
     """What an agent gives a new worker."""
 
     run: str
@@ -86,7 +87,7 @@ def main(inheritance: Inheritance) -> int:
     pipe, *sockets = inheritance.descriptors
     for descriptor in inheritance.descriptors:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
-    channel = ControlChannel(Connection(pipe))
+    channel = ControlChannel(socket.socket(fileno=pipe))
     try:
         try:
             assignment: Assignment = channel.assignment()
@@ -130,7 +131,7 @@ def _run(
             else:
                 _train(run, strategy, context, channel, assignment, debugger)
                 if assignment.rank_info.rank < MOST_RANKS:
-                    channel.report(_memory(strategy))
+                    channel.report(_memory(strategy, channel.rank))
                 channel.report(StepsDone())
     except BaseException as error:
         if os.getpid() != worker:
@@ -147,10 +148,10 @@ def _run(
     return 0
 
 
-def _memory(strategy: Strategy) -> MemoryUsed:
+def _memory(strategy: Strategy, rank: int) -> MemoryUsed:
     """The most that this process has taken so far."""
     on_devices = strategy.peak_device_memory() if isinstance(strategy, MeasuresDeviceMemory) else 0
-    return MemoryUsed(peak_resident_bytes(), on_devices)
+    return MemoryUsed(rank=rank, bytes=peak_resident_bytes(), device_bytes=on_devices)
 
 
 def _exit_code(error: SystemExit) -> int:

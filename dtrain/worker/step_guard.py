@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dtrain.api.reports import BadStep
 from dtrain.api.step_checks import FindsNonFinite, JudgesSteps, StepSeen, asked_for
 from dtrain.api.strategy import NonFiniteGradient, NonFiniteLoss
 from dtrain.common.errors import AnotherRankFailed, CheckpointError, UserError
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler
+from dtrain.record.events import BadStep
 from dtrain.record.sample_ledger import LeftOut
 from dtrain.worker.trainer import Trainer
 
@@ -201,7 +201,8 @@ class StepGuard:
         self.left_out = LeftOut.NO if then == "warn" else LeftOut.SPIKE if spike else LeftOut.NONFINITE
         if self._trainer.rank == 0:
             known = value if math.isfinite(value) else None
-            self._trainer.channel.report(BadStep(self._step, text, then, metric, known, rank, shard))
+            bad = BadStep(step=self._step, why=text, answer=then, metric=metric, value=known, rank=rank, shard=shard)
+            self._trainer.channel.report(bad)
         if then == "rollback":
             raise RollBack
         if then == "skip":

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.reports import EvaluationMetrics, LeftAtStep, LoopPhase, StepMetrics, TrainingBegan, UserWarned
+from dtrain.api.reports import LeftAtStep, LoopPhase
 from dtrain.api.strategy import ForksSafely, MeasuresSteps, TrainingBackend, WorkerContext
 from dtrain.api.weights import StartsFromWeights
 from dtrain.common import hooks
@@ -25,6 +25,7 @@ from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import Stream, StreamState
 from dtrain.job.job import Train, memory_bytes
 from dtrain.launch import initial_weights
+from dtrain.record.events import Evaluation, Metrics, TrainingStarted, UserWarned
 from dtrain.record.folder import RunDir
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
@@ -97,12 +98,20 @@ class Trainer:
         """Tell how far this run goes; one rank is enough."""
         if self.rank == 0:
             checked = round(sanity_check_seconds, 4)
-            self.channel.report(TrainingBegan(self.first_step, total_steps, samples, checked, time.time()))
+            self.channel.report(
+                TrainingStarted(
+                    step=self.first_step,
+                    total_steps=total_steps,
+                    samples=samples,
+                    sanity_check_seconds=checked,
+                    began=time.time(),
+                )
+            )
 
     def warn(self, text: str) -> None:
         """Tell the user something once, in the live view and the summary; one rank is enough."""
         if text and self.rank == 0:
-            self.channel.report(UserWarned(text))
+            self.channel.report(UserWarned(text=text))
 
     @property
     def state_every(self) -> int:
@@ -339,7 +348,16 @@ class Report:
         self._since, self._counted, self._waited = now, 0, wait.seconds
         backend = trainer.backend
         optimizer = backend.measured() if trainer.rank == 0 and isinstance(backend, MeasuresSteps) else {}
-        self._send(StepMetrics(done, means, round(speed, 1), round(share, 4), wait.workers, optimizer))
+        self._send(
+            Metrics(
+                step=done,
+                values=means,
+                samples_per_second=round(speed, 1),
+                data_wait=round(share, 4),
+                data_workers=wait.workers,
+                optimizer=optimizer,
+            )
+        )
 
     def _check(self, means: Mapping[str, float], done: int) -> None:
         loss = means.get("loss", 0.0)
@@ -352,10 +370,10 @@ class Report:
 
     def evaluated(self, done: int, values: dict[str, float], seconds: float) -> None:
         """An evaluation is done; its time does not count as training."""
-        self._send(EvaluationMetrics(done, values, round(seconds, 4)))
+        self._send(Evaluation(step=done, values=values, seconds=round(seconds, 4)))
         self._since, self._counted = time.perf_counter(), 0
         self._waited = self._trainer.data_wait.seconds
 
-    def _send(self, report: StepMetrics | EvaluationMetrics) -> None:
+    def _send(self, report: Metrics | Evaluation) -> None:
         if self._trainer.rank == 0:
             self._trainer.channel.report(report)

@@ -148,7 +148,7 @@ def test_a_killed_worker_leaves_no_trace(name: str, tmp_path: Path, two: dict[st
         live.wait_step(8, rank=ranks - 1)
         live.kill(ranks - 1)
         live.finish()
-    assert len(live.events("attempt")) == 2
+    assert len(live.events("attempt_started")) == 2
     assert live.weights() == two[name].weights()
     live.assert_clean_audit(steps=20)
 
@@ -160,6 +160,6 @@ def test_a_checkpoint_loads_at_another_size(name: str, before: str, after: str, 
     with start("last", "--workers", after, "--set", "params.pause=0", runs=tmp_path, command="resume") as again:
         again._run = live.run
         again.finish()
-    assert live.events("attempt")[-1]["step"] >= 8
+    assert live.events("attempt_started")[-1]["step"] >= 8
     assert_losses(live, name)
     live.assert_clean_audit(steps=20)

@@ -168,8 +168,8 @@ class Live:
 
     def pid(self, rank: int, attempt: int = 1) -> int:
         """The worker's process."""
-        self.wait_event("started", attempt=attempt)
-        for event in self.events("started", attempt=attempt):
+        self.wait_event("workers_started", attempt=attempt)
+        for event in self.events("workers_started", attempt=attempt):
             if str(rank) in event["pids"]:
                 self.see()
                 return int(event["pids"][str(rank)])
@@ -177,8 +177,8 @@ class Live:
 
     def agent_pid(self, number: int = 0) -> int:
         """The agent's process."""
-        self.wait_event("node")
-        return int(self.events("node")[number]["pid"])
+        self.wait_event("node_ready")
+        return int(self.events("node_ready")[number]["pid"])
 
     def kill(self, rank: int, attempt: int = 1, number: int = signal.SIGKILL) -> None:
         """Signal one worker."""
@@ -209,7 +209,7 @@ class Live:
 
     def weights(self) -> str:
         """Digest of the newest committed checkpoint's weights."""
-        return str(self.events("checkpoint")[-1]["weights"])
+        return str(self.events("checkpoint_saved")[-1]["weights"])
 
     def losses(self) -> dict[int, float]:
         """Step → loss of the last attempt that did it."""

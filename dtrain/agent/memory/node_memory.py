@@ -12,10 +12,12 @@ from pathlib import Path
 from dtrain.agent.memory.copies import MemoryCopies, MemoryCopy
 from dtrain.api import reports
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryWritten, WriteMemory
-from dtrain.api.protocol import Event, StartWorkers, WorkerReport
+from dtrain.api.protocol import TAG, AgentEvent, StartWorkers, WorkerReport
 from dtrain.checkpoint.file_writer import FileWriter, MemoryFile, WeightsRange
 from dtrain.checkpoint.store import Files
 from dtrain.common.files import flush_file, hashed
+from dtrain.common.message import tagged
+from dtrain.record.events import UserWarned
 from dtrain.record.folder import RunDir
 
 FAULTS = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT)
@@ -25,7 +27,7 @@ FAULTS = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT)
 class NodeMemory:
     """What the node has, and who is asked for what it has not."""
 
-    def __init__(self, run: RunDir, node: str, send: Callable[[Event], None]) -> None:
+    def __init__(self, run: RunDir, node: str, send: Callable[[AgentEvent], None]) -> None:
         self._run = run
         self._copies = MemoryCopies(run.memory / node)
         self._send = send
@@ -142,7 +144,7 @@ class NodeMemory:
 
     def _warn(self, text: str, rank: int | None = None) -> None:
         said_by = rank if rank is not None else min(self._ranks, default=0)
-        self._send(WorkerReport(self._attempt, said_by, reports.encode(reports.UserWarned(text))))
+        self._send(WorkerReport(self._attempt, said_by, tagged(UserWarned(text=text), TAG)))
 
 
 def _write_part(writer: FileWriter, copy: MemoryCopy, folder: Path) -> tuple[Files, str]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from dtrain.api.cluster import Channel
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import Event
+from dtrain.api.protocol import AgentEvent
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointShard, CheckpointStore
 from dtrain.common.errors import CheckpointError
@@ -168,7 +168,7 @@ class MemoryCheckpoints:
                 asked |= here
         return len(asked)
 
-    def handle(self, node: str, event: Event) -> None:
+    def handle(self, node: str, event: AgentEvent) -> None:
         """Something an agent said."""
         if isinstance(event, MemoryHeld):
             self._held[node] = event

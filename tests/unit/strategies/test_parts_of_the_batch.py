@@ -52,7 +52,7 @@ def test_a_run_goes_on_with_three_of_four_workers(tmp_path: Path, one: Live) -> 
     options = (recipe(tmp_path, "ddp"), "--workers", "4", "--set", "params.pause=0.1")
     live = stopped(*options, runs=tmp_path / "runs", step=4)
     dtrain("resume", str(live.run.path), "--workers", "3", "--set", "params.pause=0")
-    assert [event["workers"] for event in live.events("attempt")] == [4, 3]
+    assert [event["workers"] for event in live.events("attempt_started")] == [4, 3]
     assert live.losses() == pytest.approx(one.losses(), rel=1e-5)
     live.assert_clean_audit(steps=STEPS)
 

@@ -63,7 +63,10 @@ def test_options_are_checked_without_the_framework() -> None:
 @pytest.mark.live
 def test_a_class_that_is_not_in_the_model_is_said_with_those_that_are(tmp_path: Path) -> None:
     live = finished(RECIPE, "--strategy", "fsdp", "--set", "strategy.wrap=[Block]", runs=tmp_path, code=1)
-    assert "no module of the class 'Block': it has Linear, Sequential, Tanh" in live.events("failure")[0]["message"]
+    assert (
+        "no module of the class 'Block': it has Linear, Sequential, Tanh"
+        in live.events("failure_occurred")[0]["message"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,4 +218,4 @@ def test_large_buffers_may_come_later_and_be_replaced(tmp_path: Path) -> None:
         "task: late.py:Task\nstrategy: ddp\nresources: {workers: 2}\ntrain: {steps: 10, global_batch: 4}\n"
     )
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
-    assert live.events("end")[0]["exit_code"] == 0
+    assert live.events("run_ended")[0]["exit_code"] == 0

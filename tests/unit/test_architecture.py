@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,14 @@ MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def trees(paths: list[Path]) -> Iterator[tuple[Path, ast.Module]]:
     for path in paths:
-        yield path, ast.parse(path.read_text())
+        yield path, parsed(path)
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
@@ -251,7 +257,7 @@ def test_the_core_knows_no_plugin_by_name() -> None:
     """PyTorch's own classes are the exception: users give its data sets and tensors to the core."""
     for path in sorted((ROOT / "dtrain").rglob("*.py")):
         name = str(path.relative_to(ROOT))
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
         texts = {
             id(line.value) for node in ast.walk(tree) if isinstance(node, documented) for line in node.body

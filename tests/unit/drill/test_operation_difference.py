@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from live import PROGRAMS
 
 from dtrain.api.operations import Entry, Operation

@@ -43,6 +43,7 @@ class Unpickler(pickle.Unpickler):
     """Builds only what is listed; raises `pickle.UnpicklingError` otherwise."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return a class that is on the list; raises `pickle.UnpicklingError` for any other."""
         if name in CLASSES.get(module, ()) or (module == "torch" and _is_number_type(name)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")

@@ -66,6 +66,7 @@ class SlurmAllocation:
 
     @property
     def channels(self) -> Mapping[str, Member]:
+        """Node → channel."""
         return self._members
 
     def replace(self, node: str) -> bool:

@@ -42,6 +42,7 @@ class RunRecord:
 
     @cached_property
     def account(self) -> dict[str, float]:
+        """Seconds by kind; see `goodput.account_of`."""
         return goodput.account_of(self.timeline, script=self.is_script)
 
     @property

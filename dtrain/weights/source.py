@@ -74,6 +74,7 @@ def load(
     run: str | os.PathLike[str], step: int | None = None, best: str | None = None, *,
     runs: str | os.PathLike[str] | None = None,
 ) -> Weights:  # fmt: skip
+    """Read the weights of a run; see `dtrain.load`."""
     return saved(default_root(runs), os.fspath(run), step, best).read()
 
 
@@ -81,6 +82,7 @@ def load_weights(
     model: Any, run: str | os.PathLike[str], step: int | None = None, best: str | None = None, *, strict: bool = True,
     runs: str | os.PathLike[str] | None = None,
 ) -> Any:  # fmt: skip
+    """Put the weights of a run into a model; see `dtrain.load_weights`."""
     source = saved(default_root(runs), os.fspath(run), step, best)
     source.framework.shapes(model)
     left = source.framework.load_into(model, source.read(), strict=strict, source=source.name)

@@ -42,6 +42,7 @@ class StepMeasures:
 
 
 def peak_device_memory() -> int:
+    """Return the most bytes that the devices of this process have held at once."""
     import torch
 
     return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else 0

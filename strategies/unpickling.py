@@ -44,9 +44,21 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a class that is on the list; raises `pickle.UnpicklingError` for any other."""
+        module = (
+            "builtins" if module == "__builtin__" else module
+        )  # its name in pickle's older protocols, which torch.save uses
+        if (module, name) == ("_codecs", "encode"):
+            return _bytes_of
         if name in CLASSES.get(module, ()) or (module == "torch" and _is_number_type(name)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _bytes_of(text: str, encoding: str) -> bytes:
+    """Bytes as pickle's older protocols have them, in the only encoding that they use."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"_codecs.encode({encoding!r})")
+    return text.encode("latin1")
 
 
 def _is_number_type(name: str) -> bool:
@@ -73,7 +85,7 @@ PICKLE = SimpleNamespace(
 def require_loadable(state: Any, name: str) -> None:
     """Raise `UserError` if a checkpoint would hold what is not read back: better now than after a failure."""
     try:
-        Unpickler(io.BytesIO(pickle.dumps(state))).load()
+        Unpickler(io.BytesIO(pickle.dumps(state, protocol=2))).load()
     except pickle.UnpicklingError as error:
         raise UserError(
             f"the state_dict of {name} holds an object of {error}, which checkpoints do not: {WHAT_TO_DO}"

@@ -154,8 +154,9 @@ class TrainingBackend(Protocol):
         """Collective. Mean of `metrics(model, batch)`, the task's own if not given, over all samples of all ranks; every
         rank gives as many batches, each with the number of samples that count (0: a filler). Changes no state."""
 
-    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
-        """Collective. Weighted mean over ranks of named values (the same names everywhere)."""
+    def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Collective. Mean of named values over the ranks that have the name, with the weight of each (1 if none are given). The
+        result is the same on every rank."""
 
     def snapshot(self) -> Snapshot:
         """Collective. Copy of model and optimizer state; training may go on when it returns."""
@@ -167,6 +168,10 @@ class TrainingBackend(Protocol):
     def register(self, name: str, thing: Any) -> None:
         """Collective. Keep `thing.state_dict()` in checkpoints under this name; if a checkpoint was loaded, give it the
         state it had."""
+
+    def restore_last(self) -> None:
+        """Before the first step, once everything with a state exists: restore what constructors of the user's may have changed since
+        `load`."""
 
     def unclaimed(self) -> list[str]:
         """Names in the loaded checkpoint that nothing was registered under."""

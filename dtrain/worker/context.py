@@ -316,6 +316,7 @@ class Context:
                 f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "
                 f"{self._name} did not context.register before its first step"
             )
+        self.backend.restore_last()
         self._trainer.announce(total_steps, samples)
         self._trainer.channel.listen()
         self._report = Report(self._trainer, total_steps)

@@ -330,17 +330,20 @@ class Report:
         self._since = time.perf_counter()
         self._counted = 0
         self._waited = 0.0
+        self._pending: dict[str, Any] = {}
+        """The newest value of each name since the last report."""
 
     def count(self, done: int, values: Any) -> None:
         """Collective if a report is due: one more step is done, with this loss or these named numbers."""
         self._counted += 1
         trainer = self._trainer
+        self._pending |= values if isinstance(values, Mapping) else {"loss": values}
         if not trainer.due(done, self._total_steps, trainer.train.log_every):
             return
-        named = values if isinstance(values, Mapping) else {"loss": values}
-        if not named:
+        means = trainer.backend.mean({name: float(value) for name, value in self._pending.items()})
+        self._pending.clear()
+        if not means:
             return
-        means = trainer.backend.mean({name: float(value) for name, value in named.items()})
         self._check(means, done)
         now = time.perf_counter()
         speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)

@@ -22,6 +22,7 @@ from dtrain.common.errors import UserError
 from dtrain.job.job import Train
 from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
+from .. import means
 from .graph import refuse_own_randomness
 from .models import made
 from .numbers import Measures, StepNumbers
@@ -195,15 +196,15 @@ class TensorFlowBackend:
         measure = self._measures[metrics]
         rest = iter(batches)
         sums: dict[str, float] = {}
-        weight = 0
+        weights: dict[str, float] = {}
         while group := list(islice(rest, self._replicas)):
             filled = [*group, *[(group[-1][0], 0)] * (self._replicas - len(group))]
             values = measure(tensors([batch for batch, _ in filled]))
             counts = [count for _, count in filled]
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.dot(value.numpy(), counts))
-            weight += sum(counts)
-        return self.mean({name: total / max(1, weight) for name, total in sums.items()}, weight)
+                weights[name] = weights.get(name, 0) + sum(counts)
+        return self.mean({name: total / max(1, weights[name]) for name, total in sums.items()}, weights)
 
     def _measured(self, metrics: Metrics | None, batches: Any) -> dict[str, Any]:
         """Name → its value in each of this process's replicas."""
@@ -225,14 +226,25 @@ class TensorFlowBackend:
                 values = {"loss": loss} | more
         return {name: tf.reshape(tf.cast(value, tf.float64), ()) for name, value in values.items()}
 
-    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+    def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         import numpy as np
 
-        numbers = np.array([*(value * weight for value in values.values()), weight], np.float64)
-        if self._rank_info.world_size > 1:
-            numbers = self._totals(numbers)
-        *totals, weights = numbers.tolist()
-        return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+        def totals(numbers: Sequence[float]) -> list[float]:
+            found: list[float] = self._totals(np.array(numbers, np.float64)).tolist()
+            return found
+
+        def everyones(names: list[str]) -> list[list[str]]:
+            """As bytes in a row for each rank, of the length of the longest."""
+            text = np.frombuffer("\n".join(names).encode(), np.uint8)
+            ranks, rank = self._rank_info.world_size, self._rank_info.rank
+            sizes = totals([len(text) if one == rank else 0 for one in range(ranks)])
+            rows = np.zeros((ranks, int(max(sizes))))
+            rows[rank, : len(text)] = text
+            summed = self._totals(rows.reshape(-1)).reshape(rows.shape).astype(np.uint8)
+            texts = (summed[one, : int(size)].tobytes().decode() for one, size in enumerate(sizes))
+            return [text.split("\n") if text else [] for text in texts]
+
+        return means.by_name(values, weights, self._rank_info.world_size, totals, everyones)
 
     def _totals(self, numbers: Any) -> Any:
         """Collective. Sums over the processes, of which one replica each counts."""
@@ -290,6 +302,9 @@ class TensorFlowBackend:
 
     def register(self, name: str, thing: Any) -> None:
         self._registered.add(name, thing)
+
+    def restore_last(self) -> None:
+        pass
 
     def unclaimed(self) -> list[str]:
         return self._registered.unclaimed()

@@ -19,6 +19,7 @@ from dtrain.data.randomness import seed_host
 from dtrain.job.job import Train
 from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
+from ... import means
 from ..exact import tree_sums
 from ..state import initial
 from ..state.snapshot import Snapshots, TorchSnapshot
@@ -311,13 +312,13 @@ class TorchBackend:
         import torch
 
         sums: dict[str, Any] = {}
-        weight = 0
+        weights: dict[str, float] = {}
         with evaluating(self._models.values()), torch.no_grad(), self._parallel.autocast(self._device):
             for batch, count in batches:
                 for name, value in self._measured(self._moved(batch), metrics).items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
-                weight += count
-        return self.mean({name: float(total) / max(1, weight) for name, total in sums.items()}, weight)
+                    weights[name] = weights.get(name, 0) + count
+        return self.mean({name: float(total) / max(1, weights[name]) for name, total in sums.items()}, weights)
 
     def _measured(self, batch: Any, metrics: Metrics | None) -> Mapping[str, Any]:
         models = self._view(self._models)
@@ -330,16 +331,24 @@ class TorchBackend:
         loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._name}.loss")
         return {"loss": loss.reshape(())} | more
 
-    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+    def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         import torch
         import torch.distributed as dist
 
         self._late.check()
-        numbers = [value * weight for value in values.values()]
-        summed = torch.tensor([*numbers, weight], dtype=torch.float64, device=self._device)
-        dist.all_reduce(summed)
-        *totals, weights = summed.tolist()
-        return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+
+        def totals(numbers: Sequence[float]) -> list[float]:
+            summed = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            dist.all_reduce(summed)
+            found: list[float] = summed.tolist()
+            return found
+
+        def everyones(names: list[str]) -> list[list[str]]:
+            found: list[Any] = [None] * self._rank_info.world_size
+            dist.all_gather_object(found, names)
+            return found
+
+        return means.by_name(values, weights, self._rank_info.world_size, totals, everyones)
 
     def measured(self) -> dict[str, float]:
         return self._measures.values(self._optimizers)
@@ -367,6 +376,10 @@ class TorchBackend:
         self._state.registered[name] = thing
         if self._stored:
             self._stored.give("registered", name, thing)
+
+    def restore_last(self) -> None:
+        if self._stored:
+            self._state.restore_groups(self._stored)
 
     def unclaimed(self) -> list[str]:
         there = self._stored.names("registered") if self._stored else []

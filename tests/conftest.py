@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -50,7 +51,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder in which the warm agents of this session listen, for all workers of pytest."""
+    """Make the folder in which warm agents listen, and start children alike however pytest itself was started."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:  # by `nohup`, or by a shell's `&`
+            # Children inherit what is ignored and have the default for what is caught.
+            signal.signal(number, lambda *_: None)
     if warm_agents.FOLDER not in os.environ:
         config.add_cleanup(warm_agents.prepared())
 

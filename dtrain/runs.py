@@ -47,12 +47,12 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Its id, for every command of dtrain."""
+        """The run's id, for every command of dtrain."""
         return self._run.id
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The run folder."""
         return self._run.path
 
     @property
@@ -61,7 +61,7 @@ class Run:
         return state_of(self._run).outcome
 
     def status(self) -> JsonObject:
-        """What `dtrain status --json` prints."""
+        """Return what `dtrain status --json` prints."""
         return state_of(self._run).public() | {"folder": str(self._run.path)}
 
     def wait(self, timeout_seconds: float | None = None) -> Run:
@@ -102,7 +102,7 @@ class Run:
         return sorted(store_of(self._run, self._run.job()).steps())
 
     def report(self) -> JsonObject:
-        """What `dtrain report --json` prints: goodput, what the time went into, failures and metrics."""
+        """Return what `dtrain report --json` prints: goodput, what the time went into, failures and metrics."""
         run_sync.refresh(self._run)
         return report.as_json(run_record.read(self._run))
 
@@ -185,7 +185,7 @@ def stop(name: str | os.PathLike[str] | Run, *, now: bool = False, runs: Folder 
 
 
 def status(name: str | os.PathLike[str] | Run = "last", *, runs: Folder = None) -> JsonObject:
-    """What `dtrain status --json` prints of a run."""
+    """Return what `dtrain status --json` prints of a run."""
     return attach(name, runs=runs).status()
 
 

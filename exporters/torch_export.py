@@ -41,7 +41,7 @@ def program_of(trained: TrainedModel) -> Any:
 
 
 def refused(error: Exception, trained: TrainedModel) -> ExportError:
-    """What torch says, in one sentence that names the place in the model's code."""
+    """Return torch's message in one sentence that names the place in the model's code."""
     text = f"{type(error).__name__}: {error}"
     place = _place(text, error)
     model = type(trained.model).__name__

@@ -117,7 +117,7 @@ class Agent:
         return self._zygote
 
     def send(self, event: AgentEvent) -> None:
-        """One line up; if nobody reads any more, the end of stdin is about to say so."""
+        """Write one line to the supervisor; if its end is closed, the end of stdin is about to follow."""
         line = encode(event, self.node)
         with self._sending:
             try:

@@ -36,7 +36,7 @@ class Pulse:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Begin to beat."""
+        """Start the thread."""
         self._thread.start()
 
     def renew(self, heartbeat: Heartbeat) -> None:
@@ -45,7 +45,7 @@ class Pulse:
         self._renewed.set()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop the thread."""
         self._over = True
         self._renewed.set()
         self._thread.join()

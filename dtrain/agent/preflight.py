@@ -1,4 +1,4 @@
-"""What a node is asked before its first step, and what it answers: the checks of `dtrain doctor` that take less than a second.
+"""Checks a node before its first step: those of `dtrain doctor` that take less than a second.
 
 They run in a thread beside the start of the workers and import next to nothing.
 """
@@ -27,7 +27,7 @@ BUILDS = "(_cpu|_gpu|_rocm|_intel)?"
 
 
 class Preflight:
-    """Answers for one node."""
+    """Answers `CheckNode` and `CheckPeers` in a thread."""
 
     def __init__(self, run: RunDir, node: str, send: Callable[[NodeAnswered | PeersChecked], None]) -> None:
         self._run = run
@@ -106,7 +106,7 @@ def folder_problem(folder: Path, node: str) -> str:
 
 
 def unreachable(peers: dict[str, tuple[str, int]]) -> dict[str, str]:
-    """Of these nodes with address and port, those that do not answer, and why."""
+    """Return the nodes among these (name → address and port) that cannot be reached, with the reason."""
     found: dict[str, str] = {}
 
     def reach(node: str, address: str, port: int) -> None:

@@ -24,12 +24,12 @@ class WorkerPipe:
         self._unsent = bytearray()
 
     def fileno(self) -> int:
-        """Of the socket; -1 once it is closed."""
+        """Return the descriptor of the socket; -1 once it is closed."""
         return self._socket.fileno()
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the channel is closed."""
         return self._socket.fileno() < 0
 
     def send(self, message: Message) -> None:

@@ -1,4 +1,4 @@
-"""What supervisor and agents say to each other of in-memory checkpoints; messages of `dtrain.api.protocol`."""
+"""Messages between supervisor and agents about in-memory checkpoints; part of `dtrain.api.protocol`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MemoryCheckpoint:
     """An in-memory checkpoint, of which every part is on some node."""
 
     attempt: int
-    """That made it."""
+    """The attempt that made it."""
     step: int
     peers: tuple[MemoryPeer, ...] = ()
     """Who has which ranks' parts; those that the node has itself may be among them."""
@@ -39,7 +39,7 @@ class WriteMemory(Message):
 
 @dataclass(frozen=True)
 class HeldPart:
-    """One rank's part of an in-memory checkpoint that a node has."""
+    """One rank's part of an in-memory checkpoint, held by a node."""
 
     attempt: int
     rank: int

@@ -21,7 +21,7 @@ from dtrain.record.inspection import SharedStacks, WorkerUsage
 
 TAG = "type"
 FORMAT = 2
-"""Of the messages; supervisor and agents of different formats do not work together."""
+"""Format number of the messages; supervisor and agents of different formats do not work together."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class StartWorkers(Message):
     step: int
     """Steps that are done in it."""
     keep_log_bytes: int = 0
-    """Of each worker's log; 0: everything."""
+    """Bound of each worker's log; 0: everything is kept."""
     memory: MemoryCheckpoint | None = None
-    """To resume from instead."""
+    """In-memory checkpoint to resume from instead."""
     partner: MemoryPeer | None = None
-    """Whose parts of the in-memory checkpoints this node keeps copies of."""
+    """The agent whose parts of in-memory checkpoints this node copies."""
     rolled_back: tuple[int, ...] = ()
     """Steps to go on without; see `dtrain.record.history.rolled_back`."""
 
@@ -105,7 +105,7 @@ class DebugStop(Message):
     rank: int | None
     """None: the first one that an exception ends; -1: none."""
     step: int | None
-    """At the user's first line of this step, or of the next one that it begins; None: no step."""
+    """Stop at the user's first line of this step, or of the next one that begins; None: at no step."""
     on_exception: bool = False
 
 
@@ -147,7 +147,7 @@ class CheckNode(Message):
     """Command: look at the node before its first step; see `dtrain.agent.preflight`."""
 
     packages: tuple[str, ...]
-    """Whose versions are to be told."""
+    """Packages whose versions are reported."""
     folder: bool
     """Whether the run folder is to be written to."""
 
@@ -187,7 +187,7 @@ class NodeAnswered(Message):
     """Seconds since 1970 on the node."""
     versions: dict[str, str]
     port: int
-    """That other nodes may try to reach; 0: none."""
+    """A port that other nodes may try to reach; 0: none."""
     disk_free: int | None
     """Bytes below the run folder."""
     shared_memory_free: int | None
@@ -220,14 +220,14 @@ class WorkerLiveness:
     step: int | None
     """Steps done, None if the worker has no steps (a script)."""
     idle_seconds: float
-    """Since it last made a step, wrote output or used CPU time."""
+    """Seconds since the last step, output or CPU time."""
     stopped_seconds: float
     """Since it was stopped by a signal; 0: it is not."""
     quiet_seconds: float = 0.0
-    """Since it last made a step or wrote output, whatever CPU time it used."""
+    """Seconds since the last step or output, whatever CPU time was used."""
 
     def aged(self, seconds: float) -> WorkerLiveness:
-        """What is known of the worker now, if the agent looked at it so many seconds ago."""
+        """Return the liveness to assume now, if the agent looked so many seconds ago."""
         if not seconds:
             return self
         stopped = self.stopped_seconds + seconds if self.stopped_seconds else 0.0
@@ -246,7 +246,7 @@ class Heartbeat(Message):
     attempt: int
     signs: dict[str, WorkerLiveness] = field(default_factory=dict)
     age_seconds: float = 0.0
-    """Since the agent looked at its workers: its loop may be held up by a file system."""
+    """Seconds since the agent looked at its workers: a file system may hold up its loop."""
     usage: dict[str, float] = field(default_factory=dict)
     """How busy the node is, if that was measured anew: `cpu` and `gpuN` as shares of 1, `memory_bytes` and `gpuN_memory_bytes`."""
 
@@ -258,12 +258,12 @@ class WorkerReport(Message):
     attempt: int
     rank: int
     report: JsonObject
-    """As the worker sent it; see `report_of`."""
+    """The report as the worker sent it; see `report_of`."""
 
 
 @dataclass(frozen=True)
 class WorkerExited(Message):
-    """Event: a worker exited."""
+    """Event: a worker has exited."""
 
     attempt: int
     rank: int
@@ -292,7 +292,7 @@ class FileAppended(Message):
     name: str
     """Relative to the run folder."""
     offset: int
-    """Of the data in the node's own file."""
+    """Offset of the data in the node's own file."""
     data: str
     """Base64."""
 
@@ -337,7 +337,7 @@ AgentEvent = (
 
 
 def encode(message: Command | AgentEvent, to: str = "") -> bytes:
-    """One JSON line; `to` names the node if one pipe reaches several."""
+    """Encode as one JSON line; `to` names the node if one pipe reaches several."""
     body = tagged(message, TAG)
     return json.dumps(body | {"to": to} if to else body, separators=(",", ":")).encode() + b"\n"
 
@@ -352,7 +352,7 @@ def decode(line: bytes | str) -> tuple[str, Any]:
 
 
 def report_of(report: JsonObject) -> Report:
-    """What a worker sent; raises `ValueError` if it is no report."""
+    """Decode a worker's report; raises `ValueError` if it is none."""
     message = untagged(report, TAG)
     if not isinstance(message, Report):
         raise ValueError(f"{message.kind_name} is no report of a worker")  # noqa: TRY004

@@ -1,4 +1,4 @@
-"""What a worker sends to the supervisor, through its agent, beside the events of `dtrain.record.events`."""
+"""Reports of a worker to the supervisor, through its agent, beside the events of `dtrain.record.events`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class ShardWritten(Message):
 
 @dataclass(frozen=True)
 class MemoryOffered(Message):
-    """To the agent: a buffer of this rank for in-memory checkpoints. Without descriptors, this rank holds no part of the state."""
+    """To the agent: a buffer of this rank for in-memory checkpoints. Without descriptors, the rank holds no part of
+    the state."""
 
     buffer: int = -1
     """File descriptor, in the worker's process, of the memory with the tensors."""
@@ -83,7 +84,7 @@ class DebuggerOutput(Message):
 
 @dataclass(frozen=True)
 class DebuggerResumed(Message):
-    """This rank continues."""
+    """The rank continues."""
 
     ended: bool = True
     """Whether the debugger has no breakpoints left, so that it does not stop again."""

@@ -41,19 +41,17 @@ class LocalCheckpointStore:
         """Files that this store committed, and what told them from changed ones then."""
 
     def staging(self, attempt: int, step: int) -> Path:
-        """See `CheckpointStore.staging`."""
         return self.folder / f".staging-{attempt:04d}-{step:08d}"
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
-        """See `CheckpointStore.publish`: they are visible as they are."""
+        """Make the files visible, which they are already in a shared folder."""
 
     def clear_staging(self) -> None:
-        """See `CheckpointStore.clear_staging`."""
         for path in self.folder.glob(".staging-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
-        """See `CheckpointStore.commit`: by one rename."""
+        """Commit by one rename."""
         staged = self.staging(attempt, step)
         manifest = manifest_of(attempt, step, parts, origin)
         for name, (size, _) in manifest.files.items():
@@ -76,15 +74,12 @@ class LocalCheckpointStore:
         return manifest.committed(final.name)
 
     def abandon(self, attempt: int, step: int) -> None:
-        """See `CheckpointStore.abandon`."""
         shutil.rmtree(self.staging(attempt, step), ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """See `CheckpointStore.steps`."""
         return [_step(path) for path in self._committed()]
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
-        """See `CheckpointStore.latest_valid`."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             manifest = parsed(_text(path / MANIFEST))
             problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._damage, path))
@@ -96,7 +91,6 @@ class LocalCheckpointStore:
             return
 
     def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
-        """See `CheckpointStore.verified`."""
         steps = self.steps()
         chosen = chosen_step(steps, step)
         path = next(path for path in self._committed() if _step(path) == chosen)
@@ -107,7 +101,6 @@ class LocalCheckpointStore:
         return path, manifest
 
     def prune(self, stays: Stays) -> None:
-        """See `CheckpointStore.prune`."""
         kept = stays(self.steps())
         for path in self._committed():
             if _step(path) in kept:
@@ -120,14 +113,14 @@ class LocalCheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
-        """See `CheckpointStore.local_folder`."""
         return self.folder / name
 
     def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
-        """See `CheckpointStore.fetch`: all of them are here."""
+        """Fetch files, all of which are here already."""
 
     def _damage(self, folder: Path, name: str, entry: tuple[int, str]) -> str:
-        """What is wrong with a file, or ''. What this store committed and nobody wrote to since is not read again."""
+        """Describe what is wrong with a file, or ''. A file that this store committed and that was not written since
+        is not read again."""
         path, (size, digest) = folder / name, entry
         try:
             state = _state(path)
@@ -159,7 +152,7 @@ def _step(path: Path) -> int:
 
 
 def _text(path: Path) -> bytes | str | None:
-    """What is in a manifest; unreadable ones are as bad as none."""
+    """Read a manifest; an unreadable one counts as none."""
     try:
         return path.read_bytes()
     except OSError:

@@ -51,11 +51,10 @@ class RemoteCheckpointStore:
         """Objects of checkpoints that this store committed, and their versions then."""
 
     def staging(self, attempt: int, step: int) -> Path:
-        """See `CheckpointStore.staging`."""
         return self._cache / _name(attempt, step)
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
-        """See `CheckpointStore.publish`: copy them there; older copies on this node go."""
+        """Copy the files to the storage and remove older copies on this node."""
         name = _name(attempt, step)
         for file in files:
             self._remote.put(self._cache / name / file, f"{CHECKPOINTS}/{name}/{file}")
@@ -63,13 +62,11 @@ class RemoteCheckpointStore:
             shutil.rmtree(old, ignore_errors=True)
 
     def clear_staging(self) -> None:
-        """See `CheckpointStore.clear_staging`."""
         for name, files in self._folders().items():
             if not files.keys() & {MANIFEST, DAMAGED}:
                 self._delete(name, files)
 
     def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
-        """See `CheckpointStore.commit`."""
         name = _name(attempt, step)
         manifest = manifest_of(attempt, step, parts, origin)
         try:
@@ -91,18 +88,15 @@ class RemoteCheckpointStore:
             raise taken_over(other.mark)
 
     def abandon(self, attempt: int, step: int) -> None:
-        """See `CheckpointStore.abandon`."""
         name = _name(attempt, step)
         shutil.rmtree(self._cache / name, ignore_errors=True)
         with suppress(StorageError):
             self._delete(name, self._folders().get(name, {}))
 
     def steps(self) -> list[int]:
-        """See `CheckpointStore.steps`."""
         return [_step(name) for name in self._committed()]
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
-        """See `CheckpointStore.latest_valid`."""
         for name in self._committed():
             manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
             versions = self._remote.versions(f"{CHECKPOINTS}/{name}")
@@ -118,7 +112,7 @@ class RemoteCheckpointStore:
             return
 
     def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
-        """See `CheckpointStore.verified`: what is here already is hashed, the rest is fetched."""
+        """Verify a checkpoint: files that are here are hashed, the others fetched."""
         newest = {_step(name): name for name in reversed(self._committed())}
         steps = sorted(newest, reverse=True)
         chosen = chosen_step(steps, step)
@@ -130,7 +124,7 @@ class RemoteCheckpointStore:
         return folder, manifest
 
     def prune(self, stays: Stays) -> None:
-        """See `CheckpointStore.prune`; of several attempts' checkpoints of one step, the last one's."""
+        """Remove checkpoints; of several attempts' checkpoints of one step, the last one stays."""
         with suppress(StorageError):
             folders = self._folders()
             committed = sorted((name for name, files in folders.items() if MANIFEST in files), reverse=True)
@@ -141,7 +135,7 @@ class RemoteCheckpointStore:
                 self._delete(name, folders[name])
 
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
-        """See `CheckpointStore.local_folder`: what is not here comes when it is fetched."""
+        """Return a folder whose missing files come when they are fetched."""
         folder = self._cache / name
         manifest = self._manifest_here(folder)
         if isinstance(manifest, str):
@@ -159,7 +153,7 @@ class RemoteCheckpointStore:
         return manifest
 
     def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
-        """See `CheckpointStore.fetch`: one worker does it for all of the node's, each file once an attempt."""
+        """Fetch files: one worker does it for all of the node's, each file once an attempt."""
         manifest = parsed((folder / MANIFEST).read_bytes())
         assert not isinstance(manifest, str), "it was looked at before it was kept"
         wanted = {file: manifest.files[file] for file in files}
@@ -203,7 +197,8 @@ class RemoteCheckpointStore:
         return sorted((name for name, files in self._folders().items() if MANIFEST in files), reverse=True)
 
     def _wrong(self, name: str, known: set[str], file: str, entry: tuple[int, str]) -> str:
-        """What is wrong with an object, or ''. What this store committed and nobody wrote since is not read again."""
+        """Describe what is wrong with an object, or ''. An object that this store committed and that was not written
+        since is not read again."""
         path = f"{CHECKPOINTS}/{name}/{file}"
         try:
             good = path in known or self._remote.hashed(path) == entry
@@ -235,7 +230,7 @@ def _step(name: str) -> int:
 
 @contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
-    """One process of the node at a time, for each file."""
+    """Let one process of the node at a time work on a file."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".fetching-{name}", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

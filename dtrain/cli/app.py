@@ -51,7 +51,7 @@ Warm = Annotated[
 
 
 def _keep_warm(text: str | None) -> str | None:
-    """What starts the agents, perhaps another process, finds it in the environment."""
+    """Put the time into the environment, where the process that starts the agents finds it."""
     if text:
         from dtrain.common import durations
 

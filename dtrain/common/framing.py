@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 LENGTH = struct.Struct("!I")
 MOST_BYTES = 1 << 26
-"""Of one frame; a longer one is no frame of ours."""
+"""Longest frame, in bytes."""
 
 
 def framed(body: bytes) -> bytes:
-    """These bytes as one frame; raises `ValueError` if they are too many."""
+    """Return the bytes as one frame; raises `ValueError` if they are too many."""
     if len(body) > MOST_BYTES:
         raise ValueError(f"a message of {len(body):,} bytes is longer than {MOST_BYTES:,}")
     return LENGTH.pack(len(body)) + body

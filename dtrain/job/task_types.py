@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 
 class Task(Protocol):
-    """What dtrain trains. Beside these, a task may have `models` and `optimizers` (dicts), `train_step(step)` in place of `loss`,
-    `metrics(model, batch)`, `schedule(step, total_steps)`, `collate(samples)` and `finish(model)`."""
+    """A class that dtrain trains. Beside these, a task may have `models` and `optimizers` (dicts),
+    `train_step(step)` in place of `loss`, `metrics(model, batch)`, `schedule(step, total_steps)`,
+    `collate(samples)` and `finish(model)`."""
 
     def model(self) -> Any:
         """A `torch.nn.Module` or a `keras.Model`, on the CPU."""
@@ -24,10 +25,10 @@ class Task(Protocol):
 
 
 class TrainStep(Protocol):
-    """What `train_step(step)` gets: one step whose forward and backward passes are the task's."""
+    """The argument of `train_step`: one step whose forward and backward passes are the task's."""
 
     number: int
-    """Of the step, counted from 0."""
+    """Number of the step, counted from 0."""
     total_steps: int
     """Of the whole run."""
     batch: Any

@@ -1,4 +1,4 @@
-"""What all events of a run have in common, and how a line of the log becomes one.
+"""Base classes of the events of a run, and the conversion of a line of the log to an event.
 
 An event that is unknown or lacks a field becomes an `UnknownEvent`, so older and newer runs can be read. Times are seconds since
 1970, durations are seconds.
@@ -13,7 +13,7 @@ from dtrain.common.serde import JsonObject
 
 TAG = "event"
 FORMAT = 2
-"""Of the event log, in each `RunStarted`; 1, or none: dtrain 0.1.0, whose events had other names."""
+"""Format number of the event log, in each `RunStarted`; 1, or none: dtrain 0.1.0, whose events had other names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class UnknownEvent(Event):
     """As the log holds it."""
 
     def to_dict(self) -> JsonObject:
-        """As it was read."""
+        """Return the line as it was read."""
         return self.fields
 
 

@@ -65,7 +65,7 @@ class Reader:
         self._offset = 0
         names = (only.kind_name, only.former_name) if only else ()
         self._marks = tuple(f'"event":"{name}"'.encode() for name in names if name)
-        """One of them is in every line of the only kind of event that is wanted: others are not even parsed."""
+        """Byte strings of which every line of the only wanted kind of event has one: other lines are not parsed."""
 
     def new(self) -> Iterator[Event]:
         """Events not seen yet; lines that are not whole, or no JSON, are left out."""
@@ -94,5 +94,5 @@ def _parsed(line: bytes) -> Event | None:
 
 
 def read(path: Path) -> list[Event]:
-    """All events so far."""
+    """Return all events so far."""
     return list(Reader(path).new())

@@ -31,7 +31,7 @@ class RunStarted(Event, was="run"):
     storage: str | None = None
     """URL of the run on remote storage."""
     format: int = 1
-    """Of the events that follow, see `dtrain.record.event.FORMAT`; logs without it are of format 1."""
+    """Format number of the following events, see `dtrain.record.event.FORMAT`; logs without it are of format 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class NodeReady(Event, was="node"):
     cpus: int = 0
     gpus: int = 0
     pid: int = 0
-    """Of the agent."""
+    """Process id of the agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class NodeAvoided(Event):
     """Failures began on a machine, and the run goes on without it."""
 
     node: str
-    """As the cluster calls it."""
+    """The cluster's name of the node."""
     evidence: tuple[str, ...]
     until: float
     """Seconds since 1970."""
@@ -110,7 +110,7 @@ class TrainingStarted(AttemptEvent, was="training"):
     samples: int | None = None
     """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
     sanity_check_seconds: float = 0.0
-    """That trying `metrics` before the first step took: mostly tracing and compiling."""
+    """Duration of the trial of `metrics` before the first step: mostly tracing and compiling."""
     began: float = 0.0
     """Seconds since 1970 on the clock of rank 0, as its ledger has it; 0: not known."""
 
@@ -127,7 +127,7 @@ class Progress(AttemptEvent):
     """Steps done so far, at most once a second."""
 
     step: int
-    """Of the slowest rank."""
+    """Steps of the slowest rank."""
     steps: dict[str, int] = field(default_factory=dict)
     """Rank → steps; empty if there are many ranks."""
 
@@ -142,7 +142,7 @@ class Metrics(AttemptEvent):
     data_wait: float | None = None
     """Share of the time since the last one that the training of rank 0 waited for data, 0 to 1."""
     data_workers: int = 0
-    """Of rank 0."""
+    """Data workers of rank 0."""
     optimizer: dict[str, float] = field(default_factory=dict)
     """`learning_rate` and `gradient_norm` of the step; with `/NAME` if there are several."""
 
@@ -155,7 +155,7 @@ class MemoryUsed(AttemptEvent, was="memory"):
     bytes: int
     """Resident; pages that it shares with others count in each."""
     device_bytes: int = 0
-    """Of its devices, as the framework's allocator counts; 0: not known."""
+    """Peak on its devices, as the framework's allocator counts; 0: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class TrackerFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerWorks(Event):
-    """It logs again, and has caught up."""
+    """A tracker logs again, and has caught up."""
 
     tracker: str
 
@@ -190,7 +190,7 @@ class Evaluation(AttemptEvent):
     step: int
     values: dict[str, float]
     seconds: float = 0.0
-    """That it took, up to this event."""
+    """Duration up to this event."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +231,7 @@ class MemoryInterval(AttemptEvent):
     seconds: float
     """Training stands still for each."""
     bytes: int
-    """Of rank 0's part."""
+    """Size of rank 0's part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ class StorageFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StorageWorks(Event):
-    """It answers again."""
+    """The remote storage, or the run folder, answers again."""
 
     place: str = "the remote storage"
 
@@ -281,7 +281,7 @@ class StopRequested(Event, was="stopping"):
 
     why: str
     now: bool = False
-    """At once, without saving."""
+    """Whether it stops at once, without saving."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,16 +307,16 @@ class DebuggerStopped(AttemptEvent):
     """breakpoint, exception or step."""
     where: str
     seconds: float | None = None
-    """It goes on after this time if nobody comes; None: somebody is there."""
+    """The rank continues after this time if no terminal attaches; None: one is attached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DebuggerLeft(AttemptEvent):
-    """That rank goes on."""
+    """A rank continues that was stopped for a debugger."""
 
     rank: int
     seconds: float
-    """It was stopped for so long."""
+    """Duration of the stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,20 +327,20 @@ class StragglerFound(AttemptEvent, was="straggler"):
     node: str
     step: int
     phase: str
-    """Of `dtrain.api.phases`: the one in which it is slow."""
+    """The slow phase, of `dtrain.api.phases`."""
     seconds: float
-    """Of a step in this phase."""
+    """Seconds of a step in this phase."""
     usual_seconds: float
     """The median of all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StragglerOver(AttemptEvent):
-    """They do so no more, or the attempt is over."""
+    """A straggler has recovered, or its attempt has ended."""
 
     rank: int
     cost_seconds: float
-    """That all ranks waited for it, in sum over the steps since it became slow."""
+    """Seconds that all ranks waited for it, in sum over the steps since it became slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,9 +348,9 @@ class Requeued(Event):
     """The cluster was asked to start the run again later."""
 
     step: int | None
-    """Of the newest checkpoint; None if it is not known."""
+    """Step of the newest checkpoint; None if it is not known."""
     words: str
-    """What the cluster was asked."""
+    """The request to the cluster, in words."""
     without: tuple[str, ...] = ()
     """Nodes to exclude."""
 

@@ -14,7 +14,7 @@ class BadStep(AttemptEvent):
     step: int
     """Counted from 0."""
     why: str
-    """What was seen, and where."""
+    """What was found, and where."""
     answer: str
     """`skip`, `rollback` or `warn`."""
     metric: str = ""
@@ -22,7 +22,7 @@ class BadStep(AttemptEvent):
     value: float | None = None
     """None if it is not finite."""
     rank: int | None = None
-    """Whose loss it was; None if that is not known."""
+    """Rank whose loss it was; None if that is not known."""
     shard: int | None = None
 
     @property
@@ -36,7 +36,7 @@ class FailureOccurred(AttemptEvent, was="failure"):
     """An attempt failed; this is the cause."""
 
     kind: str
-    """See `dtrain.job.failure_kinds.FailureKind`."""
+    """Value of a `dtrain.job.failure_kinds.FailureKind`."""
     message: str
     rank: int | None = None
     node: str = ""
@@ -48,7 +48,7 @@ class FailureOccurred(AttemptEvent, was="failure"):
     same: tuple[int, ...] = ()
     """Other ranks that reported the same error."""
     others: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """What else was reported → by which ranks."""
+    """Other reports → ranks that sent them."""
     log_tail: str = ""
     """The last lines of this rank's log, without the traceback."""
 

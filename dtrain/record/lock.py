@@ -21,7 +21,7 @@ SETTLE_SECONDS = 1.0
 ATTEMPTS = 20
 """Reads of a lock file before an error of the file system counts."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What flock says on a file system without locks (Lustre without `-o flock`, NFS without lockd)."""
+"""Errors of flock on a file system without locks (Lustre without `-o flock`, NFS without lockd)."""
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ CLOCK = "clock"
 
 @dataclass(frozen=True)
 class Claim:
-    """Who supervises a run."""
+    """A supervisor's claim on a run."""
 
     mark: str
-    """Of the lease; '': the run was given free."""
+    """Mark of the lease; '': the run was released."""
     place: str
     """Host and run folder; in that very folder, the run's lock says more."""
 

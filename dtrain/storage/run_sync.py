@@ -39,7 +39,7 @@ INSPECT = "inspect"
 
 
 class RunCopy:
-    """One run and its copy."""
+    """A run and its copy on remote storage."""
 
     def __init__(self, run: RunDir, there: ObjectStore) -> None:
         self._run = run
@@ -49,7 +49,7 @@ class RunCopy:
         self._forgotten: dict[str, int] = {}
         """Name of a log → how far its middle was deleted there."""
         self._number = 0
-        """Of this supervisor's claim."""
+        """Number of this supervisor's claim."""
         self._claim_at = 0.0
 
     def push(self, most_writes: int | None = None) -> None:
@@ -168,7 +168,7 @@ class RunCopy:
             self._claim_at = time.monotonic() + SILENT_SECONDS / 4
 
     def take_request(self, name: str) -> str | None:
-        """What somebody elsewhere asks of the supervisor, once."""
+        """Take a request that was made elsewhere, once."""
         text = self._store.read(name)
         if text is None:
             return None

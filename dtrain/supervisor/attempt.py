@@ -1,4 +1,4 @@
-"""One attempt, from its rendezvous to its last exit, as a state machine that is fed what the agents say.
+"""Runs one attempt, from its rendezvous to its last exit, as a state machine that is fed the agents' events.
 
 It decides nothing about the run: its outcome is a value for the supervisor. Time comes in from outside.
 """
@@ -61,12 +61,12 @@ from dtrain.supervisor.states import Phase
 
 STACKS_SECONDS = 1.0
 LOOK_SECONDS = 0.5
-"""Between two looks for hanging ranks: each goes through all of them."""
+"""Pause between two looks for hanging ranks: each goes through all of them."""
 
 
 @dataclass(frozen=True)
 class AttemptContext:
-    """What all attempts of a run share."""
+    """The parts that all attempts of a run share."""
 
     run_id: str
     strategy: Strategy
@@ -176,7 +176,7 @@ class Attempt:
         self._close()
 
     def tick(self, now: float) -> None:
-        """Time has passed."""
+        """Apply the passage of time."""
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             if self._phase in (Phase.SETTLING, Phase.RUNNING):
@@ -242,7 +242,7 @@ class Attempt:
         self._send(self._owner[rank], command)
 
     def has_rank(self, rank: int) -> bool:
-        """Whether it runs."""
+        """Whether the rank runs."""
         return self._started and rank in self._running
 
     @property
@@ -267,7 +267,7 @@ class Attempt:
         self._close()
 
     def _start(self, now: float) -> None:
-        """All ports are known: fork the workers everywhere."""
+        """Fork the workers everywhere: all ports are known."""
         self._start_watch.begin(self._ranks, now)
         self._phase = Phase.RUNNING
         self._started = True

@@ -145,7 +145,7 @@ class Supervisor:
         return self._end_with(self._stopping.left(" before the workers were started", self._avoidance.excluded))
 
     def _train(self, allocation: Allocation) -> State:
-        """One attempt, until it has an outcome."""
+        """Run one attempt until it has an outcome."""
         assert self._attempt is not None
         attempt = self._attempt
         while attempt.outcome is None:
@@ -167,7 +167,7 @@ class Supervisor:
     # --- provisioning ---
 
     def _nodes_suffice(self, *, late: bool) -> bool:
-        """All nodes are ready; or no more are coming and the run can do with those that are."""
+        """Whether all nodes are ready, or no more are coming and the run can do with those that are."""
         if len(self._pool.usable()) >= self._plan.nodes:
             return True
         return (late or not self._replacement.coming()) and self._fitting_nodes() > 0
@@ -236,7 +236,7 @@ class Supervisor:
         return State.TRAINING
 
     def _handle_outcome(self, outcome: Outcome) -> State:
-        """What follows from an attempt: the run's end, or another attempt."""
+        """Decide what follows from an attempt: the run's end, or another attempt."""
         if isinstance(outcome, Succeeded):
             if outcome.unsaved:
                 reason = f"trained to the end, but its state could not be saved: {outcome.unsaved}"
@@ -388,7 +388,7 @@ class Supervisor:
                 self._attempt.kill()
 
     def _keep_last_files(self) -> None:
-        """What agents without the run folder still sent of their logs and ledgers before they ended."""
+        """Keep what agents without the run folder still sent of their logs and ledgers before they ended."""
         while not self._inbox.empty():
             node, item = self._inbox.get()
             if isinstance(item, Fragment | FileAppended):

@@ -1,4 +1,5 @@
-"""What a `function:` gets: for people with a training loop of their own who want the launcher's checkpoints and recovery."""
+"""The context of a `function:`, for people with a training loop of their own who want the launcher's checkpoints and
+recovery."""
 
 from __future__ import annotations
 
@@ -180,7 +181,7 @@ class Context:
         return thing
 
     def batches(self, data: Any, collate: Collate | None = None) -> Iterator[Any]:
-        """This worker's part of each remaining global batch, in the order that the run's seed gives."""
+        """Yield this worker's part of each remaining global batch, in the order that the run's seed gives."""
         trainer = self._trainer
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.batches", collate=collate)
         sampler = Sampler(source.size, trainer.train)
@@ -315,6 +316,7 @@ class Context:
                 f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "
                 f"{self._name} did not context.register before its first step"
             )
+        self.backend.restore_last()
         self._trainer.announce(total_steps, samples)
         self._trainer.channel.listen()
         self._report = Report(self._trainer, total_steps)

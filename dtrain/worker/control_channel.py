@@ -39,7 +39,7 @@ class ControlChannel:
         self._asked = False
         self._listening = False
         self.rank = 0
-        """Of this worker."""
+        """Rank of this worker."""
         self.profile: ProfileSteps | None = None
         """The newest request for a profile, until a step takes it."""
         self.debug: DebugStop | None = None
@@ -48,7 +48,7 @@ class ControlChannel:
         """Lines for the debugger in this rank; None: nobody types any more."""
 
     def fileno(self) -> int:
-        """Of the socket."""
+        """Return the descriptor of the socket."""
         return self._socket.fileno()
 
     def assignment(self) -> Any:

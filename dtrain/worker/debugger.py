@@ -28,7 +28,7 @@ LEAST_HOLD_SECONDS = 300.0
 
 
 class Debugger:
-    """What stops this worker for a person; without a request it costs a comparison a step."""
+    """Stops this worker for a person; without a request it costs a comparison a step."""
 
     def __init__(self, channel: ControlChannel, job: Job) -> None:
         self._channel = channel
@@ -114,7 +114,7 @@ class Debugger:
 
 
 class _Terminal:
-    """What the debugger reads from and writes to: files as `pdb.Pdb` wants them, over the control channel."""
+    """The debugger's input and output: files as `pdb.Pdb` wants them, over the control channel."""
 
     encoding = "utf-8"
 
@@ -130,7 +130,7 @@ class _Terminal:
             channel.typed.get()
 
     def stop(self) -> None:
-        """The rank stops here."""
+        """Stop the rank here."""
         if not self.stopped:
             self.stopped = True
             self._channel.report(
@@ -150,7 +150,7 @@ class _Terminal:
         return len(text)
 
     def flush(self) -> None:
-        """See `write`."""
+        pass
 
     def readline(self) -> str:
         """The next line that is typed; '' if nobody types any more, or nobody comes."""
@@ -182,7 +182,7 @@ class _Pdb(pdb.Pdb):
         self._users = users
         self._left = left
         self.seeking = False
-        """It runs to the first line of the user's."""
+        """Whether the debugger runs on to the first line of the user's."""
         self.active = True
 
     def seek(self, frame: FrameType) -> None:
@@ -248,9 +248,7 @@ class _Pdb(pdb.Pdb):
     do_q = do_exit = do_quit
 
     def do_EOF(self, arg: str) -> bool:  # noqa: N802
-        """EOF
-        As quit.
-        """
+        """Handle EOF as quit."""
         return self.do_quit(arg)
 
     def do_continue(self, arg: str) -> bool:

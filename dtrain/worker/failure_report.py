@@ -1,4 +1,4 @@
-"""What a worker says of the error that ends it: its class, one line, and the traceback with the user's frames alone."""
+"""Reports the error that ends a worker: its class, one line, and the traceback with the user's frames alone."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def show(error: BaseException, job: Job | None) -> None:
 
 
 def from_error_file(path: Path) -> WorkerFailed | None:
-    """What a program that is no Python script of ours left in TORCHELASTIC_ERROR_FILE (torch.distributed.elastic's `record`),
-    as a report; None if there is nothing to read."""
+    """Read TORCHELASTIC_ERROR_FILE (torch.distributed.elastic's `record`), in which a program that is no Python
+    script of ours left its error; None if there is nothing to read."""
     try:
         told = json.loads(path.read_text())["message"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -39,32 +39,32 @@ from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 
 _kept: list[Any] = []
-"""What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
-them may be waiting for (seen in torch 2.13, under any launcher)."""
+"""Objects that must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL
+held, which one of them may be waiting for (seen in torch 2.13, under any launcher)."""
 FAILED = 1
 
 
 @dataclass(frozen=True)
 class Inheritance:
-    """What a new worker gets from its zygote and from the request that it was forked for."""
+    """The things that a new worker gets from its zygote and from the request that it was forked for."""
 
     descriptors: tuple[int, ...]
-    """Its end of the pipe to the agent and, if it is to serve the rendezvous, the socket reserved for that."""
+    """The worker's end of the pipe to the agent and, if it is to serve the rendezvous, the socket reserved for that."""
     set_by_imports: dict[str, str]
     """Environment variables that the preloaded modules set."""
 
 
 @dataclass(frozen=True)
 class Assignment(Message):
-    """What an agent gives a new worker."""
+    """The first message of an agent to a new worker: what it is to do."""
 
     run: str
     rank_info: RankInfo
     rendezvous: RendezvousInfo
     environment: dict[str, str]
-    """Of the agent."""
+    """Environment of the agent."""
     checkpoint: str | None
-    """Its name, to resume from."""
+    """Name of the checkpoint to resume from."""
     step: int
     memory: str = ""
     """Folder of an in-memory checkpoint to resume from instead."""
@@ -73,7 +73,7 @@ class Assignment(Message):
 
 
 def warm_up() -> None:
-    """In the zygote: do once what every worker would do again."""
+    """Do once, in the zygote, what every worker would do again."""
     from dtrain.launch import registry  # reading the entry points of all packages costs time that agents need not pay
 
     registry.installed("strategy")
@@ -170,7 +170,7 @@ def _with_shards(job: Job, rank_info: RankInfo) -> Job:
 
 
 def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:
-    """From a copy of the zygote to an ordinary Python process with its own output, signals and environment."""
+    """Turn a copy of the zygote into an ordinary Python process with its own output, signals and environment."""
     run, rank_info = RunDir(Path(assignment.run)), assignment.rank_info
     set_name(f"dtrain-rank-{rank_info.rank}")
     python_process.restore(run.rank_log(rank_info.rank))
@@ -198,7 +198,7 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
 
 
 def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignment) -> dict[str, str]:
-    """What tells this process its rank: the strategy's variables and dtrain's own three."""
+    """Return the variables that tell this process its rank: the strategy's and dtrain's own three."""
     rank_info, rendezvous = assignment.rank_info, assignment.rendezvous
     error_file = run.error_file(rank_info.rank)
     error_file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the training of one worker needs, a task's and a function's alike: steps, reports, checkpoints, and leaving."""
+"""The tools of the training of one worker, for tasks and functions alike: steps, reports, checkpoints, and leaving."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from dtrain.worker.step_clock import StepClock, Stopwatch
 MOST_SILENT_SECONDS = 60.0
 """A data worker that takes longer for a batch is worth a line in the log."""
 STREAM_NAME = "dtrain_stream"
-"""What a stream's state is registered under."""
+"""Name under which a stream's state is registered."""
 STREAM_STATE_STEPS = 100
 """Steps between two states of a stream if the recipe has no `checkpoint.every_steps`."""
 
@@ -59,7 +59,7 @@ class Trainer:
     from_memory: bool = False
     """The attempt goes on from an in-memory checkpoint: what it has is to be on disk soon."""
     data_wait: DataWait = field(default_factory=DataWait)
-    """Of the training; evaluations do not count."""
+    """Waits of the training for data; evaluations do not count."""
     saving: Stopwatch = field(default_factory=Stopwatch)
     """How long the training stood still for checkpoints."""
 
@@ -70,7 +70,7 @@ class Trainer:
 
     @property
     def rank(self) -> int:
-        """Of this worker."""
+        """Rank of this worker."""
         return self.context.rank_info.rank
 
     @property
@@ -80,7 +80,7 @@ class Trainer:
 
     @property
     def shards(self) -> range:
-        """This worker's own shards."""
+        """Shards of this worker."""
         rank_info = self.context.rank_info
         return own_shards(self.train.shards or 1, rank_info.rank, rank_info.world_size)
 
@@ -124,7 +124,7 @@ class Trainer:
             self.backend.register(STREAM_NAME, data)
 
     def warn_about(self, data: Batches | Stream) -> None:
-        """What the user may not expect of this data under the run's numbers."""
+        """Warn about the properties of this data that the user may not expect under the run's numbers."""
         self.warn(data.note)
         if data.size != UNKNOWN_SIZE and data.size < self.train.global_batch:
             self.warn(
@@ -224,7 +224,7 @@ class Trainer:
     def training_batches(
         self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler
     ) -> Prefetcher:
-        """What gives the batches of these steps; the state of a stream comes with them where it is wanted."""
+        """Return the source of the batches of these steps; the state of a stream comes with them where it is wanted."""
         fetch = hooks.wrap_fetch(fetch)
         if not isinstance(data, Stream) or not data.has_state:
             return self.prefetcher(data, fetch, numbers, self.data_wait)
@@ -247,7 +247,8 @@ class Trainer:
         wait: DataWait,
         received: Callable[[Any], Any] = lambda batch: batch,
     ) -> Prefetcher:
-        """What gives the batches of these numbers, fetched ahead by data workers if the recipe wants it or it is worth it."""
+        """Return the source of the batches of these numbers, fetched ahead by data workers if the recipe wants it or
+        it is worth it."""
         job = self.context.job
         forks = isinstance(self.backend, ForksSafely) and self.backend.forks_safely
         automatic = None if forks and not isinstance(data, Stream) else 0
@@ -329,17 +330,20 @@ class Report:
         self._since = time.perf_counter()
         self._counted = 0
         self._waited = 0.0
+        self._pending: dict[str, Any] = {}
+        """The newest value of each name since the last report."""
 
     def count(self, done: int, values: Any) -> None:
         """Collective if a report is due: one more step is done, with this loss or these named numbers."""
         self._counted += 1
         trainer = self._trainer
+        self._pending |= values if isinstance(values, Mapping) else {"loss": values}
         if not trainer.due(done, self._total_steps, trainer.train.log_every):
             return
-        named = values if isinstance(values, Mapping) else {"loss": values}
-        if not named:
+        means = trainer.backend.mean({name: float(value) for name, value in self._pending.items()})
+        self._pending.clear()
+        if not means:
             return
-        means = trainer.backend.mean({name: float(value) for name, value in named.items()})
         self._check(means, done)
         now = time.perf_counter()
         speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)

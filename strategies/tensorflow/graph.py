@@ -1,4 +1,4 @@
-"""What a traced TensorFlow function tells before it runs: shapes that change, numbers that nobody could draw again.
+"""Checks a traced TensorFlow function before it runs: shapes that change, numbers that nobody could draw again.
 
 Importing this module imports no framework.
 """
@@ -31,7 +31,7 @@ class RehearsalFailed(DtrainError):
 
 
 def operations(graph: Any) -> Iterator[Any]:
-    """Those of a graph and of all functions that it calls (loops, branches)."""
+    """Yield the operations of a graph and of all functions that it calls (loops, branches)."""
     for operation in graph.get_operations():
         yield operation
         for attribute in operation.node_def.attr.values():

@@ -27,7 +27,7 @@ DebuggerReport = events.DebuggerStopped | reports.DebuggerOutput | reports.Debug
 
 @dataclass(frozen=True)
 class Typed:
-    """In the inbox: a line from the terminal of a session."""
+    """Inbox item: a line from the terminal of a session."""
 
     request: str
     text: str | None
@@ -35,13 +35,13 @@ class Typed:
 
 
 class Debugged(Protocol):
-    """What of an attempt is needed here."""
+    """The part of an attempt that debugging needs."""
 
     number: int
 
     @property
     def over(self) -> bool:
-        """It has ended, or was asked to."""
+        """Whether the attempt has ended, or was asked to."""
 
     def debug(self, request: DebugRequest) -> int | None:
         """Tell all workers where to stop; the step, if one is meant."""
@@ -50,7 +50,7 @@ class Debugged(Protocol):
         """Send this to the node of a rank."""
 
     def has_rank(self, rank: int) -> bool:
-        """Whether it runs."""
+        """Whether the rank runs."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class _Stopped:
     reason: str
     where: str
     text: str = ""
-    """Of the debugger since then."""
+    """Output of the debugger since then."""
     prompt: str = ""
 
 
@@ -127,7 +127,7 @@ class Debugging:
         return ""
 
     def hear(self, attempt: Debugged, rank: int, report: DebuggerReport) -> None:
-        """What a worker reports of its debugger."""
+        """Handle a worker's report of its debugger."""
         session = self._session
         if isinstance(report, events.DebuggerStopped):
             self._on_stopped(attempt, rank, report)
@@ -214,7 +214,7 @@ class _Link:
         threading.Thread(target=self._work, name="dtrain-debugging", daemon=True).start()
 
     def say(self, output: DebugOutput) -> None:
-        """Does not wait."""
+        """Queue the output without waiting."""
         self._said.put(output)
 
     def _work(self) -> None:

@@ -10,7 +10,7 @@ from dtrain.record.inspection import InspectionRequest
 
 LEAST_STEPS_AHEAD = 3
 HEARD_SECONDS = 2.0
-"""For a command to reach every worker."""
+"""Longest time for a command to reach every worker."""
 
 
 def profile_steps(attempt: int, request: InspectionRequest, steps: Mapping[int, int], rate: float) -> ProfileSteps:

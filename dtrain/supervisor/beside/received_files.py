@@ -19,7 +19,7 @@ class ReceivedFiles:
     def __init__(self, run: RunDir, keep_log_bytes: int) -> None:
         self._run = run
         self._keep_log_bytes = keep_log_bytes
-        """Of each log; 0: everything."""
+        """Bound of each log; 0: everything is kept."""
         self._reassembler = Reassembler()
         self._times: dict[str, LogTimes] = {}
 

@@ -34,7 +34,7 @@ class NodePreflight:
         self._wanted = plan.job.resources.check_nodes
         self._packages = tuple(dict.fromkeys(("dtrain", *(name.partition(".")[0] for name in plan.preload))))
         self._agents: dict[str, AgentInfo] = {}
-        """Those of the newest attempt."""
+        """Agents of the newest attempt."""
         self._asked: dict[str, float] = {}
         """Node → when it was asked."""
         self._answers: dict[str, NodeAnswered] = {}
@@ -92,7 +92,8 @@ class NodePreflight:
             yield f"{self._told(node)} has {shared / 1e6:.0f} MB free in /dev/shm: start the container with --shm-size=8g"
 
     def _ask_for_peers(self) -> None:
-        """Each node tries the next one and the first one, where the rendezvous is: that takes no longer on many nodes."""
+        """Have each node try the next one and the first one, where the rendezvous is: that takes no longer on many
+        nodes."""
         names = list(self._agents)
         for place, node in enumerate(names):
             others = {names[(place + 1) % len(names)], names[0]} - {node}

@@ -49,7 +49,7 @@ def test_both_ranks_profile_the_same_steps(strategy: str, tmp_path: Path) -> Non
             assert names.count("Optimizer.step#AdamW.step") == 3, "three steps, no more and no less"
         live.wait_step(step + 10)
         shown = dtrain("profile", name, "--steps", "1").stdout
-        assert f"rank 0, steps {live.events('profile')[-1]['step']} to " in shown
+        assert f"rank 0, steps {live.events('steps_profiled')[-1]['step']} to " in shown
         assert "aten::" in shown
         stopped(live)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_agents
 from _pytest.mark.expression import Expression
 
 HERE = Path(__file__).parent
@@ -45,6 +48,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for name in markers_of(item.path):
             item.add_marker(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder in which warm agents listen, and start children alike however pytest itself was started."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:  # by `nohup`, or by a shell's `&`
+            # Children inherit what is ignored and have the default for what is caught.
+            signal.signal(number, lambda *_: None)
+    if warm_agents.FOLDER not in os.environ:
+        config.add_cleanup(warm_agents.prepared())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out by what they share, whatever `--dist` says."""
+    from scheduling import ByWhatIsShared
+
+    return ByWhatIsShared(config, log)
 
 
 @pytest.fixture(scope="session")

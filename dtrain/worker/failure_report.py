@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-import dtrain
 from dtrain.api.reports import WorkerFailed
 from dtrain.api.strategy import Strategy, error_kind
+from dtrain.common import source_files
 from dtrain.common.errors import AnotherRankFailed, DtrainError, StorageError, UserError, notes_of
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job
@@ -24,7 +23,6 @@ MOST_MESSAGE = 1000
 MOST_QUOTED = 120
 """Of an error that is explained."""
 MOST_TRACEBACK = 20_000
-OWN = f"{Path(dtrain.__file__).parent}{os.sep}"
 RUNNERS = (
     importlib.__file__,
     "<frozen runpy>",
@@ -112,7 +110,7 @@ def _below_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename.startswith(OWN) or filename in RUNNERS
+    return source_files.is_ours(filename) or filename in RUNNERS
 
 
 def users_traceback(error: BaseException, job: Job | None) -> str:

@@ -67,7 +67,7 @@ Notice = StopRequest | LeaseLost | FolderTrouble | PreemptionNotice | Inspection
 
 @contextmanager
 def signal_handlers(put: Callable[[Notice], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
+    """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C asks for one at once."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -75,7 +75,9 @@ def signal_handlers(put: Callable[[Notice], None]) -> Iterator[None]:
         else:
             put(PreemptionNotice(f"told to stop by {signal.Signals(number).name}"))
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup: the run goes on without its terminal
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield

@@ -1,41 +1,48 @@
-# make demo: train a recipe on this machine from nothing.   make test: everything the project promises.
+# make demo: train a recipe on this machine from nothing.   make unit: an answer in a minute, with torch alone.
+# make check: style and types.                              make test: everything the project promises.
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt
-SOURCES = pyproject.toml constraints.txt $(shell find dtrain strategies clusters trackers exporters recipes -type f -not -name "*.pyc")
+UNIT = not live and not extras and not tensorflow and not horovod and not ray and not slurm and not gpu
+NEEDS = pyproject.toml constraints.txt
+SOURCES = $(NEEDS) $(shell find dtrain strategies clusters trackers exporters recipes -type f -not -name "*.pyc")
 
-.PHONY: demo test test-gpu check campaign bench clean
+.PHONY: demo unit test test-gpu check campaign bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
 
+# Needs torch and no other framework, no cluster and no Horovod; starts no whole run.
+unit: $(VENV)/.unit $(VENV)/.installed
+	$(VENV)/bin/python -P -m pytest tests -m "$(UNIT)" -n 2 --dist loadfile
+
 # Two files of tests at a time: they wait more than they compute. They kill processes and nodes at moments that a loaded machine shifts:
 # what fails is tried once more, alone, in sight of all.
-test: $(VENV)/.test check
+test: $(VENV)/.test $(VENV)/.installed check
 	$(VENV)/bin/python -P -m pytest tests -n 2 --dist loadfile || { \
 	  echo "--- the tests that failed, once more: they must pass now ---"; \
 	  $(VENV)/bin/python -P -m pytest tests --last-failed --last-failed-no-failures=none; }
 
 # On a machine with GPUs, where what is installed is enough: `python -m pytest tests -m gpu`.
-test-gpu: $(VENV)/.test
+test-gpu: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python -P -m pytest tests -m gpu
 
 # Random kills against real runs, compared with undisturbed ones, ROUNDS for each strategy; then every fault of `dtrain drill` under
 # every strategy, and the main ones on real SLURM and Ray (about an hour on two CPUs).
 ROUNDS ?= 20
-campaign: $(VENV)/.test
+campaign: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python tests/campaign/drills.py
 	$(VENV)/bin/python tests/campaign/kills.py --rounds $(ROUNDS)
 	$(VENV)/bin/python tests/campaign/exact_matrix.py
 
-check: $(VENV)/.test
+check: $(VENV)/.check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy dtrain
 	$(VENV)/bin/mypy strategies clusters trackers exporters
 	$(VENV)/bin/mypy tests benchmarks --exclude programs/
 
-bench: $(VENV)/.test
+bench: $(VENV)/.test $(VENV)/.installed
 	$(PIP) '.[bench]'
 	$(VENV)/bin/python benchmarks/launch.py
 	$(VENV)/bin/python benchmarks/recovery.py
@@ -59,10 +66,25 @@ $(VENV)/.demo: $(VENV)/.python $(SOURCES)
 	$(PIP) '.[torch,recipes]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.python $(SOURCES)
+$(VENV)/.check: $(VENV)/.python $(NEEDS)
+	$(PIP) '.[unit,check]'
+	touch $@
+
+$(VENV)/.unit: $(VENV)/.python $(NEEDS)
+	$(PIP) '.[torch,unit]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.test: $(VENV)/.python $(NEEDS) strategies/horovod/build.py
 	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,trackers,export,serve,test]'
 	$(PIP) --no-deps tf-keras   # it asks for the large build of TensorFlow by name
 	$(VENV)/bin/python -P -m dtrain.strategies.horovod.build
+	touch $@ $(VENV)/.unit $(VENV)/.check $(VENV)/.installed
+
+# After an edit only dtrain itself is installed again. The tests run what is installed, as users do.
+$(VENV)/.installed: $(SOURCES)
+	rm -rf build
+	$(PIP) --no-deps --no-build-isolation .
+	rm -rf build *.egg-info
 	touch $@
 
 clean:

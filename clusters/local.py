@@ -1,4 +1,5 @@
-"""This machine: agents are child processes on pipes; several nodes are several agents, for trying things out."""
+"""Runs on this machine: agents are child processes on pipes; several nodes are several agents, for trying things
+out."""
 
 from __future__ import annotations
 
@@ -30,6 +31,10 @@ class LocalOptions:
     """The local machine has none."""
 
 
+_detached: list[subprocess.Popen[bytes]] = []
+"""Supervisors that this process started and does not wait for, kept so that their exit statuses are collected."""
+
+
 class LocalAllocation:
     """The agents of one run."""
 
@@ -40,7 +45,7 @@ class LocalAllocation:
         self._replaced = 0
         self._avoided: frozenset[str] = frozenset(plan.avoided)
         self._numbers = count()
-        """Of simulated nodes."""
+        """Numbers of simulated nodes."""
         self.channels: dict[str, PipedAgents] = {}
 
     def begin(self) -> None:
@@ -76,7 +81,7 @@ class LocalAllocation:
         return {"CUDA_VISIBLE_DEVICES": ",".join(known[number * each : (number + 1) * each])}
 
     def replace(self, node: str) -> bool:
-        """See `Allocation.replace`: this machine always has room for another agent."""
+        """This machine always has room for another agent."""
         if node in self.channels:
             self.channels.pop(node).kill()
             self._replaced += 1
@@ -88,16 +93,15 @@ class LocalAllocation:
         return True
 
     def machine(self, node: str) -> str:
-        """See `AvoidsNodes.machine`: simulated nodes stand for machines, one alone is this machine, and a GPU is only here."""
+        """Simulated nodes stand for machines, one alone is this machine, and a GPU is only here."""
         alone = self._plan.nodes == 1 or self._plan.job.resources.device == "gpu"
         return "" if alone else _base(node)
 
     def avoid(self, machines: Collection[str]) -> None:
-        """See `AvoidsNodes.avoid`."""
         self._avoided = frozenset(machines)
 
     def has_others(self, machines: Collection[str]) -> bool:
-        """See `AvoidsNodes.has_others`: there is no end of simulated nodes."""
+        """There is no end of simulated nodes."""
         return True
 
     def end(self) -> None:
@@ -119,7 +123,7 @@ class Local:
         self.options = options
 
     def supervises_locally(self) -> bool:
-        """This machine is."""
+        """Whether to supervise here: always."""
         return True
 
     def problems(self, plan: LaunchPlan) -> list[str]:
@@ -139,7 +143,6 @@ class Local:
 
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[LocalAllocation]:
-        """See `Cluster.allocate`."""
         allocation = LocalAllocation(plan, run, inbox)
         try:
             allocation.begin()
@@ -161,6 +164,7 @@ class Local:
                 )
         except OSError as error:
             raise ClusterError(f"cannot start the supervisor: {error}") from error
+        _detached[:] = [one for one in _detached if one.poll() is None] + [process]
         return str(process.pid)
 
     def state(self, run: RunDir, reference: str) -> Submission:
@@ -179,7 +183,7 @@ class Local:
 
 
 def _base(node: str) -> str:
-    """Its name without the number of the agent that runs in place of an earlier one."""
+    """Return a node's name without the number of the agent that replaces an earlier one."""
     return node.partition(".")[0]
 
 

@@ -1,14 +1,53 @@
 """One recipe trains on the local machine, on Ray and on SLURM, and survives what goes wrong there.
 
-`dtrain.load` and `dtrain.load_weights` read the weights of a run in any Python process; everything else is behind the command line.
+`run`, `submit`, `attach`, `resume`, `stop` and `status` do what the commands of these names do, and give a `Run`; `load` and
+`load_weights` read the weights of a run. `Context` and `Task` are types for the code that dtrain trains. See docs/python.md.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load", "load_weights"]
+if TYPE_CHECKING:
+    from dtrain.common.errors import DtrainError as DtrainError
+    from dtrain.common.errors import UsageError as UsageError
+    from dtrain.job.task_types import Task as Task
+    from dtrain.job.task_types import TrainStep as TrainStep
+    from dtrain.launch.python_recipe import Recipe as Recipe
+    from dtrain.runs import Run as Run
+    from dtrain.runs import RunFailed as RunFailed
+    from dtrain.runs import attach as attach
+    from dtrain.runs import resume as resume
+    from dtrain.runs import run as run
+    from dtrain.runs import status as status
+    from dtrain.runs import stop as stop
+    from dtrain.runs import submit as submit
+    from dtrain.worker.context import Context as Context
+
+_HOMES = {
+    **dict.fromkeys(("run", "submit", "attach", "resume", "stop", "status", "Run", "RunFailed"), "dtrain.runs"),
+    **dict.fromkeys(("Task", "TrainStep"), "dtrain.job.task_types"),
+    **dict.fromkeys(("DtrainError", "UsageError"), "dtrain.common.errors"),
+    "Recipe": "dtrain.launch.python_recipe",
+    "Context": "dtrain.worker.context",
+}
+"""Public name → its module, imported when it is first used: `import dtrain` costs nothing."""
+__all__ = [
+    "Context", "DtrainError", "Recipe", "Run", "RunFailed", "Task", "TrainStep", "UsageError", "attach", "load", "load_weights",
+    "resume", "run", "status", "stop", "submit",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dtrain' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def load(

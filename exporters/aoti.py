@@ -30,13 +30,12 @@ class AotInductor:
 
     @staticmethod
     def missing_here() -> str:
-        """A C++ compiler."""
+        """Yield a C++ compiler, if there is none."""
         return (
             "" if any(map(shutil.which, COMPILERS)) else "needs a C++ compiler (g++ or clang++), and there is none here"
         )
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         import torch
 
         program = program_of(trained)

@@ -25,7 +25,6 @@ class KerasFile:
         pass
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         own = sorted({type(layer).__name__ for layer in trained.model._flatten_layers() if not _is_keras(type(layer))})
         if own:
             raise ExportError(

@@ -34,11 +34,10 @@ class LiteRT:
 
     @staticmethod
     def missing_here() -> str:
-        """Its interpreter."""
+        """Yield the interpreter, if it is not installed."""
         return missing("export-litert", "ai_edge_litert")
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         import tensorflow as tf
 
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".graph-") as folder:

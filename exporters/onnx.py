@@ -46,11 +46,10 @@ class Onnx:
 
     @staticmethod
     def missing_here() -> str:
-        """The packages of ONNX."""
+        """Yield the packages of ONNX that are not installed."""
         return missing("export-onnx", "onnx", "onnxscript", "onnxruntime")
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         import onnx
 
         model = (

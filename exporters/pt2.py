@@ -26,7 +26,6 @@ class TorchExport:
         pass
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         import torch
 
         torch.export.save(program_of(trained), path, extra_files={"dtrain.json": json.dumps(dict(trained.metadata))})

@@ -24,5 +24,4 @@ class Safetensors:
         pass
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         trained.write_weights(path)

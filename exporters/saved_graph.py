@@ -25,7 +25,7 @@ def save(trained: TrainedModel, path: Path) -> None:
 
 
 def refused(error: Exception, trained: TrainedModel) -> ExportError:
-    """What TensorFlow says, in one sentence."""
+    """Return TensorFlow's message in one sentence."""
     name, text = type(trained.model).__name__, str(error)
     if (
         "OperatorNotAllowedInGraphError" in type(error).__name__

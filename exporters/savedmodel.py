@@ -27,6 +27,5 @@ class SavedModel:
         pass
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         path.mkdir()
         save(trained, path / VERSION)

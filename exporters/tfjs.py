@@ -53,7 +53,6 @@ class TensorFlowJs:
         )
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         environment = tfjs_environment.ready()
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".graph-") as folder:
             save(trained, Path(folder) / "graph")

@@ -34,13 +34,13 @@ ADVICE = "The first export to TensorFlow.js needs PyPI and the registry of npm; 
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the packages are."""
+    """Paths of the packages."""
 
     folder: Path
 
     @property
     def variables(self) -> dict[str, str]:
-        """For a Python process that converts."""
+        """Return the variables of a Python process that converts."""
         path = os.pathsep.join(filter(None, [str(self.folder / "python"), os.environ.get("PYTHONPATH", "")]))
         return {"PYTHONPATH": path, "TF_USE_LEGACY_KERAS": "1"}
 
@@ -67,7 +67,7 @@ def ready() -> Environment:
 
 
 def _tensorflow_version() -> str:
-    """Of whichever distribution brings it."""
+    """Return the version of whichever distribution brings TensorFlow."""
     import importlib.metadata
 
     return version(importlib.metadata.packages_distributions()["tensorflow"][0])

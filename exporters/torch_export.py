@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from dtrain.api.exporter import ExportError, TrainedModel
+from dtrain.common import source_files
 
 from .error_text import first_line
 
@@ -40,7 +41,7 @@ def program_of(trained: TrainedModel) -> Any:
 
 
 def refused(error: Exception, trained: TrainedModel) -> ExportError:
-    """What torch says, in one sentence that names the place in the model's code."""
+    """Return torch's message in one sentence that names the place in the model's code."""
     text = f"{type(error).__name__}: {error}"
     place = _place(text, error)
     model = type(trained.model).__name__
@@ -67,5 +68,5 @@ def _place(text: str, error: Exception) -> str:
 
     found = [(file, line, name) for file, line, name in WHERE.findall(text)]
     found += [(frame.filename, str(frame.lineno), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [one for one in found if not re.search(r"site-packages|dist-packages|/lib/python|<|/dtrain/", one[0])]
+    own = [one for one in found if source_files.is_users(one[0])]
     return f" in {own[-1][0]}, line {own[-1][1]}" if own else ""

@@ -29,7 +29,6 @@ class TorchScript:
         pass
 
     def export(self, trained: TrainedModel, path: Path) -> None:
-        """See `Exporter.export`."""
         import torch
 
         trained.notes.append(DEPRECATED)

@@ -42,7 +42,6 @@ class Auto:
         self.options = options
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
-        """See `MetaStrategy.resolve`."""
         if job.kind == "script":
             return Script(ScriptOptions()).resolve(job)
         framework = task_framework.of_task(job)
@@ -62,7 +61,7 @@ class Auto:
         return "ddp", {}, f"{resources.workers} workers, and the model fits each of them as far as is known"
 
     def learned(self, by_rule: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
-        """See `LearnsFromBench.learned`: what a bench would recommend among at least two."""
+        """What a bench would recommend among at least two."""
         name, options, reason = by_rule
         found = measured.found
         if not self.options.measured:
@@ -98,7 +97,7 @@ class Auto:
         return workers_per_node
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-        """Only the rank."""
+        """Set the rank alone."""
         return {"RANK": str(rank_info.rank)}
 
 

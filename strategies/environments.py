@@ -41,7 +41,7 @@ def tf_config(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]
 
 
 def loopback(rendezvous: RendezvousInfo) -> dict[str, str]:
-    """On one machine: keep gloo's and NCCL's sockets off the network."""
+    """Keep gloo's and NCCL's sockets off the network, on one machine."""
     if rendezvous.on_loopback:
         return {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
     return {}

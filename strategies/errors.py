@@ -1,6 +1,5 @@
-"""What the frameworks' exceptions mean, by their types and by messages that are known. Importing this module imports no
-framework: exceptions are known by the names of their types and bases, nearest first.
-"""
+"""Classifies the frameworks' exceptions, by their types and by messages that are known. Importing this module
+imports no framework: exceptions are known by the names of their types and bases, nearest first."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from dtrain.job.failure_kinds import FailureKind
 
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
-"""What CUDA, torch's allocator for the CPU, the kernel and C++ say of it."""
+"""Messages for a lack of memory, of CUDA, torch's allocator for the CPU, the kernel and C++."""
 LOST_PEER = re.compile(
     r"connection (was )?(reset|closed|refused|aborted)|reset by peer|closed by peer|broken pipe|socket (closed|timeout)|connectfull"
     r"|remote process exited|ncclremoteerror|ncclsystemerror|pair closure|timed out waiting \d+ms for"

@@ -20,7 +20,7 @@ PRELOADS = {
     "tensorflow": ("tensorflow",),
     "keras": ("tensorflow",),
 }
-"""What the script imports → what the zygote imports for it."""
+"""Import in the script → modules that the zygote imports for it."""
 TORCH_PRELOADS = {
     "optim": "torch._dynamo",
     "DistributedDataParallel": "torch.nn.parallel",
@@ -39,10 +39,10 @@ BUILT_ON = {
     "transformers": "torch",
     "keras": "tensorflow",
 }
-"""What the script imports → the framework below it. Only the framework is preloaded: some of these look at the rank while
-they are imported."""
+"""Import in the script → the framework below it. Only the framework is preloaded: some of these look at the rank
+while they are imported."""
 LAUNCHERS = {"horovod": "horovod", "torch": "torchrun", "tensorflow": "tensorflow"}
-"""What the script imports, the most telling first → the launcher it was written for."""
+"""Import in the script, the most telling first → the launcher it was written for."""
 KERAS_3 = (
     "Keras 3's model.fit does not work under MultiWorkerMirroredStrategy, whatever starts it: pip install tf-keras and set "
     "TF_USE_LEGACY_KERAS=1 (env: in the recipe), or write the loop by hand, or as a task"
@@ -74,7 +74,7 @@ class Script:
         self.options = options
 
     def resolve(self, job: Job) -> tuple[str, dict[str, Any], str]:
-        """See `MetaStrategy.resolve`: the launcher is fixed for the life of the run."""
+        """The launcher is fixed for the life of the run."""
         if self.options.launcher != "auto" or job.kind != "script":
             return "script", asdict(self.options), job.strategy.reason
         frameworks = _frameworks(job)
@@ -97,15 +97,15 @@ class Script:
         return tuple(dict.fromkeys(modules))
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a worker."""
+        """Return one process a worker."""
         return workers_per_node
 
     def needs_all_addresses(self, processes: int) -> bool:
-        """TF_CONFIG names all workers."""
+        """Whether TF_CONFIG, which names all workers, is set."""
         return self.options.launcher == "tensorflow" or (self._sets("tensorflow") and processes <= MOST_TF_WORKERS)
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-        """As the chosen launcher sets it."""
+        """Return the variables that the chosen launcher sets."""
         told: dict[str, str] = {}
         if self._sets("torchrun"):
             told |= environments.torchrun(rank_info, rendezvous)
@@ -116,11 +116,10 @@ class Script:
         return told
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
-        """See `ClassifiesErrors.classify`: a script may use any framework."""
+        """A script may use any framework."""
         return errors.of_horovod(type_names, message)
 
     def explain(self, error: BaseException) -> str:
-        """See `ExplainsErrors.explain`."""
         text = str(error)
         if isinstance(error, ValueError) and "PerReplica" in text and "unsupported type" in text:
             return KERAS_3
@@ -145,7 +144,7 @@ class Script:
 
 
 def _frameworks(job: Job) -> set[str]:
-    """Those that the script's files import, directly or below a library built on one."""
+    """Return the frameworks that the script's files import, directly or below a library built on one."""
     path = entrypoint.script_file(job)
     imported = entrypoint.imports_below(path, job.folder) if path else frozenset()
     if "keras" in imported and job.env.get("KERAS_BACKEND", "tensorflow") != "tensorflow":

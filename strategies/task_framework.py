@@ -1,4 +1,4 @@
-"""Which framework a task is written for, seen from its imports without importing it."""
+"""Finds the framework that a task is written for, from its imports, without importing it."""
 
 from __future__ import annotations
 

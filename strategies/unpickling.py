@@ -43,10 +43,22 @@ class Unpickler(pickle.Unpickler):
     """Builds only what is listed; raises `pickle.UnpicklingError` otherwise."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """See `pickle.Unpickler.find_class`."""
+        """Return a class that is on the list; raises `pickle.UnpicklingError` for any other."""
+        module = (
+            "builtins" if module == "__builtin__" else module
+        )  # its name in pickle's older protocols, which torch.save uses
+        if (module, name) == ("_codecs", "encode"):
+            return _bytes_of
         if name in CLASSES.get(module, ()) or (module == "torch" and _is_number_type(name)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _bytes_of(text: str, encoding: str) -> bytes:
+    """Bytes as pickle's older protocols have them, in the only encoding that they use."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"_codecs.encode({encoding!r})")
+    return text.encode("latin1")
 
 
 def _is_number_type(name: str) -> bool:
@@ -57,7 +69,7 @@ def _is_number_type(name: str) -> bool:
 
 
 def loads(data: bytes, folder: Path) -> Any:
-    """What a file of a checkpoint holds; raises `CheckpointError` for what is not on the list."""
+    """Load a file of a checkpoint; raises `CheckpointError` for a class that is not on the list."""
     try:
         return Unpickler(io.BytesIO(data)).load()
     except pickle.UnpicklingError as error:
@@ -67,13 +79,13 @@ def loads(data: bytes, folder: Path) -> Any:
 PICKLE = SimpleNamespace(
     __name__=__name__, Unpickler=Unpickler, load=lambda file, **named: Unpickler(file, **named).load()
 )
-"""For `torch.load(pickle_module=…)`."""
+"""A module for `torch.load(pickle_module=…)`."""
 
 
 def require_loadable(state: Any, name: str) -> None:
     """Raise `UserError` if a checkpoint would hold what is not read back: better now than after a failure."""
     try:
-        Unpickler(io.BytesIO(pickle.dumps(state))).load()
+        Unpickler(io.BytesIO(pickle.dumps(state, protocol=2))).load()
     except pickle.UnpicklingError as error:
         raise UserError(
             f"the state_dict of {name} holds an object of {error}, which checkpoints do not: {WHAT_TO_DO}"

@@ -28,7 +28,7 @@ _KNOWN = [(re.compile(f".*{file}"), re.compile(function), what) for file, functi
 
 
 def waits_in(file: str, function: str) -> str:
-    """See `KnowsCollectives.waits_in`; of all frameworks, since a program may use any."""
+    """Of all frameworks, since a program may use any."""
     for files, functions, what in _KNOWN:
         if files.fullmatch(file) and functions.fullmatch(function):
             return what or function

@@ -1,20 +1,71 @@
-"""`pytest -m gpu` looks at the tests of GPUs alone: a machine that has some may have nothing but torch."""
+"""Markers by folder: a folder named like a marker (`live`, `slurm`, `gpu` …) gives it to every test below it."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_agents
+from _pytest.mark.expression import Expression
 
-GPU = Path(__file__).parent / "gpu"
+HERE = Path(__file__).parent
+BY_FOLDER = {
+    "clusters": "live", "gpu": "gpu", "live": "live", "ray": "ray", "slurm": "slurm", "tensorflow": "tensorflow",
+}  # fmt: skip
+"""Folder → marker. `tests/unit` mirrors `dtrain/`, so a test of SLURM's script is in unit/clusters and needs no SLURM."""
+BY_HAND = ("extras", "horovod", "live", "ray", "slurm", "tensorflow")
+"""Markers that a test in any folder may have."""
+
+
+def markers_of(path: Path) -> set[str]:
+    """The markers that a file's folders give."""
+    return {BY_FOLDER[name] for name in path.relative_to(HERE).parts[:-1] if name in BY_FOLDER}
+
+
+def sets_of(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every subset of the names."""
+    for size in range(len(names) + 1):
+        yield from combinations(names, size)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Modules of other tests import what is not needed here."""
-    if config.getoption("markexpr") != "gpu" or collection_path.is_dir():
+    """Skip files of which `-m` can select nothing: they import what may not be installed, and imports take time."""
+    chosen = config.getoption("markexpr")
+    if not chosen or collection_path.suffix != ".py":
         return None
-    return True if collection_path.parent != GPU else None
+    expression, given = Expression.compile(chosen), markers_of(collection_path)
+    possible = any(expression.evaluate(lambda name, /, **_: name in {*given, *more}) for more in sets_of(BY_HAND))  # noqa: B023
+    return None if possible else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the markers of its folders."""
+    for item in items:
+        for name in markers_of(item.path):
+            item.add_marker(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder in which warm agents listen, and start children alike however pytest itself was started."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:  # by `nohup`, or by a shell's `&`
+            # Children inherit what is ignored and have the default for what is caught.
+            signal.signal(number, lambda *_: None)
+    if warm_agents.FOLDER not in os.environ:
+        config.add_cleanup(warm_agents.prepared())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Share the tests out by what they share, whatever `--dist` says."""
+    from scheduling import ByWhatIsShared
+
+    return ByWhatIsShared(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class Csv:
         self._fd = -1
 
     def open(self, run: TrackedRun) -> int:
-        """See `Tracker.open`. The newest entry in the file may lack rows: it is dropped and logged again."""
+        """The newest entry in the file may lack rows: it is dropped and logged again."""
         path = run.folder / FILE
         held, size = _whole(path)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -39,7 +39,6 @@ class Csv:
         return held
 
     def log(self, entries: Sequence[Entry]) -> None:
-        """See `Tracker.log`."""
         rows: list[tuple[object, ...]] = []
         for entry in entries:
             begin = (entry.number, entry.step, entry.time)
@@ -56,7 +55,6 @@ class Csv:
             data = data[os.write(self._fd, data) :]
 
     def close(self, ending: Ending | None) -> None:
-        """See `Tracker.close`."""
         os.close(self._fd)
 
 

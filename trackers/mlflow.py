@@ -17,12 +17,12 @@ COUNT_TAG = "dtrain.logged"
 MARK_TAG = "dtrain.mark"
 MOST_METRICS = 900
 MOST_TAGS = 90
-"""Of one request; MLflow takes 1000 and 100."""
+"""Most tags of one request; MLflow takes 1000 metrics and 100 tags."""
 LONGEST_PARAMETER = 500
 STATUS = {0: "FINISHED", 4: "KILLED", 130: "KILLED"}
 """Exit code → MLflow's word."""
 NOT_ALLOWED = re.compile(r"[^\w\-. /:]")
-"""In a metric's name."""
+"""Characters that a metric's name may not have."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ class Mlflow:
 
     @staticmethod
     def missing_here() -> str:
-        """See `ChecksInstallation.missing_here`."""
         return missing("mlflow")
 
     def open(self, run: TrackedRun) -> int:
-        """See `Tracker.open`. The number of entries is a tag that is written with them."""
+        """The number of entries is a tag that is written with them."""
         # A request that does not get through is tried again by whoever started this process.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -78,7 +77,6 @@ class Mlflow:
             self._client.log_batch(self._id, params=parameters[begin : begin + MOST_TAGS])
 
     def log(self, entries: Sequence[Entry]) -> None:
-        """See `Tracker.log`."""
         from mlflow.entities import Metric, RunTag
 
         for group in _requests(entries):
@@ -96,7 +94,6 @@ class Mlflow:
             self._client.log_batch(self._id, metrics=metrics, tags=tags)
 
     def close(self, ending: Ending | None) -> None:
-        """See `Tracker.close`."""
         status = STATUS.get(ending.exit_code, "FAILED") if ending else "KILLED"
         self._client.update_run(self._id, status="SCHEDULED" if ending and ending.requeued else status)
 

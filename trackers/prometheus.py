@@ -32,24 +32,22 @@ class Prometheus:
 
     @staticmethod
     def missing_here() -> str:
-        """See `ChecksInstallation.missing_here`."""
         return missing("prometheus_client", "prometheus")
 
     def open(self, run: TrackedRun) -> int:
-        """See `Tracker.open`. All entries come again: the newest value of each name is what counts."""
+        """All entries come again: the newest value of each name is what counts."""
         self._run = run
         self._folder.mkdir(parents=True, exist_ok=True)
         return 0
 
     def log(self, entries: Sequence[Entry]) -> None:
-        """See `Tracker.log`."""
         for entry in entries:
             self._values |= entry.values
             self._step, self._time = entry.step, entry.time
         self._write(running=1)
 
     def close(self, ending: Ending | None) -> None:
-        """See `Tracker.close`. What is left says how the run ended; its values would be exported for ever."""
+        """What is left says how the run ended; its values would be exported for ever."""
         self._values.clear()
         self._write(running=0, exit_code=ending.exit_code if ending else None)
 

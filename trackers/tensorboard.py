@@ -37,11 +37,10 @@ class TensorBoard:
 
     @staticmethod
     def missing_here() -> str:
-        """See `ChecksInstallation.missing_here`."""
         return missing("tensorboard")
 
     def open(self, run: TrackedRun) -> int:
-        """See `Tracker.open`. Each opening begins a new file, since TensorBoard may be reading the one before."""
+        """Each opening begins a new file, since TensorBoard may be reading the one before."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -56,7 +55,7 @@ class TensorBoard:
         return sum(max(0, records(path) - 1) for path in files)
 
     def log(self, entries: Sequence[Entry]) -> None:
-        """See `Tracker.log`. An entry is a record, so that counting records tells how many there are."""
+        """An entry is a record, so that counting records tells how many there are."""
         from tensorboard.compat.proto.event_pb2 import Event
 
         for entry in entries:
@@ -71,7 +70,6 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self, ending: Ending | None) -> None:
-        """See `Tracker.close`."""
         self._file.close()
 
 

@@ -37,11 +37,10 @@ class Wandb:
 
     @staticmethod
     def missing_here() -> str:
-        """See `ChecksInstallation.missing_here`."""
         return missing("wandb")
 
     def open(self, run: TrackedRun) -> None:
-        """See `Tracker.open`. W&B keeps the first value of a step: entries that come again change nothing."""
+        """W&B keeps the first value of a step: entries that come again change nothing."""
         import wandb
 
         options = self._options
@@ -53,7 +52,7 @@ class Wandb:
         )  # fmt: skip
 
     def log(self, entries: Sequence[Entry]) -> None:
-        """See `Tracker.log`. W&B sends from a process of its own, which keeps what cannot be sent."""
+        """W&B sends from a process of its own, which keeps what cannot be sent."""
         for entry in entries:
             mark = {f"mark/{entry.kind}": entry.text} if entry.kind else {}
             self._run.log(dict(entry.values) | mark, step=entry.step)
@@ -61,5 +60,4 @@ class Wandb:
                 self._run.mark_preempting()
 
     def close(self, ending: Ending | None) -> None:
-        """See `Tracker.close`."""
         self._run.finish(exit_code=ending.exit_code if ending else 1)

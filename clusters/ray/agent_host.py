@@ -1,4 +1,4 @@
-"""What runs on a node of a Ray cluster: an actor that holds the agent on pipes. Importing this imports no Ray."""
+"""The part of Ray that runs on a node: an actor that holds the agent on pipes. Importing this imports no Ray."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AgentHost:
         self._process.wait()
 
     def send(self, line: bytes) -> None:
-        """One line for the agent."""
+        """Write one line to the agent."""
         assert self._process.stdin is not None
         with self._sending, suppress(OSError, ValueError):
             self._process.stdin.write(line)

@@ -16,10 +16,9 @@ class RayChannel:
         """Of the run's node."""
         self.group = group
         self.bundle = bundle
-        """In its placement group."""
+        """Number of its bundle in the placement group."""
         self.node_id = ""
         """Where the actor is, once it is somewhere."""
 
     def send(self, command: Command) -> None:
-        """See `Channel.send`."""
         self.actor.send.remote(encode(command))

@@ -75,7 +75,7 @@ class Ray:
         return []
 
     def out_of_reach(self, plan: LaunchPlan) -> list[str]:
-        """See `ChecksReach.out_of_reach`: Ray is installed."""
+        """Ray is installed."""
         missing = self.missing_here()
         return [missing] if missing else []
 
@@ -85,7 +85,7 @@ class Ray:
         return "" if importlib.util.find_spec("ray") else "Ray is not installed: pip install 'dtrain[ray]'"
 
     def bundle(self, plan: LaunchPlan) -> dict[str, float]:
-        """What one node of the run asks for."""
+        """Return the resources of one node of the run."""
         each = plan.job.resources.cpus_per_worker or 1
         wanted: dict[str, float] = {"CPU": float(plan.workers_per_node * each)}
         if plan.job.resources.device == "gpu":
@@ -93,7 +93,8 @@ class Ray:
         return wanted | self.options.resources
 
     def runtime_env(self, plan: LaunchPlan, run: RunDir) -> dict[str, Any]:
-        """What Ray brings to every node; the recipe's folder if nodes share none, without the runs in it."""
+        """Return the runtime environment of every node; with the recipe's folder if nodes share none, without the
+        runs in it."""
         job, given = plan.job, {name: value for name, value in self.options.runtime_env.items() if name != "env_vars"}
         if not job.storage.url:
             return given
@@ -115,7 +116,6 @@ class Ray:
 
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[RayAllocation]:
-        """See `Cluster.allocate`."""
         with connected(self.options.address, self.runtime_env(plan, run)):
             allocation = RayAllocation(self, plan, run, inbox)
             try:
@@ -148,7 +148,7 @@ class Ray:
                 ) from error
 
     def state(self, run: RunDir, reference: str) -> Submission:
-        """What the Jobs API says; '' if the cluster cannot be reached or does not know the job."""
+        """Ask the Jobs API for the state; '' if the cluster cannot be reached or does not know the job."""
         with suppress(RuntimeError, ConnectionError, ClusterError):
             info = self._jobs().get_job_info(reference)
             word = str(info.status.value)
@@ -243,8 +243,8 @@ class RayAllocation:
         self._spawn(self._look_for_drains, "ray-drains")
 
     def replace(self, node: str) -> bool:
-        """See `Allocation.replace`: Ray moves the bundle of a dead node to another one as soon as there is room. Where there
-        is none now, the agent may still come later, when nodes do."""
+        """Ray moves the bundle of a dead node to another one as soon as there is room. Where there is none now, the
+        agent may still come later, when nodes do."""
         if node not in self.channels:
             return False
         channel = self.channels.pop(node)
@@ -263,19 +263,16 @@ class RayAllocation:
         return room
 
     def machine(self, node: str) -> str:
-        """See `AvoidsNodes.machine`."""
         return self._machines.known_name(self._placed.get(node, ""))
 
     def avoid(self, machines: Collection[str]) -> None:
-        """See `AvoidsNodes.avoid`."""
         self._avoided = frozenset(machines)
 
     def has_others(self, machines: Collection[str]) -> bool:
-        """See `AvoidsNodes.has_others`."""
         return self._machines.room(machines)
 
     def shortage(self) -> str:
-        """What is asked for, free and there in all."""
+        """Describe what is requested, free and there in all."""
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
@@ -315,7 +312,7 @@ class RayAllocation:
         return "drains" if placed in state.get_draining_nodes() else "stays"
 
     def _group(self, bundles: int, placement: str = "PACK") -> Any:
-        """One more placement group, on nodes that are not avoided if they could hold it."""
+        """Create one more placement group, on nodes that are not avoided if they could hold it."""
         import ray
 
         selector = self._machines.selector(self._avoided, bundles, placement)

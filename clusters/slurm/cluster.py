@@ -49,7 +49,6 @@ class Member:
     node: str
 
     def send(self, command: Command) -> None:
-        """See `Channel.send`."""
         self.step.send(command, self.name)
 
 
@@ -67,11 +66,11 @@ class SlurmAllocation:
 
     @property
     def channels(self) -> Mapping[str, Member]:
-        """See `Allocation.channels`."""
+        """Node → channel."""
         return self._members
 
     def replace(self, node: str) -> bool:
-        """See `Allocation.replace`: another agent on the same node, if SLURM takes that for alive."""
+        """Another agent on the same node, if SLURM takes that for alive."""
         if node not in self._members:
             return True
         lost = self._members.pop(node)
@@ -86,15 +85,13 @@ class SlurmAllocation:
         return True
 
     def machine(self, node: str) -> str:
-        """See `AvoidsNodes.machine`."""
         return _node_of(node)
 
     def avoid(self, machines: Collection[str]) -> None:
-        """See `AvoidsNodes.avoid`."""
         self._avoided = frozenset(machines)
 
     def has_others(self, machines: Collection[str]) -> bool:
-        """See `AvoidsNodes.has_others`: a job gets no more nodes, and each that it has runs an agent."""
+        """A job gets no more nodes, and each that it has runs an agent."""
         return False
 
     def end(self) -> None:
@@ -123,11 +120,11 @@ class Slurm:
             return False
 
     def problems(self, plan: LaunchPlan) -> list[str]:
-        """Mistakes in the options."""
+        """Yield mistakes in the options."""
         return list(script.mistakes(self.options))
 
     def out_of_reach(self, plan: LaunchPlan) -> list[str]:
-        """See `ChecksReach.out_of_reach`: no SLURM here, and what no node or partition could ever give."""
+        """No SLURM here, and what no node or partition could ever give."""
         if missing := self.missing_here():
             return [missing]
         try:
@@ -145,12 +142,11 @@ class Slurm:
 
     @staticmethod
     def time_left() -> str:
-        """See `TellsTimeLeft.time_left`."""
         job = os.environ.get(JOB)
         return f"{call('squeue', '--noheader', '--format=%L', f'--jobs={job}').strip()} in job {job}" if job else ""
 
     def _impossible(self, plan: LaunchPlan, known: Mapping[str, list[NodeFacts]]) -> Iterator[str]:
-        """What would stay pending for ever."""
+        """Yield what would stay pending for ever."""
         names = (self.options.partition or "").split(",")
         if unknown := [name for name in names if name not in known]:
             if self.options.partition:
@@ -173,12 +169,12 @@ class Slurm:
                 yield f"{asked} {what} a node are asked for on {wanted} nodes, and {enough} nodes of {where} have as many"
 
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
-        """The batch script."""
+        """Render the batch script."""
         return script.render(self.options, plan, run)
 
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[SlurmAllocation]:
-        """See `Cluster.allocate`: one srun in the job that this process runs in."""
+        """One srun in the job that this process runs in."""
         nodes = nodes_of(os.environ.get(JOB, "0"))
         if len(nodes) < plan.nodes and not plan.fits(len(nodes)):
             raise ClusterError(
@@ -212,7 +208,7 @@ class Slurm:
         return Submission(submission_state(found.state), found.state, found.reason, reference)
 
     def cancel(self, run: RunDir, reference: str) -> None:
-        """End the job."""
+        """Cancel the job."""
         try:
             call("scancel", reference)
         except ClusterError as error:
@@ -220,7 +216,7 @@ class Slurm:
                 raise
 
     def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
-        """See `SupportsRequeue.requeue`: requeued under the same number, or handed in anew if SLURM refuses that."""
+        """Requeued under the same number, or handed in anew if SLURM refuses that."""
         job, submitted = os.environ.get(JOB, ""), run.submitted()
         if not submitted or submitted.reference != job:
             raise ClusterError("its job was not submitted by dtrain")
@@ -244,8 +240,8 @@ class Slurm:
         return f"submitted again as job {reference}{words}"
 
     def _excluding(self, nodes: Sequence[str], wanted: int) -> str:
-        """These nodes and those of the options, in SLURM's form; '' if there are none of them, or so few others that the job would
-        wait for ever."""
+        """Return these nodes and those of the options, in SLURM's form; '' if there are none of them, or so few
+        others that the job would wait for ever."""
         if not nodes:
             return ""
         never = set(expand(self.options.exclude or "")) | set(nodes)

@@ -47,7 +47,7 @@ class NodeFacts:
 
 
 def call(*command: str, seconds: float = PATIENCE_SECONDS) -> str:
-    """What a command prints; raises `ClusterError` with SLURM's own words if it fails."""
+    """Return a command's output; raises `ClusterError` with SLURM's own words if it fails."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
@@ -77,7 +77,7 @@ def job_state(job: str) -> JobState | None:
 
 
 def _recorded(job: str) -> JobState | None:
-    """What the accounting says; not every cluster keeps one."""
+    """Ask the accounting; not every cluster keeps one."""
     try:
         lines = call("sacct", "-X", "--noheader", "--parsable2", "--jobs", job, "--format=State").splitlines()
     except ClusterError:

@@ -55,7 +55,7 @@ class SlurmOptions:
 
 
 def render(options: SlurmOptions, plan: LaunchPlan, run: RunDir) -> str:
-    """The batch script."""
+    """Render the batch script."""
     lines = ["#!/bin/bash"]
     lines += [f"#SBATCH {_word(f'--{name}={value}')}" for name, value in _requests(options, plan, run) if value]
     if _goes_on_with_fewer(options, plan):
@@ -107,7 +107,7 @@ def _goes_on_with_fewer(options: SlurmOptions, plan: LaunchPlan) -> bool:
 
 
 def mistakes(options: SlurmOptions) -> Iterator[str]:
-    """What is wrong with the options by themselves."""
+    """Yield what is wrong with the options by themselves."""
     for name, value in _texts(options):
         if any(ord(letter) < 32 for letter in value):
             yield f"{name} holds a line break or another control character: give one line"

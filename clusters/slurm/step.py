@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from dtrain.api.cluster import Inbox, NodeLost, PreemptionNotice
 from dtrain.api.protocol import AgentReady, Command, Quit, decode, encode
 from dtrain.common.errors import ClusterError
+from dtrain.common.message import OtherVersion
 
 from .commands import expand
 
@@ -26,7 +27,7 @@ fits into one arrives as it was."""
 ENDED = re.compile(r"error: (?P<nodes>\S+): tasks? [-\d, ]+: (?P<reason>.+)")
 LOST = re.compile(r"(?P<reason>Node failure|failed) on (?:node )?(?P<nodes>[^\s:]+)")
 CANCELLED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT \S+(?P<reason>[^*]*)")
-"""Of the whole step; the node in it is only the one that says so."""
+"""Message about the whole step; the node in it is only the one that reports."""
 MISLEADING = ("SLURM_LABELIO", "SLURM_STDINMODE", "SLURM_STDOUTMODE", "SLURM_STDERRMODE", "SLURM_HOSTFILE")
 """Settings of srun in a user's environment that would break the lines of JSON or move the agents."""
 START_AGENT = """\
@@ -44,7 +45,7 @@ exec "$@" "--node=$SLURMD_NODENAME$suffix"
 
 @dataclass(frozen=True)
 class AgentLaunch:
-    """What an `srun` is to start."""
+    """The work of one `srun`."""
 
     nodes: tuple[str, ...]
     agent: tuple[str, ...]
@@ -57,7 +58,7 @@ class AgentLaunch:
     """Process id on the node of the agent that it replaces, which may be stopped rather than dead."""
 
     def command(self) -> list[str]:
-        """The words of `srun`."""
+        """Return the command line of `srun`."""
         count = str(len(self.nodes))
         known = " ".join(f"{node}={self.addresses[node]}" for node in self.nodes if node in self.addresses)
         return [
@@ -69,7 +70,7 @@ class AgentLaunch:
 
 
 class SrunStep:
-    """One `srun` and its agents."""
+    """One running `srun` and its agents."""
 
     def __init__(self, start: AgentLaunch, inbox: Inbox) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in MISLEADING}
@@ -94,7 +95,7 @@ class SrunStep:
         self._reader.start()
 
     def send(self, command: Command, to: str = "") -> None:
-        """To the agent of one node, or to all; see `Channel.send`."""
+        """Send to the agent of one node, or to all; see `Channel.send`."""
         self._sending.put(encode(command, to))
 
     def end(self) -> None:
@@ -132,12 +133,17 @@ class SrunStep:
             for line in lines:
                 try:
                     node, event = decode(line)
+                except OtherVersion as error:
+                    self._words = f"its agent is of another version of dtrain: {error}"
+                    break
                 except ValueError:
                     print(f"on srun's output: {line.decode(errors='replace').rstrip()}", file=sys.stderr, flush=True)
                     continue
                 if isinstance(event, AgentReady):
                     self.pids[node] = event.pid
                 self._inbox.put((node, event))
+        if self._words.startswith("its agent is of another version"):
+            self._process.kill()
         code = self._process.wait()
         self._watcher.join(KILL_SECONDS)
         for name in self._names.values():

@@ -17,9 +17,9 @@ from .commands import addresses
 from .step import AgentLaunch
 
 START_SECONDS = 15.0
-"""For the agents of a new step to be found."""
+"""Longest wait for the agents of a new step."""
 FOUND_SECONDS = 1.0
-"""For those of an old one."""
+"""Longest wait for the agents of an old step."""
 
 
 def agent(

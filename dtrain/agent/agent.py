@@ -12,8 +12,6 @@ import socket
 import threading
 import time
 from collections import deque
-from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +22,18 @@ from dtrain.agent.inspector import Inspector
 from dtrain.agent.memory.node_memory import NodeMemory
 from dtrain.agent.preflight import Preflight
 from dtrain.agent.usage_meter import UsageMeter
+from dtrain.agent.worker_pipe import BadReport, WorkerPipe
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api import reports
 from dtrain.api.memory_protocol import WriteMemory
 from dtrain.api.protocol import (
+    TAG,
+    AgentEvent,
     AgentReady,
     CheckNode,
     CheckPeers,
     Command,
     DumpStacks,
-    Event,
     Heartbeat,
     Inspect,
     PortsReserved,
@@ -45,17 +45,18 @@ from dtrain.api.protocol import (
     WorkerCommand,
     WorkerExited,
     WorkerReport,
-    WorkersStarted,
     decode,
     encode,
     fragments,
 )
 from dtrain.common import environment as variables
 from dtrain.common.memory import oom_kills
+from dtrain.common.message import tagged
 from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, signal_process
 from dtrain.common.serde import JsonObject
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.record import sample_ledger
+from dtrain.record.events import StepsProfiled, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report
 from dtrain.worker.main import Assignment
@@ -104,7 +105,7 @@ class Agent:
         """Whether the supervisor has given up waiting for the zygote's imports."""
         self._line_bytes = int(os.environ.get(variables.LINE_BYTES, 0))
         self._sending = threading.Lock()
-        self._pulse = Pulse(self.send, beat_seconds)
+        self._pulse = Pulse(self.send, beat_seconds, commands, self._abandon)
         self._meter = UsageMeter()
         self._inspector = Inspector(node, self._meter, self.send)
         self._memory = NodeMemory(run, node, self.send)
@@ -115,8 +116,8 @@ class Agent:
         """The one in use, which may be another than at first."""
         return self._zygote
 
-    def send(self, event: Event) -> None:
-        """One line up; if nobody reads any more, the end of stdin is about to say so."""
+    def send(self, event: AgentEvent) -> None:
+        """Write one line to the supervisor; if its end is closed, the end of stdin is about to follow."""
         line = encode(event, self.node)
         with self._sending:
             try:
@@ -146,7 +147,7 @@ class Agent:
             if now >= look_at:
                 look_at = now + self.beat_seconds
                 signs = {str(rank): one.look(now) for rank, one in self._workers.items()}
-                self._pulse.renew(Heartbeat(self._attempt, signs, self._meter.take()))
+                self._pulse.renew(Heartbeat(self._attempt, signs, usage=self._meter.take()))
                 self._send_what_grew()
                 for rank, one in self._workers.items():
                     self._shorten_log(rank, one)
@@ -165,13 +166,14 @@ class Agent:
     def _shorten_log(self, rank: int, one: WorkerProcess) -> None:
         """After what was added to it was sent."""
         if report := one.shorten_log(self._keep_log_bytes):
-            self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
+            self._send_report(rank, report)
 
     def _poll(self, timeout: float) -> None:
-        pipes = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
+        pipes: dict[Any, int] = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
         sources: list[Any] = [self._commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
         fetching = self._waiting and not self._memory.ready(self._waiting[0])
-        ready = wait(sources, min(timeout, FETCHING_SECONDS) if fetching else timeout)
+        sent = [one.pipe.flush() for one in self._workers.values()]
+        ready = wait(sources, min(timeout, FETCHING_SECONDS) if fetching or not all(sent) else timeout)
         for source in ready:
             if source in pipes:
                 self._drain_pipe(pipes[source])
@@ -206,8 +208,10 @@ class Agent:
 
     def _report(self, rank: int, kind: FailureKind, message: str, traceback: str = "") -> None:
         """Say in the place of a worker why it fails."""
-        body = reports.encode(reports.WorkerFailed(kind.value, message, traceback))
-        self.send(WorkerReport(self._attempt, rank, body))
+        self._send_report(rank, reports.WorkerFailed(kind.value, message, traceback))
+
+    def _send_report(self, rank: int, report: reports.Report) -> None:
+        self.send(WorkerReport(self._attempt, rank, tagged(report, TAG)))
 
     def _read(self) -> None:
         try:
@@ -257,8 +261,7 @@ class Agent:
             self._inspector.begin(command, self._workers)
         elif isinstance(command, WorkerCommand):
             for one in self._workers.values():
-                with suppress(OSError):  # it has just ended; that it did is heard next
-                    one.pipe.send(command.order)
+                one.pipe.send(command)
 
     def _adopt(self, job: JsonObject) -> None:
         """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""
@@ -296,7 +299,8 @@ class Agent:
                 self._workers[rank_info.rank] = self._forked(start.attempt, assignment)
             except (ForkRefused, OSError) as error:
                 refused[rank_info.rank] = str(error)
-        self.send(WorkersStarted(start.attempt, {str(rank): one.pid for rank, one in self._workers.items()}))
+        pids = {str(rank): one.pid for rank, one in self._workers.items()}
+        self.send(WorkersStarted(attempt=start.attempt, node=self.node, pids=pids))
         broken = self._zygote.broken
         for rank, reason in refused.items():
             if broken and broken.module:
@@ -307,7 +311,7 @@ class Agent:
 
     def _forked(self, attempt: int, assignment: Assignment) -> WorkerProcess:
         rank_info = assignment.rank_info
-        ours, theirs = Pipe()
+        ours, theirs = socket.socketpair()
         with theirs:
             descriptors = [
                 theirs.fileno(),
@@ -318,34 +322,38 @@ class Agent:
             except ForkRefused:
                 ours.close()
                 raise
-        with suppress(OSError):  # it has just ended; that it did is heard next
-            ours.send(assignment)
+        pipe = WorkerPipe(ours)
+        pipe.send(assignment)
         log, record = self.run.rank_log(rank_info.rank), self.run.ledger(attempt, rank_info.rank)
-        return WorkerProcess(rank_info, pid, ours, log, record, oom_kills())
+        return WorkerProcess(rank_info, pid, pipe, log, record, oom_kills())
 
     def _drain_pipe(self, rank: int) -> None:
-        """Pass on a worker's reports; one that was killed in the middle of a report closes its pipe."""
+        """Pass on a worker's reports. One that sends anything else is killed, and fails alone."""
         one = self._workers[rank]
         try:
-            while not one.pipe.closed and one.pipe.poll():
-                report: reports.Report = one.pipe.recv()
-                if isinstance(report, reports.MemoryOffered):
-                    self._memory.offer(self._attempt, rank, one.pid, report)
-                    continue
-                one.reported |= isinstance(report, reports.WorkerFailed)
-                if self._private and isinstance(report, reports.StepsProfiled) and report.file:
-                    for piece in self._private.written(report.file):
-                        self.send(piece)
-                self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
-        except (EOFError, OSError):
-            one.pipe.close()
+            received = one.pipe.reports()
+        except BadReport as error:
+            received = error.before
+            if not one.reported:
+                self._report(rank, FailureKind.CRASH, f"rank {rank}: {error}")
+            one.reported = True
+            kill_group(one.pid)
+        for body, report in received:
+            if isinstance(report, reports.MemoryOffered):
+                self._memory.offer(self._attempt, rank, one.pid, report)
+                continue
+            one.reported |= isinstance(report, reports.WorkerFailed)
+            if self._private and isinstance(report, StepsProfiled) and report.file:
+                for piece in self._private.written(report.file):
+                    self.send(piece)
+            self.send(WorkerReport(self._attempt, rank, body))
 
     def _reap(self, rank: int, code: int) -> None:
         self._drain_pipe(rank)
         one = self._workers.pop(rank)
         kill_group(one.pid)
         if code and not one.reported and (report := failure_report.from_error_file(self.run.error_file(rank))):
-            self.send(WorkerReport(self._attempt, rank, reports.encode(report)))
+            self._send_report(rank, report)
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
         self._send_what_grew()
@@ -365,6 +373,10 @@ class Agent:
                 kill_group(one.pid, number)
             elif number != STACKS_SIGNAL or catches(one.pid, number):  # it would kill a program that does not expect it
                 signal_process(one.pid, number)
+
+    def _abandon(self) -> None:
+        """End this process at once, from another thread: its zygote and the workers die with it."""
+        os._exit(1)
 
     def _close_ports(self) -> None:
         for port in self._ports:

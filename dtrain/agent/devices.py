@@ -1,4 +1,4 @@
-"""What this machine offers to workers: processors, GPUs, and the address others reach it at."""
+"""Finds what this machine offers to workers: processors, GPUs, and the address at which others reach it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def address() -> str:
 
 
 def _routed_address() -> str:
-    """This machine's address on the way to the network, from the routing table alone: connecting a UDP socket sends nothing."""
+    """Return the address of the network interface that the routing table chooses; connecting a UDP socket sends
+    nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((ELSEWHERE, 9))

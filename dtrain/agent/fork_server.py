@@ -31,7 +31,7 @@ class Ended:
 
     pid: int
     code: int
-    """Its exit code, or minus the signal."""
+    """Exit code, or minus the signal."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Broken:
 
     reason: str
     module: str = ""
-    """Which cannot be imported before the fork; '' if the process was killed or crashed."""
+    """The module that cannot be imported before the fork; '' if the process was killed or crashed."""
     traceback: str = ""
-    """Of the error that the module raised, if it did."""
+    """The traceback of the error that the module raised, if it did."""
 
 
 class ForkRefused(Exception):
@@ -88,7 +88,7 @@ class Template:
         return None
 
     def kill(self) -> None:
-        """At once."""
+        """Kill the template and the zygote at once."""
         self._process.kill()
 
     def wait(self) -> int:
@@ -112,7 +112,7 @@ def received(channel: socket.socket) -> dict[str, str]:
 
 
 class ForkServer:
-    """One zygote, after the imports of its template. `wait` on it, then `hear` it."""
+    """One zygote, forked after the imports of its template. `wait` on it, then `hear` it."""
 
     def __init__(
         self, modules: Sequence[str], environment: Mapping[str, str], template: Template | None = None
@@ -156,7 +156,7 @@ class ForkServer:
         raise ForkRefused(self.broken.reason)
 
     def hear(self) -> Iterator[Ended | Broken]:
-        """What happened since the last call."""
+        """Return what happened since the last call."""
         while self.broken is None and select.select([self._channel], [], [], 0)[0]:
             self._receive()
         while self._heard:
@@ -198,7 +198,7 @@ class ForkServer:
             socket.send_fds(self._channel, [b"fork"], list(descriptors))
 
     def _receive(self) -> dict[str, str]:
-        """One message, taken to heart."""
+        """Read one message and apply it."""
         message = received(self._channel) or {"kind": "gone"}
         kind = message["kind"]
         if kind == "importing":

@@ -30,7 +30,7 @@ SETTLED_SECONDS = 0.12
 """A log that has stacks in it and did not grow for so long has all of them."""
 LATEST_SECONDS = 4.0
 MOST_BYTES = 1 << 20
-"""Of the stacks of one process."""
+"""Bound of the stacks of one process, in bytes."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Waiting:
 
     worker: WorkerProcess
     offset: int
-    """In its log, from which on they come."""
+    """Offset in the rank's log at which the stacks start."""
     size: int
     grew: float
     """When the log grew last (monotonic seconds)."""
@@ -157,7 +157,7 @@ class Inspector:
             self._texts[rank] = _threads_of(text)
 
     def _finish(self) -> None:
-        """Send what there is."""
+        """Send the answer with what has arrived."""
         assert self._command
         for native in self._native.values():
             native.process.kill()
@@ -190,7 +190,7 @@ def _looking(program: str, one: WorkerProcess) -> _Native:
 
 
 def _threads_of(text: str) -> str:
-    """What py-spy says of the threads of a process, without what differs from rank to rank: ids, addresses, states."""
+    """Return py-spy's view of a process's threads without what differs between ranks: ids, addresses, states."""
     lines = []
     for line in text.splitlines():
         if line.startswith("Thread "):

@@ -1,4 +1,4 @@
-"""What a node is asked before its first step, and what it answers: the checks of `dtrain doctor` that take less than a second.
+"""Checks a node before its first step: those of `dtrain doctor` that take less than a second.
 
 They run in a thread beside the start of the workers and import next to nothing.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dtrain.agent import devices
-from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
+from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
 from dtrain.record.folder import RunDir
 
 SHARED_MEMORY = "/dev/shm"
@@ -27,9 +27,9 @@ BUILDS = "(_cpu|_gpu|_rocm|_intel)?"
 
 
 class Preflight:
-    """Answers for one node."""
+    """Answers `CheckNode` and `CheckPeers` in a thread."""
 
-    def __init__(self, run: RunDir, node: str, send: Callable[[NodeChecked | PeersChecked], None]) -> None:
+    def __init__(self, run: RunDir, node: str, send: Callable[[NodeAnswered | PeersChecked], None]) -> None:
         self._run = run
         self._node = node
         self._send = send
@@ -53,7 +53,7 @@ class Preflight:
         clock = time.time()
         problem = folder_problem(self._run.path, self._node) if command.folder else ""
         self._send(
-            NodeChecked(
+            NodeAnswered(
                 clock, versions(command.packages), self._listen(),
                 disk_free=free(self._run.path), shared_memory_free=free(Path(SHARED_MEMORY)), problem=problem,
             )
@@ -106,7 +106,7 @@ def folder_problem(folder: Path, node: str) -> str:
 
 
 def unreachable(peers: dict[str, tuple[str, int]]) -> dict[str, str]:
-    """Of these nodes with address and port, those that do not answer, and why."""
+    """Return the nodes among these (name → address and port) that cannot be reached, with the reason."""
     found: dict[str, str] = {}
 
     def reach(node: str, address: str, port: int) -> None:

@@ -12,7 +12,7 @@ from dtrain.agent import devices
 from dtrain.common.memory import machine_memory
 
 SECONDS = 5.0
-"""Between two measurements."""
+"""Pause between two measurements."""
 Usage = dict[str, float]
 
 
@@ -26,7 +26,7 @@ class UsageMeter:
         self._thread = threading.Thread(target=self._work, name="usage", daemon=True)
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         self._thread.start()
 
     def take(self) -> Usage:
@@ -72,7 +72,7 @@ def memory_used() -> Usage:
 
 
 def _gpu_reader() -> Callable[[], Usage]:
-    """What reads the GPUs that this process may use, if there are any and nvidia-ml-py is installed."""
+    """Return a reader of the GPUs that this process may use, if there are any and nvidia-ml-py is installed."""
     if not devices.gpus():
         return dict
     try:

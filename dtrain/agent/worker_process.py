@@ -5,30 +5,30 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dtrain.agent.worker_pipe import WorkerPipe
 from dtrain.api.protocol import WorkerLiveness
-from dtrain.api.reports import LogShortened
 from dtrain.api.strategy import RankInfo
 from dtrain.common.processes import usage
 from dtrain.record import log_retention, sample_ledger
+from dtrain.record.events import LogShortened
 from dtrain.record.log_times import LogTimes
 
 IDLE_CPU_SHARE = 0.02
-"""Of one processor: less is no sign of life."""
+"""Share of one processor below which CPU time is no sign of life."""
 INSPECTION_CPU_SECONDS = 0.05
-"""What writing its stacks may cost a worker; it is no sign of life either."""
+"""CPU time that writing its stacks may cost a worker without being a sign of life."""
 
 
 @dataclass
 class WorkerProcess:
-    """One running worker and when it last showed a sign of life."""
+    """One running worker, with the time of its last sign of life."""
 
     rank_info: RankInfo
     pid: int
-    """It leads a process group of the same number."""
-    pipe: Connection
+    """Process id, also of the process group that the worker leads."""
+    pipe: WorkerPipe
     log: Path
     ledger: Path
     oom_kills: int
@@ -54,11 +54,11 @@ class WorkerProcess:
         self._times = LogTimes(self.log)
 
     def log_size(self) -> int:
-        """Bytes of its log."""
+        """Return the size of the worker's log in bytes."""
         return self.log.stat().st_size if self.log.exists() else 0
 
     def begin_inspection(self) -> int:
-        """It is about to write its stacks, which are no output of its own; the size of its log now."""
+        """Note that the worker writes its stacks, which are no output of its own; returns the size of its log."""
         size = self.log_size()
         self.spoke |= size != self.output
         self.inspected = True
@@ -66,7 +66,7 @@ class WorkerProcess:
         return size
 
     def end_inspection(self, size: int, *, other_output: bool) -> None:
-        """Its log has all of them up to this size."""
+        """Note that the log holds all stacks up to this size."""
         self.inspected, self.output = False, size
         self.spoke |= other_output
 
@@ -80,8 +80,8 @@ class WorkerProcess:
             return None
         except OSError as error:
             self.keeps_growing = True
-            return LogShortened(0, error.strerror or str(error))
-        return LogShortened(removed) if removed else None
+            return LogShortened(rank=self.rank_info.rank, removed=0, problem=error.strerror or str(error))
+        return LogShortened(rank=self.rank_info.rank, removed=removed) if removed else None
 
     def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""

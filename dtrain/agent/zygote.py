@@ -31,7 +31,8 @@ from dtrain.common.processes import STACKS_SIGNAL, children, die_with_parent, ki
 MESSAGE_BYTES = 1 << 16
 MOST_DESCRIPTORS = 2
 GPU_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
-"""What CUDA and ROCm open when they are initialised; a process that is forked afterwards cannot use them."""
+"""Device files that CUDA and ROCm open when they are initialised; a process that is forked afterwards cannot use
+them."""
 _exit_code: tuple[int, int] | None = None
 """A worker's process id and what it ends with: an exit code, or minus a signal."""
 

@@ -1,4 +1,4 @@
-"""What `dtrain bench` measured, which of it to take, and how a strategy that stands for others learns from it."""
+"""Results of `dtrain bench`, the rule that chooses among them, and the method by which a strategy learns from them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ StrategyChoice = tuple[str, dict[str, Any], str]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a choice looks at."""
+    """The numbers that a choice is based on."""
 
     samples_per_second: float
     spread: tuple[float, float] | None
-    """Between these lies the middle half of the reports."""
+    """Quartiles of the reports."""
     loss: float | None
     """On held-out data if there is some."""
     samples: int
-    """That it had trained on then; losses after other numbers of samples say nothing of each other."""
+    """Samples trained on at that point; losses after other numbers of samples cannot be compared."""
     workers: int
     memory_bytes: int | None
 
@@ -70,7 +70,7 @@ class MeasuredStrategy:
 
     name: str
     options: dict[str, Any]
-    """Those that are not the default."""
+    """Options that differ from the defaults."""
     measured: Measured
     run: str
     """Id of the run that measured it."""
@@ -80,7 +80,7 @@ class MeasuredStrategy:
 
 @dataclass(frozen=True)
 class MeasuredStrategies:
-    """What was measured of strategies for one job on one machine."""
+    """Measurements of strategies for one job on one machine."""
 
     found: tuple[MeasuredStrategy, ...] = ()
     """The fastest first."""

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import ClassVar, Protocol, runtime_checkable
 
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import Command, Event
+from dtrain.api.protocol import AgentEvent, Command
 from dtrain.record.folder import RunDir
 
 
@@ -39,7 +39,7 @@ class DescribesShortage(Protocol):
     """An allocation that can describe what it waits for."""
 
     def shortage(self) -> str:
-        """What is asked for, what is free and what there is in total."""
+        """Describe what is requested, what is free and what there is in total."""
 
 
 ClusterEvent = NodeLost | PreemptionNotice | NodeDraining
@@ -48,7 +48,7 @@ ClusterEvent = NodeLost | PreemptionNotice | NodeDraining
 class Inbox(Protocol):
     """Where a cluster puts what it hears of nodes, in the order of arrival; a `queue.SimpleQueue` is one."""
 
-    def put(self, item: tuple[str, Event | ClusterEvent]) -> None:
+    def put(self, item: tuple[str, AgentEvent | ClusterEvent]) -> None:
         """(node, what an agent said or what happened to the node); '' stands for the whole allocation."""
 
 
@@ -87,10 +87,10 @@ class AvoidsNodes(Protocol):
 
 
 class SubmissionState(Enum):
-    """What a cluster does with a submitted run; each cluster has a table from its own words to these."""
+    """States of a submitted run; each cluster has a table from its own words to these."""
 
     PENDING = "pending"
-    """It waits in a queue and can be taken back."""
+    """The run waits in a queue and can be taken back."""
     RUNNING = "running"
     ENDED = "ended"
     """Nothing will go on by itself."""
@@ -160,7 +160,7 @@ class Cluster(Protocol):
         """Whether `dtrain run` may supervise from its own process; otherwise it submits and follows."""
 
     def problems(self, plan: LaunchPlan) -> list[str]:
-        """What this cluster can already tell will not work (more GPUs than it has …), each with what to do instead."""
+        """Return what this cluster can tell will not work (more GPUs than it has …), each with what to do instead."""
 
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
         """Pure. What would be run, to the letter."""
@@ -172,7 +172,7 @@ class Cluster(Protocol):
         """Start the supervisor inside the cluster, detached; returns the cluster's reference."""
 
     def state(self, run: RunDir, reference: str) -> Submission:
-        """What the cluster says of a submission."""
+        """Ask the cluster for the state of a submission."""
 
     def cancel(self, run: RunDir, reference: str) -> None:
         """Idempotent. End a submission the hard way, where its supervisor does not answer."""

@@ -1,4 +1,5 @@
-"""What a strategy and its training backend need for `train.exact`: the same bits on every number of workers."""
+"""Abilities that a strategy and its training backend need for `train.exact`: the same bits on every number of
+workers."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ class ChecksGradients(Protocol):
     """A training backend that can tell whether a computation gave the same gradients as another one (`train.exact`)."""
 
     def gradient_checksums(self) -> list[int]:
-        """Of each shard of the newest step: the sum of its gradient's bits, modulo 2^32; see
+        """Return, for each shard of the newest step, the sum of its gradient's bits modulo 2^32; see
         `dtrain.record.gradient_ledger`."""
 
 

@@ -28,12 +28,12 @@ class TensorSpec:
 
     name: str
     dtype: str
-    """As numpy calls it."""
+    """The numpy name of the type."""
     shape: tuple[int | None, ...]
     """None: any size."""
 
     def told(self) -> str:
-        """For people: `image float32 (any, 1, 8, 8)`."""
+        """Format for people: `image float32 (any, 1, 8, 8)`."""
         return f"{self.name} {self.dtype} ({', '.join('any' if size is None else str(size) for size in self.shape)})"
 
 
@@ -47,14 +47,14 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What an exporter gets: a trained model in inference mode on the CPU."""
+    """A trained model in inference mode on the CPU, as an exporter gets it."""
 
     framework: str
     model: Any
-    """As the task made it."""
+    """The model as the task made it."""
     function: Any
-    """From its input tensors, in the order of `inputs`, to a tuple of its output tensors: a module of PyTorch, or a `tf.function`
-    with a signature."""
+    """A function from the input tensors, in the order of `inputs`, to a tuple of output tensors: a module of
+    PyTorch, or a `tf.function` with a signature."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     example: Arrays
@@ -64,39 +64,39 @@ class TrainedModel:
     metadata: Mapping[str, str]
     """For the file, if its form has a place for it: run, step and digest of the weights."""
     notes: list[str]
-    """For what the user should know; an exporter may add to it."""
+    """Notes for the user; an exporter may add to them."""
 
 
 class Exporter(Protocol):
-    """One form of a model. It is made with its options; what it needs is imported in `export`, not with its module."""
+    """One form of a model, constructed with its options; it imports what it needs in `export`, not with its module."""
 
     Options: ClassVar[type]
     """Frozen dataclass of this exporter's own options (`dtrain export --set opset=18`)."""
     frameworks: ClassVar[tuple[str, ...]]
-    """Whose models it takes, each an importable module."""
+    """Frameworks whose models it takes, each an importable module."""
     ending: ClassVar[str]
-    """Of the file that it writes (`.onnx`); '/' for a folder."""
+    """Ending of the file that it writes (`.onnx`); '/' for a folder."""
     runtime: ClassVar[str]
     """An importable module that runs what was written, with `load(path)` as in `Runtime`, which imports nothing of dtrain: layouts
     copy it. '': the form holds weights alone, for the task's own model."""
     packages: ClassVar[tuple[str, ...]]
     """Modules besides the framework that take part in writing it, whose versions are recorded."""
     tolerance: ClassVar[Tolerance]
-    """Of the outputs of `runtime`."""
+    """Tolerance of the outputs of `runtime`."""
 
     def export(self, trained: TrainedModel, path: Path) -> None:
         """Write the model to this new path; may write further files beside it, whose names begin with the path's. Raises `ExportError`."""
 
 
 Run = Callable[[Arrays], Arrays]
-"""From the inputs of a batch to its outputs."""
+"""A function from the inputs of a batch to its outputs."""
 
 
 class Runtime(Protocol):
-    """What a module named by `Exporter.runtime` holds."""
+    """The functions of a module named by `Exporter.runtime`."""
 
     def load(self, path: str) -> Run:
-        """Read what was exported."""
+        """Load an exported model."""
 
     def versions(self) -> dict[str, str]:
         """Of the packages that run it."""
@@ -112,7 +112,7 @@ class Call:
     form: Any
     """The framework's own: everything else about the arguments."""
     note: str = ""
-    """What the user should know of it."""
+    """A remark for the user."""
 
 
 def specs_of(calls: Sequence[Call], names: Sequence[str]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -136,7 +136,7 @@ class Inference(Protocol):
 
     @property
     def model(self) -> Any:
-        """What a task's methods are given for the model."""
+        """Return the object that a task's methods get as the model."""
 
     def batch(self, batch: Any) -> Any:
         """A batch of data as a task's methods get it in a training."""
@@ -149,16 +149,17 @@ class Inference(Protocol):
         """A call with these arguments: a tensor or array, a tuple of positional arguments, or a dict of named ones."""
 
     def function(self, call: Call, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
-        """See `TrainedModel.function`."""
+        pass
 
     def outputs_of(self, call: Call) -> tuple[str, ...]:
-        """Their names."""
+        """Return the names of the outputs."""
 
     def run(self, call: Call, inputs: Arrays) -> Arrays:
-        """What the model gives for other inputs of the same kind."""
+        """Run the model on other inputs of the same kind."""
 
     def metrics(self, use: Callable[[], Any], call: Call, outputs: Arrays) -> dict[str, float] | None:
-        """What `use` gives if its one call of the model gives these outputs; None if it does more with the model than this call."""
+        """Return the numbers of `use` if its one call of the model gives these outputs; None if it does more with
+        the model than this call."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Exported:
     """The file or folder."""
     format: str
     runtime: str
-    """See `Exporter.runtime`."""
+    """Module as in `Exporter.runtime`."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 

@@ -1,10 +1,11 @@
-"""What supervisor and agents say to each other of in-memory checkpoints; messages of `dtrain.api.protocol`."""
+"""Messages between supervisor and agents about in-memory checkpoints; part of `dtrain.api.protocol`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from dtrain.checkpoint.store import Files
+from dtrain.common.message import Message
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,14 @@ class MemoryCheckpoint:
     """An in-memory checkpoint, of which every part is on some node."""
 
     attempt: int
-    """That made it."""
+    """The attempt that made it."""
     step: int
     peers: tuple[MemoryPeer, ...] = ()
     """Who has which ranks' parts; those that the node has itself may be among them."""
 
 
 @dataclass(frozen=True)
-class WriteMemory:
+class WriteMemory(Message):
     """Command: write this node's parts of an in-memory checkpoint to disk, those of some ranks."""
 
     attempt: int
@@ -38,7 +39,7 @@ class WriteMemory:
 
 @dataclass(frozen=True)
 class HeldPart:
-    """One rank's part of an in-memory checkpoint that a node has."""
+    """One rank's part of an in-memory checkpoint, held by a node."""
 
     attempt: int
     rank: int
@@ -47,7 +48,7 @@ class HeldPart:
 
 
 @dataclass(frozen=True)
-class MemoryHeld:
+class MemoryHeld(Message):
     """Event: all workers of the node have ended, and these parts of in-memory checkpoints are still here."""
 
     attempt: int
@@ -55,7 +56,7 @@ class MemoryHeld:
 
 
 @dataclass(frozen=True)
-class MemoryWritten:
+class MemoryWritten(Message):
     """Event: a part of an in-memory checkpoint is on disk, or could not be written."""
 
     attempt: int

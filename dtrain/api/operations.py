@@ -13,15 +13,15 @@ class Operation:
     """One operation of the framework on one rank."""
 
     name: str
-    """As the framework calls it."""
+    """The framework's name of the operation."""
     phase: str
     """The part of the step that it belongs to, in words; '' if that is not known."""
     number: int | None
-    """Of the step's passes (this worker's shards, counted from 0); None: it belongs to none."""
+    """The pass of the step (this worker's shards, counted from 0); None: outside the passes."""
     given: str
     """Digest of the tensors that it was called with."""
     numbers: tuple[str, ...]
-    """What else it was called with: numbers and texts."""
+    """Further arguments: numbers and texts."""
     made: str
     """Digest of the tensors that it gave or changed."""
 

@@ -18,5 +18,5 @@ PHASES = (DATA, WORK, FORWARD, BACKWARD, REDUCE, SAVE)
 
 
 def own_seconds(seconds: Mapping[str, float]) -> float:
-    """Of a step with these phases: what a rank does without the others."""
+    """Return the seconds of a step that a rank computes without waiting for others."""
     return sum(value for phase, value in seconds.items() if phase != REDUCE)

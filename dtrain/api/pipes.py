@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from dtrain.api.cluster import Inbox, NodeLost
 from dtrain.api.protocol import Command, Quit, decode, encode
+from dtrain.common.message import OtherVersion
 
 QUIT_SECONDS = 10.0
 
 
 class AgentProcess(Protocol):
-    """What is needed of `subprocess.Popen`, or of what takes its place."""
+    """The part of `subprocess.Popen` that is used here."""
 
     pid: int
 
@@ -30,7 +31,7 @@ class AgentProcess(Protocol):
         """A binary file with what they say."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, or minus the signal; raises `subprocess.TimeoutExpired`."""
+        """Wait for the exit code, or minus the signal; raises `subprocess.TimeoutExpired`."""
 
 
 class PipedAgents:
@@ -57,7 +58,7 @@ class PipedAgents:
         self._reader.start()
 
     def send(self, command: Command, to: str = "") -> None:
-        """To the agent of one node, or to all; see `Channel.send`."""
+        """Send to the agent of one node, or to all; see `Channel.send`."""
         assert self._process.stdin is not None
         with self._sending, suppress(OSError, ValueError):
             self._process.stdin.write(encode(command, to))
@@ -92,11 +93,11 @@ class PipedAgents:
             for line in lines:
                 try:
                     node, event = decode(line)
-                except ValueError:  # what a login shell or ssh printed
-                    continue
-                except (TypeError, KeyError) as error:
+                except OtherVersion as error:
                     problem = f"its agent is of another version of dtrain: {error}"
                     break
+                except ValueError:  # what a login shell or ssh printed
+                    continue
                 self._inbox.put((node, event))
         if problem:
             self.kill()

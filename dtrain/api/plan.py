@@ -11,9 +11,10 @@ from dtrain.job.job import Job
 from dtrain.record.folder import RunDir
 
 SHIPPED_JOB = "job.json"
-"""In a module that a cluster sends along with the supervisor: the job, if the supervisor does not see the run folder."""
+"""Name, in a module that a cluster sends along with the supervisor, of the job, if the supervisor does not see the
+run folder."""
 SHIPPED_ENVIRONMENT = "environment.json"
-"""In the same module: variables of the supervisor's environment."""
+"""Name, in the same module, of the variables of the supervisor's environment."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LaunchPlan:
 
     @property
     def replicas(self) -> int:
-        """Devices of one process."""
+        """Number of devices of one process."""
         return self.workers_per_node // self.processes_per_node
 
     def on(self, nodes: int) -> LaunchPlan:
@@ -71,7 +72,7 @@ class LaunchPlan:
         return train.global_batch >= workers if self.uneven else train.global_batch % workers == 0
 
     def ranks_by_node(self) -> list[list[RankInfo]]:
-        """For each node, the places of its worker processes."""
+        """Return the ranks of each node's worker processes."""
         each = self.processes_per_node
         return [
             [

@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
+from dtrain.api.reports import Report
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.common.serde import JsonObject, from_dict, to_dict
+from dtrain.common.message import Message, OtherVersion, tagged, untagged
+from dtrain.common.serde import JsonObject
+from dtrain.record.events import WorkersStarted
 from dtrain.record.inspection import SharedStacks, WorkerUsage
+
+TAG = "type"
+FORMAT = 2
+"""Format number of the messages; supervisor and agents of different formats do not work together."""
 
 
 @dataclass(frozen=True)
-class SetJob:
+class SetJob(Message):
     """Command: work without the run folder, which this node does not see, on this job."""
 
     job: JsonObject
 
 
 @dataclass(frozen=True)
-class ReservePorts:
+class ReservePorts(Message):
     """Command: reserve this number of ports for an attempt."""
 
     attempt: int
@@ -35,7 +42,7 @@ class ReservePorts:
 
 
 @dataclass(frozen=True)
-class StartWorkers:
+class StartWorkers(Message):
     """Command: fork the node's workers."""
 
     attempt: int
@@ -46,17 +53,17 @@ class StartWorkers:
     step: int
     """Steps that are done in it."""
     keep_log_bytes: int = 0
-    """Of each worker's log; 0: everything."""
+    """Bound of each worker's log; 0: everything is kept."""
     memory: MemoryCheckpoint | None = None
-    """To resume from instead."""
+    """In-memory checkpoint to resume from instead."""
     partner: MemoryPeer | None = None
-    """Whose parts of the in-memory checkpoints this node keeps copies of."""
+    """The agent whose parts of in-memory checkpoints this node copies."""
     rolled_back: tuple[int, ...] = ()
     """Steps to go on without; see `dtrain.record.history.rolled_back`."""
 
 
 @dataclass(frozen=True)
-class StopWorkers:
+class StopWorkers(Message):
     """Command: SIGTERM to every worker's process group, SIGKILL after the grace."""
 
     attempt: int
@@ -64,63 +71,67 @@ class StopWorkers:
 
 
 @dataclass(frozen=True)
-class ProfileWindow:
-    """The steps that some ranks are to profile."""
+class ProposeStop(Message):
+    """Command to every worker: propose a step to leave at, and do not begin it without an answer."""
 
+    attempt: int
+
+
+@dataclass(frozen=True)
+class LeaveAt(Message):
+    """Command to every worker: leave before this step, as all ranks agreed."""
+
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True)
+class ProfileSteps(Message):
+    """Command to every worker: some ranks profile the same steps."""
+
+    attempt: int
     request: str
     step: int
-    """The first one; whoever is beyond it begins at once."""
+    """The first one; a rank that is beyond it begins at once."""
     steps: int
     ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class DebugStop:
-    """Where a rank is to stop for a debugger."""
+class DebugStop(Message):
+    """Command to every worker: a rank stops for a debugger."""
 
+    attempt: int
     rank: int | None
-    """None: the first one that an exception ends."""
+    """None: the first one that an exception ends; -1: none."""
     step: int | None
-    """At the user's first line of this step, or of the next one that it begins; None: no step."""
+    """Stop at the user's first line of this step, or of the next one that begins; None: at no step."""
     on_exception: bool = False
 
 
 @dataclass(frozen=True)
-class DebuggerInput:
-    """What was typed for a rank that is stopped in a debugger."""
-
-    rank: int
-    text: str | None
-    """None: nobody types any more, and the rank is to go on."""
-
-
-@dataclass(frozen=True)
-class WorkerCommand:
-    """Command: pass one of these on to every worker of the node: the drain's agreement (if the others are not given), a
-    request for a profile, or what is for a debugger; see `dtrain.worker.control_channel`."""
+class DebuggerInput(Message):
+    """Command to every worker: a line for the rank that is stopped in a debugger."""
 
     attempt: int
-    leave_at: int | None = None
-    """The agreed step; None: each rank is to propose one."""
-    profile: ProfileWindow | None = None
-    debug: DebugStop | None = None
-    typed: DebuggerInput | None = None
+    rank: int
+    text: str | None
+    """None: the terminal is gone, and the rank continues."""
 
-    @property
-    def order(self) -> int | ProfileWindow | DebugStop | DebuggerInput | None:
-        """What a worker is told."""
-        return self.typed or self.debug or self.profile or self.leave_at
+
+WorkerCommand = ProposeStop | LeaveAt | ProfileSteps | DebugStop | DebuggerInput
+"""The agent passes these on to its workers."""
 
 
 @dataclass(frozen=True)
-class DumpStacks:
+class DumpStacks(Message):
     """Command: every worker writes the stacks of all its threads to its log."""
 
     attempt: int
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Message):
     """Command: look into the node's workers for a person; see `dtrain.record.inspection`."""
 
     attempt: int
@@ -132,17 +143,17 @@ class Inspect:
 
 
 @dataclass(frozen=True)
-class CheckNode:
+class CheckNode(Message):
     """Command: look at the node before its first step; see `dtrain.agent.preflight`."""
 
     packages: tuple[str, ...]
-    """Whose versions are to be told."""
+    """Packages whose versions are reported."""
     folder: bool
     """Whether the run folder is to be written to."""
 
 
 @dataclass(frozen=True)
-class CheckPeers:
+class CheckPeers(Message):
     """Command: try to reach other nodes."""
 
     peers: dict[str, tuple[str, int]]
@@ -150,12 +161,12 @@ class CheckPeers:
 
 
 @dataclass(frozen=True)
-class Quit:
+class Quit(Message):
     """Command: end the workers and the agent."""
 
 
 @dataclass(frozen=True)
-class AgentReady:
+class AgentReady(Message):
     """Event: the agent is up."""
 
     host: str
@@ -165,17 +176,18 @@ class AgentReady:
     pid: int
     sees_run: bool
     """Whether the run folder is there on this node."""
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
-class NodeChecked:
+class NodeAnswered(Message):
     """Event: the answer to `CheckNode`."""
 
     clock: float
     """Seconds since 1970 on the node."""
     versions: dict[str, str]
     port: int
-    """That other nodes may try to reach; 0: none."""
+    """A port that other nodes may try to reach; 0: none."""
     disk_free: int | None
     """Bytes below the run folder."""
     shared_memory_free: int | None
@@ -184,7 +196,7 @@ class NodeChecked:
 
 
 @dataclass(frozen=True)
-class PeersChecked:
+class PeersChecked(Message):
     """Event: the answer to `CheckPeers`."""
 
     unreachable: dict[str, str]
@@ -192,7 +204,7 @@ class PeersChecked:
 
 
 @dataclass(frozen=True)
-class PortsReserved:
+class PortsReserved(Message):
     """Event: the ports reserved for an attempt."""
 
     attempt: int
@@ -202,49 +214,56 @@ class PortsReserved:
 
 
 @dataclass(frozen=True)
-class WorkersStarted:
-    """Event: the workers run."""
-
-    attempt: int
-    pids: dict[str, int]
-
-
-@dataclass(frozen=True)
 class WorkerLiveness:
     """How alive a worker is."""
 
     step: int | None
     """Steps done, None if the worker has no steps (a script)."""
     idle_seconds: float
-    """Since it last made a step, wrote output or used CPU time."""
+    """Seconds since the last step, output or CPU time."""
     stopped_seconds: float
     """Since it was stopped by a signal; 0: it is not."""
     quiet_seconds: float = 0.0
-    """Since it last made a step or wrote output, whatever CPU time it used."""
+    """Seconds since the last step or output, whatever CPU time was used."""
+
+    def aged(self, seconds: float) -> WorkerLiveness:
+        """Return the liveness to assume now, if the agent looked so many seconds ago."""
+        if not seconds:
+            return self
+        stopped = self.stopped_seconds + seconds if self.stopped_seconds else 0.0
+        return replace(
+            self,
+            idle_seconds=self.idle_seconds + seconds,
+            quiet_seconds=self.quiet_seconds + seconds,
+            stopped_seconds=stopped,
+        )
 
 
 @dataclass(frozen=True)
-class Heartbeat:
+class Heartbeat(Message):
     """Event: the agent lives; with the liveness of its workers."""
 
     attempt: int
     signs: dict[str, WorkerLiveness] = field(default_factory=dict)
+    age_seconds: float = 0.0
+    """Seconds since the agent looked at its workers: a file system may hold up its loop."""
     usage: dict[str, float] = field(default_factory=dict)
     """How busy the node is, if that was measured anew: `cpu` and `gpuN` as shares of 1, `memory_bytes` and `gpuN_memory_bytes`."""
 
 
 @dataclass(frozen=True)
-class WorkerReport:
+class WorkerReport(Message):
     """Event: what a worker reported; see `dtrain.api.reports`."""
 
     attempt: int
     rank: int
-    body: JsonObject
+    report: JsonObject
+    """The report as the worker sent it; see `report_of`."""
 
 
 @dataclass(frozen=True)
-class WorkerExited:
-    """Event: a worker exited."""
+class WorkerExited(Message):
+    """Event: a worker has exited."""
 
     attempt: int
     rank: int
@@ -256,7 +275,7 @@ class WorkerExited:
 
 
 @dataclass(frozen=True)
-class Inspected:
+class Inspected(Message):
     """Event: what the workers of the node do, asked for by `Inspect`."""
 
     attempt: int
@@ -267,19 +286,19 @@ class Inspected:
 
 
 @dataclass(frozen=True)
-class FileAppended:
+class FileAppended(Message):
     """Event: bytes appended to a log, a ledger or a profile on a node that does not see the run folder."""
 
     name: str
     """Relative to the run folder."""
     offset: int
-    """Of the data in the node's own file."""
+    """Offset of the data in the node's own file."""
     data: str
     """Base64."""
 
 
 @dataclass(frozen=True)
-class Fragment:
+class Fragment(Message):
     """Event: a fragment of another event's line, for transports that carry only short lines whole."""
 
     text: str
@@ -300,7 +319,7 @@ Command = (
     | CheckPeers
     | Quit
 )
-Event = (
+AgentEvent = (
     AgentReady
     | PortsReserved
     | MemoryHeld
@@ -310,27 +329,34 @@ Event = (
     | WorkerReport
     | WorkerExited
     | Inspected
-    | NodeChecked
+    | NodeAnswered
     | PeersChecked
     | FileAppended
     | Fragment
 )
-KINDS = {cls.__name__: cls for cls in (*get_args(Command), *get_args(Event))}
 
 
-def encode(message: Command | Event, to: str = "") -> bytes:
-    """One JSON line; `to` names the node if one pipe reaches several."""
-    body = to_dict(message) | {"kind": type(message).__name__}
+def encode(message: Command | AgentEvent, to: str = "") -> bytes:
+    """Encode as one JSON line; `to` names the node if one pipe reaches several."""
+    body = tagged(message, TAG)
     return json.dumps(body | {"to": to} if to else body, separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes | str) -> tuple[str, Any]:
-    """The node a line names (or '') and its message; raises `ValueError` for a line that is none of ours."""
+    """The node a line names (or '') and its message; raises `OtherVersion` for what another version of dtrain wrote, `ValueError`
+    for a line that is no message."""
     body = json.loads(line)
-    if not isinstance(body, dict) or body.get("kind") not in KINDS:
-        raise ValueError("not a message")
-    to = str(body.pop("to", ""))
-    return to, from_dict(KINDS[body.pop("kind")], body)
+    if isinstance(body, dict) and "kind" in body and TAG not in body:
+        raise OtherVersion("messages of format 1")
+    return str(body.get("to", "")) if isinstance(body, dict) else "", untagged(body, TAG)
+
+
+def report_of(report: JsonObject) -> Report:
+    """Decode a worker's report; raises `ValueError` if it is none."""
+    message = untagged(report, TAG)
+    if not isinstance(message, Report):
+        raise ValueError(f"{message.kind_name} is no report of a worker")  # noqa: TRY004
+    return message
 
 
 def fragments(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
@@ -351,12 +377,12 @@ class Reassembler:
     def __init__(self) -> None:
         self._begun: dict[str, list[str]] = {}
 
-    def add(self, node: str, fragment: Fragment) -> Event | None:
+    def add(self, node: str, fragment: Fragment) -> AgentEvent | None:
         """The event that is complete with this fragment, or None."""
         if fragment.first:
             self._begun[node] = []
         self._begun.setdefault(node, []).append(fragment.text)
         if not fragment.last:
             return None
-        event: Event = decode("".join(self._begun.pop(node)))[1]
+        event: AgentEvent = decode("".join(self._begun.pop(node)))[1]
         return event

@@ -1,5 +1,5 @@
-"""What a strategy and its training backend need to look at loss and gradient of all ranks before the optimizer steps
-(`train.on_nonfinite`, `train.spike`)."""
+"""Abilities that a strategy and its training backend need to check loss and gradient of all ranks before the
+optimizer steps (`train.on_nonfinite`, `train.spike`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StepSeen:
     """Loss and gradient of a step whose optimizer has not stepped yet; the same on every rank."""
 
     losses: tuple[float, ...]
-    """Of all shards of all ranks, in the order of shards."""
+    """Losses of all shards of all ranks, in the order of shards."""
     norm: float
     """Of the gradient, averaged over the ranks, before it is clipped."""
 

@@ -18,7 +18,8 @@ from dtrain.job.failure_kinds import FailureKind, exception_kind
 from dtrain.job.job import Device, Job, Resources, Train
 
 ERROR_FILE = "<error file of this rank>"
-"""As a value in `Strategy.environment`: the path of a file that is the rank's own and that its program may leave an error in."""
+"""A value in `Strategy.environment` that stands for the path of the rank's own file, in which its program may leave
+an error."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,15 @@ class RendezvousInfo:
     """How the workers of an attempt reach each other; every attempt has ports of its own."""
 
     addresses: tuple[str, ...]
-    """Of every rank, in the order of ranks; only rank 0's in a worker whose strategy does not ask for all (`NeedsAllAddresses`)."""
+    """Addresses in the order of ranks; only rank 0's in a worker whose strategy does not ask for all
+    (`NeedsAllAddresses`)."""
     ports: tuple[int, ...]
-    """One reserved for every rank, on its own node; rank 0's is the rendezvous port."""
+    """A reserved port for every rank, on its own node; rank 0's is the rendezvous port."""
     run_id: str
     attempt: int
     """Counted from 1."""
     service: int = 0
-    """One more port on rank 0's node, for what a strategy serves there."""
+    """One more port on rank 0's node, for a service of the strategy."""
     restarts: int = 0
     """How many times failed workers may be started again (`recovery.restarts`)."""
 
@@ -82,7 +84,7 @@ class SnapshotFiles:
 
 @dataclass(frozen=True)
 class StepNumber:
-    """Which step of the run this is."""
+    """The number of a step of the run."""
 
     step: int
     """Counted from 0."""
@@ -127,7 +129,7 @@ class Snapshot(Protocol):
 
 
 class TrainingBackend(Protocol):
-    """What `Strategy.join` yields in every worker: training, in one framework, with all the others."""
+    """The training of one worker, in one framework, together with all the others; yielded by `Strategy.join`."""
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
         """Collective. Model and optimizer from `task.model()` and `task.optimizer(model)`, wrapped, the same weights
@@ -152,8 +154,12 @@ class TrainingBackend(Protocol):
         """Collective. Mean of `metrics(model, batch)`, the task's own if not given, over all samples of all ranks; every
         rank gives as many batches, each with the number of samples that count (0: a filler). Changes no state."""
 
-    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
-        """Collective. Weighted mean over ranks of named values (the same names everywhere)."""
+    def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Collective. Mean of named values over the ranks that have the name, with the weight of each (1 if none are given). The
+        result is the same on every rank."""
+
+    def check_replicas(self) -> None:
+        """Collective. Raise `UserError` on every rank if state that all ranks should have alike differs."""
 
     def snapshot(self) -> Snapshot:
         """Collective. Copy of model and optimizer state; training may go on when it returns."""
@@ -165,6 +171,10 @@ class TrainingBackend(Protocol):
     def register(self, name: str, thing: Any) -> None:
         """Collective. Keep `thing.state_dict()` in checkpoints under this name; if a checkpoint was loaded, give it the
         state it had."""
+
+    def restore_last(self) -> None:
+        """Before the first step, once everything with a state exists: restore what constructors of the user's may have changed since
+        `load`."""
 
     def unclaimed(self) -> list[str]:
         """Names in the loaded checkpoint that nothing was registered under."""
@@ -269,8 +279,8 @@ class WeighsShards(Protocol):
     """A training backend whose shards may differ in size."""
 
     def weigh(self, weights: Sequence[float]) -> None:
-        """What the losses of this process's shards are multiplied with in each `step`, so that their sum, averaged over the
-        ranks, is the mean over the global batch."""
+        """Set the factors of the losses of this process's shards in each `step`: their sum, averaged over the ranks,
+        is then the mean over the global batch."""
 
 
 @runtime_checkable
@@ -296,7 +306,8 @@ class MeasuresDeviceMemory(Protocol):
     """A strategy whose framework counts the memory of a device."""
 
     def peak_device_memory(self) -> int:
-        """In a worker: the most bytes that its devices have held at once; 0: they are CPUs, or it is not known."""
+        """Return, in a worker, the most bytes that its devices have held at once; 0: they are CPUs, or it is not
+        known."""
 
 
 @runtime_checkable
@@ -314,7 +325,7 @@ class NetworkMeasured:
     clocks_apart: float
     """Seconds between the clock that is furthest ahead and the one that is furthest behind."""
     payload_bytes: int
-    """Of each all_reduce."""
+    """Size of each all_reduce."""
     bytes_per_second: dict[int, float]
     """Rank of the neighbour → speed of an all_reduce with it, on the rank that leads the pair."""
 
@@ -331,7 +342,7 @@ class MeasuresNetwork(Protocol):
 
 
 Fetch = Callable[[Path, Collection[str]], None]
-"""See `FetchesFiles`."""
+"""A function like `FetchesFiles.fetch`."""
 
 
 def nothing_to_fetch(folder: Path, files: Collection[str]) -> None:
@@ -347,7 +358,7 @@ class FetchesFiles(Protocol):
 
 
 class StepProfiler(Protocol):
-    """A profile under way."""
+    """A running profile."""
 
     def stop(self, file: Path) -> str:
         """Write it, in a form that Perfetto or TensorBoard opens, to this file or one whose name begins so; a table of the

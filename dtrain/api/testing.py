@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from dtrain.api.cluster import Allocation, Cluster, ClusterEvent, NodeLost
 from dtrain.api.exporter import Call, Exporter, TrainedModel, specs_of
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import AgentReady, Event, PortsReserved, ReservePorts
+from dtrain.api.protocol import AgentEvent, AgentReady, PortsReserved, ReservePorts
 from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
 from dtrain.api.tracker import Ending, Entry, TrackedRun, Tracker
 from dtrain.api.weights import Framework
@@ -214,7 +214,7 @@ class _Lab:
     """An allocation whose agents are ready."""
 
     allocation: Allocation
-    inbox: queue.SimpleQueue[tuple[str, Event | ClusterEvent]]
+    inbox: queue.SimpleQueue[tuple[str, AgentEvent | ClusterEvent]]
     ready: dict[str, AgentReady]
 
     def next(self, kind: type[T]) -> tuple[str, T]:
@@ -228,7 +228,7 @@ class _Lab:
 @contextmanager
 def _allocated(cluster: Cluster, plan: LaunchPlan, path: Path) -> Iterator[_Lab]:
     run = folder.create(path, plan.job)
-    inbox: queue.SimpleQueue[tuple[str, Event | ClusterEvent]] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[tuple[str, AgentEvent | ClusterEvent]] = queue.SimpleQueue()
     with cluster.allocate(plan, run, inbox) as allocation:
         lab = _Lab(allocation, inbox, {})
         while len(lab.ready) < plan.nodes:

@@ -1,4 +1,5 @@
-"""What a framework's weights are outside of a training: read from checkpoints and files, put into a model, written for others.
+"""Weights of a framework outside of a training: read from checkpoints and files, put into a model, written for other
+programs.
 
 One class for each framework, found through the entry points `dtrain.frameworks`; its module imports the framework in functions only.
 """
@@ -27,24 +28,24 @@ class Unmatched:
     """How the weights of a source and of a model differ, by name."""
 
     missing: tuple[str, ...]
-    """In the model, and not in the source."""
+    """Names in the model that the source lacks."""
     unexpected: tuple[str, ...]
-    """In the source, and not in the model."""
+    """Names in the source that the model lacks."""
     reshaped: tuple[tuple[str, Shape, Shape], ...]
-    """In both: the name, the shape in the source, the shape in the model."""
+    """Name, shape in the source and shape in the model, where they differ."""
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unexpected or self.reshaped)
 
     def lines(self) -> list[str]:
-        """All of them, one a line."""
+        """Format all differences, one a line."""
         found = [f"{name}: {there} in the source, {here} in the model" for name, there, here in self.reshaped]
         found += [f"{name}: in the model only" for name in self.missing]
         found += [f"{name}: in the source only" for name in self.unexpected]
         return found[:MOST_SHOWN] + ([f"and {len(found) - MOST_SHOWN} more"] if len(found) > MOST_SHOWN else [])
 
     def told(self) -> str:
-        """What was left out, in one sentence for a warning."""
+        """Format what was left out as one sentence for a warning."""
         told = (
             ("not in the source, so that the model kept its own", self.missing),
             ("of another shape in the source, so that the model kept its own", [name for name, _, _ in self.reshaped]),

@@ -1,4 +1,5 @@
-"""What a short run measured of itself, from its event log and the ledger of its rank 0: speed, memory, time to the first step, loss."""
+"""Measurements of a short run, from its event log and the ledger of its rank 0: speed, memory, time to the first
+step, loss."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class Measurement:
     """The numbers of one run; None: the run did not get that far, or does not say."""
 
     samples: int = 0
-    """That it has trained on."""
+    """Samples trained on."""
     speeds: tuple[float, ...] = ()
     """Samples a second in each report (`train.log_every`) after the warm-up."""
     data_wait: float | None = None
@@ -28,13 +29,13 @@ class Measurement:
     first_step_seconds: float | None = None
     """From the start of the supervisor to the end of the first step; a cluster's queue is not counted."""
     compile_seconds: float | None = None
-    """What the sanity check and the first step took beyond a later step: tracing and compiling."""
+    """Seconds of the sanity check and the first step beyond a later step: tracing and compiling."""
     memory_bytes: int | None = None
     """The most that all worker processes took together, resident; pages that they share count in each."""
     device_memory_bytes: int | None = None
     """The most that the devices of one worker process held."""
     loss: float | None = None
-    """Of the last report."""
+    """Loss of the last report."""
     held_out: tuple[tuple[str, float], ...] = ()
     """Metrics on held-out data at the end."""
     losses: Points = ()
@@ -42,7 +43,7 @@ class Measurement:
 
     @property
     def samples_per_second(self) -> float | None:
-        """Median of the reports."""
+        """Median over the reports."""
         return statistics.median(self.speeds) if self.speeds else None
 
     @property
@@ -52,7 +53,7 @@ class Measurement:
 
     @property
     def spread(self) -> tuple[float, float] | None:
-        """Between these lies the middle half of the reports."""
+        """Quartiles over the reports."""
         if len(self.speeds) < 2:
             return (self.speeds[0], self.speeds[0]) if self.speeds else None
         low, _, high = statistics.quantiles(self.speeds, n=4, method="inclusive")

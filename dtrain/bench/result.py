@@ -1,4 +1,4 @@
-"""What came of a bench: a row for each combination, how well more workers scale, and which one to take. Pure."""
+"""The result of a bench: a row for each combination, how well more workers scale, and which one to take. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
     runs: tuple[str, ...] = ()
     """Ids of the runs that measured it."""
     strategy: str = ""
-    """That it trained with, if the recipe left it to `auto`."""
+    """The strategy that `auto` chose."""
     others: float = 0.0
     """The highest share of this machine's processors that other programs used during one of its runs, 0 to 1."""
 
@@ -38,7 +38,7 @@ class Row:
 
     @cached_property
     def facts(self) -> Measured | None:
-        """What a choice looks at."""
+        """Return the numbers that a choice is based on."""
         one = self.measurement
         if one is None or not one.samples_per_second:
             return None
@@ -46,13 +46,13 @@ class Row:
 
     @property
     def workers(self) -> int:
-        """That it trained on."""
+        """Number of workers that it trained on."""
         return self.variant.job.resources.workers if self.variant.job else 0
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The combination to take."""
+    """The combination to take, and why."""
 
     row: Row
     reasons: tuple[str, ...]
@@ -60,12 +60,12 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All of it."""
+    """Everything that a bench found."""
 
     rows: tuple[Row, ...]
     steps: int
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers must know."""
+    """Remarks that a reader of the numbers must know."""
     interrupted: bool = False
 
     @property
@@ -75,7 +75,7 @@ class BenchResult:
 
     @property
     def keys(self) -> list[str]:
-        """Of `--over`."""
+        """Keys of `--over`."""
         return list(dict.fromkeys(key for row in self.rows for key in row.variant.values))
 
     @property
@@ -172,7 +172,7 @@ def _start_reason(chosen: Row, other: Row) -> list[str]:
 
 
 def as_json(result: BenchResult) -> dict[str, Any]:
-    """For a program."""
+    """Convert to plain data."""
     chosen = result.recommendation()
     return {
         "steps": result.steps, "interrupted": result.interrupted, "notes": list(result.notes),

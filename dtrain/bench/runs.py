@@ -130,7 +130,7 @@ class Bench:
         return render.ended_why(state.state_of(run))
 
     def _run_to_end(self, run: RunDir, title: str, stopped: list[str], others: OthersMeter) -> int:
-        """Its exit code; `stopped` gets the reasons of requests to stop it."""
+        """Return the exit code of a run; `stopped` gets the reasons of requests to stop it."""
         job = run.job()
         shown = sys.stdout.isatty() and not self._quiet
         here = registry.cluster_of(job).same_machine
@@ -190,7 +190,7 @@ class OthersMeter:
     def __init__(self) -> None:
         self._first: tuple[float, float, float] | None = None
         self.share = 0.0
-        """Of all processors, 0 to 1."""
+        """Share of all processors, 0 to 1."""
 
     def look(self) -> None:
         """At a report of the run."""

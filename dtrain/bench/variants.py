@@ -1,4 +1,5 @@
-"""What `dtrain bench` compares: every combination of the recipes and of the values of `--over`, each as a short run of its own."""
+"""The combinations that `dtrain bench` compares: of the recipes and of the values of `--over`, each as a short run
+of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from dtrain.show.render import counted
 OPTION = "--over"
 WORKERS = "resources.workers"
 PLACE = re.compile(r"^(--\S+ .*?|[^ ].*?:\d+:\d+): (?=\S)")
-"""Before a message: where it was found."""
+"""The place in front of a message."""
 EVALUATE_STEPS = 50
 """Most global batches of held-out data that are looked at in the end."""
 SCRIPT = "a script has its own loop, whose steps dtrain does not see: bench measures tasks and functions"
@@ -27,16 +28,16 @@ SCRIPT = "a script has its own loop, whose steps dtrain does not see: bench meas
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination."""
+    """One combination of recipe and values."""
 
     recipe: Path
     name: str
-    """Of its recipe: the file's, or its path if another has the same."""
+    """Name of the recipe: the file's, or its path if another has the same."""
     values: dict[str, str]
     """Key of `--over` → value, as they were typed."""
     label: str
     command: str
-    """What trains it in full."""
+    """The command that trains it in full."""
     job: Job | None = None
     """The short run that measures it; None if there is a problem."""
     problem: str = ""
@@ -51,7 +52,7 @@ class Length:
 
     @property
     def log_every(self) -> int:
-        """Steps of one report."""
+        """Number of steps between two reports."""
         return max(1, self.steps // 10)
 
     @property
@@ -61,7 +62,8 @@ class Length:
 
 
 def variants(recipes: Sequence[Path], overs: Sequence[str], given: Overrides, runs: Path, steps: int) -> list[Variant]:
-    """All combinations, those that cannot run with the reason. Raises `UsageError` if none can, or if a name is unknown."""
+    """Return all combinations, those that cannot run with the reason. Raises `UsageError` if none can, or if a name
+    is unknown."""
     members = sweep.members(overs, OPTION)
     _check_names(members)
     paths = list(dict.fromkeys(recipes))
@@ -97,7 +99,7 @@ def _check_names(members: Sequence[Sequence[Override]]) -> None:
 def _variant(
     path: Path, member: Sequence[Override], given: Overrides, runs: Path, name: str, *, several: bool
 ) -> tuple[Variant, str]:
-    """One combination, and what its problem is in full."""
+    """Return one combination and the full text of its problem."""
     values = {".".join(where): source.partition("=")[2] for where, _, source in member}
     label = _label(values, name if several or not values else "")
     variant = Variant(path, name, values, label, _command(path, given, member))

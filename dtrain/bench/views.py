@@ -1,4 +1,4 @@
-"""What `dtrain bench` shows: text, a page and a picture."""
+"""Output of `dtrain bench`: text, a page and a picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Cell = Callable[[Measurement], str]
 
 
 def announcement(variants: Sequence[Variant], steps: int, repeats: int) -> str:
-    """What is about to be done."""
+    """Format what is about to be measured."""
     able = [one for one in variants if one.job]
     samples = max((one.job.train.steps or 0) * one.job.train.global_batch for one in able if one.job)
     times = "" if repeats == 1 else f", each {repeats} times in turn"
@@ -38,7 +38,7 @@ def announcement(variants: Sequence[Variant], steps: int, repeats: int) -> str:
 
 
 def heads(result: BenchResult) -> list[str]:
-    """Of the table."""
+    """Heads of the table's columns."""
     first = ["recipe"] if result.several_recipes or not result.keys else []
     return [*first, *(_short(key) for key in result.keys), *_columns(result)]
 
@@ -120,7 +120,7 @@ def text(result: BenchResult, width: int, *, colored: bool) -> str:
 
 
 def notes(result: BenchResult) -> list[str]:
-    """What a reader of the numbers must know."""
+    """Remarks that a reader of the numbers must know."""
     found = list(result.notes)
     disturbed = [row for row in result.measured if row.others >= DISTURBED]
     if disturbed:
@@ -141,7 +141,7 @@ def notes(result: BenchResult) -> list[str]:
 
 
 def _tables(result: BenchResult, width: int | None) -> str:
-    """All rows; one that was not measured says why in the place of its numbers. What is too wide becomes several tables."""
+    """Format all rows; one that was not measured has the reason in place of its numbers. Too wide a table is split."""
     lines = [heads(result), *(cells(result, row) for row in result.rows)]
     named = len(heads(result)) - len(_columns(result))
     widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
@@ -185,7 +185,7 @@ def _color(result: BenchResult, row: Row) -> str:
 
 
 def html(result: BenchResult) -> str:
-    """One page that opens without a network."""
+    """Format one page that opens without a network."""
     names = list(dict.fromkeys(row.variant.name for row in result.rows))
     problems = [(row.variant.label, row.problem) for row in result.rows if row.problem]
     remarks = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes(result))

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is meant: of a step, the best by a metric of its evaluations, or the newest."""
+"""Finds the checkpoint of a run that is meant: of a step, the best by a metric of its evaluations, or the newest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoint store a run uses."""
+"""Chooses the checkpoint store of a run."""
 
 from __future__ import annotations
 

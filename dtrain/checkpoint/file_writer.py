@@ -24,16 +24,16 @@ class WeightsRange:
     """Bytes of the shared memory that are one of the model's tensors, or a part of one."""
 
     name: str
-    """With all that tells two ranges apart: type, shape, place in the whole."""
+    """Name with all that distinguishes two ranges: type, shape, place in the whole."""
     begin: int
     length: int
     finite: str
-    """Its type as in `tensor_file.ITEM_BYTES` if all its values must be finite, otherwise ''."""
+    """The type as in `tensor_file.ITEM_BYTES` if all values must be finite, otherwise ''."""
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """What the process saw of a file while it wrote it."""
+    """Facts about a file that the process noted while it wrote it."""
 
     size: int
     digest: str

@@ -44,7 +44,7 @@ class KeptBuffer:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return self.file.size
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ class LocalCheckpointStore:
         """Files that this store committed, and what told them from changed ones then."""
 
     def new_attempt(self, after: int) -> int:
-        """See `CheckpointStore.new_attempt`: an empty file stands for each number."""
+        """Reserve a number by making an empty file of its name."""
         taken = (path.name.removeprefix(ATTEMPT) for path in self.folder.glob(f"{ATTEMPT}*"))
         number = max([after, *(int(text) for text in taken if text.isdigit())]) + 1
         while not self._took(number):
@@ -69,14 +69,12 @@ class LocalCheckpointStore:
         return True
 
     def staging(self, attempt: int, step: int) -> Path:
-        """See `CheckpointStore.staging`."""
         return self.folder / f"{STAGING}{attempt:04d}-{step:08d}"
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
-        """See `CheckpointStore.publish`: they are visible as they are."""
+        """Make the files visible, which they are already in a shared folder."""
 
     def clear_staging(self) -> None:
-        """See `CheckpointStore.clear_staging`."""
         staged = list(self.folder.glob(f"{STAGING}*"))
         self._check_lease()
         for path in (*staged, *self.folder.glob(f"{DROPPED}*")):
@@ -90,7 +88,7 @@ class LocalCheckpointStore:
         shutil.rmtree(aside, ignore_errors=True)
 
     def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
-        """See `CheckpointStore.commit`: by one rename, to a name that nothing else has."""
+        """Commit by one rename, to a name that nothing else has."""
         staged = self.staging(attempt, step)
         manifest = manifest_of(attempt, step, parts, origin)
         for name, (size, _) in manifest.files.items():
@@ -111,15 +109,12 @@ class LocalCheckpointStore:
         return manifest.committed(final.name)
 
     def abandon(self, attempt: int, step: int) -> None:
-        """See `CheckpointStore.abandon`."""
         self._drop(self.staging(attempt, step))
 
     def steps(self) -> list[int]:
-        """See `CheckpointStore.steps`."""
         return list(newest_by_step(self._committed()))
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
-        """See `CheckpointStore.latest_valid`."""
         for name in newest_first(path.name for path in self.folder.glob("step-*")):
             path = self.folder / name.text
             manifest = parsed(_text(path / MANIFEST))
@@ -133,7 +128,6 @@ class LocalCheckpointStore:
             return
 
     def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
-        """See `CheckpointStore.verified`."""
         newest = newest_by_step(self._committed())
         chosen = chosen_step(list(newest), step)
         path = self.folder / newest[chosen].text
@@ -144,7 +138,6 @@ class LocalCheckpointStore:
         return path, manifest
 
     def prune(self, stays: Stays) -> None:
-        """See `CheckpointStore.prune`."""
         committed = self._committed()
         damaged = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_mtime)
         self._check_lease()
@@ -157,18 +150,18 @@ class LocalCheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
 
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
-        """See `CheckpointStore.local_folder`."""
         return self.folder / name
 
     def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
-        """See `CheckpointStore.fetch`: all of them are here."""
+        """Fetch files, all of which are here already."""
 
     def _check_lease(self) -> None:
         if self._lease:
             self._lease.check()
 
     def _damage(self, folder: Path, name: str, entry: tuple[int, str]) -> str:
-        """What is wrong with a file, or ''. What this store committed and nobody wrote to since is not read again."""
+        """Describe what is wrong with a file, or ''. A file that this store committed and that was not written since
+        is not read again."""
         path, (size, digest) = folder / name, entry
         try:
             state = _state(path)
@@ -196,7 +189,7 @@ class LocalCheckpointStore:
 
 
 def _text(path: Path) -> bytes | str | None:
-    """What is in a manifest; unreadable ones are as bad as none."""
+    """Read a manifest; an unreadable one counts as none."""
     try:
         return path.read_bytes()
     except OSError:

@@ -32,7 +32,7 @@ class MemoryRecord:
     file: str
     """Name in a checkpoint folder of what is in the buffer; '' if this rank has no tensors."""
     size: int = 0
-    """Of that file, in bytes."""
+    """Size of that file in bytes."""
     weights: Sequence[tuple[str, int, int, str]] = ()
     """The model's tensors in it; see `file_writer.WeightsRange`."""
     small: Mapping[str, int] = field(default_factory=dict)

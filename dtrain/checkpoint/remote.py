@@ -59,7 +59,7 @@ class RemoteCheckpointStore:
         """Objects of checkpoints that this store committed, and their versions then."""
 
     def new_attempt(self, after: int) -> int:
-        """See `CheckpointStore.new_attempt`: an object stands for each number."""
+        """Reserve a number by making an object of its name."""
         taken = (name.rpartition("/")[2] for name in self._remote.sizes(ATTEMPTS))
         number = max([after, *(int(text) for text in taken if text.isdigit())]) + 1
         mark = self._lease.mark if self._lease else ""
@@ -70,11 +70,10 @@ class RemoteCheckpointStore:
         return number
 
     def staging(self, attempt: int, step: int) -> Path:
-        """See `CheckpointStore.staging`."""
         return self._cache / name_of(attempt, step)
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
-        """See `CheckpointStore.publish`: copy them there; older copies on this node go."""
+        """Copy the files to the storage and remove older copies on this node."""
         name = parsed_name(name_of(attempt, step))
         assert name
         for file in files:
@@ -84,7 +83,6 @@ class RemoteCheckpointStore:
             shutil.rmtree(self._cache / old.text, ignore_errors=True)
 
     def clear_staging(self) -> None:
-        """See `CheckpointStore.clear_staging`."""
         folders = self._folders()
         self._check_lease()
         for text, files in folders.items():
@@ -99,7 +97,7 @@ class RemoteCheckpointStore:
         return known or self._remote.create(f"{CHECKPOINTS}/{name.text}/{MANIFEST}", GIVEN_UP)
 
     def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
-        """See `CheckpointStore.commit`: what explains it is there before its manifest."""
+        """Commit by creating the manifest, after what explains the checkpoint is there."""
         name = name_of(attempt, step)
         manifest = manifest_of(attempt, step, parts, origin)
         try:
@@ -123,18 +121,15 @@ class RemoteCheckpointStore:
             self._lease.check()
 
     def abandon(self, attempt: int, step: int) -> None:
-        """See `CheckpointStore.abandon`."""
         name = name_of(attempt, step)
         shutil.rmtree(self._cache / name, ignore_errors=True)
         with suppress(StorageError):
             self._delete(name, self._folders().get(name, {}))
 
     def steps(self) -> list[int]:
-        """See `CheckpointStore.steps`."""
         return list(newest_by_step(self._committed()))
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
-        """See `CheckpointStore.latest_valid`."""
         for name in (one.text for one in self._committed()):
             manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
             versions = self._remote.versions(f"{CHECKPOINTS}/{name}")
@@ -150,7 +145,7 @@ class RemoteCheckpointStore:
             return
 
     def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
-        """See `CheckpointStore.verified`: what is here already is hashed, the rest is fetched."""
+        """Verify a checkpoint: files that are here are hashed, the others fetched."""
         newest = newest_by_step(self._committed())
         chosen = chosen_step(list(newest), step)
         folder = self._cache / newest[chosen].text
@@ -161,7 +156,7 @@ class RemoteCheckpointStore:
         return folder, manifest
 
     def prune(self, stays: Stays) -> None:
-        """See `CheckpointStore.prune`; of several attempts' checkpoints of one step, the last one's."""
+        """Remove checkpoints; of several attempts' checkpoints of one step, the last one stays."""
         with suppress(StorageError):
             folders = self._folders()
             self._check_lease()
@@ -173,7 +168,7 @@ class RemoteCheckpointStore:
                 self._delete(name.text, folders[name.text])
 
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
-        """See `CheckpointStore.local_folder`: what is not here comes when it is fetched."""
+        """Return a folder whose missing files come when they are fetched."""
         folder = self._cache / name
         manifest = self._manifest_here(folder)
         if isinstance(manifest, str):
@@ -191,7 +186,7 @@ class RemoteCheckpointStore:
         return manifest
 
     def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
-        """See `CheckpointStore.fetch`: one worker does it for all of the node's, each file once an attempt."""
+        """Fetch files: one worker does it for all of the node's, each file once an attempt."""
         manifest = parsed((folder / MANIFEST).read_bytes())
         assert not isinstance(manifest, str), "it was looked at before it was kept"
         wanted = {file: manifest.files[file] for file in files}
@@ -235,7 +230,8 @@ class RemoteCheckpointStore:
         return newest_first(name for name, files in self._folders().items() if _is_committed(files))
 
     def _wrong(self, name: str, known: set[str], file: str, entry: tuple[int, str]) -> str:
-        """What is wrong with an object, or ''. What this store committed and nobody wrote since is not read again."""
+        """Describe what is wrong with an object, or ''. An object that this store committed and that was not written
+        since is not read again."""
         path = f"{CHECKPOINTS}/{name}/{file}"
         try:
             good = path in known or self._remote.hashed(path) == entry
@@ -264,7 +260,7 @@ def _is_committed(files: dict[str, int]) -> bool:
 
 @contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
-    """One process of the node at a time, for each file."""
+    """Let one process of the node at a time work on a file."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f".fetching-{name}", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -38,12 +38,12 @@ class CheckpointShard:
 
     files: Files
     weights: str
-    """See `SnapshotFiles.weights`."""
+    """Digest as in `SnapshotFiles.weights`."""
 
 
 @dataclass(frozen=True)
 class CheckpointOrigin:
-    """Which training wrote a checkpoint."""
+    """The training that wrote a checkpoint."""
 
     strategy: str
     workers: int
@@ -110,7 +110,7 @@ class CheckpointStore(Protocol):
         """Drop a staged checkpoint that cannot be finished."""
 
     def steps(self) -> list[int]:
-        """Of the committed checkpoints, newest first; not verified."""
+        """Steps of the committed checkpoints, newest first; they are not verified."""
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
         """Walk from the newest checkpoint back: yields each damaged one as it is quarantined, and ends with the first valid one, if
@@ -189,8 +189,8 @@ def refused(step: int, problem: str, steps: Sequence[int]) -> CheckpointError:
 
 
 def verify(files: Files, check: Callable[[str, tuple[int, str]], str]) -> str:
-    """What is wrong with the files of a checkpoint, as a check of each by its name and entry says it, or '' if every byte is
-    what was written."""
+    """Describe what is wrong with the files of a checkpoint, by a check of each by its name and entry, or '' if
+    every byte is as written."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(max_workers=READERS) as pool:

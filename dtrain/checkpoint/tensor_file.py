@@ -15,7 +15,7 @@ from pathlib import Path
 
 SUFFIX = ".safetensors"
 ALIGNMENT = 64
-"""Of the first tensor's bytes in the file. The others are aligned to the size of their type."""
+"""Alignment of the first tensor's bytes in the file. The others are aligned to the size of their type."""
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E5M2": 1, "F8_E4M3": 1, "I8": 1, "U8": 1, "BOOL": 1,
@@ -39,11 +39,11 @@ class TensorEntry:
     """A key of `ITEM_BYTES`."""
     shape: tuple[int, ...]
     begin: int = 0
-    """Of its bytes in the file."""
+    """Offset of its bytes in the file."""
 
     @property
     def length(self) -> int:
-        """In bytes."""
+        """Length in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -53,11 +53,11 @@ class TensorFile:
 
     header: bytes
     entries: tuple[TensorEntry, ...]
-    """In the order of the file."""
+    """Entries in the order of the file."""
 
     @property
     def size(self) -> int:
-        """Of the whole file, in bytes."""
+        """Size of the whole file in bytes."""
         last = self.entries[-1] if self.entries else None
         return last.begin + last.length if last else len(self.header)
 
@@ -81,7 +81,7 @@ def laid_out(tensors: Iterable[TensorEntry], metadata: Mapping[str, str] | None 
 
 
 def entries_of(path: Path) -> list[TensorEntry]:
-    """What is in a file of tensors; raises `ValueError` if it is none."""
+    """Read the header of a file of tensors; raises `ValueError` if it is none."""
     with open(path, "rb") as file:
         length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
         if length > size:

@@ -92,7 +92,7 @@ def _written(descriptor: int, path: str, weights: list[Range]) -> dict[str, Any]
 
 
 def _looked_at(view: memoryview, weights: list[Range]) -> dict[str, Any]:
-    """What is to be known of the bytes, in one pass over them."""
+    """Hash the bytes and check their values in one pass."""
     whole, total, problem, end = digest(), 0, "", 0
     for name, begin, length, dtype in sorted(weights, key=lambda one: one[1]):
         for block in _blocks(view[end:begin]):
@@ -116,7 +116,7 @@ def _blocks(view: memoryview) -> Iterator[memoryview]:
 
 
 def _write(view: memoryview, path: str) -> None:
-    """To the disk, and not only to the kernel."""
+    """Write and flush to the disk, not only to the kernel."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:

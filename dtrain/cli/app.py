@@ -51,7 +51,7 @@ Warm = Annotated[
 
 
 def _keep_warm(text: str | None) -> str | None:
-    """What starts the agents, perhaps another process, finds it in the environment."""
+    """Put the time into the environment, where the process that starts the agents finds it."""
     if text:
         from dtrain.common import durations
 
@@ -111,7 +111,8 @@ def resume(
 
     chosen = _find(runs, name)
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, sets=sets)
-    create.prepare_resume(chosen, given, recipe)
+    if edits := create.prepare_resume(chosen, given, recipe):
+        print(edits, flush=True)
     if detach:
         terminal.submit(chosen)
     else:

@@ -18,7 +18,7 @@ VARIABLE = "_DTRAIN_COMPLETE"
 
 
 class Shell(str, Enum):
-    """Those that are known."""
+    """Shells that completion is known for."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -26,7 +26,7 @@ class Shell(str, Enum):
 
 
 def add_to(app: typer.Typer) -> None:
-    """Make the command known."""
+    """Register the command."""
 
     @app.command()
     def completion(shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish")]) -> None:
@@ -68,7 +68,7 @@ def settings(incomplete: str) -> list[str]:
 
 
 def plugins(kind: str) -> Any:
-    """What completes the name of a strategy or a cluster."""
+    """Return a completer of the names of strategies or clusters."""
 
     def names(incomplete: str) -> list[str]:
         from dtrain.launch import registry

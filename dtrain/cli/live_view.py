@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view in a terminal, plain lines in a pipe."""
+"""Output while a run goes on: a live view in a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 STATE_SECONDS = 0.4
-"""Between two looks at a progress bar."""
+"""Pause between two looks at a progress bar."""
 
 
 class LineReader:
@@ -67,7 +67,7 @@ class LineReader:
         return found
 
     def _under_way(self, data: bytes) -> list[str]:
-        """What a progress bar shows now, if it has changed and it is time to look again."""
+        """Return what a progress bar shows now, if it has changed and its pause is over."""
         now = self._clock()
         if b"\r" not in data or now < self._state_at + STATE_SECONDS:
             return []
@@ -79,7 +79,7 @@ class LineReader:
 
 
 def _newest_state(line: str) -> str:
-    """What is seen of a line in a terminal: the last thing that was written over the others."""
+    """Return what a terminal would show of a line: the last thing that was written over the others."""
     return next((part for part in reversed(line.split("\r")) if part), "")
 
 
@@ -149,7 +149,6 @@ class View:
         return self._feed.state
 
     def hear(self, event: Event) -> None:
-        """See `Feed.hear`."""
         self._feed.hear(event)
 
     def _show(self) -> None:

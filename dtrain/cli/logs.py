@@ -26,9 +26,9 @@ POLL_SECONDS = 0.2
 ASK_SECONDS = 2.0
 """Between two questions to the cluster of a run that is not supervised."""
 SCAN_SECONDS = 2.0
-"""Between two looks for logs of new ranks; a folder with thousands of ranks is not listed more often."""
+"""Pause between two looks for logs of new ranks; a folder with thousands of ranks is not listed more often."""
 BEGIN = re.compile(r"--- dtrain: attempt (\d+), rank \d+, from step \d+ ---")
-"""What a worker writes first."""
+"""The first line that a worker writes."""
 
 
 Line = tuple[int, int, str]
@@ -37,7 +37,7 @@ Line = tuple[int, int, str]
 
 @dataclass(frozen=True)
 class Filter:
-    """Which lines are wanted."""
+    """A choice of lines."""
 
     ranks: Sequence[int] = ()
     """Empty: all."""
@@ -55,7 +55,7 @@ class Filter:
 
 
 class Places:
-    """Which node a rank was on in an attempt."""
+    """The nodes that ranks were on in each attempt."""
 
     def __init__(self, run: RunDir) -> None:
         self._started = Reader(run.events, WorkersStarted)
@@ -70,7 +70,7 @@ class Places:
         self._several = len(set(self._node.values())) > 1
 
     def prefix(self, attempt: int, rank: int) -> str:
-        """Before a line: the rank, and its node if there are several."""
+        """Format the rank in front of a line, with its node if there are several."""
         node = self._node.get((attempt, rank), "") if self._several else ""
         return f"{node} rank {rank}".lstrip()
 
@@ -122,7 +122,7 @@ class LogPrinter:
             yield self._places.prefix(attempt, rank), text
 
     def _folded(self, lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
-        """Each line once, at its first rank, with all ranks that wrote the same as often."""
+        """Yield each line once, at its first rank, with all ranks that wrote the same as often."""
         waiting: dict[str, Counter[int]] = defaultdict(Counter)
         for rank, _, text in lines:
             waiting[text][rank] += 1
@@ -155,7 +155,7 @@ class LogPrinter:
 
 
 def rank_logs(run: RunDir) -> dict[int, Path]:
-    """Rank → its log."""
+    """Return the log of each rank."""
     return {int(path.stem.split("-")[1]): path for path in sorted(run.logs.glob("rank-*.log"))}
 
 

@@ -36,7 +36,7 @@ class BatchView:
 
 @dataclass(frozen=True)
 class PlanView:
-    """What would run; ports and addresses are known only when an attempt begins."""
+    """A plan as data; ports and addresses are known only when an attempt begins."""
 
     name: str
     kind: str
@@ -50,9 +50,9 @@ class PlanView:
     processes: int
     preload: tuple[str, ...]
     threads: int | None
-    """Of a worker; None: the node's CPUs divided by its workers."""
+    """Threads of a worker; None: the node's CPUs divided by its workers."""
     exact_buffers: int | None
-    """With `train.exact`, the copies of the gradients that its sums need at most; None without it."""
+    """Most copies of the gradients that the sums of `train.exact` need; None without it."""
     memory: str
     """How often in-memory checkpoints are made."""
     numbers: BatchView | None
@@ -62,11 +62,11 @@ class PlanView:
     init_from: str
     """The weights that it begins with; '': new ones."""
     out_of_reach: tuple[str, ...]
-    """What keeps this machine from starting it."""
+    """Reasons why this machine cannot start it."""
 
 
 def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
-    """The plan as data."""
+    """Convert a plan to data."""
     job, cluster = launch.job, registry.cluster_of(launch.job)
     run = RunDir(runs.absolute() / f"{job.name}-<time>")
     return PlanView(
@@ -121,7 +121,7 @@ def _node(rank: RankInfo) -> str:
 
 
 def plan_text(shown: PlanView) -> str:
-    """The plan for reading."""
+    """Format a plan for reading."""
     workers, processes = counted(shown.workers, "worker"), counted(shown.processes, "process")
     lines = [
         f"{shown.name}: {shown.kind} {shown.target} in {shown.folder}",

@@ -22,7 +22,7 @@ class PluginRow:
     """The distribution that it comes from."""
     ready: bool
     note: str
-    """What it is, or what is missing for it."""
+    """A description, or what is missing for it."""
 
 
 def plugin_rows() -> list[PluginRow]:
@@ -54,7 +54,7 @@ def _missing(plugin: Any) -> str:
 
 
 def plugin_text(rows: Sequence[PluginRow]) -> str:
-    """Plugins for reading."""
+    """Format the table of plugins."""
     width = max((len(row.name) for row in rows), default=0)
     return "\n".join(
         f"{row.kind:9}  {row.name:{width}}  {'ready  ' if row.ready else 'MISSING'}  {row.note}  [{row.package}]"

@@ -19,7 +19,7 @@ TEMPLATES = {
     "gpt": "stdlib_gpt_ddp",
     "horovod": "horovod_script",
 }
-"""What a person asks for → the recipe that shows it; any other recipe can be asked for by its own name."""
+"""Name that a person gives → the recipe that shows it; any other recipe goes by its own name."""
 SCRIPT_RECIPE = """\
 # {script} as it is: dtrain run {recipe}
 name: {name}

@@ -21,7 +21,7 @@ COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "re
 
 
 def summary(state: RunState, run: RunDir) -> str:
-    """What happened, once a run is over."""
+    """Format what happened, once a run is over."""
     code = Exit(state.exit_code or 0)
     took = f"in {seconds(state.report.get('total', 0.0))}" if state.report else ""
     lines = [f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " ")]

@@ -11,7 +11,7 @@ from dtrain.common.errors import Exit, UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    """Make the commands known."""
+    """Register the commands."""
 
     @app.command()
     def track(

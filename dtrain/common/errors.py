@@ -32,7 +32,7 @@ class DtrainError(Exception):
 
 
 class UsageError(DtrainError):
-    """What was typed or written in the recipe cannot be done; nothing was started."""
+    """A command or a recipe asks for something that cannot be done; nothing was started."""
 
     exit_code = Exit.USAGE
 
@@ -87,5 +87,5 @@ def add_note(error: BaseException, text: str) -> None:
 
 
 def notes_of(error: BaseException) -> list[str]:
-    """What was noted."""
+    """Return the notes of an error."""
     return [str(note) for note in getattr(error, "__notes__", ())]

@@ -31,7 +31,7 @@ def private_folder(path: Path) -> Path:
 
 
 def users_folder(base: str) -> Path:
-    """This user's folder of dtrain's below a folder that all users share; raises as `private_folder` does."""
+    """Return this user's folder of dtrain's below a folder that all users share; raises as `private_folder` does."""
     return private_folder(Path(base) / f"dtrain-{os.getuid()}")
 
 
@@ -46,7 +46,7 @@ def folder_clock(folder: Path) -> float:
 
 
 def read_at(path: Path, offset: int, count: int) -> bytes:
-    """At most `count` bytes of a file from an offset on."""
+    """Read at most `count` bytes of a file from an offset on."""
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(count)
@@ -64,7 +64,7 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
 
 
 def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
-    """See `write_whole`."""
+    """Write plain data as JSON by `write_whole`."""
     write_whole(path, json.dumps(value, indent=1), mode)
 
 

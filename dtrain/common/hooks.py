@@ -34,15 +34,15 @@ def install(source: str, **facts: Any) -> None:
 
 
 def reach(phase: str, step: int = 0, attempt: int | None = None) -> None:
-    """See `Hooks.reach`."""
+    """Call `Hooks.reach` of what is installed."""
     _installed.reach(phase, step, attempt)
 
 
 def wrap_fetch(fetch: Callable[[int], Batch]) -> Callable[[int], Batch]:
-    """See `Hooks.wrap_fetch`."""
+    """Call `Hooks.wrap_fetch` of what is installed."""
     return _installed.wrap_fetch(fetch)
 
 
 def before_script() -> None:
-    """See `Hooks.before_script`."""
+    """Call `Hooks.before_script` of what is installed."""
     _installed.before_script()

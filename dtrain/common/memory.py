@@ -20,7 +20,8 @@ def machine_memory() -> tuple[int, int]:
 
 
 def granted_memory() -> tuple[int, int]:
-    """As `machine_memory`, but no more than the control groups grant, as those of a SLURM job or a container. Raises `OSError`."""
+    """Return the machine's memory as `machine_memory` does, bounded by the control groups of a SLURM job or a
+    container. Raises `OSError`."""
     total, available = machine_memory()
     for folder in _folders():
         for limit_name, used_name in LIMITS:
@@ -42,7 +43,7 @@ def oom_kills() -> int:
 
 
 def _folders() -> Iterator[Path]:
-    """Of this process's control groups for memory, each followed by those above it, which bound it too."""
+    """Return this process's control groups for memory, each followed by those above it, which bound it too."""
     for line in GROUPS.read_text().splitlines():
         _, controllers, group = line.split(":", 2)
         if not controllers or "memory" in controllers.split(","):

@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1
 STACKS_SIGNAL = signal.SIGQUIT
 """Has a worker or a zygote write the stacks of its threads."""
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "traced", "Z": "ended"}
-"""Of a thread, as /proc/PID/stat names them."""
+"""States of a thread, as /proc/PID/stat names them."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -85,7 +85,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def outlive_parent() -> None:
-    """Take back `die_with_parent`."""
+    """Undo `die_with_parent`."""
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)
@@ -108,13 +108,13 @@ class Usage:
     """A process at one moment."""
 
     cpu_seconds: float
-    """Of the process and its children, living and waited for."""
+    """CPU time of the process and its children, living and waited for."""
     stopped: bool
     """Stopped by a signal or a debugger."""
 
 
 def usage(pid: int) -> Usage | None:
-    """What /proc says of a process and its living children, or None if it is gone."""
+    """Read from /proc what a process and its living children use; None if it is gone."""
     own = _stat(pid)
     if own is None:
         return None
@@ -140,7 +140,7 @@ def catches(pid: int, number: int) -> bool:
 
 
 def threads(pid: int) -> list[str]:
-    """What the kernel tells of the threads of a process and of all below it: name, state, and what they wait in."""
+    """Read the threads of a process and of all below it: name, state, and the kernel function that they wait in."""
     found = []
     with suppress(OSError):
         for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name)):

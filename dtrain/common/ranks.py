@@ -1,4 +1,4 @@
-"""Ranks in sentences."""
+"""Formats ranks for sentences."""
 
 from __future__ import annotations
 

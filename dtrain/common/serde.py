@@ -51,7 +51,7 @@ def _field_decoders(cls: Any) -> tuple[tuple[str, Decoder], ...]:
 
 
 def _decoder(hint: Any) -> Decoder | None:
-    """From plain data to a value of this type; None if it is the same."""
+    """Return a function from plain data to a value of this type; None if they are the same."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         decoders = [decode for part in typing.get_args(hint) if part is not type(None) and (decode := _decoder(part))]
         return _unless_plain(decoders[0]) if decoders else None

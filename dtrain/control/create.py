@@ -8,15 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from dtrain.common.errors import Exit, UsageError
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.serde import to_dict
-from dtrain.control import state as queries
 from dtrain.control.overrides import Overrides
+from dtrain.control.state import refuse_while_it_goes_on, state_of
 from dtrain.job.job import Job
 from dtrain.launch import recipe, sweep, yaml_source
-from dtrain.record import folder
+from dtrain.launch.yaml_source import Document
 from dtrain.record.folder import RunDir
+from dtrain.record.folder import create as create_folder
 from dtrain.record.status import RunState
 
 HISTORY = ("global_batch", "seed", "shuffle", "shards", "exact")
@@ -29,6 +32,15 @@ def new_run(path: Path, runs: Path, given: Overrides) -> RunDir:
     return made(recipe.load(path, given, runs=runs), path, runs)
 
 
+def new_run_of(document: Document, folder: Path, runs: Path, given: Overrides) -> RunDir:
+    """A new run folder for a recipe that is no file; paths in it begin at `folder`."""
+    written = yaml.safe_dump(document.data, sort_keys=False)
+    run = create_folder(runs, recipe.from_document(document, folder, given, runs=runs))
+    run.recipe_copy.write_text(written)
+    run.recipe_copy.chmod(PRIVATE_FILE)
+    return run
+
+
 def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -> list[Callable[[], RunDir]]:
     """For each member of a sweep what makes its run; all members are checked before the first is made."""
     members = sweep.members(sweeps)
@@ -38,17 +50,18 @@ def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -
 
 def made(job: Job, path: Path, runs: Path) -> RunDir:
     """The folder of a new run of this job, with a copy of its recipe."""
-    run = folder.create(runs, job)
+    run = create_folder(runs, job)
     shutil.copyfile(path, run.recipe_copy)
     run.recipe_copy.chmod(PRIVATE_FILE)
     run.recipe_source.write_text(str(path.absolute()))
     return run
 
 
-def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
-    """Give a run the settings that it goes on with; raises `UsageError` if it cannot go on, or not with these."""
-    queries.refuse_while_it_goes_on(run)
-    before, state = run.job(), queries.state_of(run)
+def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> str:
+    """Give a run the settings that it goes on with; raises `UsageError` if it cannot go on, or not with these. Returns what was edited
+    in the recipe file and does not apply, for a person, or ''."""
+    refuse_while_it_goes_on(run)
+    before, state = run.job(), state_of(run)
     job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)
     job = replace(job, name=before.name, init_from=before.init_from)
     _refuse_if_finished(run, state, before, job)
@@ -56,9 +69,9 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> None:
         _refuse_another_history(run, state.saved_step, before, job)
     if path:
         shutil.copyfile(path, run.recipe_copy)
-    else:
-        _show_edits(run)
+    edits = "" if path else _edits(run)
     run.write_job(job)
+    return edits
 
 
 def overridden(run: RunDir, before: Job, given: Overrides) -> Job:
@@ -104,15 +117,18 @@ def _refuse_another_history(run: RunDir, saved_step: int, before: Job, job: Job)
         )
 
 
-def _show_edits(run: RunDir) -> None:
-    """Say how the recipe file differs from what the run was made of; the run keeps its own settings."""
+def _edits(run: RunDir) -> str:
+    """How the recipe file differs from what the run was made of; the run keeps its own settings."""
     try:
         source = Path(run.recipe_source.read_text())
         now, then = source.read_text().splitlines(), run.recipe_copy.read_text().splitlines()
     except (OSError, ValueError):
-        return
+        return ""
     lines = list(difflib.unified_diff(then, now, "this run", str(source), lineterm="", n=0))[2:]
-    if lines:
-        print(f"{source} was edited since this run began; the run goes on with its own settings.")
-        print("\n".join(f"  {line}" for line in lines[:DIFFERENCE_LINES]))
-        print(f"  take the edited one: dtrain resume {run.id} --recipe {source}", flush=True)
+    if not lines:
+        return ""
+    shown = "\n".join(f"  {line}" for line in lines[:DIFFERENCE_LINES])
+    return (
+        f"{source} was edited since this run began; the run goes on with its own settings.\n{shown}\n"
+        f"  take the edited one: dtrain resume {run.id} --recipe {source}"
+    )

@@ -1,4 +1,4 @@
-"""From command line options to values that override a recipe."""
+"""Turns command line options into values that override a recipe."""
 
 from __future__ import annotations
 

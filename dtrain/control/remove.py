@@ -39,7 +39,7 @@ def refuse_live(run: RunDir) -> None:
 
 
 def planned(run: RunDir) -> Removal:
-    """What would be removed of a run."""
+    """Find what would be removed of a run."""
     row = queries.row(run)
     url = str(run.job().storage.url or "")
     return Removal(run, row.state, folder_bytes(run.path), f"{url.rstrip('/')}/{run.id}" if url else "")

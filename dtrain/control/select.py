@@ -1,4 +1,4 @@
-"""Which runs `dtrain ps` lists, and in what order. Pure."""
+"""Chooses and sorts the runs that `dtrain ps` lists. Pure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def metric_name(rows: Sequence[RunRow], key: str) -> str:
 
 
 def in_order(rows: Sequence[RunRow], key: str) -> list[RunRow]:
-    """By a column or a metric, the best first; runs without it come last."""
+    """Sort by a column or a metric, the best first; runs without it come last."""
     if key in ASCENDING:
         return sorted(rows, key=lambda row: str(getattr(row, key)))
     if key in DESCENDING:

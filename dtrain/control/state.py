@@ -1,4 +1,4 @@
-"""What is known of a run: its event log, corrected by what its supervisor's lock and its cluster say."""
+"""The state of a run: its event log, corrected by its supervisor's lock and its cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_SECONDS = 5.0
 
 
 def submission(run: RunDir) -> Submission | None:
-    """What the cluster says of a submitted run, or None for one that was not submitted."""
+    """Ask the cluster for the state of a submitted run; None for one that was not submitted."""
     submitted = run.submitted()
     if submitted is None:
         return None
@@ -127,7 +127,7 @@ class RunRow:
 
 
 def row(run: RunDir) -> RunRow:
-    """One run in a list; one that cannot be read is listed as such."""
+    """Return one run in a list; one that cannot be read is listed as such."""
     try:
         state = state_of(run)
     except UsageError as error:

@@ -24,7 +24,7 @@ ASK_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Stopped:
-    """What came of a request to stop."""
+    """The outcome of a request to stop."""
 
     text: str
     ended: RunState | None = None

@@ -33,7 +33,7 @@ class Batches:
         self._seed = seed
         self._name = name
         self.note = ""
-        """What of the user's data is not used as it is, for a warning."""
+        """A warning about the part of the user's data that is not used as it is."""
         if is_loader(data):
             self._check_loader(data)
             collate = collate or data.collate_fn
@@ -162,7 +162,7 @@ def _rows(data: Any, indices: Any) -> Any:
 
 
 def as_batch(samples: list[Any], collate: Collate | None, name: str) -> Any:
-    """One batch of these samples; raises `UserError` for samples that cannot be stacked."""
+    """Stack samples to one batch; raises `UserError` for samples that cannot be stacked."""
     if collate is not None:
         return collate(samples)
     try:

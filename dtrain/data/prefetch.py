@@ -32,7 +32,7 @@ MOST_WAITING = 8
 COMPARED = 4
 """Batches of data workers that `auto` started, which are compared with what the process that trains fetches."""
 MOST_DEATHS = 2
-"""Of data workers at the same batch."""
+"""Deaths of data workers at the same batch that are tolerated."""
 POLL_SECONDS = 0.5
 
 
@@ -63,7 +63,7 @@ class DataWait:
     """How long the training waited for data."""
 
     seconds: float = 0.0
-    """In sum."""
+    """Seconds in sum."""
     workers: int = 0
     """Data workers now."""
 
@@ -212,7 +212,7 @@ class Prefetcher:
                 worker.show_stacks()
 
     def _again(self, number: int, failed: Fetched) -> Any:
-        """What failed in a data worker is tried here: an error of the user's code is raised with its own traceback."""
+        """Repeat here what failed in a data worker, so that an error of the user's code has its own traceback."""
         value = self._fetch(number)
         print(
             f"dtrain: this failed in a data worker, and not in the process that trains:\n{failed.value}",
@@ -243,7 +243,7 @@ class Prefetcher:
 
 
 class _Load:
-    """What fetching costs and what the training waits, over the last few batches."""
+    """Costs of fetching and waits of the training, over the last few batches."""
 
     def __init__(self, now: float) -> None:
         self.size = 0
@@ -253,7 +253,7 @@ class _Load:
         self._waited = self._fetched = self._busy = 0.0
 
     def add(self, *, waited: float, fetched: float, busy: float, now: float) -> None:
-        """One more batch; all in seconds."""
+        """Add a batch; all times in seconds."""
         self._count += 1
         self._now = now
         self._waited += waited

@@ -1,4 +1,4 @@
-"""Which samples a step trains on: a pure function of (seed, epoch, step), whatever the number of workers.
+"""Computes which samples a step trains on, as a pure function of (seed, epoch, step), whatever the number of workers.
 
 The epochs' permutations are laid end to end and step t takes positions [t * batch, (t + 1) * batch): no sample is
 left out at the end of an epoch, and a resumed run needs nothing but its step.

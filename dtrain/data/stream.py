@@ -69,7 +69,7 @@ class Stream:
 
     @property
     def note(self) -> str:
-        """What is exact, and what a restart costs, for a warning."""
+        """Return a warning that says what is exact and what a restart costs."""
         restart = (
             "its own state_dict is saved with the checkpoints, and a restart is as exact as that is"
             if self.has_state
@@ -100,7 +100,7 @@ class Stream:
             raise UserError(f"{self._name} has no samples: it is empty")
 
     def state_at(self, position: int) -> StreamState | None:
-        """Its state before the sample at this position; None if it has none."""
+        """Return the stream's state before the sample at this position; None if it has none."""
         if not self.has_state:
             return None
         self._seek(position)

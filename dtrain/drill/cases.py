@@ -1,4 +1,4 @@
-"""What a drill runs: the user's job at a bounded size, and a schedule of faults for each run. Pure."""
+"""The runs of a drill: the user's job at a bounded size, and a schedule of faults for each. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANG_SECONDS = 5.0
 """After which a drill's runs take a silent rank for hanging, if the recipe does not say less."""
 RESTARTS = 5
 EARLIEST, LATEST = 0.35, 0.8
-"""Between which shares of the steps a fault strikes."""
+"""Shares of the steps between which a fault strikes."""
 EARLIEST_REQUEST, LATEST_REQUEST = 0.1, 0.4
 """The same for what asks the run to leave, which it must do before it is done."""
 OTHER_PHASES = (
@@ -45,18 +45,18 @@ class Case:
 
     @property
     def text(self) -> str:
-        """What repeats it, as `--only` takes it."""
+        """Format the case as `--only` takes it."""
         return named(self.schedule) or self.name
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a fault's place is drawn from."""
+    """The range that a fault's place is drawn from."""
 
     launch: LaunchPlan
     steps: int
     seconds: float
-    """That the workers of the undisturbed run lived."""
+    """Lifetime of the workers of the undisturbed run."""
 
 
 def short(job: Job, steps: int, *, keep_all: bool) -> Job:
@@ -84,7 +84,7 @@ def short(job: Job, steps: int, *, keep_all: bool) -> Job:
 
 
 def wanted(only: Sequence[str]) -> list[tuple[str, tuple[Wanted, ...]]]:
-    """Each run's faults as they were typed, all of them if none were; raises `UsageError`."""
+    """Parse the faults that were typed, all of them if none were; raises `UsageError`."""
     chosen = [text.strip() for given in only for text in given.split(",") if text.strip()]
     return [(text, parsed(text)) for text in chosen or (*TYPES, *OTHER_PHASES)]
 

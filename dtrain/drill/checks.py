@@ -69,7 +69,7 @@ class History:
 
     @cached_property
     def events(self) -> Sequence[Event]:
-        """All of them."""
+        """All events of the run."""
         return event_log.read(self.run.events)
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -88,12 +88,12 @@ class History:
 
     @cached_property
     def failures(self) -> Sequence[FailureOccurred]:
-        """In order."""
+        """Failures in the order of time."""
         return self.of(FailureOccurred)
 
     @property
     def saved_step(self) -> int:
-        """Of the newest committed checkpoint."""
+        """Step of the newest committed checkpoint."""
         return max((event.step for event in self.of(CheckpointSaved)), default=0)
 
     @property
@@ -119,7 +119,7 @@ class History:
 
     @cached_property
     def detected_seconds(self) -> float | None:
-        """From the last fault to the first sign of it."""
+        """Seconds from the last fault to the first sign of it."""
         if not self.injected:
             return None
         at = self.injected[-1].time
@@ -128,7 +128,8 @@ class History:
 
     @cached_property
     def next_step_seconds(self) -> float | None:
-        """From the last fault to the first step, or the start of the workers of a script, of the attempt after it."""
+        """Seconds from the last fault to the first step, or the start of the workers of a script, of the attempt
+        after it."""
         if not self.injected:
             return None
         last = self.injected[-1]
@@ -156,7 +157,7 @@ class History:
 
     @cached_property
     def seconds_lost(self) -> float | None:
-        """That failures cost; for a run that was resumed, and for a script, up to the next step or start."""
+        """Seconds that failures cost; for a run that was resumed, and for a script, up to the next step or start."""
         if self.is_script:
             return self.next_step_seconds
         found = goodput.builder(self.run)
@@ -175,10 +176,12 @@ def too_late(history: History) -> str:
 
 
 def alarms(history: History) -> list[str]:
-    """What an undisturbed run should not have."""
+    """Find events that an undisturbed run should not have."""
     if failed := list(_ended(history, finishes=True)):
         return failed
-    found = [f"a false alarm: {event.name} {_of_alarm(event)}" for event in history.events if isinstance(event, ALARMS)]
+    found = [
+        f"a false alarm: {event.kind_name} {_of_alarm(event)}" for event in history.events if isinstance(event, ALARMS)
+    ]
     return [*found, *always(history)]
 
 
@@ -193,14 +196,14 @@ def broken(history: History) -> list[str]:
 
 
 def not_struck(history: History) -> list[str]:
-    """What broke in a run whose faults did not all strike: it must have ended by those that did, or well."""
+    """Find what broke in a run whose faults did not all strike: it must have ended by those that did, or well."""
     struck = {one.attempt for one in history.injected if not one.problem}
     faults = [fault for number, fault in enumerate(history.schedule) if number + 1 in struck]
     return [*_ended(history, finishes=all(fault.type.finishes for fault in faults)), *always(history)]
 
 
 def always(history: History) -> list[str]:
-    """What holds of every run, whatever happened to it."""
+    """Check what holds of every run, whatever happened to it."""
     if history.is_script:
         return list(map(_left_behind, history.leftovers))
     found = [*_supervisors(history), *_commits(history), *_samples(history), *_checkpoints(history)]
@@ -282,7 +285,8 @@ def _samples(history: History) -> Iterator[str]:
 
 
 def _checkpoints(history: History) -> Iterator[str]:
-    """All that are listed verify, and the state of the last step is among them if the run says that it is done."""
+    """Check that all listed checkpoints verify, and that the state of the last step is among them if the run is
+    done."""
     job = history.run.job()
     if not job.storage.url:
         for folder in sorted(history.run.checkpoints.glob(f"step-*/{MANIFEST}")):

@@ -36,25 +36,25 @@ ANYWHERE = tuple(phase for phase in PHASES if phase not in ("memory", "renamed")
 
 
 class Side(Enum):
-    """What a fault is done to."""
+    """The target of a fault."""
 
     PROCESS = "process"
-    """By the worker, to its process or to those above it; also from outside, after a time."""
+    """A process: the worker's own or those above it; also from outside, after a time."""
     LOOP = "loop"
     """In the thread that runs the user's code."""
     NETWORK = "network"
-    """To the TCP connections of a rank, in the same thread."""
+    """The TCP connections of a rank, in the same thread."""
     DATA = "data"
     """Where samples are fetched."""
     CHECKPOINT = "checkpoint"
-    """To a checkpoint, or to the writing of one."""
+    """A checkpoint, or the writing of one."""
     SUPERVISOR = "supervisor"
-    """By the supervisor, to itself."""
+    """The supervisor, struck by itself."""
 
 
 @dataclass(frozen=True)
 class FaultType:
-    """One kind of fault, and what dtrain promises of it."""
+    """One kind of fault, with what dtrain promises of it."""
 
     text: str
     side: Side
@@ -124,11 +124,11 @@ class Fault:
     step: int = 0
     """Not before this step, counted from 0."""
     seconds: float | None = None
-    """This long after the worker's start, in a program whose steps dtrain does not see; then there is no phase."""
+    """Seconds after the worker's start, in a program whose steps dtrain does not see; then there is no phase."""
 
     @property
     def type(self) -> FaultType:
-        """What it does."""
+        """Return the kind of the fault."""
         return TYPES[self.name]
 
     @property
@@ -197,10 +197,10 @@ def encode(schedule: Sequence[Fault]) -> str:
 
 
 def decode(text: str) -> Schedule:
-    """What `encode` wrote; '' is a run without faults."""
+    """Decode the output of `encode`; '' is a run without faults."""
     return tuple(Fault(**fields) for fields in json.loads(text)) if text else ()
 
 
 def named(schedule: Sequence[Fault]) -> str:
-    """As it is typed."""
+    """Parse one fault as it is typed."""
     return "+".join(fault.text for fault in schedule)

@@ -43,7 +43,7 @@ class _Plan:
     rank: int | None
     """None: the supervisor."""
     attempt: int
-    """Of a worker; a supervisor says it with each phase."""
+    """Attempt of a worker; a supervisor passes it with each phase."""
     first_step: int
     notice: Callable[[str], None]
     """Tell the supervisor of a node that is about to be taken away."""
@@ -59,7 +59,7 @@ _struck: set[int] = set()
 
 
 def no_notice(node: str) -> None:
-    """In a worker: it has no supervisor's inbox."""
+    """Ignore the notice: a worker has no supervisor's inbox."""
 
 
 def hooks(
@@ -155,7 +155,7 @@ def _strike(plan: _Plan, fault: Fault, step: int) -> None:
 
 
 def _strike_process(fault: Fault, worker: int, zygote: int) -> None:
-    """To this process, to those above it, or (from a child) to the parent."""
+    """Strike this process, those above it, or (from a child) the parent."""
     itself = worker == os.getpid()
     if fault.name == "exit" and itself:
         os._exit(3)
@@ -237,7 +237,7 @@ def _note(plan: _Plan, fault: Fault, step: int, problem: str = "") -> None:
 
 
 def log_of(run: RunDir) -> Path:
-    """What was injected when, one JSON line each."""
+    """Return the file with what was injected when, one JSON line each."""
     return run.logs / "drill.log"
 
 

@@ -1,4 +1,4 @@
-"""What a run on this machine has left behind: processes, shared memory, temporary files. Linux only."""
+"""Finds what a run on this machine has left behind: processes, shared memory, temporary files. Linux only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def adopt_orphans() -> None:
 
 
 class Leftovers:
-    """What one run leaves behind: made before it begins."""
+    """The leftovers of one run; constructed before it begins."""
 
     def __init__(self) -> None:
         self.temporary = Path(tempfile.mkdtemp(prefix="dtrain-drill-"))
@@ -39,7 +39,7 @@ class Leftovers:
         return [line for line in (_processes(), self._shared_memory(), self._files(usual), _aside(run)) if line]
 
     def temporary_files(self) -> list[str]:
-        """That are there now."""
+        """Return the temporary files that are there now."""
         return sorted(path.name for path in self.temporary.iterdir())
 
     def _shared_memory(self) -> str:
@@ -85,7 +85,7 @@ def _name(pid: int) -> str:
 
 
 def _segments() -> set[str]:
-    """Of this user."""
+    """Return the shared memory segments of this user."""
     found = set()
     with suppress(OSError):
         for path in SHARED_MEMORY.iterdir():

@@ -1,4 +1,4 @@
-"""What `dtrain drill` does to the network: to the TCP connections that this process has open, which needs no privilege."""
+"""Disturbs the network of `dtrain drill`: the TCP connections that this process has open, which needs no privilege."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def slow_down() -> None:
 
 
 def _connections() -> Iterator[socket.socket]:
-    """Each TCP connection of this process, as a second handle that is closed afterwards."""
+    """Yield each TCP connection of this process, as a second handle that is closed afterwards."""
     for entry in Path("/proc/self/fd").iterdir():
         # Most numbers are of files, and some are closed meanwhile.
         with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as found:

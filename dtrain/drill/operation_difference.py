@@ -28,7 +28,7 @@ class Difference:
     mine: Entry
     theirs: Entry
     only_mine: Entry | None = None
-    """What this run alone did just before it, on another line of the user's."""
+    """The entry that this run alone has just before it, on another line of the user's."""
 
 
 def not_compared(job: Job) -> str:
@@ -41,7 +41,7 @@ def not_compared(job: Job) -> str:
 
 
 def found(run: RunDir, undisturbed: RunDir, steps: range) -> str:
-    """In words, for steps that both logged; '' if there is no such step."""
+    """Describe the first difference in steps that both logged; '' if there is no such step."""
     mine, theirs = logs(run), logs(undisturbed)
     ranks = sorted(mine.keys() & theirs.keys())
     both = [step for step in steps if any(mine[rank].get(step) and theirs[rank].get(step) for rank in ranks)]
@@ -83,7 +83,7 @@ def first_difference(mine: Sequence[Entry], theirs: Sequence[Entry]) -> Differen
 
 
 def text(difference: Difference, rank: int) -> str:
-    """Which operation it is and what is known of the cause."""
+    """Format the operation and what is known of the cause."""
     mine, theirs = difference.mine, difference.theirs
     one, other = mine.operation, theirs.operation
     said = f"step {mine.step + 1}, rank {rank}, {_named(mine)}"
@@ -132,7 +132,7 @@ def _named(entry: Entry) -> str:
 
 
 def _entries(lines: Sequence[str]) -> Iterator[Entry]:
-    """Those that are whole: a rank that was killed may have left a part of one."""
+    """Read the whole entries: a rank that was killed may have left a part of one."""
     for line in lines:
         try:
             yield from_dict(Entry, json.loads(line))

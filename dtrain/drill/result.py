@@ -1,4 +1,4 @@
-"""What came of a drill: the undisturbed run, a row for each fault, and whether every promise was kept. Pure."""
+"""The result of a drill: the undisturbed run, a row for each fault, and whether every promise was kept. Pure."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ class Row:
 
     case: Case
     run: str = ""
-    """Its folder."""
+    """Folder of the run."""
     struck: bool = True
     """Whether its faults happened."""
     problem: str = ""
     """Why they did not: nothing is known of it then."""
     detected_seconds: float | None = None
-    """From the (last) fault to the first event that shows it."""
+    """Seconds from the (last) fault to the first event that shows it."""
     classes: tuple[str, ...] = ()
-    """Of the failures, in order."""
+    """Classes of the failures, in order."""
     next_step_seconds: float | None = None
-    """From the last fault to the first step of the next attempt."""
+    """Seconds from the last fault to the first step of the next attempt."""
     steps_lost: int | None = None
     """Done again."""
     seconds_lost: float | None = None
     """Steps that were done again, detection and restart."""
     restarts_charged: int = 0
-    """Of `recovery.restarts`."""
+    """Restarts charged to `recovery.restarts`."""
     exit_code: int | None = None
     end: str = ""
-    """Its end state beside that of the undisturbed run."""
+    """End state beside that of the undisturbed run."""
     broken: tuple[str, ...] = ()
     """Promises that it broke, in words."""
     seconds: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """In a word or two."""
+        """Return the verdict in a word or two."""
         if self.case.not_applicable:
             return "not applicable"
         if self.broken:
@@ -52,11 +52,11 @@ class Row:
 
 @dataclass(frozen=True)
 class DrillResult:
-    """All of it."""
+    """Everything that a drill found."""
 
     recipe: str
     job: str
-    """What was run, in a line."""
+    """The job in one line."""
     seed: int
     steps: int
     undisturbed: Row
@@ -78,7 +78,7 @@ class DrillResult:
 
 
 def as_json(result: DrillResult) -> dict[str, Any]:
-    """For a program to read."""
+    """Convert to plain data."""
     return {
         "recipe": result.recipe, "job": result.job, "seed": result.seed, "steps": result.steps, "folder": result.folder,
         "kept": not result.broken, "interrupted": result.interrupted, "notes": list(result.notes),

@@ -114,7 +114,7 @@ class Drill:
         return replace(row, end=end, broken=(*checks.broken(history), *([parted] if parted else [])))
 
     def _end_state(self, history: History) -> tuple[str, str]:
-        """In words, and the promise that it breaks."""
+        """Describe the end state, and the promise that it breaks."""
         undisturbed = self._undisturbed
         assert undisturbed is not None
         if history.is_script:
@@ -182,7 +182,7 @@ class Drill:
     def _supervised(
         self, run: RunDir, title: str, told: Mapping[str, str], left: Leftovers | None, deadline: float
     ) -> int | None:
-        """One supervisor of a run, to its end; None: it was ended since it took too long."""
+        """Run one supervisor of a run to its end; None: it was ended since it took too long."""
         with _environment(told):
             if not self._cluster.supervises_locally():
                 return self._followed(run, title, deadline)
@@ -220,7 +220,7 @@ class Drill:
             process.wait()
 
     def _followed(self, run: RunDir, title: str, deadline: float) -> int | None:
-        """In the cluster, which starts its supervisor there."""
+        """Submit the run to the cluster, which starts its supervisor there."""
         start.submit(run)
         watcher = Watcher(run)
         try:
@@ -267,7 +267,7 @@ def _folder_name(schedule: Schedule) -> str:
 
 @contextmanager
 def _environment(told: Mapping[str, str]) -> Iterator[None]:
-    """This process's, with more in it, and without agents that are kept from one run to the next."""
+    """Extend this process's environment, without agents that are kept from one run to the next."""
     before = dict(os.environ)
     os.environ.pop(environment.WARM, None)
     os.environ.update(told)

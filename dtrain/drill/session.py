@@ -1,4 +1,4 @@
-"""One call of `dtrain drill`: from its options to its result, within its budget."""
+"""Performs one call of `dtrain drill`: from its options to its result, within its budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dtrain.show import render
 
 @dataclass(frozen=True)
 class Asked:
-    """The options."""
+    """The options of one drill."""
 
     recipe: Path
     steps: int
@@ -67,7 +67,7 @@ class Session:
         self._notes: list[str] = []
 
     def run(self) -> DrillResult:
-        """All runs, or those until a Ctrl-C."""
+        """Do all runs, or those until a Ctrl-C."""
         asked, drill = self._asked, self._drill
         drill.say(self._announcement())
         undisturbed, interrupted = Row(Case("undisturbed")), False

@@ -1,4 +1,4 @@
-"""What `dtrain drill` shows: a table, what broke and how to repeat it; as text and as a page."""
+"""Output of `dtrain drill`: a table, what broke and how to repeat it; as text and as a page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_NAMED = 3
 
 
 def command(result: DrillResult, row: Row, given: Sequence[str]) -> str:
-    """What repeats a run; `given` are the options that the drill was started with."""
+    """Format the command that repeats a run; `given` are the options that the drill was started with."""
     words = ["dtrain", "drill", result.recipe, "--steps", str(result.steps), "--only", row.case.text, *given]
     return shlex.join(words)
 
@@ -59,7 +59,7 @@ def _fitting(lines: Sequence[Sequence[str]], width: int) -> list[list[list[str]]
 
 
 def conclusion(result: DrillResult) -> str:
-    """One sentence."""
+    """Format the result as one sentence."""
     drilled, broken = len(result.drilled), len(result.broken)
     ended = "interrupted: " if result.interrupted else ""
     if result.undisturbed.exit_code:
@@ -86,7 +86,7 @@ def cells(row: Row) -> list[str]:
 
 
 def _faults(schedule: Schedule) -> tuple[str, str]:
-    """What strikes, and where."""
+    """Format what strikes, and where."""
     if len(schedule) > MOST_NAMED:
         return f"{len(schedule)} faults", f"from {_where(schedule[0])}, to {_where(schedule[-1])}"
     return "+".join(fault.name for fault in schedule), ", then ".join(map(_where, schedule))
@@ -106,7 +106,7 @@ def _after(value: float | None) -> str:
 
 
 def _missing(result: DrillResult) -> list[str]:
-    """What was not drilled, by its reason."""
+    """Format what was not drilled, by its reason."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for row in result.rows:
         if row.verdict == "not applicable":
@@ -124,7 +124,7 @@ def _colored(table: str, *, colored: bool) -> str:
 
 
 def html(result: DrillResult, given: Sequence[str]) -> str:
-    """One page that opens without a network."""
+    """Format one page that opens without a network."""
     rows = [[*cells(row)[:-1], _verdict(row)] for row in result.rows if row.verdict in ("kept", "BROKEN")]
     broken = "".join(
         f"<h3>{escape(row.case.text)}</h3>"

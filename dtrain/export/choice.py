@@ -1,4 +1,4 @@
-"""Which exporter is meant, checked before anything is built."""
+"""Chooses the exporter, before anything is built."""
 
 from __future__ import annotations
 

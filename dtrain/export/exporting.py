@@ -40,7 +40,7 @@ class Failed(DtrainError):
 
 @dataclass(frozen=True)
 class Made:
-    """What was made, and how."""
+    """The files that an export wrote, and how."""
 
     path: Path
     bytes: int
@@ -190,7 +190,7 @@ def _refused(found: Verification, name: str) -> ExportError:
 
 
 def _record(saved: SavedWeights, name: str, options: JsonObject, result: ExportResult) -> JsonObject:
-    """What stands beside an export."""
+    """Return the record that is written beside an export."""
     return {
         "format": name, "run": saved.run.id, "name": saved.job.name, "step": saved.manifest.step,
         "weights_digest": saved.manifest.weights, "strategy": saved.job.strategy.name, "exported": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -205,7 +205,7 @@ def _size(path: Path) -> int:
 
 
 def _move(target: Path, path: Path) -> None:
-    """By one rename, unless somebody made something there meanwhile."""
+    """Move the result into place by one rename, unless something was made there meanwhile."""
     if os.path.lexists(path):
         raise UsageError(f"{path} was made meanwhile, and is not overwritten", "Name another place.")
     os.rename(target, path)

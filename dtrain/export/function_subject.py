@@ -50,7 +50,7 @@ class FunctionModel:
 
 
 class StandInContext:
-    """What the function is given in place of its context."""
+    """Stands in for the context of a function."""
 
     splits = ("train", "eval")
     rank, world_size, epoch = 0, 1, 0
@@ -69,7 +69,7 @@ class StandInContext:
 
     @property
     def backend(self) -> Any:
-        """There is none."""
+        """Refuse: there is no backend."""
         raise ExportError("the function uses context.backend, which there is in a training only", HINT)
 
     def prepare(self, model: Any = None, optimizer: Any = None, **named: Any) -> Any:
@@ -84,25 +84,25 @@ class StandInContext:
         return {name: (self._view[name], make(self._view[name]) if make else None) for name, (_, make) in pairs.items()}
 
     def batches(self, data: Any, collate: Any = None) -> Iterator[Any]:
-        """One batch."""
+        """Yield one batch."""
         self.data = lambda name, seed: opened(data, seed=seed, name=name, collate=collate)
         if self.until == "batches":
             raise Seen
         return iter([self._batch])
 
     def register(self, _name: str, thing: Any) -> Any:
-        """Nothing is kept."""
+        """Ignore the object."""
         return thing
 
     def report(self, **_values: Any) -> None:
-        """Nobody is told."""
+        """Ignore the values."""
 
     def evaluate(self, _metrics: Any, _data: Any, _collate: Any = None) -> dict[str, float]:
-        """Nothing is evaluated."""
+        """Evaluate nothing."""
         return {}
 
     def stop(self, _reason: str) -> None:
-        """It is left anyway."""
+        """Ignore the request: the function is left anyway."""
 
 
 class FunctionSubject:

@@ -77,7 +77,7 @@ def _place(error: Exception, folder: str) -> str:
 
 
 def _written(request: ExportRequest, job: Job, framework: type[Framework]) -> ExportResult:
-    """Weights alone."""
+    """Write the weights alone."""
     path, weights, model = Path(request.path), framework.read(Path(request.checkpoint)), None
     if framework.needs_model(request.ending):
         _, model = built(job, framework, request)
@@ -117,7 +117,7 @@ def _exported(request: ExportRequest, request_file: Path, job: Job, framework: t
 
 
 def _speed_sizes(shown: list[Shown]) -> tuple[int, ...]:
-    """One sample, and a batch."""
+    """Return the sizes whose speed is measured: one sample, and a batch."""
     return tuple(dict.fromkeys((1, shown[0].size)))
 
 

@@ -1,4 +1,4 @@
-"""What the processes that import the user's code have in common."""
+"""Code shared by the processes that import the user's code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prepared(request: ExportRequest) -> Job:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of modules, by their own names, whatever distribution brings them."""
+    """Return the versions of modules, by their own names, whatever distribution brings them."""
     found = {}
     for package in ("dtrain", *packages):
         try:

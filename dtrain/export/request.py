@@ -1,4 +1,4 @@
-"""What the command line asks of the process that exports, and what that answers: values that travel as JSON."""
+"""The request to the process that exports, and its answer: values that travel as JSON."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ class ExportRequest:
     checkpoint: str
     """Path of the checkpoint's folder, whose files were verified."""
     source: str
-    """For messages: `digits-20261122-084904-24a7, step 300`."""
+    """Description for messages: `digits-20261122-084904-24a7, step 300`."""
     framework: str
     """Name of the plugin."""
     path: str
-    """What is to be written."""
+    """Path to write."""
     code: str
     """Folder of the user's code."""
     exporter: str = ""
     """Name of the plugin; '': weights alone, in a form that follows from the path."""
     ending: str = ""
-    """Of weights alone."""
+    """File ending of weights alone."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the exporter."""
+    """Options of the exporter."""
     model: str = ""
-    """Which of a task's several models."""
+    """Name of the model, if the task has several."""
     latency: bool = False
     """Whether to measure it."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """For the files."""
+    """Metadata for the files."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Verification:
     """How the outputs of the exported model differ from the trained one's."""
 
     data: str
-    """What was put in, in words."""
+    """Description of the input data."""
     samples: int
     batch_sizes: tuple[int, ...]
     absolute: float
@@ -71,10 +71,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """How it went."""
+    """The outcome of an export."""
 
     error: str = ""
-    """What keeps the model from this form; '' if nothing did."""
+    """The reason why the model cannot have this form; '' if there is none."""
     hint: str = ""
     exit_code: int = 0
     inputs: tuple[TensorSpec, ...] = ()
@@ -82,5 +82,5 @@ class ExportResult:
     verification: Verification | None = None
     speeds: tuple[Speed, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the packages that took part."""
+    """Versions of the packages that took part."""
     notes: tuple[str, ...] = ()

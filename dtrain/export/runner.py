@@ -18,7 +18,7 @@ from dtrain.export import timing
 
 
 def main() -> None:
-    """Answer all batches."""
+    """Answer all batches of a request."""
     die_with_parent(os.getppid())
     ask = json.loads(Path(sys.argv[1]).read_text())
     answer: dict[str, Any] = {"problem": "", "batch": None, "versions": {}, "counts": [], "speeds": {}}
@@ -56,7 +56,7 @@ def _answer(ask: dict[str, Any], answer: dict[str, Any]) -> None:
 
 
 def _loaded(ask: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    """What runs the exported model, and the versions of what it runs by."""
+    """Return the function that runs the exported model, and the versions of its runtime."""
     if not ask["runtime"]:
         from dtrain.export import weights_runtime
 

@@ -30,7 +30,7 @@ class Subject:
     task: Task
     inference: Inference
     view: Any
-    """What the task's methods are given: the model, or a dict of all of them."""
+    """The object that the task's methods get: the model, or a dict of all models."""
     name: str = ""
     """Of the model, if there are several: then `example_input` is given it."""
 
@@ -65,7 +65,7 @@ class Subject:
         return self.inference.record(self._use(self.inference.batch(batches[0][0])), self._names())
 
     def _names(self) -> tuple[str, ...]:
-        """Of the inputs that the example names; empty if it names none."""
+        """Return the names of the inputs in the example; empty if it names none."""
         example = self._given() if hasattr(self.task, EXAMPLE) else None
         return tuple(example) if isinstance(example, Mapping) else ()
 
@@ -73,7 +73,7 @@ class Subject:
         return self.inference.called(self.inference.batch(self._given()))
 
     def _given(self) -> Any:
-        """What the task gives for an example."""
+        """Return the task's result for an example."""
         method = getattr(self.task, EXAMPLE)
         return method(self.name) if self.name else method()
 
@@ -114,7 +114,7 @@ def built(job: Job, framework: type[Framework], request: ExportRequest) -> tuple
 
 
 def chosen(model: Any, name: str) -> Any:
-    """One of a task's models."""
+    """Return one of a task's models."""
     if not isinstance(model, Mapping):
         if name:
             raise UsageError(f"--model {name}: the task has one model, which has no name", "Leave it out.")
@@ -138,6 +138,6 @@ def subject(task: Task | FunctionModel, framework: type[Framework], model: Any, 
 
 
 def own_weights(weights: Mapping[str, Any], model: Any, name: str) -> dict[str, Any]:
-    """Those of one of a task's models, by its own names."""
+    """Return the weights of one of a task's models, by its own names."""
     prefix = f"{name}." if isinstance(model, Mapping) else ""
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

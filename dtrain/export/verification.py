@@ -24,10 +24,10 @@ from dtrain.export.subject import Subject
 
 @dataclass(frozen=True)
 class Ran:
-    """What the runtime of an exported model gave."""
+    """The results of the runtime of an exported model."""
 
     outputs: list[Arrays]
-    """Of each batch."""
+    """Outputs of each batch."""
     versions: dict[str, str]
     speeds: dict[int, float]
     """Batch size → median milliseconds of a call."""
@@ -144,7 +144,8 @@ def _metrics(subject: Subject | FunctionSubject, shown: Sequence[Shown], ran: Ra
 
 
 def speeds(subject: Subject | FunctionSubject, shown: Sequence[Shown], ran: Ran) -> tuple[Speed, ...]:
-    """Of the trained model in its framework beside the exported one in its runtime, one after the other on the same threads."""
+    """Measure the trained model in its framework beside the exported one in its runtime, one after the other on the
+    same threads."""
     call = shown[0].call
     found = []
     for size, exported in ran.speeds.items():

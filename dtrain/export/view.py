@@ -1,4 +1,4 @@
-"""What `dtrain weights` and `dtrain export` print."""
+"""Output of `dtrain weights` and `dtrain export`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ WIDTH = 10
 
 
 def weights_text(saved: SavedWeights, made: Made) -> str:
-    """What was written, of what."""
+    """Format what was written, and of which run."""
     lines = [f"{made.path}: the weights of {saved.name} ({size(made.bytes)})", _row("source", _source(saved))]
     return "\n".join([*lines, *(_row("left out", note) for note in made.result.notes)])
 
 
 def export_text(saved: SavedWeights, made: Made, name: str) -> str:
-    """What was written, of what, and how it was verified."""
+    """Format what was written, of which run, and how it was verified."""
     result = made.result
     lines = [f"{made.path}: {saved.name} as {name} ({size(made.bytes)})"]
     lines += _rows("inputs", [one.told() for one in result.inputs])

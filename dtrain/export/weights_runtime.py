@@ -15,7 +15,7 @@ from dtrain.launch import registry
 
 
 def load(request_file: Path, path: Path) -> tuple[Run, dict[str, str]]:
-    """What the model gives for the inputs of a call as the task makes it, and the framework's version."""
+    """Return a function from the inputs of a call to the model's outputs, and the framework's version."""
     request = from_dict(ExportRequest, json.loads(request_file.read_text()))
     job = prepared(request)
     framework: type[Framework] = registry.plugin_class("framework", request.framework)

@@ -21,7 +21,7 @@ from dtrain.record.inspection import InspectionRequest
 
 POLL_SECONDS = 0.05
 PATIENCE_SECONDS = 20.0
-"""For the first word of the supervisor."""
+"""Longest wait for the first answer of the supervisor."""
 TOUCH_SECONDS = 1.0
 
 

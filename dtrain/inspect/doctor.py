@@ -34,7 +34,7 @@ MAY_DIFFER = (
     "clock",
     "network",
 )
-"""All other findings are versions."""
+"""Findings that may differ between nodes; all others are versions."""
 NODE_SECONDS = 120
 PROGRAM = "dtrain.inspect.node_checks"
 

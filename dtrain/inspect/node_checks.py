@@ -1,4 +1,5 @@
-"""What `dtrain doctor` looks at on a node: `python -m dtrain.inspect.node_checks FOLDER CLUSTER`, once on each, prints its findings as JSON.
+"""Checks a node for `dtrain doctor`: `python -m dtrain.inspect.node_checks FOLDER CLUSTER`, once on each, prints its
+findings as JSON.
 
 It runs as the script of a run, so that what it finds is what a run would find. With a framework that can (see
 `MeasuresNetwork`) the nodes' clocks are compared, too, and the bandwidth between neighbours is measured.
@@ -36,7 +37,7 @@ LEAST_SHARED_MEMORY = 1e9
 LEAST_DISK = 10e9
 LEAST_FILES = 4096
 SLOW_FOLDER_SECONDS = 0.1
-"""For one small file with fsync: checkpoints, locks and event logs do that all the time."""
+"""Longest time for one small file with fsync: checkpoints, locks and event logs write such files all the time."""
 MOST_CLOCK_SECONDS = 1.0
 SLOW_BYTES_PER_SECOND = 100e6
 
@@ -48,9 +49,9 @@ class Finding:
     check: str
     state: Literal["ok", "warning", "problem"]
     text: str
-    """What was found."""
+    """The finding in words."""
     todo: str = ""
-    """What to do about it."""
+    """The remedy in words."""
 
 
 def main() -> None:
@@ -182,7 +183,8 @@ def _folder(folder: Path) -> Iterator[Finding]:
 
 
 def of_group(rank: int, leaders: Sequence[int], world: int) -> Iterator[Finding]:
-    """What all nodes find out together, through the first rank of each: their clocks, and how fast neighbours reach each other."""
+    """Return what all nodes find out together, through the first rank of each: their clocks, and how fast neighbours
+    reach each other."""
     kinds = [registry.plugin_class("strategy", name) for name in registry.installed("strategy")]
     measuring = [kind for kind in kinds if isinstance(kind, MeasuresNetwork)]
     kind = next((kind for kind in measuring if importlib.util.find_spec(str(kind.framework))), None)

@@ -43,7 +43,7 @@ def profiled(run: RunDir, ranks: Sequence[int], steps: int) -> Iterator[StepsPro
 
 
 def text(run: RunDir, event: StepsProfiled) -> str:
-    """One rank's profile."""
+    """Format one rank's profile."""
     if event.problem:
         return f"rank {event.rank}: no profile: {event.problem}"
     last = event.step + event.steps - 1

@@ -62,7 +62,7 @@ def _checked(run: RunDir, found: Inspection) -> Inspection:
 
 
 def text(run: RunDir, found: Inspection, *, whole: bool) -> str:
-    """All threads of all ranks, equal ones once with their ranks."""
+    """Format all threads of all ranks, equal ones once with their ranks."""
     steps = sorted({used.step for used in found.usage.values() if used.step is not None})
     at = "" if not steps else f", step {steps[0]}" if len(steps) == 1 else f", steps {steps[0]} to {steps[-1]}"
     lines = [f"{run.id}: attempt {found.attempt}, {clock_time(found.time)}{at}"]
@@ -97,7 +97,7 @@ def frames(thread: ThreadStack, *, whole: bool) -> list[str]:
 
 
 def as_json(found: Inspection) -> JsonObject:
-    """For a program: the threads, and what each rank uses."""
+    """Convert the threads, and what each rank uses, to plain data."""
     threads = [
         to_dict(thread) | {"ranks": list(thread.ranks), "frames": list(thread.frames)}
         for thread in inspection.by_thread(found.stacks)

@@ -25,7 +25,7 @@ HEADS = ("rank", "node", "pid", "step", "CPU", "memory", "GPU", "GPU memory", "a
 
 
 def rows(before: Inspection, now: Inspection, *, on_gpus: bool = False) -> list[JsonObject]:
-    """One row for each rank, the one furthest behind first."""
+    """Return one row for each rank, the one furthest behind first."""
     elapsed = max(1e-3, now.time - before.time)
     found = []
     for rank, used in now.usage.items():
@@ -45,7 +45,7 @@ def rows(before: Inspection, now: Inspection, *, on_gpus: bool = False) -> list[
 
 
 def table(found: Sequence[JsonObject]) -> str:
-    """The rows as text."""
+    """Format the rows."""
     lines = [
         (
             str(row["rank"]), row["node"], str(row["pid"]), _known(row["step"], str), _known(row["cpu"], "{:.0%}".format),

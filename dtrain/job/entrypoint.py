@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+import re
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dtrain.common.errors import nearest
@@ -130,14 +133,69 @@ def names(path: Path) -> frozenset[str]:
 
 
 def load(target: str, folder: Path) -> Any:
-    """Import a target in a worker; a file is imported by its own name, so that what it defines can be pickled."""
+    """Import a target in a worker. A file is imported by its own name, so that what it defines can be pickled; with its package if it
+    has one; and under a private name if its own is another module's (`code.py`) or none (`my.task.py`)."""
     module, name = split(target)
-    if module.endswith(".py"):
-        path = (folder / module).resolve()
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
-        module = path.stem
-    loaded: Any = importlib.import_module(module)
+    loaded: Any = _of_file((folder / module).resolve()) if module.endswith(".py") else importlib.import_module(module)
     for part in name.split("."):
         loaded = getattr(loaded, part)
     return loaded
+
+
+class _ImportEnds(BaseException):
+    """Raised inside a file that starts runs itself: what stands above that line is all that a worker needs."""
+
+
+_importing: list[Path] = []
+"""The user's file that is being imported here."""
+
+
+def end_import() -> None:
+    """End the import of a user's file that is under way in this process; otherwise do nothing."""
+    if _importing:
+        raise _ImportEnds
+
+
+def _of_file(path: Path) -> ModuleType:
+    name, root = _module_name(path)
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
+        return sys.modules[name]
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    if "." in name:
+        importlib.import_module(name.rpartition(".")[0])
+    loaded = sys.modules[name] = importlib.util.module_from_spec(spec)
+    _importing.append(path)
+    try:
+        spec.loader.exec_module(loaded)
+    except _ImportEnds:
+        pass
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        _importing.pop()
+    return loaded
+
+
+def _module_name(path: Path) -> tuple[str, Path]:
+    """The name that a file is imported under, and the folder that Python finds it by."""
+    root, parts = path.parent, [path.stem]
+    while all(part.isidentifier() for part in parts) and (root / "__init__.py").is_file():
+        root, parts = root.parent, [root.name, *parts]
+    if not all(part.isidentifier() for part in parts):
+        return "_dtrain_" + re.sub(r"\W", "_", path.stem), path.parent
+    first = parts[0]
+    if first in sys.stdlib_module_names or first in sys.builtin_module_names or _is_another(first, root):
+        parts[0] = f"_dtrain_{first}"
+    return (".".join(parts) if len(parts) == 1 or parts[0] == first else parts[0] + "_" + "_".join(parts[1:])), root
+
+
+def _is_another(name: str, root: Path) -> bool:
+    """Whether a module of this name, from somewhere else, is in use already."""
+    known = sys.modules.get(name)
+    places = [getattr(known, "__file__", None) or "", *getattr(known, "__path__", ())] if known else []
+    return bool(known) and not any(Path(place).resolve().is_relative_to(root) for place in places if place)

@@ -1,4 +1,4 @@
-"""What the methods of a task may give, and one line that names the user's file for everything else."""
+"""Checks the answers of a task's methods, with one line that names the user's file for every wrong one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def named_numbers(values: Any, name: str) -> dict[str, Any]:
 
 
 def factor(value: Any, name: str) -> float:
-    """What `schedule` gave as a number; raises `UserError` for what is none, or not finite."""
+    """Convert the answer of `schedule` to a number; raises `UserError` for what is none, or not finite."""
     try:
         number = float(value)
     except (TypeError, ValueError):

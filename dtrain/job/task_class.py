@@ -1,4 +1,4 @@
-"""What can be told of a task's class before it is imported: the methods that it lacks, and parameters that it does not take."""
+"""Reads a task's class without importing it: the methods that it lacks, and parameters that it does not take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `dtrain bench` measured of strategies, kept beside the runs: `strategy: auto` learns from it.
+"""Measurements of `dtrain bench`, kept beside the runs: `strategy: auto` learns from them.
 
 A measurement counts for the same task, parameters, numbers, workers and machine, as long as the task's file and the versions of the
 packages are those that were measured.
@@ -61,7 +61,7 @@ def _changed_options(job: Job) -> dict[str, Any]:
 
 
 def _changed(versions: dict[str, str], source: str, job: Job, strategy: str) -> str:
-    """What is not as it was when it was measured; '' if nothing is."""
+    """Describe what has changed since the measurement; '' if nothing has."""
     now = _versions(job, strategy)
     for name in sorted(versions.keys() | now.keys()):
         if versions.get(name) != now.get(name):

@@ -38,7 +38,7 @@ def _exact() -> list[str]:
 
 
 def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
-    """What keeps a job that asks for it from it, each with what to do instead."""
+    """Yield the reasons why a job cannot have `train.exact`, each with what to do instead."""
     if not job.train.exact:
         return
     key = ("train", "exact")

@@ -88,7 +88,7 @@ def _default(node: JsonObject) -> str:
 
 
 def _example(path: list[str], node: JsonObject, whole: JsonObject) -> str:
-    """One line of YAML that sets the key."""
+    """Format one line of YAML that sets the key."""
     text = f"{path[-1]}: {_example_value(node, whole)}"
     for part in reversed(path[:-1]):
         text = f"{part}: {{{text}}}"

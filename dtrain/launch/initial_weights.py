@@ -1,4 +1,4 @@
-"""What `init_from` in a recipe names, found when the run is made: a run is fixed to one of its checkpoints, a file to its path."""
+"""Resolves `init_from` when a run is made: a run is fixed to one of its checkpoints, a file to its path."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _looks_like_file(source: str) -> bool:
 
 
 def told(job: Job) -> str:
-    """What a resolved job begins with, in words; '' for new weights."""
+    """Describe the weights that a resolved job begins with; '' for new ones."""
     begins = job.init_from
     if begins is None or isinstance(begins, str):
         return begins or ""

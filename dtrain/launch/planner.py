@@ -1,4 +1,4 @@
-"""From a job to its launch plan: pure, so that `dtrain plan` shows exactly what `dtrain run` does."""
+"""Turns a job into its launch plan. Pure, so that `dtrain plan` shows exactly what `dtrain run` does."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def checked(job: Job, *, here: bool = True, runs: Path | None = None) -> tuple[J
 
 
 def out_of_reach(plan: LaunchPlan) -> list[str]:
-    """What keeps this machine from starting a run on its cluster."""
+    """Return the reasons why this machine cannot start a run on its cluster."""
     cluster = registry.cluster_of(plan.job)
     return cluster.out_of_reach(plan) if isinstance(cluster, ChecksReach) else []
 

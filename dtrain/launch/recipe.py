@@ -1,4 +1,5 @@
-"""From YAML and overrides to a `Job`: every mistake at once, each with its file, line and column, nothing started."""
+"""Turns YAML and overrides into a `Job`: every mistake is reported at once, with file, line and column, and nothing
+is started."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def override(text: str) -> Override:
     key, sign, value = text.partition("=")
     if not sign or not all(key.split(".")):
         raise UsageError(f"--set {text}: not of the form section.key=value", "For example: --set train.steps=500")
-    return tuple(key.strip().split(".")), scalar(value), f"--set {text}"
+    path = tuple(key.strip().split("."))
+    return path, scalar(value, path[0]), f"--set {text}"
 
 
 def typed_options(cls: type, given: dict[str, Any], source: str) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def schema() -> dict[str, Any]:
 
 
 def _forms(kind: registry.Kind, definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """What may stand for a plugin of this kind: its name, or its name with its options."""
+    """Return the forms that name a plugin of this kind: its name, or its name with its options."""
     forms: list[dict[str, Any]] = [{"type": "string", "enum": list(registry.installed(kind))}]
     for name in registry.installed(kind):
         options = _adapter(registry.plugin_class(kind, name).Options, docstrings=True).json_schema()
@@ -285,7 +287,7 @@ YAML_TERMS = {
     "an object": "a mapping (key: value)", "a valid dictionary": "a mapping (key: value)", "a valid array": "a list ([a, b])",
     "a valid list": "a list ([a, b])", "a valid boolean": "true or false", "a valid string": "text (in quotes if it looks like a number)",
 }  # fmt: skip
-"""What pydantic calls JSON's things, in the terms of YAML."""
+"""pydantic's words for types of JSON → the words of YAML."""
 
 
 def _words(message: str, value: Any) -> str:

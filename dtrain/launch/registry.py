@@ -38,7 +38,7 @@ def installed(kind: Kind) -> dict[str, EntryPoint]:
 
 @cache
 def _entry_points() -> Any:
-    """Of every installed package, read once."""
+    """Read the entry points of every installed package once."""
     return entry_points()
 
 
@@ -99,7 +99,7 @@ def exporter(name: str, options: dict[str, Any]) -> Exporter:
 
 
 def frameworks() -> list[type[Framework]]:
-    """What each framework's weights are; those that need something which is not installed, too."""
+    """Return the weights class of each framework, also of those that need something which is not installed."""
     return [plugin_class("framework", name) for name in installed("framework")]
 
 

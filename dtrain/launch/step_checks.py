@@ -16,7 +16,7 @@ STOP = "train.on_nonfinite: stop works everywhere"
 
 
 def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
-    """What keeps a job that asks for it from it, each with what to do instead."""
+    """Yield the reasons why a job cannot check its steps, each with what to do instead."""
     if not asked_for(job.train) or job.kind == "script":
         return
     what = f"train.on_nonfinite: {job.train.on_nonfinite}" if job.train.spike is None else "train.spike"

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from dtrain.common.serde import from_dict, to_dict
 
 INPUT = "input.jsonl"
-"""What is typed: a line each (`DebugLine`)."""
+"""Name of the file with what is typed: a line each (`DebugLine`)."""
 OUTPUT = "output.jsonl"
-"""What the debugger says (`DebugOutput`)."""
+"""Name of the file with the debugger's output (`DebugOutput`)."""
 Reason = Literal["breakpoint", "exception", "step"]
 """Why a rank stopped: a `breakpoint()`, an exception that ends it, or a step that somebody asked for."""
 
@@ -50,7 +50,7 @@ class DebugOutput:
     prompt: str = ""
     """If it is not '', a line is waited for, after this."""
     notice: bool = False
-    """It is dtrain that speaks, not the debugger."""
+    """Whether the text is dtrain's, not the debugger's."""
     ended: bool = False
     """The session is over."""
 
@@ -86,10 +86,10 @@ def append(path: Path, message: DebugLine | DebugOutput) -> None:
 
 
 def lines(box: Mailbox) -> list[DebugLine]:
-    """What was typed since the last call."""
+    """Return what was typed since the last call."""
     return [from_dict(DebugLine, body) for body in box.new()]
 
 
 def outputs(box: Mailbox) -> list[DebugOutput]:
-    """What was said since the last call."""
+    """Return the output since the last call."""
     return [from_dict(DebugOutput, body) for body in box.new()]

@@ -65,8 +65,9 @@ class Reader:
         self._path = path
         self._offset = begin
         """Of the next line."""
-        self._sign = f'"event":"{only.name}"'.encode() if only else b""
-        """In every line of the only kind of event that is wanted: others are not even parsed."""
+        names = (only.kind_name, only.former_name) if only else ()
+        self._marks = tuple(f'"event":"{name}"'.encode() for name in names if name)
+        """Byte strings of which every line of the only wanted kind of event has one: other lines are not parsed."""
 
     @property
     def position(self) -> int:
@@ -83,7 +84,8 @@ class Reader:
                         if not line.endswith(b"\n"):
                             return
                         self._offset += len(line)
-                        event = _parsed(line) if self._sign in line else None
+                        wanted = not self._marks or any(mark in line for mark in self._marks)
+                        event = _parsed(line) if wanted else None
                         if event is not None:
                             yield event
         except FileNotFoundError:
@@ -99,7 +101,7 @@ def _parsed(line: bytes) -> Event | None:
 
 
 def read(path: Path, end: int | None = None) -> list[Event]:
-    """All events so far, or those before a position in the log."""
+    """Return all events so far, or those before a position in the log."""
     reader, found = Reader(path), list[Event]()
     for event in reader.new():
         if end is not None and reader.position > end:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dtrain.record.event import KINDS as KINDS
+from dtrain.record.event import AttemptEvent as AttemptEvent
 from dtrain.record.event import Event as Event
 from dtrain.record.event import UnknownEvent as UnknownEvent
 from dtrain.record.event import from_log as from_log
@@ -15,7 +15,7 @@ from dtrain.record.failure_events import HangDetected as HangDetected
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunStarted(Event, name="run"):
+class RunStarted(Event, was="run"):
     """A supervisor began to work on the run."""
 
     run: str
@@ -30,10 +30,12 @@ class RunStarted(Event, name="run"):
     preload: tuple[str, ...] = ()
     storage: str | None = None
     """URL of the run on remote storage."""
+    format: int = 1
+    """Format number of the following events, see `dtrain.record.event.FORMAT`; logs without it are of format 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeReady(Event, name="node"):
+class NodeReady(Event, was="node"):
     """The agent of a node is up."""
 
     node: str
@@ -42,11 +44,11 @@ class NodeReady(Event, name="node"):
     cpus: int = 0
     gpus: int = 0
     pid: int = 0
-    """Of the agent."""
+    """Process id of the agent."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeChecked(Event, name="node_checked"):
+class NodeChecked(Event):
     """The agent of a node has answered the checks before the first step."""
 
     node: str
@@ -55,7 +57,7 @@ class NodeChecked(Event, name="node_checked"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeLost(Event, name="node_lost"):
+class NodeLost(Event):
     """A node, or its agent, is gone."""
 
     node: str
@@ -63,18 +65,18 @@ class NodeLost(Event, name="node_lost"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodeAvoided(Event, name="node_avoided"):
+class NodeAvoided(Event):
     """Failures began on a machine, and the run goes on without it."""
 
     node: str
-    """As the cluster calls it."""
+    """The cluster's name of the node."""
     evidence: tuple[str, ...]
     until: float
     """Seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttemptStarted(Event, name="attempt"):
+class AttemptStarted(Event, was="attempt"):
     """An attempt began: the workers' ports are asked for."""
 
     attempt: int
@@ -90,7 +92,7 @@ class AttemptStarted(Event, name="attempt"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkersStarted(Event, name="started"):
+class WorkersStarted(Event, was="started"):
     """The workers of a node were forked."""
 
     attempt: int
@@ -100,7 +102,7 @@ class WorkersStarted(Event, name="started"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingStarted(Event, name="training"):
+class TrainingStarted(AttemptEvent, was="training"):
     """Rank 0 is about to do the first step of an attempt."""
 
     step: int
@@ -108,33 +110,30 @@ class TrainingStarted(Event, name="training"):
     samples: int | None = None
     """Size of the training data; 0: a stream, whose size is not known; None if a function has data of its own."""
     sanity_check_seconds: float = 0.0
-    """That trying `metrics` before the first step took: mostly tracing and compiling."""
+    """Duration of the trial of `metrics` before the first step: mostly tracing and compiling."""
     began: float = 0.0
     """Seconds since 1970 on the clock of rank 0, as its ledger has it; 0: not known."""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserWarned(Event, name="warning"):
+class UserWarned(AttemptEvent, was="warning"):
     """Something about the user's task that they may not expect."""
 
     text: str
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress(Event, name="progress"):
+class Progress(AttemptEvent):
     """Steps done so far, at most once a second."""
 
     step: int
-    """Of the slowest rank."""
+    """Steps of the slowest rank."""
     steps: dict[str, int] = field(default_factory=dict)
     """Rank → steps; empty if there are many ranks."""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metrics(Event, name="metrics"):
+class Metrics(AttemptEvent):
     """Loss and metrics of a training step, as means over the ranks."""
 
     step: int
@@ -143,26 +142,24 @@ class Metrics(Event, name="metrics"):
     data_wait: float | None = None
     """Share of the time since the last one that the training of rank 0 waited for data, 0 to 1."""
     data_workers: int = 0
-    """Of rank 0."""
+    """Data workers of rank 0."""
     optimizer: dict[str, float] = field(default_factory=dict)
     """`learning_rate` and `gradient_norm` of the step; with `/NAME` if there are several."""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryUsed(Event, name="memory"):
+class MemoryUsed(AttemptEvent, was="memory"):
     """The most memory that a rank has taken in an attempt, as it said at its end."""
 
     rank: int
     bytes: int
     """Resident; pages that it shares with others count in each."""
     device_bytes: int = 0
-    """Of its devices, as the framework's allocator counts; 0: not known."""
-    attempt: int = 0
+    """Peak on its devices, as the framework's allocator counts; 0: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NodesUsed(Event, name="usage"):
+class NodesUsed(Event, was="usage"):
     """How busy the nodes are."""
 
     nodes: dict[str, dict[str, float]]
@@ -170,7 +167,7 @@ class NodesUsed(Event, name="usage"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackerFailed(Event, name="tracker_failed"):
+class TrackerFailed(Event):
     """A tracker does not log; the run goes on."""
 
     tracker: str
@@ -180,25 +177,24 @@ class TrackerFailed(Event, name="tracker_failed"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackerWorks(Event, name="tracker_works"):
-    """It logs again, and has caught up."""
+class TrackerWorks(Event):
+    """A tracker logs again, and has caught up."""
 
     tracker: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Event, name="evaluation"):
+class Evaluation(AttemptEvent):
     """Metrics on the held-out data."""
 
     step: int
     values: dict[str, float]
     seconds: float = 0.0
-    """That it took, up to this event."""
-    attempt: int = 0
+    """Duration up to this event."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepsProfiled(Event, name="profile"):
+class StepsProfiled(AttemptEvent, was="profile"):
     """The answer to `dtrain profile`: a rank has written a profile of some steps."""
 
     rank: int
@@ -210,11 +206,10 @@ class StepsProfiled(Event, name="profile"):
     operations: str = ""
     """A table of those that took the most time."""
     problem: str = ""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointSaved(Event, name="checkpoint"):
+class CheckpointSaved(AttemptEvent, was="checkpoint"):
     """A checkpoint was committed."""
 
     step: int
@@ -226,32 +221,29 @@ class CheckpointSaved(Event, name="checkpoint"):
     """Until it was written, hashed and flushed."""
     stall_seconds: float = 0.0
     """Training stood still to copy the state."""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryInterval(Event, name="memory_interval"):
+class MemoryInterval(AttemptEvent):
     """How often in-memory checkpoints are made, and what one costs."""
 
     every_steps: int
     seconds: float
     """Training stands still for each."""
     bytes: int
-    """Of rank 0's part."""
-    attempt: int = 0
+    """Size of rank 0's part."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointFailed(Event, name="checkpoint_failed"):
+class CheckpointFailed(AttemptEvent):
     """A checkpoint could not be written or committed; training goes on."""
 
     step: int
     error: str
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointQuarantined(Event, name="checkpoint_damaged"):
+class CheckpointQuarantined(Event, was="checkpoint_damaged"):
     """A damaged checkpoint was set aside."""
 
     folder: str
@@ -259,7 +251,7 @@ class CheckpointQuarantined(Event, name="checkpoint_damaged"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogShortened(Event, name="log_shortened"):
+class LogShortened(AttemptEvent):
     """A rank's log had more than `logs.keep`."""
 
     rank: int
@@ -270,45 +262,44 @@ class LogShortened(Event, name="log_shortened"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorageFailed(Event, name="storage_failed"):
+class StorageFailed(Event):
     """Remote storage, or the run's own folder, does not answer."""
 
     error: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorageWorks(Event, name="storage_works"):
-    """It answers again."""
+class StorageWorks(Event):
+    """The remote storage, or the run folder, answers again."""
 
     place: str = "the remote storage"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StopRequested(Event, name="stopping"):
+class StopRequested(Event, was="stopping"):
     """A person, a signal or the cluster wants the run to stop."""
 
     why: str
     now: bool = False
-    """At once, without saving."""
+    """Whether it stops at once, without saving."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResizeRequested(Event, name="moving"):
+class ResizeRequested(Event, was="moving"):
     """The workers were asked to save and leave, to go on with other nodes."""
 
     why: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrainAgreed(Event, name="leaving"):
+class DrainAgreed(AttemptEvent, was="leaving"):
     """All ranks agreed on the step to save and leave at."""
 
     step: int
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebuggerStopped(Event, name="debugger_stopped"):
+class DebuggerStopped(AttemptEvent):
     """A rank is stopped for a debugger (`dtrain debug`); meanwhile nothing counts as a hang."""
 
     rank: int
@@ -316,60 +307,56 @@ class DebuggerStopped(Event, name="debugger_stopped"):
     """breakpoint, exception or step."""
     where: str
     seconds: float | None = None
-    """It goes on after this time if nobody comes; None: somebody is there."""
-    attempt: int = 0
+    """The rank continues after this time if no terminal attaches; None: one is attached."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DebuggerLeft(Event, name="debugger_left"):
-    """That rank goes on."""
+class DebuggerLeft(AttemptEvent):
+    """A rank continues that was stopped for a debugger."""
 
     rank: int
     seconds: float
-    """It was stopped for so long."""
-    attempt: int = 0
+    """Duration of the stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StragglerFound(Event, name="straggler"):
+class StragglerFound(AttemptEvent, was="straggler"):
     """The other ranks wait for this one in every step, for some time now."""
 
     rank: int
     node: str
     step: int
     phase: str
-    """Of `dtrain.api.phases`: the one in which it is slow."""
+    """The slow phase, of `dtrain.api.phases`."""
     seconds: float
-    """Of a step in this phase."""
+    """Seconds of a step in this phase."""
     usual_seconds: float
     """The median of all ranks."""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class StragglerOver(Event, name="straggler_over"):
-    """They do so no more, or the attempt is over."""
+class StragglerOver(AttemptEvent):
+    """A straggler has recovered, or its attempt has ended."""
 
     rank: int
     cost_seconds: float
-    """That all ranks waited for it, in sum over the steps since it became slow."""
-    attempt: int = 0
+    """Seconds that all ranks waited for it, in sum over the steps since it became slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Requeued(Event, name="requeued"):
+class Requeued(Event):
     """The cluster was asked to start the run again later."""
 
     step: int | None
-    """Of the newest checkpoint; None if it is not known."""
+    """Step of the newest checkpoint; None if it is not known."""
     words: str
-    """What the cluster was asked."""
+    """The request to the cluster, in words."""
     without: tuple[str, ...] = ()
     """Nodes to exclude."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunEnded(Event, name="end"):
+class RunEnded(Event, was="end"):
     """The supervisor left the run."""
 
     exit_code: int

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dtrain.record.event import Event
+from dtrain.record.event import AttemptEvent, Event
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadStep(Event, name="bad_step"):
+class BadStep(AttemptEvent):
     """The loss or the gradient of a step was not finite, or jumped, and the run goes on (`train.on_nonfinite`, `train.spike`)."""
 
     step: int
     """Counted from 0."""
     why: str
-    """What was seen, and where."""
+    """What was found, and where."""
     answer: str
     """`skip`, `rollback` or `warn`."""
     metric: str = ""
@@ -22,9 +22,8 @@ class BadStep(Event, name="bad_step"):
     value: float | None = None
     """None if it is not finite."""
     rank: int | None = None
-    """Whose loss it was; None if that is not known."""
+    """Rank whose loss it was; None if that is not known."""
     shard: int | None = None
-    attempt: int = 0
 
     @property
     def left_out(self) -> bool:
@@ -33,11 +32,11 @@ class BadStep(Event, name="bad_step"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailureOccurred(Event, name="failure"):
+class FailureOccurred(AttemptEvent, was="failure"):
     """An attempt failed; this is the cause."""
 
     kind: str
-    """See `dtrain.job.failure_kinds.FailureKind`."""
+    """Value of a `dtrain.job.failure_kinds.FailureKind`."""
     message: str
     rank: int | None = None
     node: str = ""
@@ -49,14 +48,13 @@ class FailureOccurred(Event, name="failure"):
     same: tuple[int, ...] = ()
     """Other ranks that reported the same error."""
     others: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """What else was reported → by which ranks."""
+    """Other reports → ranks that sent them."""
     log_tail: str = ""
     """The last lines of this rank's log, without the traceback."""
-    attempt: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionMade(Event, name="decision"):
+class DecisionMade(Event, was="decision"):
     """The failure policy's answer to a failure."""
 
     retry: bool
@@ -65,9 +63,8 @@ class DecisionMade(Event, name="decision"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HangDetected(Event, name="hang"):
+class HangDetected(AttemptEvent, was="hang"):
     """Nothing moves; the stacks of all ranks go to their logs."""
 
     rank: int
     steps: dict[str, int | None] = field(default_factory=dict)
-    attempt: int = 0

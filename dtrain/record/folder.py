@@ -21,7 +21,7 @@ from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked
 
 @dataclass(frozen=True)
 class Submitted:
-    """Which cluster a run was given to, when, and what that calls it."""
+    """The cluster that a run was submitted to, the time, and the cluster's reference."""
 
     cluster: str
     reference: str
@@ -79,7 +79,7 @@ class RunDir:
 
     @property
     def ledgers(self) -> Path:
-        """What each rank trained on, step by step."""
+        """Folder of the ledgers: the samples that each rank trained on, step by step."""
         return self.path / "ledger"
 
     @property
@@ -89,12 +89,12 @@ class RunDir:
 
     @property
     def stop_request(self) -> Path:
-        """Its presence asks the supervisor to stop; it says how."""
+        """File that asks the supervisor to stop, with the mode in it."""
         return self.path / "stop"
 
     @property
     def inspection_request(self) -> Path:
-        """Its presence asks the supervisor to look into the workers; see `dtrain.record.inspection`."""
+        """File that asks the supervisor to look into the workers; see `dtrain.record.inspection`."""
         return self.path / "inspect"
 
     @property
@@ -117,7 +117,7 @@ class RunDir:
 
     @property
     def usage(self) -> Path:
-        """What the workers used when somebody asked last."""
+        """File with the resource usage of the workers at the last request."""
         return self.path / "usage.json"
 
     @property

@@ -35,7 +35,7 @@ SHARES = ("total", "goodput", "effective_share", "training_share")
 
 
 class Kind(Enum):
-    """What a span of time was spent on; the values are the keys of the account."""
+    """Uses of a span of time; the values are the keys of the account."""
 
     TRAINING = "training"
     """Steps that stand in the committed history."""
@@ -49,9 +49,9 @@ class Kind(Enum):
     DETECTION = "detection"
     """From the last step to the moment a failure was known."""
     RESTART = "restart"
-    """From a known failure, or a change of nodes, to the next step."""
+    """The time from a known failure, or a change of nodes, to the next step."""
     INIT = "init"
-    """Before the first step of a supervisor's first attempt."""
+    """The time before the first step of a supervisor's first attempt."""
     WAITING = "waiting_for_resources"
     """Until the nodes of an attempt were there."""
     SHUTDOWN = "shutdown"
@@ -79,13 +79,13 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """Length of the span."""
         return self.end - self.begin
 
 
 @dataclass
 class FailureCost:
-    """What a failure cost, in seconds."""
+    """The cost of a failure, in seconds."""
 
     failure: FailureOccurred
     steps: int = 0
@@ -93,11 +93,11 @@ class FailureCost:
     wasted_steps: float = 0.0
     detection: float = 0.0
     restart: float = 0.0
-    """Until the next step, waiting for nodes included."""
+    """Seconds until the next step, waiting for nodes included."""
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """Sum of all parts."""
         return self.wasted_steps + self.detection + self.restart
 
 
@@ -141,7 +141,7 @@ class Timeline:
 
 @dataclass
 class _AttemptFacts:
-    """What the event log says of one attempt."""
+    """Facts about one attempt in the event log."""
 
     step: int
     """Steps that were done at its begin."""
@@ -255,7 +255,7 @@ class _Cutter:
             self.close(mark.time)
 
     def close(self, now: float) -> None:
-        """A supervisor left."""
+        """Note that a supervisor left."""
         if self._mark is not None:
             kind = Kind.SCRIPT if self._runs else Kind.SHUTDOWN if self._trained else Kind.INIT
             self._after_steps(kind, now)

@@ -25,11 +25,11 @@ class ShardGradient:
     checksum: int
     attempt: int
     rank: int
-    """That computed it."""
+    """Rank that computed it."""
 
 
 class GradientLedger:
-    """What one worker writes in one attempt."""
+    """The checksums that one worker writes in one attempt."""
 
     def __init__(self, path: Path) -> None:
         self._file = Appender(path)

@@ -1,4 +1,4 @@
-"""What earlier supervisors of a run logged, as a later one asks for it."""
+"""Queries of a run's history by a later supervisor."""
 
 from __future__ import annotations
 

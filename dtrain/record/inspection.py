@@ -57,7 +57,8 @@ class WorkerUsage:
     step_seconds: float | None = None
     """Mean time of the last steps; None: not known yet."""
     phases: dict[str, float] = field(default_factory=dict)
-    """Its parts in seconds, by the names of `dtrain.api.phases`; those that the strategy cannot measure are left out."""
+    """Seconds of the step's phases, by the names of `dtrain.api.phases`; those that the strategy cannot measure are
+    left out."""
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,10 @@ class RemoteClaim(Protocol):
     """A supervisor's claim of a run that is kept on remote storage, too."""
 
     def check(self) -> None:
-        """Raises `LeaseTaken` if another supervisor has claimed the run there since, `StorageError` if that cannot be known."""
+        """Raise `LeaseTaken` if another supervisor has claimed the run there since, `StorageError` if that cannot be known."""
 
     def push_history(self) -> None:
-        """Have there what explains a checkpoint: the event log and the ledgers. Raises `StorageError`."""
+        """Copy what explains a checkpoint, the event log and the ledgers; raise `StorageError` if that fails."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,15 @@ class Lease:
         """The mark of the supervisor that has the run now; None: this one has it. Raises `OSError` if that cannot be read."""
         return successor(self.claims, self.number)
 
-    def check(self) -> None:
-        """Raises `LeaseTaken` if another supervisor has taken over the run, and `StorageError` if that cannot be known."""
+    def check(self, *, unknown_is_held: bool = False) -> None:
+        """Raise `LeaseTaken` if another supervisor has taken over the run, and `StorageError` if that cannot be known."""
+        try:
+            self._check()
+        except StorageError:
+            if not unknown_is_held:
+                raise
+
+    def _check(self) -> None:
         problem: OSError | None = None
         for _ in range(ATTEMPTS):
             try:
@@ -108,7 +115,7 @@ class Lease:
         raise StorageError(f"cannot read {self.claims}: {problem}")
 
     def push_history(self) -> None:
-        """See `RemoteClaim.push_history`; everybody sees the run folder itself."""
+        """Copy what explains a checkpoint to remote storage, if the run is kept there, too; raise `StorageError` if that fails."""
         if self.there:
             self.there.push_history()
 

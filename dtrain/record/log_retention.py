@@ -35,7 +35,7 @@ def shorten(path: Path, keep: int) -> int:
 
 @dataclass(frozen=True)
 class Piece:
-    """Of a log, from an offset on."""
+    """A piece of a log, from an offset on."""
 
     removed: int
     """Bytes that are not there any more; the data follows them."""
@@ -45,7 +45,7 @@ class Piece:
 
 
 def read(path: Path, offset: int, most: int = 1 << 23) -> Piece:
-    """Of a log, from an offset on, at most this number of bytes that lie together. Raises `FileNotFoundError`."""
+    """Read at most this number of bytes that lie together, from an offset on. Raises `FileNotFoundError`."""
     with open(path, "rb") as file:
         size, gone = os.fstat(file.fileno()).st_size, 0
         while offset + gone < size:

@@ -12,7 +12,7 @@ from pathlib import Path
 from dtrain.common.files import read_at
 
 EVERY_SECONDS = 5.0
-"""Between two entries."""
+"""Pause between two entries."""
 SEARCH_BYTES = 1 << 16
 """The beginning of a line is not looked for further than this."""
 ENTRY = struct.Struct("<dQ")

@@ -40,7 +40,7 @@ class Curve:
 
     @property
     def last(self) -> float | None:
-        """The newest value."""
+        """Newest value."""
         return self.values[-1] if self.values else None
 
     def best(self, mode: str) -> Point | None:
@@ -52,8 +52,8 @@ class Curve:
         return at, value
 
     def thinned(self, most: int) -> list[Point]:
-        """At most about this number of points: of each part of the curve its first, lowest, highest and last, so that no
-        extreme is lost. Values that are not finite are left out."""
+        """Return about this number of points at most: of each part of the curve its first, lowest, highest and last,
+        so that no extreme is lost. Values that are not finite are left out."""
         points = [(at, value) for at, value in zip(self.at, self.values, strict=True) if math.isfinite(value)]
         if len(points) <= most:
             return points

@@ -31,7 +31,7 @@ class NodeFailure:
 
     cluster: str
     node: str
-    """As the cluster calls it."""
+    """The cluster's name of the node."""
     run: str
     attempt: int
     kind: str
@@ -47,7 +47,7 @@ class NodeFailure:
 
     @property
     def told(self) -> str:
-        """In a few words."""
+        """Format the evidence in a few words."""
         which = f" of rank {self.rank}" if self.rank is not None else ""
         step = f" at step {self.step}" if self.step is not None else ""
         return f"{self.kind}{which}{step} in attempt {self.attempt} of {self.run}"
@@ -55,12 +55,12 @@ class NodeFailure:
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """What is known of a node."""
+    """The failures and the avoidance of a node."""
 
     cluster: str
     node: str
     failures: tuple[NodeFailure, ...]
-    """That have not expired, the oldest first."""
+    """Failures that have not expired, the oldest first."""
 
     @property
     def avoided_until(self) -> float | None:
@@ -100,7 +100,7 @@ def clock(runs: Path) -> float:
 
 
 def forget(runs: Path, node: str, now: float) -> None:
-    """What the node did up to now counts no more."""
+    """Let the node's failures up to now count no more."""
     _append(runs, {"forget": node, "time": now})
 
 
@@ -123,7 +123,7 @@ def read(runs: Path, now: float) -> list[NodeRecord]:
 
 
 def records(lines: Iterable[str], now: float) -> list[NodeRecord]:
-    """Pure. See `read`."""
+    """Return the records of all nodes. Pure; see `read`."""
     found: dict[tuple[str, str], list[NodeFailure]] = {}
     for line in lines:
         try:

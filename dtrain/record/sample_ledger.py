@@ -1,4 +1,4 @@
-"""What each worker trained on: one record a step, read for progress, for the audit and for goodput."""
+"""The samples that each worker trained on: one record a step, read for progress, for the audit and for goodput."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LeftOut(IntEnum):
 
     NO = 0
     NONFINITE = 1
-    """Its loss or gradient was not finite (`train.on_nonfinite: skip`)."""
+    """The loss or gradient was not finite (`train.on_nonfinite: skip`)."""
     SPIKE = 2
-    """They jumped (`train.spike`)."""
+    """The loss or gradient jumped (`train.spike`)."""
     ROLLED_BACK = 3
-    """For one of these reasons, an attempt before this one went back to a checkpoint before the step."""
+    """An earlier attempt went back to a checkpoint before the step, for one of these reasons."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Entry:
 
 
 def checksum(indices: Indices) -> int:
-    """What a ledger keeps of the samples themselves."""
+    """Return the checksum of the samples that a ledger keeps."""
     return zlib.crc32(indices.astype("<i8", copy=False).tobytes())
 
 

@@ -1,4 +1,4 @@
-"""What a run looks like now: a fold over its event log that status, ps and the live view share."""
+"""The state of a run: a fold over its event log that status, ps and the live view share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunState:
     began: float = 0.0
     """Seconds since 1970, of the newest supervisor."""
     first_began: float = 0.0
-    """Of the first supervisor."""
+    """Start of the first supervisor."""
     changed: float = 0.0
     attempt: int = 0
     step: int = 0
@@ -38,7 +38,7 @@ class RunState:
     trained_since: float = 0.0
     """Seconds since 1970, of the first step of the attempt under way."""
     first_step: int = 0
-    """Of the attempt under way."""
+    """First step of the current attempt."""
     steps: dict[str, int] = field(default_factory=dict)
     """Rank → steps done."""
     pids: dict[str, int] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class RunState:
     data_wait: float = 0.0
     """Share of the training time that rank 0 waited for data, a mean over the steps of the attempt so far, 0 to 1."""
     data_workers: int = 0
-    """Of rank 0."""
+    """Data workers of rank 0."""
     data_wait_step: int = 0
     """The step up to which `data_wait` is known."""
     saved_step: int | None = None
@@ -64,7 +64,7 @@ class RunState:
     memory_every: int = 0
     """Steps between two in-memory checkpoints; 0: there are none, or it is not known yet."""
     memory_seconds: float = 0.0
-    """That the training stands still for one."""
+    """Seconds that the training stands still for one."""
     failures: list[events.FailureOccurred] = field(default_factory=list)
     left_out: list[int] = field(default_factory=list)
     """Steps that the run went on without (`train.on_nonfinite`, `train.spike`)."""
@@ -81,7 +81,7 @@ class RunState:
     """Ranks that are stopped in a debugger."""
 
     def add(self, event: Event) -> None:
-        """Take in one event."""
+        """Apply one event."""
         self.changed = event.time or self.changed
         handler = HANDLERS.get(type(event))
         if handler:
@@ -100,7 +100,7 @@ class RunState:
         }.get(Exit(self.exit_code), "gave up")
 
     def public(self) -> JsonObject:
-        """For `--json`."""
+        """Convert to plain data for `--json`."""
         return asdict(self) | {"outcome": self.outcome}
 
 
@@ -184,7 +184,7 @@ def _on_storage_failed(state: RunState, event: events.StorageFailed) -> None:
 
 
 def unlogged(event: events.TrackerFailed) -> str:
-    """What a tracker lacks at the end of a run, in one line."""
+    """Describe in one line what a tracker lacks at the end of a run."""
     return f"tracker {event.tracker}: the newest values are not logged ({event.error}); dtrain track logs them"
 
 

@@ -33,12 +33,12 @@ class StepTimes:
         self._begin: Moment | None = None
 
     def began(self, event: TrainingStarted) -> None:
-        """Its first step is next."""
+        """Note that the first step is next."""
         self._begin = self._begin or Moment(event.step, event.time)
         self._waiting_since = event.time
 
     def add(self, event: Metrics | Progress) -> None:
-        """Steps are done."""
+        """Note the number of steps done."""
         if not self._steps or event.step > self._steps[-1]:
             self._steps.append(event.step)
             self._times.append(event.time)

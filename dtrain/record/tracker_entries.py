@@ -27,9 +27,10 @@ class Entry:
     values: Mapping[str, float] = field(default_factory=dict)
     """Name → value: `train/loss`, `eval/accuracy`, `speed/samples_per_second`, `node/NODE/cpu` …"""
     kind: str = ""
-    """Of a mark: start, resume, attempt, restart, failure, node lost, resize, stop, requeue or end; '' for values alone."""
+    """Kind of a mark: start, resume, attempt, restart, failure, node lost, resize, stop, requeue or end; '' for
+    values alone."""
     text: str = ""
-    """What the mark says."""
+    """Text of the mark."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Curves:
 
     def __init__(self) -> None:
         self.ending: Ending | None = None
-        """Of the newest supervisor; None while there is one."""
+        """End of the newest supervisor; None while there is one."""
         self._number = 0
         self._step = 0
         self._trained = self._evaluated = self._saved = 0
@@ -175,12 +176,12 @@ class _Goodput:
         self._stalled = 0.0
 
     def share(self, now: float) -> float:
-        """Between 0 and 1."""
+        """Return the share, between 0 and 1."""
         total = self._before + (now - self._began if self._began is not None else 0.0)
         return round(min(1.0, max(0.0, self._training / total)), 4) if total > 0 else 0.0
 
     def add(self, event: Event, trained: int) -> None:
-        """One more event, before it is drawn; `trained` is the highest step with metrics so far."""
+        """Apply one event before it is drawn; `trained` is the highest step with metrics so far."""
         if isinstance(event, events.RunStarted):
             self._close(self._newest)
             self._began = event.time

@@ -29,7 +29,7 @@ WHY = {
 
 @dataclass(frozen=True)
 class Audit:
-    """What the committed history of a run was trained on."""
+    """The samples that the committed history of a run was trained on."""
 
     steps: int
     samples: int
@@ -55,7 +55,7 @@ class Audit:
 
 
 def audit(run: RunDir) -> Audit | None:
-    """What the committed history was trained on; None if the run has no steps (a script, or not begun)."""
+    """Check the committed history; None if the run has no steps (a script, or not begun)."""
     history = event_log.read(run.events)
     sizes = [event.samples for event in history if isinstance(event, TrainingStarted) and event.samples is not None]
     if not sizes:

@@ -22,7 +22,7 @@ from dtrain.show.render import seconds
 SAME_ANYWAY = ("name", "folder")
 """Keys of a job that tell runs apart and say nothing of what they do."""
 PRIVATE = tuple(f"{key}." for key in PRIVATE_KEYS)
-"""That their values differ is shown, the values are not."""
+"""Keys whose differences are shown without their values."""
 MOST_KEYS = 4
 """Keys of the recipe that have columns of their own in a table."""
 MOST_COLUMNS = 6
@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def metrics(self) -> list[str]:
-        """All metrics that any of the runs has."""
+        """Return all metrics that any of the runs has."""
         return list(dict.fromkeys(name for record in self.records for name in record.curves.metrics))
 
     def verdicts(self) -> list[str]:
@@ -144,7 +144,7 @@ def differing_columns(comparison: Comparison) -> list[str]:
 
 
 def columns(comparison: Comparison) -> list[str]:
-    """Heads of the table."""
+    """Return the heads of the table."""
     shown = comparison.metrics[:MOST_COLUMNS]
     metrics = [head for name in shown for head in (name, f"best {name}")]
     return [
@@ -182,14 +182,14 @@ def _row(comparison: Comparison, index: int) -> list[str]:
 
 
 def last_and_best(record: RunRecord, name: str) -> tuple[float | None, float | None]:
-    """Of a metric; None if the run does not have it."""
+    """Return the last and the best value of a metric; None if the run does not have it."""
     curve = record.curves.metrics.get(name)
     best = curve.best("min" if lower_is_better(name) else "max") if curve else None
     return (curve.last if curve else None), (best[1] if best else None)
 
 
 def main_metric(comparison: Comparison) -> str | None:
-    """What is drawn if nobody asks for another one: the loss, or the first there is."""
+    """Return the metric that is drawn by default: the loss, or the first there is."""
     names = comparison.metrics
     return next((name for name in ("loss", f"{HELD_OUT}loss") if name in names), names[0] if names else None)
 

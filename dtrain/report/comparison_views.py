@@ -1,4 +1,4 @@
-"""What `dtrain compare` shows: text, a page and a picture."""
+"""Output of `dtrain compare`: text, a page and a picture."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def chosen_metrics(found: Comparison, wanted: Sequence[str]) -> list[str]:
 
 
 def html(found: Comparison) -> str:
-    """One page that opens without a network."""
+    """Format one page that opens without a network."""
     heads = comparison.columns(found)
     rows = comparison.rows(found)
     colors = [_color(index) for index in range(len(rows))]

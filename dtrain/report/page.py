@@ -29,7 +29,7 @@ class _Clock:
         self.end = self.at(spans[-1].end) if spans else 1.0
 
     def at(self, time: float) -> float:
-        """Of a time in seconds since 1970."""
+        """Return the position of a time in seconds since 1970."""
         left_out = sum(min(time, end) - begin for begin, end in self._gaps if time > begin)
         return max(0.0, time - self._begin - left_out)
 
@@ -39,7 +39,7 @@ class _Clock:
 
 
 def report_page(record: RunRecord) -> str:
-    """The whole file."""
+    """Format the whole page."""
     clock = _Clock(record.timeline.spans)
     marks = _failure_marks(record, clock)
     return page.page(

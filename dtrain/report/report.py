@@ -29,24 +29,24 @@ class FailureGroup:
 
     @property
     def first(self) -> FailureCost:
-        """The earliest."""
+        """Time of the earliest failure."""
         return self.costs[0]
 
     @property
     def seconds(self) -> float:
-        """What all of them cost."""
+        """Cost of all failures in seconds."""
         return sum(cost.seconds for cost in self.costs)
 
     @property
     def parts(self) -> str:
-        """What they cost, by kind."""
+        """Costs by kind."""
         kinds = ("wasted_steps", "detection", "restart")
         sums = {kind: sum(getattr(cost, kind) for cost in self.costs) for kind in kinds}
         return ", ".join(f"{kind.replace('_', ' ')} {seconds(value)}" for kind, value in sums.items() if value >= 0.01)
 
     @property
     def steps(self) -> int:
-        """Steps that they undid."""
+        """Steps undone by all failures."""
         return sum(cost.steps for cost in self.costs)
 
     @property
@@ -79,7 +79,7 @@ def times(record: RunRecord) -> list[tuple[str, float, float]]:
 
 
 def headline(record: RunRecord) -> str:
-    """What ran where, and how it ended."""
+    """Format what ran where, and how it ended."""
     state = record.state
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.first_began)) if state.first_began else "not yet"
     return f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}, started {began}"

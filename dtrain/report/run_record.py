@@ -19,7 +19,7 @@ class Straggler:
 
     found: StragglerFound
     cost_seconds: float | None = None
-    """That all ranks waited for it; None: they still do."""
+    """Seconds that all ranks waited for it; None: they still do."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RunRecord:
 
     @cached_property
     def account(self) -> dict[str, float]:
-        """See `goodput.account_of`."""
+        """Seconds by kind; see `goodput.account_of`."""
         return goodput.account_of(self.timeline, script=self.is_script)
 
     @property

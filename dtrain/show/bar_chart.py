@@ -18,7 +18,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 @dataclass(frozen=True)
 class NamedValue:
-    """One bar."""
+    """A bar of a chart."""
 
     label: str
     value: float

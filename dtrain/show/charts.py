@@ -12,11 +12,11 @@ from dtrain.record.metric_curves import Curve, Point
 from dtrain.show.render import seconds
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 920, 62, 14, 17, 24
-"""Of a chart, in its own units; the page scales it."""
+"""Measures of a chart in its own units; the page scales it."""
 MOST_POINTS = 2400
-"""Of one line: about two for each pixel that it is drawn with."""
+"""Most points of one line: about two for each pixel that it is drawn with."""
 MEANS = 300
-"""Of a line with more points than that: it is drawn as its means in a band of its extremes."""
+"""Number of means in whose place a line with more points is drawn, in a band of its extremes."""
 MOST_DOTS = 60
 """Of a dashed line, whose points are marked."""
 LOG_FROM = 200.0
@@ -109,7 +109,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def whole_ticks(low: float, high: float, most: int) -> list[float]:
-    """Those of them that are whole numbers: steps, samples and workers come in one piece."""
+    """Return the ticks that are whole numbers: steps, samples and workers come in one piece."""
     return [value for value in ticks(low, high, most) if value.is_integer()]
 
 
@@ -136,7 +136,7 @@ class Chart:
     title: str
     lines: Sequence[Line]
     low: float
-    """Of the horizontal axis."""
+    """Lowest value of the horizontal axis."""
     high: float
     markers: Sequence[Marker] = ()
     height: int = 190
@@ -164,7 +164,8 @@ class Chart:
         )
 
     def _up(self, values: Sequence[float], extremes: Sequence[float]) -> Axis:
-        """From the lowest to the highest value; logarithmic if most of them lie that far apart."""
+        """Return the vertical scale, from the lowest to the highest value; logarithmic if most of them lie that far
+        apart."""
         low, high = min(values[0], *extremes, values[0]), max(values[-1], *extremes, values[-1])
         few = len(values) // 50
         logarithmic = not self.from_zero and low > 0 and values[-1 - few] / values[few] >= LOG_FROM
@@ -214,7 +215,7 @@ def _drawn(line: Line, across: Axis, up: Axis) -> str:
 
 
 def _path(points: Sequence[Point], breaks: Sequence[float], across: Axis, up: Axis) -> str:
-    """From point to point, but not over a break."""
+    """Draw from point to point, but not over a break."""
     found, before = [], -1
     for at, value in points:
         part = bisect_right(breaks, at)
@@ -246,7 +247,7 @@ class BarChart:
     row_height: int = 20
 
     def svg(self) -> str:
-        """The timeline."""
+        """Draw the timeline."""
         height = TOP + self.row_height * len(self.rows) + BOTTOM
         across = Axis(self.low, self.high, LEFT, WIDTH - RIGHT)
         parts = [

@@ -8,7 +8,7 @@ from importlib import resources
 
 
 def page(title: str, sections: Iterable[str]) -> str:
-    """The whole file."""
+    """Format the whole page."""
     here = resources.files(__package__ or "")
     style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     body = "\n".join(section for section in sections if section)

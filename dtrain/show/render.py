@@ -30,7 +30,7 @@ def seconds(value: float) -> str:
 
 
 def saving(written: float, stall: float) -> str:
-    """What a checkpoint cost."""
+    """Format the cost of a checkpoint."""
     stood = f"{stall * 1000:.2g} ms" if stall < 0.0995 else seconds(stall)
     return f"on disk after {seconds(written)}, training stood still for {stood}"
 
@@ -56,7 +56,7 @@ def numbers(values: Mapping[str, float]) -> str:
 
 
 def line(event: Event, state: RunState) -> str | None:
-    """One line for an event that a person wants to know of, given the state after it; None for the others."""
+    """Format an event in one line, given the state after it; None for an event that people need not see."""
     handler = LINES.get(type(event))
     return handler(event, state) if handler else None
 
@@ -151,7 +151,7 @@ def _straggler(event: events.StragglerFound, state: RunState) -> str:
 
 
 def slowness(event: events.StragglerFound) -> str:
-    """What a straggler does for so long."""
+    """Format what a straggler spends its time on."""
     what = {phases.DATA: "waits for data", phases.WORK: "computes", phases.SAVE: "stands still for checkpoints"}
     does = what.get(event.phase, f"computes in the {event.phase} pass")
     return f"{does} {milliseconds(event.seconds)} a step, the usual rank {milliseconds(event.usual_seconds)}"
@@ -195,13 +195,13 @@ def _failure(event: events.FailureOccurred, state: RunState) -> str:
 
 
 def other_ranks(event: events.FailureOccurred) -> list[str]:
-    """What other ranks said of theirs, equal errors once: `ranks 1 to 7: the same`."""
+    """Format the errors of other ranks, equal errors once: `ranks 1 to 7: the same`."""
     same = [f"{ranks(event.same)}: the same"] if event.same else []
     return [*same, *(f"{ranks(numbers)}: {text}" for text, numbers in event.others.items())]
 
 
 def evidence(event: events.FailureOccurred) -> str:
-    """What the failing rank left behind: the end of its log and the traceback."""
+    """Format what the failing rank left behind: the end of its log and the traceback."""
     log = f"the last lines of {_whose_log(event)}:\n" + indented(event.log_tail) if event.log_tail else ""
     return "\n\n".join(part for part in (log, event.traceback.rstrip()) if part)
 
@@ -221,7 +221,7 @@ def ended_why(state: RunState) -> str:
 
 
 KIND_LABELS = {"chance": "transient error", "cascade": "lost another worker"}
-"""What people read for classes of failures whose names say little."""
+"""Labels of failure classes whose names say little."""
 
 
 def failure(event: events.FailureOccurred) -> str:
@@ -276,7 +276,7 @@ def clock(event: Event) -> str:
 
 
 def clock_time(seconds_since_1970: float) -> str:
-    """Local time of day."""
+    """Format the local time of day."""
     return time.strftime("%H:%M:%S", time.localtime(seconds_since_1970))
 
 
@@ -284,7 +284,7 @@ MOST_WORKERS_SHOWN = 16
 
 
 def workers(state: RunState) -> str:
-    """Each worker's step, or how many workers there are if they are many."""
+    """Format each worker's step, or how many workers there are if they are many."""
     if not state.pids:
         return "waiting for nodes" if not state.hosts else "starting"
     found = sorted(state.pids, key=int)

@@ -18,9 +18,9 @@ CHUNK = 1 << 22
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints below a run's."""
 MODIFIED = ("LastModified", "mtime", "last_modified", "updated", "created")
-"""What file systems of fsspec call the time of the last write."""
+"""Keys under which file systems of fsspec report the time of the last write."""
 VERSION = ("size", "ETag", "etag", "generation", "md5Hash", "ino", *MODIFIED)
-"""What they tell of a file that changes when it is written again."""
+"""Keys under which they report a version that changes with each write."""
 PATIENCE_SECONDS = 20.0
 """Upper bound for one operation, its retries included: libraries wait for many minutes, some for ever (an S3 endpoint that
 takes a connection and never answers)."""
@@ -75,7 +75,7 @@ class ObjectStore:
         return {"timeout": PATIENCE_SECONDS + size / SLOWEST} if self._files.async_impl else {}
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a file there."""
+        """Copy a file to the storage."""
         with self._trouble("write", name):
             self._files.put_file(str(path), self._at(name), **self._patience(path.stat().st_size))
 
@@ -152,7 +152,7 @@ class ObjectStore:
         return size, str(result.hexdigest())
 
     def delete(self, names: Iterable[str]) -> None:
-        """Idempotent. Delete files."""
+        """Delete files. Idempotent."""
         for name in names:
             with self._trouble("delete", name), suppress(FileNotFoundError):
                 self._files.rm_file(self._at(name), **self._patience())

@@ -26,10 +26,10 @@ UNKNOWN = "somebody unknown"
 
 @dataclass(frozen=True)
 class Claim:
-    """Who supervises a run."""
+    """A supervisor's claim on a run."""
 
     mark: str
-    """Of the lease; '': the run was given free."""
+    """Mark of the lease; '': the run was released."""
     place: str
     """The boot of its machine (`boot_id`), for people."""
 

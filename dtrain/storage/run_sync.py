@@ -34,11 +34,11 @@ class ClaimedCopy:
         self.copy = RunCopy(run, store, claim.number)
 
     def check(self) -> None:
-        """See `RunClaim.check`."""
+        """Raise `LeaseTaken` if another supervisor has claimed the run since, `StorageError` if that cannot be known."""
         self.claim.check()
 
     def push_history(self) -> None:
-        """See `RunCopy.push_history`."""
+        """Copy the event log and the ledgers; raise `StorageError` if that fails."""
         self.copy.push_history()
 
     def remove(self, folder: str = "") -> None:

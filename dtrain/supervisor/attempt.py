@@ -1,4 +1,4 @@
-"""One attempt, from its rendezvous to its last exit, as a state machine that is fed what the agents say.
+"""Runs one attempt, from its rendezvous to its last exit, as a state machine that is fed the agents' events.
 
 It decides nothing about the run: its outcome is a value for the supervisor. Time comes in from outside.
 """
@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from dtrain.api import protocol, reports
 from dtrain.api.cluster import Channel
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import (
+    AgentEvent,
     Command,
     DumpStacks,
-    Event,
     Heartbeat,
     Inspect,
     Inspected,
+    LeaveAt,
     PortsReserved,
+    ProposeStop,
     StopWorkers,
     WorkerCommand,
     WorkerExited,
     WorkerReport,
-    WorkersStarted,
+    report_of,
 )
 from dtrain.api.strategy import NeedsAllAddresses, Strategy, error_kind
 from dtrain.checkpoint.store import CheckpointOrigin, CheckpointStore
@@ -37,7 +39,7 @@ from dtrain.record.event_log import EventLog
 from dtrain.record.inspection import InspectionRequest
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.beside.debugging import DebuggerReport, Debugging
-from dtrain.supervisor.beside.profile_window import profile_window, step_ahead
+from dtrain.supervisor.beside.profile_window import profile_steps, step_ahead
 from dtrain.supervisor.beside.progress_log import ProgressLog
 from dtrain.supervisor.beside.usage_log import UsageLog
 from dtrain.supervisor.failures.attribution import FailureAttribution, settle_seconds
@@ -50,7 +52,6 @@ from dtrain.supervisor.nodes.pool import AgentInfo
 from dtrain.supervisor.nodes.rendezvous import Rendezvous, of_rank_zero
 from dtrain.supervisor.nodes.start_watch import StartWatch
 from dtrain.supervisor.outcome import Drained, Failed, Outcome, Succeeded
-from dtrain.supervisor.report_events import event_of
 from dtrain.supervisor.saving.commits import CheckpointCommits
 from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
 from dtrain.supervisor.saving.retention import CheckpointRetention
@@ -59,12 +60,12 @@ from dtrain.supervisor.states import Phase
 
 STACKS_SECONDS = 1.0
 LOOK_SECONDS = 0.5
-"""Between two looks for hanging ranks: each goes through all of them."""
+"""Pause between two looks for hanging ranks: each goes through all of them."""
 
 
 @dataclass(frozen=True)
 class AttemptContext:
-    """What all attempts of a run share."""
+    """The parts that all attempts of a run share."""
 
     run_id: str
     strategy: Strategy
@@ -138,7 +139,7 @@ class Attempt:
             wanted, key = self._rendezvous.ports_wanted(node), self._context.memory.key(self.nodes)
             self._send(node, protocol.ReservePorts(self.number, wanted, key))
 
-    def handle(self, node: str, event: Event, now: float) -> None:
+    def handle(self, node: str, event: AgentEvent, now: float) -> None:
         """Something an agent said about this attempt."""
         if node not in self._ranks:
             return
@@ -147,18 +148,19 @@ class Attempt:
             self._context.memory.listens(node, self._rendezvous.address(node), event.memory_port)
             if self._rendezvous.complete and self._phase is Phase.RENDEZVOUS:
                 self._start(now)
-        elif isinstance(event, WorkersStarted):
+        elif isinstance(event, events.WorkersStarted):
             self._start_watch.started(node)
-            self._context.log.add(events.WorkersStarted(attempt=self.number, node=node, pids=event.pids))
+            self._context.log.add(event)
             if self._leaving and self._phase is Phase.RUNNING and not self._is_script:
                 # A proposal that was asked for before the workers were there reached none of them; twice does no harm.
-                self._send(node, _ask_for_proposal(self.number))
+                self._send(node, ProposeStop(self.number))
         elif isinstance(event, Heartbeat):
-            self._hangs.update({int(rank): sign for rank, sign in event.signs.items()}, now)
+            signs = {int(rank): sign.aged(event.age_seconds) for rank, sign in event.signs.items()}
+            self._hangs.update(signs, now)
             self._progress.heard(self._hangs.steps(), now)
             self._usage.heard(node, event.usage, now)
         elif isinstance(event, WorkerReport):
-            self._on_report(event.rank, reports.decode(event.body))
+            self._on_report(event.rank, report_of(event.report))
         elif isinstance(event, WorkerExited):
             self._on_exit(event, now)
 
@@ -172,7 +174,7 @@ class Attempt:
         self._close()
 
     def tick(self, now: float) -> None:
-        """Time has passed."""
+        """Apply the passage of time."""
         if self._deadline is not None and now >= self._deadline:
             self._deadline = None
             if self._phase in (Phase.SETTLING, Phase.RUNNING):
@@ -205,7 +207,7 @@ class Attempt:
         if self._is_script:
             self._send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))
         else:
-            self._send_all(_ask_for_proposal(self.number))
+            self._send_all(ProposeStop(self.number))
 
     def inspect(self, request: InspectionRequest) -> set[str]:
         """Have the agents of these ranks look into them; the nodes that are going to answer."""
@@ -224,14 +226,13 @@ class Attempt:
 
     def profile(self, request: InspectionRequest) -> None:
         """Have some ranks profile the same steps, which none of them has reached when it hears of it."""
-        window = profile_window(request, self._hangs.steps(), self._rate)
-        self._send_all(WorkerCommand(self.number, profile=window))
+        self._send_all(profile_steps(self.number, request, self._hangs.steps(), self._rate))
 
     def debug(self, request: DebugRequest) -> int | None:
         """Tell all workers where to stop for a debugger (rank -1: nowhere); the step, if one is meant."""
         step = None if request.on_exception else max(step_ahead(self._hangs.steps(), self._rate), request.at_step or 0)
         rank = request.rank if request.on_exception or request.rank is not None else 0
-        self._send_all(WorkerCommand(self.number, debug=protocol.DebugStop(rank, step, request.on_exception)))
+        self._send_all(protocol.DebugStop(self.number, rank, step, request.on_exception))
         return step
 
     def tell(self, rank: int, command: WorkerCommand) -> None:
@@ -239,7 +240,7 @@ class Attempt:
         self._send(self._owner[rank], command)
 
     def has_rank(self, rank: int) -> bool:
-        """Whether it runs."""
+        """Whether the rank runs."""
         return self._started and rank in self._running
 
     @property
@@ -264,7 +265,7 @@ class Attempt:
         self._close()
 
     def _start(self, now: float) -> None:
-        """All ports are known: fork the workers everywhere."""
+        """Fork the workers everywhere: all ports are known."""
         self._start_watch.begin(self._ranks, now)
         self._phase = Phase.RUNNING
         self._started = True
@@ -303,7 +304,7 @@ class Attempt:
         elif isinstance(report, DebuggerReport):
             self._context.debugging.hear(self, rank, report)
         elif not isinstance(report, reports.MemoryOffered):  # which is for the agent
-            event = event_of(report, rank, self.number)
+            event = replace(report, attempt=self.number) if isinstance(report, events.AttemptEvent) else report
             if isinstance(event, events.Metrics) and event.samples_per_second:
                 self._rate = event.samples_per_second / self._plan.job.train.global_batch
             self._ending.see(event)
@@ -314,13 +315,13 @@ class Attempt:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
         if not self._ending.stopped:
             self._ending.stopped = reason
-            self._send_all(_ask_for_proposal(self.number))
+            self._send_all(ProposeStop(self.number))
 
     def _agree(self) -> None:
         step = self._drain.agree(self._running)
         if step is not None:
             self._context.log.add(events.DrainAgreed(attempt=self.number, step=step))
-            self._send_all(WorkerCommand(self.number, leave_at=step))
+            self._send_all(LeaveAt(self.number, step))
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
@@ -391,7 +392,3 @@ class Attempt:
     def _send_all(self, command: Command) -> None:
         for node in self._ranks:
             self._send(node, command)
-
-
-def _ask_for_proposal(attempt: int) -> protocol.WorkerCommand:
-    return WorkerCommand(attempt)

@@ -39,7 +39,7 @@ class Failed:
 
     failure: Failure
     also: tuple[Failure, ...] = ()
-    """What other ranks reported."""
+    """Failures that other ranks reported."""
 
 
 Outcome = Succeeded | Drained | RolledBack | Failed

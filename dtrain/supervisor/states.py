@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """What the supervisor is doing."""
+    """States of a supervisor."""
 
     PROVISIONING = "provisioning"
     """Waiting for enough nodes and for the newest valid checkpoint."""

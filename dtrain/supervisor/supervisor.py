@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from dtrain.api.cluster import (
     Allocation,
@@ -21,10 +20,10 @@ from dtrain.api.cluster import (
     SupportsRequeue,
 )
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import AgentReady, Event, FileAppended, Fragment, NodeChecked, PeersChecked
+from dtrain.api.protocol import AgentEvent, AgentReady, FileAppended, Fragment, NodeAnswered, PeersChecked
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import CheckpointInfo
-from dtrain.common.errors import ClusterError, Exit, StorageError
+from dtrain.common.errors import ClusterError, Exit
 from dtrain.job.failure_kinds import Failure
 from dtrain.launch import registry
 from dtrain.record import events, history
@@ -49,7 +48,6 @@ from dtrain.supervisor.nodes.preflight import NodePreflight
 from dtrain.supervisor.nodes.replacement import NodeReplacement
 from dtrain.supervisor.nodes.slow_nodes import SlowNodes
 from dtrain.supervisor.outcome import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
-from dtrain.supervisor.report_events import ready_event
 from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
 from dtrain.supervisor.saving.restore import Restore
 from dtrain.supervisor.saving.start_point import StartPoint
@@ -101,8 +99,7 @@ class Supervisor:
         try:
             with self._cluster.allocate(self._plan, self._run, self._inbox) as allocation:
                 result = self._work(allocation)
-                with suppress(StorageError):  # then nobody can say so
-                    self._lease.check()
+                self._lease.check(unknown_is_held=True)
                 if not result.requeue:
                     return self._end(result)
         finally:
@@ -151,7 +148,7 @@ class Supervisor:
         return self._end_with(self._stopping.left(" before the workers were started", self._avoidance.excluded))
 
     def _train(self, allocation: Allocation) -> State:
-        """One attempt, until it has an outcome."""
+        """Run one attempt until it has an outcome."""
         assert self._attempt is not None
         attempt = self._attempt
         while attempt.outcome is None:
@@ -173,7 +170,7 @@ class Supervisor:
     # --- provisioning ---
 
     def _nodes_suffice(self, *, late: bool) -> bool:
-        """All nodes are ready; or no more are coming and the run can do with those that are."""
+        """Whether all nodes are ready, or no more are coming and the run can do with those that are."""
         if len(self._pool.usable()) >= self._plan.nodes:
             return True
         return (late or not self._replacement.coming()) and self._fitting_nodes() > 0
@@ -240,7 +237,7 @@ class Supervisor:
         return State.TRAINING
 
     def _handle_outcome(self, outcome: Outcome) -> State:
-        """What follows from an attempt: the run's end, or another attempt."""
+        """Decide what follows from an attempt: the run's end, or another attempt."""
         if isinstance(outcome, Succeeded):
             if outcome.unsaved:
                 reason = f"trained to the end, but its state could not be saved: {outcome.unsaved}"
@@ -346,7 +343,7 @@ class Supervisor:
         elif node not in self._pool.lost:  # a lost one may still talk; it is replaced under another name
             self._on_node_event(node, item)
 
-    def _on_node_event(self, node: str, item: Event | NodeLost | NodeDraining) -> None:
+    def _on_node_event(self, node: str, item: AgentEvent | NodeLost | NodeDraining) -> None:
         now = time.monotonic()
         if isinstance(item, NodeDraining):
             self._pool.draining.add(node)
@@ -355,7 +352,7 @@ class Supervisor:
             self._on_node_lost(node, item.reason)
         elif isinstance(item, AgentReady):
             self._on_agent_ready(node, item, now)
-        elif isinstance(item, NodeChecked | PeersChecked):
+        elif isinstance(item, NodeAnswered | PeersChecked):
             self._preflight.handle(node, item)
         else:
             self._pool.heard(node, now)
@@ -365,7 +362,11 @@ class Supervisor:
 
     def _on_agent_ready(self, node: str, ready: AgentReady, now: float) -> None:
         agent = AgentInfo(node, ready.address, ready.host, ready.sees_run)
-        self._log.add(ready_event(node, ready))
+        self._log.add(
+            events.NodeReady(
+                node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
+            )
+        )
         self._pool.add(agent, now)
         problem = node_problem(self._plan, self._run, ready, self._pool.unreachable())
         if problem:
@@ -388,7 +389,7 @@ class Supervisor:
                 self._attempt.kill()
 
     def _keep_last_files(self) -> None:
-        """What agents without the run folder still sent of their logs and ledgers before they ended."""
+        """Keep what agents without the run folder still sent of their logs and ledgers before they ended."""
         while not self._inbox.empty():
             node, item = self._inbox.get()
             if isinstance(item, Fragment | FileAppended):

@@ -69,7 +69,7 @@ class Verification:
         return self.tensor is None and self.gradient is None
 
     def text(self) -> str:
-        """For reading."""
+        """Format the result for reading."""
         steps = f"steps {self.begin + 1} to {self.end}"
         if self.equal:
             checked = (
@@ -98,7 +98,7 @@ class Verification:
         return "\n".join([*lines, f"  the repetition is kept: {self.repetition}"])
 
     def public(self) -> JsonObject:
-        """For `--json`."""
+        """Convert to plain data for `--json`."""
         tensor, gradient = self.tensor, self.gradient
         return {
             "run": self.run, "begin": self.begin, "end": self.end, "equal": self.equal, "checked_gradients": self.checked_gradients,
@@ -160,7 +160,7 @@ def _repetition(run: RunDir, job: Job, given: Overrides, end: int) -> RunDir:
 
 
 def _refuse_another_size(run: RunDir, wanted: Job, end: int) -> None:
-    """Without `train.exact`, only the same number of workers computes the same bits."""
+    """Refuse another number of workers, which computes other bits without `train.exact`."""
     happened = event_log.read(run.events)
     saved = [event for event in happened if isinstance(event, CheckpointSaved) and event.step == end]
     started = [

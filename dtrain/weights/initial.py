@@ -14,7 +14,7 @@ from dtrain.weights import source
 
 
 def of_job(job: Job) -> InitFrom | None:
-    """What the job begins with."""
+    """Return the weights that the job begins with."""
     begins = job.init_from
     assert not isinstance(begins, str), "the plan resolved it"
     return begins

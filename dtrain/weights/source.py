@@ -29,12 +29,12 @@ class SavedWeights:
 
     @property
     def name(self) -> str:
-        """For messages: `digits-20261122-084904-24a7, step 300`."""
+        """Name for messages: `digits-20261122-084904-24a7, step 300`."""
         return f"{self.run.id}, step {self.manifest.step}"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What tells where weights came from, for the files that are made of them."""
+        """The origin of the weights, for the files that are made of them."""
         return {
             "dtrain.run": self.run.id,
             "dtrain.step": str(self.manifest.step),
@@ -42,7 +42,7 @@ class SavedWeights:
         }
 
     def read(self) -> Weights:
-        """The weights, whole."""
+        """Read the weights, whole."""
         return self.framework.read(self.folder)
 
 
@@ -55,7 +55,8 @@ def saved(runs: Path, name: str, step: int | None = None, best: str | None = Non
 
 
 def _framework_of(folder: Path, manifest: Manifest) -> type[Framework]:
-    """Whose weights a checkpoint holds; raises `FrameworkMissing` if that is not installed here."""
+    """Return the framework whose weights a checkpoint holds; raises `FrameworkMissing` if that is not installed
+    here."""
     import importlib.util
 
     for found in registry.frameworks():
@@ -73,7 +74,7 @@ def load(
     run: str | os.PathLike[str], step: int | None = None, best: str | None = None, *,
     runs: str | os.PathLike[str] | None = None,
 ) -> Weights:  # fmt: skip
-    """See `dtrain.load`."""
+    """Read the weights of a run; see `dtrain.load`."""
     return saved(default_root(runs), os.fspath(run), step, best).read()
 
 
@@ -81,7 +82,7 @@ def load_weights(
     model: Any, run: str | os.PathLike[str], step: int | None = None, best: str | None = None, *, strict: bool = True,
     runs: str | os.PathLike[str] | None = None,
 ) -> Any:  # fmt: skip
-    """See `dtrain.load_weights`."""
+    """Put the weights of a run into a model; see `dtrain.load_weights`."""
     source = saved(default_root(runs), os.fspath(run), step, best)
     source.framework.shapes(model)
     left = source.framework.load_into(model, source.read(), strict=strict, source=source.name)

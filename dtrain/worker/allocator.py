@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Mapping
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of `mallopt(3)`."""
+"""Parameters of `mallopt(3)`."""
 KEPT_BYTES = 256 << 20
 """At the end of the heap, at most."""
 LARGE_BYTES = 32 << 20

@@ -11,7 +11,7 @@ from dtrain.common.files import write_whole
 
 
 def warnings(found: Sequence[str], known: Path) -> list[str]:
-    """What is to be said of the fingerprints of all ranks; the file `known` keeps that of the run's first attempt."""
+    """Return warnings about the fingerprints of all ranks; the file `known` keeps that of the run's first attempt."""
     usual, _ = Counter(found).most_common(1)[0]
     texts = []
     others = [rank for rank, one in enumerate(found) if one != usual]

@@ -1,4 +1,5 @@
-"""What a `function:` gets: for people with a training loop of their own who want the launcher's checkpoints and recovery."""
+"""The context of a `function:`, for people with a training loop of their own who want the launcher's checkpoints and
+recovery."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.exactness import ChecksGradients, PassesShards
-from dtrain.api.reports import EvaluationMetrics, LoopLeft
+from dtrain.api.reports import LoopLeft
 from dtrain.api.strategy import TrainingBackend
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
@@ -21,6 +22,7 @@ from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import opened
 from dtrain.job import task_answers
+from dtrain.record.events import Evaluation
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
 from dtrain.worker.trainer import Report, Trainer
@@ -179,7 +181,7 @@ class Context:
         return thing
 
     def batches(self, data: Any, collate: Collate | None = None) -> Iterator[Any]:
-        """This worker's part of each remaining global batch, in the order that the run's seed gives."""
+        """Yield this worker's part of each remaining global batch, in the order that the run's seed gives."""
         trainer = self._trainer
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.batches", collate=collate)
         sampler = Sampler(source.size, trainer.train)
@@ -297,7 +299,7 @@ class Context:
         values = self.backend.evaluate(trainer.held_out(source, size), metrics)
         if self.rank == 0:
             seconds = round(time.perf_counter() - began, 4)
-            trainer.channel.report(EvaluationMetrics(self._done + self._under_way, values, seconds))
+            trainer.channel.report(Evaluation(step=self._done + self._under_way, values=values, seconds=seconds))
         return values
 
     def stop(self, reason: str) -> None:
@@ -314,6 +316,7 @@ class Context:
                 f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "
                 f"{self._name} did not context.register before its first step"
             )
+        self.backend.restore_last()
         self._trainer.announce(total_steps, samples)
         self._trainer.channel.listen()
         self._report = Report(self._trainer, total_steps)

@@ -7,21 +7,28 @@ none is beyond it. So the agreement costs the training loop no collective, only 
 
 from __future__ import annotations
 
+import json
 import queue
+import socket
 import threading
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from typing import Any
 
-from dtrain.api.protocol import DebuggerInput, DebugStop, ProfileWindow
+from dtrain.api.protocol import TAG, DebuggerInput, DebugStop, LeaveAt, ProfileSteps, ProposeStop
 from dtrain.api.reports import Report, StopAsked, StopProposal
+from dtrain.common.framing import Frames, framed
+from dtrain.common.message import Message, tagged, untagged
+
+READ_BYTES = 1 << 16
 
 
 class ControlChannel:
     """The worker's end; a thread of its own listens once `listen` was called."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._frames = Frames()
+        self._received: list[bytes] = []
         self._sending = threading.Lock()
         self._changed = threading.Condition()
         self._next = 0
@@ -32,8 +39,8 @@ class ControlChannel:
         self._asked = False
         self._listening = False
         self.rank = 0
-        """Of this worker."""
-        self.profile: ProfileWindow | None = None
+        """Rank of this worker."""
+        self.profile: ProfileSteps | None = None
         """The newest request for a profile, until a step takes it."""
         self.debug: DebugStop | None = None
         """Where a debugger is wanted, until it is there."""
@@ -41,12 +48,12 @@ class ControlChannel:
         """Lines for the debugger in this rank; None: nobody types any more."""
 
     def fileno(self) -> int:
-        """Of the pipe."""
-        return self._pipe.fileno()
+        """Return the descriptor of the socket."""
+        return self._socket.fileno()
 
     def assignment(self) -> Any:
-        """What this worker is to do, the first thing it is told; raises `EOFError` if the agent is gone."""
-        assignment = self._pipe.recv()
+        """The first message: what this worker is to do; raises `EOFError` if the agent is gone."""
+        assignment: Any = self._receive()
         self._next, self.rank = assignment.step, assignment.rank_info.rank
         return assignment
 
@@ -55,12 +62,13 @@ class ControlChannel:
         if self._listening:
             return
         self._listening = True
-        threading.Thread(target=self._receive, name="dtrain-control", daemon=True).start()
+        threading.Thread(target=self._listen, name="dtrain-control", daemon=True).start()
 
     def report(self, report: Report) -> None:
-        """Tell the supervisor; if nobody listens any more, this process is about to be killed anyway."""
+        """Send a report to the supervisor; without an agent, this process is about to be killed anyway."""
+        frame = framed(json.dumps(tagged(report, TAG)).encode())
         with self._sending, suppress(OSError):
-            self._pipe.send(report)
+            self._socket.sendall(frame)
 
     def ask_to_stop(self, reason: str) -> None:
         """Have all ranks agree on a step to leave at; the next `may_begin` waits for the agreement."""
@@ -80,32 +88,37 @@ class ControlChannel:
             return True
 
     def close(self) -> None:
-        """Nothing more to say."""
-        self._pipe.close()
+        """Send and receive nothing more."""
+        self._socket.close()
 
-    def _receive(self) -> None:
+    def _receive(self) -> Message:
+        """Wait for the next message; raises `EOFError` at the agent's end."""
+        while not self._received:
+            data = self._socket.recv(READ_BYTES)
+            if not data:
+                raise EOFError
+            self._received += self._frames.add(data)
+        return untagged(json.loads(self._received.pop(0)), TAG)
+
+    def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._on_command(self._pipe.recv())
+                self._on_command(self._receive())
 
-    def _on_command(self, leave_at: int | ProfileWindow | DebugStop | DebuggerInput | None) -> None:
-        """The agreed step, (None) the question for a proposal, a request for a profile, or what is for a debugger."""
-        if isinstance(leave_at, ProfileWindow):
-            self.profile = leave_at
-            return
-        if isinstance(leave_at, DebugStop):
-            self.debug = leave_at
-            return
-        if isinstance(leave_at, DebuggerInput):
-            if leave_at.rank == self.rank:
-                self.typed.put(leave_at.text)
-            return
-        with self._changed:
-            if leave_at is None:
-                self._proposal = self._next + self._begun
-            else:
-                self._leave = leave_at
-            self._changed.notify_all()
-        if leave_at is None:
-            assert self._proposal is not None
-            self.report(StopProposal(self._proposal))
+    def _on_command(self, command: Message) -> None:
+        if isinstance(command, ProfileSteps):
+            self.profile = command
+        elif isinstance(command, DebugStop):
+            self.debug = command
+        elif isinstance(command, DebuggerInput):
+            if command.rank == self.rank:
+                self.typed.put(command.text)
+        elif isinstance(command, LeaveAt):
+            with self._changed:
+                self._leave = command.step
+                self._changed.notify_all()
+        elif isinstance(command, ProposeStop):
+            with self._changed:
+                self._proposal = proposal = self._next + self._begun
+                self._changed.notify_all()
+            self.report(StopProposal(proposal))

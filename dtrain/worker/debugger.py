@@ -15,10 +15,11 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-from dtrain.api.reports import DebuggerLeft, DebuggerSaid, DebuggerStopped
+from dtrain.api.reports import DebuggerOutput, DebuggerResumed
 from dtrain.api.strategy import SuspendsTimeouts
 from dtrain.job.job import Job
 from dtrain.record.debug_session import Reason
+from dtrain.record.events import DebuggerStopped
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.users_code import UsersCode
 
@@ -27,7 +28,7 @@ LEAST_HOLD_SECONDS = 300.0
 
 
 class Debugger:
-    """What stops this worker for a person; without a request it costs a comparison a step."""
+    """Stops this worker for a person; without a request it costs a comparison a step."""
 
     def __init__(self, channel: ControlChannel, job: Job) -> None:
         self._channel = channel
@@ -113,7 +114,7 @@ class Debugger:
 
 
 class _Terminal:
-    """What the debugger reads from and writes to: files as `pdb.Pdb` wants them, over the control channel."""
+    """The debugger's input and output: files as `pdb.Pdb` wants them, over the control channel."""
 
     encoding = "utf-8"
 
@@ -129,17 +130,19 @@ class _Terminal:
             channel.typed.get()
 
     def stop(self) -> None:
-        """The rank stops here."""
+        """Stop the rank here."""
         if not self.stopped:
             self.stopped = True
-            self._channel.report(DebuggerStopped(self._reason, self._where, self._hold))
+            self._channel.report(
+                DebuggerStopped(rank=self._channel.rank, reason=self._reason, where=self._where, seconds=self._hold)
+            )
 
     def go_on(self, *, ended: bool) -> None:
         """The rank goes on; the debugger comes back to it, or not."""
         self._say("")
         if self.stopped or ended:
             self.stopped = False
-            self._channel.report(DebuggerLeft(ended))
+            self._channel.report(DebuggerResumed(ended))
 
     def write(self, text: str) -> int:
         """Kept until a line is wanted, or the rank goes on."""
@@ -147,7 +150,7 @@ class _Terminal:
         return len(text)
 
     def flush(self) -> None:
-        """See `write`."""
+        pass
 
     def readline(self) -> str:
         """The next line that is typed; '' if nobody types any more, or nobody comes."""
@@ -166,7 +169,7 @@ class _Terminal:
     def _say(self, prompt: str) -> None:
         text, self._text = self._text, ""
         if text or prompt:
-            self._channel.report(DebuggerSaid(text, prompt))
+            self._channel.report(DebuggerOutput(text, prompt))
 
 
 class _Pdb(pdb.Pdb):
@@ -179,7 +182,7 @@ class _Pdb(pdb.Pdb):
         self._users = users
         self._left = left
         self.seeking = False
-        """It runs to the first line of the user's."""
+        """Whether the debugger runs on to the first line of the user's."""
         self.active = True
 
     def seek(self, frame: FrameType) -> None:
@@ -245,9 +248,7 @@ class _Pdb(pdb.Pdb):
     do_q = do_exit = do_quit
 
     def do_EOF(self, arg: str) -> bool:  # noqa: N802
-        """EOF
-        As quit.
-        """
+        """Handle EOF as quit."""
         return self.do_quit(arg)
 
     def do_continue(self, arg: str) -> bool:

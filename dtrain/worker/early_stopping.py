@@ -33,9 +33,9 @@ class EarlyStopping:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return the state for checkpoints."""
         return {"best": self._best, "best_step": self._best_step, "since": self._since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the state from a checkpoint."""
         self._best, self._best_step, self._since = state["best"], state["best_step"], state["since"]

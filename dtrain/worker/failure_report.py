@@ -1,19 +1,18 @@
-"""What a worker says of the error that ends it: its class, one line, and the traceback with the user's frames alone."""
+"""Reports the error that ends a worker: its class, one line, and the traceback with the user's frames alone."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-import dtrain
 from dtrain.api.reports import WorkerFailed
 from dtrain.api.strategy import Strategy, error_kind
+from dtrain.common import source_files
 from dtrain.common.errors import AnotherRankFailed, DtrainError, StorageError, UserError, notes_of
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job
@@ -24,7 +23,6 @@ MOST_MESSAGE = 1000
 MOST_QUOTED = 120
 """Of an error that is explained."""
 MOST_TRACEBACK = 20_000
-OWN = f"{Path(dtrain.__file__).parent}{os.sep}"
 RUNNERS = (
     importlib.__file__,
     "<frozen runpy>",
@@ -90,8 +88,8 @@ def show(error: BaseException, job: Job | None) -> None:
 
 
 def from_error_file(path: Path) -> WorkerFailed | None:
-    """What a program that is no Python script of ours left in TORCHELASTIC_ERROR_FILE (torch.distributed.elastic's `record`),
-    as a report; None if there is nothing to read."""
+    """Read TORCHELASTIC_ERROR_FILE (torch.distributed.elastic's `record`), in which a program that is no Python
+    script of ours left its error; None if there is nothing to read."""
     try:
         told = json.loads(path.read_text())["message"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -112,7 +110,7 @@ def _below_ours(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _is_ours(filename: str) -> bool:
-    return filename.startswith(OWN) or filename in RUNNERS
+    return source_files.is_ours(filename) or filename in RUNNERS
 
 
 def users_traceback(error: BaseException, job: Job | None) -> str:

@@ -45,7 +45,7 @@ from dtrain.worker.task import EVAL, TRAIN, Task
 from dtrain.worker.trainer import Report, Trainer
 
 STOP_WHEN = "dtrain_stop_when"
-"""What the state of `train.stop_when` is registered under."""
+"""Name under which the state of `train.stop_when` is registered."""
 
 
 def run(

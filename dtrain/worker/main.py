@@ -9,12 +9,11 @@ import socket
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dtrain.api.reports import MOST_RANKS, MemoryUsed, StepsDone
+from dtrain.api.reports import MOST_RANKS, StepsDone
 from dtrain.api.strategy import (
     ERROR_FILE,
     ExplainsErrors,
@@ -29,41 +28,43 @@ from dtrain.api.strategy import (
 from dtrain.common import environment as variables
 from dtrain.common import hooks
 from dtrain.common.errors import ClusterError
+from dtrain.common.message import Message
 from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, shards_on
+from dtrain.record.events import MemoryUsed
 from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report, operation_log, python_process
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 
 _kept: list[Any] = []
-"""What must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL held, which one of
-them may be waiting for (seen in torch 2.13, under any launcher)."""
+"""Objects that must not be freed before the process ends: freeing a DDP model joins gloo's threads with the GIL
+held, which one of them may be waiting for (seen in torch 2.13, under any launcher)."""
 FAILED = 1
 
 
 @dataclass(frozen=True)
 class Inheritance:
-    """What a new worker gets from its zygote and from the request that it was forked for."""
+    """The things that a new worker gets from its zygote and from the request that it was forked for."""
 
     descriptors: tuple[int, ...]
-    """Its end of the pipe to the agent and, if it is to serve the rendezvous, the socket reserved for that."""
+    """The worker's end of the pipe to the agent and, if it is to serve the rendezvous, the socket reserved for that."""
     set_by_imports: dict[str, str]
     """Environment variables that the preloaded modules set."""
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What an agent gives a new worker."""
+class Assignment(Message):
+    """The first message of an agent to a new worker: what it is to do."""
 
     run: str
     rank_info: RankInfo
     rendezvous: RendezvousInfo
     environment: dict[str, str]
-    """Of the agent."""
+    """Environment of the agent."""
     checkpoint: str | None
-    """Its name, to resume from."""
+    """Name of the checkpoint to resume from."""
     step: int
     memory: str = ""
     """Folder of an in-memory checkpoint to resume from instead."""
@@ -72,7 +73,7 @@ class Assignment:
 
 
 def warm_up() -> None:
-    """In the zygote: do once what every worker would do again."""
+    """Do once, in the zygote, what every worker would do again."""
     from dtrain.launch import registry  # reading the entry points of all packages costs time that agents need not pay
 
     registry.installed("strategy")
@@ -86,7 +87,7 @@ def main(inheritance: Inheritance) -> int:
     pipe, *sockets = inheritance.descriptors
     for descriptor in inheritance.descriptors:
         os.set_inheritable(descriptor, False)  # noqa: FBT003
-    channel = ControlChannel(Connection(pipe))
+    channel = ControlChannel(socket.socket(fileno=pipe))
     try:
         try:
             assignment: Assignment = channel.assignment()
@@ -130,7 +131,7 @@ def _run(
             else:
                 _train(run, strategy, context, channel, assignment, debugger)
                 if assignment.rank_info.rank < MOST_RANKS:
-                    channel.report(_memory(strategy))
+                    channel.report(_memory(strategy, channel.rank))
                 channel.report(StepsDone())
     except BaseException as error:
         if os.getpid() != worker:
@@ -147,10 +148,10 @@ def _run(
     return 0
 
 
-def _memory(strategy: Strategy) -> MemoryUsed:
+def _memory(strategy: Strategy, rank: int) -> MemoryUsed:
     """The most that this process has taken so far."""
     on_devices = strategy.peak_device_memory() if isinstance(strategy, MeasuresDeviceMemory) else 0
-    return MemoryUsed(peak_resident_bytes(), on_devices)
+    return MemoryUsed(rank=rank, bytes=peak_resident_bytes(), device_bytes=on_devices)
 
 
 def _exit_code(error: SystemExit) -> int:
@@ -169,7 +170,7 @@ def _with_shards(job: Job, rank_info: RankInfo) -> Job:
 
 
 def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[RunDir, Job, Strategy]:
-    """From a copy of the zygote to an ordinary Python process with its own output, signals and environment."""
+    """Turn a copy of the zygote into an ordinary Python process with its own output, signals and environment."""
     run, rank_info = RunDir(Path(assignment.run)), assignment.rank_info
     set_name(f"dtrain-rank-{rank_info.rank}")
     python_process.restore(run.rank_log(rank_info.rank))
@@ -197,7 +198,7 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
 
 
 def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignment) -> dict[str, str]:
-    """What tells this process its rank: the strategy's variables and dtrain's own three."""
+    """Return the variables that tell this process its rank: the strategy's and dtrain's own three."""
     rank_info, rendezvous = assignment.rank_info, assignment.rendezvous
     error_file = run.error_file(rank_info.rank)
     error_file.unlink(missing_ok=True)

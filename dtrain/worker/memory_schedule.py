@@ -8,9 +8,9 @@ import statistics
 import time
 from collections import deque
 
-from dtrain.api.reports import MemoryInterval
 from dtrain.api.strategy import TrainingBackend
 from dtrain.job.job import Checkpoint
+from dtrain.record.events import MemoryInterval
 from dtrain.worker.control_channel import ControlChannel
 
 COST = 0.0075
@@ -114,4 +114,5 @@ class MemorySchedule:
         ratio = self._every / max(1, self._told)
         if not self._told or not 1 / TOLD_AGAIN < ratio < TOLD_AGAIN:
             self._told = self._every
-            channel.report(MemoryInterval(self._every, round(statistics.median(self._stalls), 6), size))
+            seconds = round(statistics.median(self._stalls), 6)
+            channel.report(MemoryInterval(every_steps=self._every, seconds=seconds, bytes=size))

@@ -8,7 +8,7 @@ import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dtrain.api.in_memory import StaysInMemory
-from dtrain.api.reports import MemoryOffered, UserWarned
+from dtrain.api.reports import MemoryOffered
 from dtrain.api.strategy import Snapshot, TrainingBackend, WorkerContext
 from dtrain.checkpoint.kept_buffer import KeptBuffer
 from dtrain.checkpoint.memory_record import MemoryRecord
@@ -16,6 +16,7 @@ from dtrain.common import hooks
 from dtrain.common.files import digest
 from dtrain.common.memory import granted_memory
 from dtrain.job.job import memory_bytes
+from dtrain.record.events import UserWarned
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.memory_schedule import MemorySchedule
 
@@ -71,7 +72,7 @@ class MemoryWriter:
             print(f"there are no in-memory checkpoints: {problem}")
         if short and supported and self._info.rank == 0:
             problem = problem or f"{short} of the other workers have no memory for them (see their logs)"
-            self._channel.report(UserWarned(f"there are no in-memory checkpoints: {problem}"))
+            self._channel.report(UserWarned(text=f"there are no in-memory checkpoints: {problem}"))
 
     def _too_large(self) -> str:
         """Why this rank's part does not fit into its share of the node's memory for in-memory checkpoints; '' if it does."""

@@ -20,7 +20,7 @@ from dtrain.worker.users_code import UsersCode
 
 @dataclass(frozen=True)
 class _Asked:
-    """What this process is to write down, and where."""
+    """The steps that this process logs, and the place."""
 
     steps: range
     file: Path

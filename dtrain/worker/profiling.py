@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dtrain.api.protocol import ProfileWindow
-from dtrain.api.reports import StepsProfiled
+from dtrain.api.protocol import ProfileSteps
 from dtrain.api.strategy import ProfilesSteps, StepProfiler, TrainingBackend
+from dtrain.record.events import StepsProfiled
 from dtrain.record.folder import RunDir
 from dtrain.worker.control_channel import ControlChannel
 
@@ -17,7 +17,7 @@ class Profiling:
         self._rank = rank
         self._backend = backend
         self._channel = channel
-        self._window: ProfileWindow | None = None
+        self._window: ProfileSteps | None = None
         self._profiler: StepProfiler | None = None
         self._began = 0
 
@@ -31,7 +31,7 @@ class Profiling:
             if self._rank in window.ranks:
                 self._begin(window, step)
 
-    def _begin(self, window: ProfileWindow, step: int) -> None:
+    def _begin(self, window: ProfileSteps, step: int) -> None:
         self._window, self._began = window, step
         if not isinstance(self._backend, ProfilesSteps):
             self._report(window, "", "", "this strategy has no profiler")
@@ -43,7 +43,7 @@ class Profiling:
         except (OSError, RuntimeError) as error:
             self._report(window, "", "", str(error))
 
-    def _end(self, window: ProfileWindow, profiler: StepProfiler) -> None:
+    def _end(self, window: ProfileSteps, profiler: StepProfiler) -> None:
         self._profiler, path = None, self._run.profile(self._began, self._rank)
         try:
             operations = profiler.stop(path)
@@ -52,5 +52,15 @@ class Profiling:
         else:
             self._report(window, str(path.relative_to(self._run.path)), operations, "")
 
-    def _report(self, window: ProfileWindow, file: str, operations: str, problem: str) -> None:
-        self._channel.report(StepsProfiled(window.request, self._began, window.steps, file, operations, problem))
+    def _report(self, window: ProfileSteps, file: str, operations: str, problem: str) -> None:
+        self._channel.report(
+            StepsProfiled(
+                rank=self._rank,
+                request=window.request,
+                step=self._began,
+                steps=window.steps,
+                file=file,
+                operations=operations,
+                problem=problem,
+            )
+        )

@@ -1,4 +1,4 @@
-"""What the steps of one rank take, told to the supervisor every few seconds: it looks for stragglers."""
+"""Measures the steps of one rank and reports them every few seconds, so that the supervisor finds stragglers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dtrain.worker.control_channel import ControlChannel
 
 EVERY_SECONDS = 3.0
 REPORTS_A_SECOND = 100
-"""Of all ranks together, about."""
+"""Approximate number of reports a second of all ranks together."""
 
 
 class Stopwatch:
@@ -44,10 +44,10 @@ class StepClock:
         self._since: float | None = None
         self._steps = 0
         self._before: dict[str, float] = {}
-        """Those seconds when the steps that are counted began."""
+        """Seconds at the beginning of the steps that are counted."""
 
     def done(self, step: int) -> None:
-        """This many steps are done. The first one of an attempt, which compiles and allocates, does not count."""
+        """Note the number of steps done. The first one of an attempt, which compiles and allocates, does not count."""
         now = time.perf_counter()
         if self._single:
             return

@@ -1,4 +1,5 @@
-"""What follows from a loss or a gradient that is not finite, or that jumps (`train.on_nonfinite`, `train.spike`).
+"""Decides what follows from a loss or a gradient that is not finite, or that jumps (`train.on_nonfinite`,
+`train.spike`).
 
 All ranks decide from the same numbers, before the optimizer steps, so that they need not agree.
 """
@@ -12,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dtrain.api.reports import BadStep
 from dtrain.api.step_checks import FindsNonFinite, JudgesSteps, StepSeen, asked_for
 from dtrain.api.strategy import NonFiniteGradient, NonFiniteLoss
 from dtrain.common.errors import AnotherRankFailed, CheckpointError, UserError
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler
+from dtrain.record.events import BadStep
 from dtrain.record.sample_ledger import LeftOut
 from dtrain.worker.trainer import Trainer
 
@@ -25,7 +26,7 @@ MOST_IN_A_ROW = 10
 MOST_SAMPLES = 8
 """Named in a message."""
 NAME = "dtrain_step_guard"
-"""What the guard's state is registered under."""
+"""Name under which the guard's state is registered."""
 HINT = "lower the learning rate, set train.clip_norm, or look at these samples"
 ANSWERS = "train.on_nonfinite: skip leaves such a step out, ignore trains on"
 
@@ -36,7 +37,8 @@ class RollBack(BaseException):
 
 
 class StepGuard:
-    """Of one rank in one attempt. Its state, which is the same on every rank, is kept in checkpoints."""
+    """Guards the steps of one rank in one attempt. Its state, which is the same on every rank, is kept in
+    checkpoints."""
 
     def __init__(self, trainer: Trainer, sampler: Sampler) -> None:
         self._trainer = trainer
@@ -50,7 +52,7 @@ class StepGuard:
         self._norms: deque[float] = deque(maxlen=window)
         self._in_a_row = 0
         self.left_out = LeftOut.NO
-        """Of the newest step."""
+        """Whether the newest step was left out."""
 
     def begin(self, task: Any) -> None:
         """Collective, once the checkpoint is loaded. Raises `UserError` for a task that cannot have what the recipe asks for."""
@@ -130,7 +132,7 @@ class StepGuard:
         return next((shard for shard in total if told[str(shard)] > 0), None)
 
     def _origin(self, batch: Any, seed: int, *, gradient: bool) -> str | None:
-        """What was not finite first; None if that cannot be told."""
+        """Return what was not finite first; None if that cannot be known."""
         backend = self._trainer.backend
         if not isinstance(backend, FindsNonFinite):
             return None
@@ -156,7 +158,6 @@ class StepGuard:
     # --- deciding before the optimizer steps ---
 
     def _judge(self, seen: StepSeen) -> bool:
-        """See `dtrain.api.step_checks.Judge`."""
         wrong = next((shard for shard, loss in enumerate(seen.losses) if not math.isfinite(loss)), None)
         if wrong is not None:
             loss = seen.losses[wrong]
@@ -201,7 +202,8 @@ class StepGuard:
         self.left_out = LeftOut.NO if then == "warn" else LeftOut.SPIKE if spike else LeftOut.NONFINITE
         if self._trainer.rank == 0:
             known = value if math.isfinite(value) else None
-            self._trainer.channel.report(BadStep(self._step, text, then, metric, known, rank, shard))
+            bad = BadStep(step=self._step, why=text, answer=then, metric=metric, value=known, rank=rank, shard=shard)
+            self._trainer.channel.report(bad)
         if then == "rollback":
             raise RollBack
         if then == "skip":
@@ -218,11 +220,11 @@ class StepGuard:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """Return the state for checkpoints."""
         return {"losses": list(self._losses), "norms": list(self._norms), "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the state from a checkpoint."""
         self._losses.extend(state["losses"])
         self._norms.extend(state["norms"])
         self._in_a_row = state["in_a_row"]

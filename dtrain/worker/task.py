@@ -19,13 +19,13 @@ OTHER_SPLITS = ("val", "valid", "validation", "test")
 
 
 class Task:
-    """What dtrain and the strategies see of a task; whatever is not checked here is the user's own attribute."""
+    """A task as dtrain and the strategies see it; whatever is not checked here is the user's own attribute."""
 
     def __init__(self, user: Any, name: str, seed: int) -> None:
         self._user = user
         self._seed = seed
         self.name = name
-        """For messages: `digits.py: Digits`."""
+        """Name for messages: `digits.py: Digits`."""
         for either in METHODS:
             if not any(callable(getattr(user, method, None)) for method in either):
                 raise UserError(f"{name} has no method {' or '.join(either)}: {EXPECTED}")
@@ -66,7 +66,7 @@ class Task:
         return "" if EVAL in texts else ", ".join(repr(text) for text in OTHER_SPLITS if text in texts)
 
     def factor(self, step: int, total_steps: int) -> float:
-        """What the learning rate is multiplied with at a step."""
+        """Return the factor of the learning rate at a step."""
         if not hasattr(self._user, "schedule"):
             return 1.0
         return task_answers.factor(

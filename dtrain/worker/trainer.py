@@ -1,4 +1,4 @@
-"""What the training of one worker needs, a task's and a function's alike: steps, reports, checkpoints, and leaving."""
+"""The tools of the training of one worker, for tasks and functions alike: steps, reports, checkpoints, and leaving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.reports import EvaluationMetrics, LeftAtStep, LoopPhase, StepMetrics, TrainingBegan, UserWarned
+from dtrain.api.reports import LeftAtStep, LoopPhase
 from dtrain.api.strategy import ForksSafely, MeasuresSteps, TrainingBackend, WorkerContext
 from dtrain.api.weights import StartsFromWeights
 from dtrain.common import hooks
@@ -25,6 +25,7 @@ from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import Stream, StreamState
 from dtrain.job.job import Train, memory_bytes
 from dtrain.launch import initial_weights
+from dtrain.record.events import Evaluation, Metrics, TrainingStarted, UserWarned
 from dtrain.record.folder import RunDir
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
@@ -38,7 +39,7 @@ from dtrain.worker.step_clock import StepClock, Stopwatch
 MOST_SILENT_SECONDS = 60.0
 """A data worker that takes longer for a batch is worth a line in the log."""
 STREAM_NAME = "dtrain_stream"
-"""What a stream's state is registered under."""
+"""Name under which a stream's state is registered."""
 STREAM_STATE_STEPS = 100
 """Steps between two states of a stream if the recipe has no `checkpoint.every_steps`."""
 
@@ -58,7 +59,7 @@ class Trainer:
     from_memory: bool = False
     """The attempt goes on from an in-memory checkpoint: what it has is to be on disk soon."""
     data_wait: DataWait = field(default_factory=DataWait)
-    """Of the training; evaluations do not count."""
+    """Waits of the training for data; evaluations do not count."""
     saving: Stopwatch = field(default_factory=Stopwatch)
     """How long the training stood still for checkpoints."""
 
@@ -69,7 +70,7 @@ class Trainer:
 
     @property
     def rank(self) -> int:
-        """Of this worker."""
+        """Rank of this worker."""
         return self.context.rank_info.rank
 
     @property
@@ -79,7 +80,7 @@ class Trainer:
 
     @property
     def shards(self) -> range:
-        """This worker's own shards."""
+        """Shards of this worker."""
         rank_info = self.context.rank_info
         return own_shards(self.train.shards or 1, rank_info.rank, rank_info.world_size)
 
@@ -97,12 +98,20 @@ class Trainer:
         """Tell how far this run goes; one rank is enough."""
         if self.rank == 0:
             checked = round(sanity_check_seconds, 4)
-            self.channel.report(TrainingBegan(self.first_step, total_steps, samples, checked, time.time()))
+            self.channel.report(
+                TrainingStarted(
+                    step=self.first_step,
+                    total_steps=total_steps,
+                    samples=samples,
+                    sanity_check_seconds=checked,
+                    began=time.time(),
+                )
+            )
 
     def warn(self, text: str) -> None:
         """Tell the user something once, in the live view and the summary; one rank is enough."""
         if text and self.rank == 0:
-            self.channel.report(UserWarned(text))
+            self.channel.report(UserWarned(text=text))
 
     @property
     def state_every(self) -> int:
@@ -115,7 +124,7 @@ class Trainer:
             self.backend.register(STREAM_NAME, data)
 
     def warn_about(self, data: Batches | Stream) -> None:
-        """What the user may not expect of this data under the run's numbers."""
+        """Warn about the properties of this data that the user may not expect under the run's numbers."""
         self.warn(data.note)
         if data.size != UNKNOWN_SIZE and data.size < self.train.global_batch:
             self.warn(
@@ -215,7 +224,7 @@ class Trainer:
     def training_batches(
         self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler
     ) -> Prefetcher:
-        """What gives the batches of these steps; the state of a stream comes with them where it is wanted."""
+        """Return the source of the batches of these steps; the state of a stream comes with them where it is wanted."""
         fetch = hooks.wrap_fetch(fetch)
         if not isinstance(data, Stream) or not data.has_state:
             return self.prefetcher(data, fetch, numbers, self.data_wait)
@@ -238,7 +247,8 @@ class Trainer:
         wait: DataWait,
         received: Callable[[Any], Any] = lambda batch: batch,
     ) -> Prefetcher:
-        """What gives the batches of these numbers, fetched ahead by data workers if the recipe wants it or it is worth it."""
+        """Return the source of the batches of these numbers, fetched ahead by data workers if the recipe wants it or
+        it is worth it."""
         job = self.context.job
         forks = isinstance(self.backend, ForksSafely) and self.backend.forks_safely
         automatic = None if forks and not isinstance(data, Stream) else 0
@@ -320,17 +330,20 @@ class Report:
         self._since = time.perf_counter()
         self._counted = 0
         self._waited = 0.0
+        self._pending: dict[str, Any] = {}
+        """The newest value of each name since the last report."""
 
     def count(self, done: int, values: Any) -> None:
         """Collective if a report is due: one more step is done, with this loss or these named numbers."""
         self._counted += 1
         trainer = self._trainer
+        self._pending |= values if isinstance(values, Mapping) else {"loss": values}
         if not trainer.due(done, self._total_steps, trainer.train.log_every):
             return
-        named = values if isinstance(values, Mapping) else {"loss": values}
-        if not named:
+        means = trainer.backend.mean({name: float(value) for name, value in self._pending.items()})
+        self._pending.clear()
+        if not means:
             return
-        means = trainer.backend.mean({name: float(value) for name, value in named.items()})
         self._check(means, done)
         now = time.perf_counter()
         speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)
@@ -339,7 +352,16 @@ class Report:
         self._since, self._counted, self._waited = now, 0, wait.seconds
         backend = trainer.backend
         optimizer = backend.measured() if trainer.rank == 0 and isinstance(backend, MeasuresSteps) else {}
-        self._send(StepMetrics(done, means, round(speed, 1), round(share, 4), wait.workers, optimizer))
+        self._send(
+            Metrics(
+                step=done,
+                values=means,
+                samples_per_second=round(speed, 1),
+                data_wait=round(share, 4),
+                data_workers=wait.workers,
+                optimizer=optimizer,
+            )
+        )
 
     def _check(self, means: Mapping[str, float], done: int) -> None:
         loss = means.get("loss", 0.0)
@@ -352,10 +374,10 @@ class Report:
 
     def evaluated(self, done: int, values: dict[str, float], seconds: float) -> None:
         """An evaluation is done; its time does not count as training."""
-        self._send(EvaluationMetrics(done, values, round(seconds, 4)))
+        self._send(Evaluation(step=done, values=values, seconds=round(seconds, 4)))
         self._since, self._counted = time.perf_counter(), 0
         self._waited = self._trainer.data_wait.seconds
 
-    def _send(self, report: StepMetrics | EvaluationMetrics) -> None:
+    def _send(self, report: Metrics | Evaluation) -> None:
         if self._trainer.rank == 0:
             self._trainer.channel.report(report)

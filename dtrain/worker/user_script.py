@@ -42,7 +42,7 @@ def _run_file(path: Path, name: str, arguments: Sequence[str]) -> types.ModuleTy
 
 
 def _run_module(name: str, arguments: Sequence[str]) -> types.ModuleType:
-    """See `script_module` for how it is found."""
+    """Run a module, found as `script_module` says."""
     sys.argv = ["-m", *arguments]
     sys.orig_argv[:] = [sys.executable, "-m", name, *arguments]
     spec = importlib.util.find_spec(name)

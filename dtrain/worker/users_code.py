@@ -1,4 +1,5 @@
-"""Which source files are the user's own: those below the recipe's folder, and in the package of a module that is run."""
+"""Tells the user's own source files from others: those below the recipe's folder, and in the package of a module
+that is run."""
 
 from __future__ import annotations
 

@@ -29,7 +29,6 @@ class RayServe:
 
     @staticmethod
     def write(exported: Exported, folder: Path, version: int) -> list[str]:
-        """See `Layout.write`."""
         own = folder / str(version)
         own.mkdir()
         for part in sorted(exported.path.parent.glob(f"{exported.path.name}*")):

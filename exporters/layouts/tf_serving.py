@@ -33,7 +33,6 @@ class TensorFlowServing:
 
     @staticmethod
     def write(exported: Exported, folder: Path, version: int) -> list[str]:
-        """See `Layout.write`."""
         numbered = max((one for one in exported.path.iterdir() if one.is_dir()), key=lambda one: one.name)
         shutil.move(numbered, folder / str(version))
         name = exported.name

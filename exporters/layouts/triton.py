@@ -31,7 +31,6 @@ class Triton:
 
     @staticmethod
     def write(exported: Exported, folder: Path, version: int) -> list[str]:
-        """See `Layout.write`."""
         platform, file = PLATFORMS[exported.format]
         own = folder / str(version)
         own.mkdir()
@@ -50,7 +49,7 @@ class Triton:
 
 
 def _config(exported: Exported, platform: str) -> str:
-    """With batching if all inputs and outputs begin with a free dimension, the batch."""
+    """Return a configuration with batching if all inputs and outputs begin with a free dimension, the batch."""
     tensors = (*exported.inputs, *exported.outputs)
     batched = all(spec.shape and spec.shape[0] is None for spec in tensors)
     positional = exported.format == "torchscript"

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def load(path: str) -> Any:
-    """From input arrays to output arrays."""
+    """Return a function from input arrays to output arrays."""
     import keras
 
     model = keras.saving.load_model(path, compile=False)
@@ -19,7 +19,7 @@ def load(path: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what runs it."""
+    """Return the versions of the runtime."""
     import keras
 
     return {"keras": str(keras.__version__)}

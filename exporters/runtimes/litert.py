@@ -6,7 +6,7 @@ from typing import Any
 
 
 def load(path: str) -> Any:
-    """From input arrays to output arrays."""
+    """Return a function from input arrays to output arrays."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=path)
@@ -21,7 +21,7 @@ def load(path: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what runs it."""
+    """Return the versions of the runtime."""
     from importlib.metadata import version
 
     return {"ai-edge-litert": version("ai-edge-litert")}

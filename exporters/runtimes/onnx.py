@@ -6,7 +6,7 @@ from typing import Any
 
 
 def load(path: str) -> Any:
-    """From input arrays to output arrays."""
+    """Return a function from input arrays to output arrays."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -15,7 +15,7 @@ def load(path: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what runs it."""
+    """Return the versions of the runtime."""
     import onnxruntime
 
     return {"onnxruntime": str(onnxruntime.__version__)}

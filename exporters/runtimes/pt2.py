@@ -6,7 +6,7 @@ from typing import Any
 
 
 def load(path: str) -> Any:
-    """From input arrays to output arrays."""
+    """Return a function from input arrays to output arrays."""
     import torch
 
     module = torch.export.load(path).module()
@@ -19,7 +19,7 @@ def load(path: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what runs it."""
+    """Return the versions of the runtime."""
     import torch
 
     return {"torch": str(torch.__version__)}

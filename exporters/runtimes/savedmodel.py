@@ -7,7 +7,7 @@ from typing import Any
 
 
 def load(path: str) -> Any:
-    """From input arrays to output arrays; `path` may be the folder of the numbered ones."""
+    """Return a function from input arrays to output arrays; `path` may be the folder of the numbered ones."""
     import tensorflow as tf
 
     newest = max(
@@ -26,7 +26,7 @@ def load(path: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what runs it."""
+    """Return the versions of the runtime."""
     import tensorflow as tf
 
     return {"tensorflow": str(tf.__version__)}

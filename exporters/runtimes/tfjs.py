@@ -12,7 +12,7 @@ PROGRAM = Path(__file__).with_name("tfjs_program.js")
 
 
 def load(path: str) -> Any:
-    """From input arrays to output arrays, which a process of Node computes."""
+    """Return a function from input arrays to output arrays, which a process of Node computes."""
     import numpy as np
 
     node = subprocess.Popen(["node", str(PROGRAM), path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -47,7 +47,7 @@ def load(path: str) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what runs it."""
+    """Return the versions of the runtime."""
     node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     program = "console.log(require('@tensorflow/tfjs-core/package.json').version)"
     tfjs = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True).stdout.strip()

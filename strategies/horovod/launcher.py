@@ -1,4 +1,4 @@
-"""What Horovod needs wherever it runs: its rendezvous served by rank 0, and the environment that names it.
+"""The needs of Horovod wherever it runs: its rendezvous, served by rank 0, and the environment that names it.
 
 `horovodrun` does the same (horovod/runner/gloo_run.py); no MPI and no `horovodrun` is needed here.
 """
@@ -17,7 +17,7 @@ MISSING = "Horovod is not installed: its last release does not build as it is. B
 
 
 def environment(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-    """As `horovodrun` sets it (`create_slot_env_vars`, `create_run_env_vars`)."""
+    """Return the variables that `horovodrun` sets (`create_slot_env_vars`, `create_run_env_vars`)."""
     result = {
         "HOROVOD_HOSTNAME": f"node{rank_info.node_rank}",
         "HOROVOD_RANK": str(rank_info.rank),

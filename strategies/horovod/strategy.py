@@ -62,11 +62,11 @@ class Horovod:
         return (*torch_backend.PRELOAD, "horovod.torch")
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a device."""
+        """Return one process a device."""
         return workers_per_node
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-        """As horovodrun sets it, and torchrun's for the process group that carries checkpoints."""
+        """Return horovodrun's variables, and torchrun's for the process group that carries checkpoints."""
         return environments.torchrun(rank_info, rendezvous) | launcher.environment(rank_info, rendezvous) | {
             "HOROVOD_FUSION_THRESHOLD": str(int(self._fusion_mb(rank_info) * 2**20)),
             "HOROVOD_CYCLE_TIME": str(self.options.cycle_ms),
@@ -82,27 +82,24 @@ class Horovod:
         return [] if launcher.installed() else [launcher.MISSING]
 
     def peak_device_memory(self) -> int:
-        """See `MeasuresDeviceMemory.peak_device_memory`."""
         if "torch" in sys.modules:
             return peak_device_memory()
         return tensorflow_memory()
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
-        """See `ClassifiesErrors.classify`."""
         return errors.of_horovod(type_names, message)
 
     def splits_unevenly(self, job: Job) -> bool:
-        """With PyTorch."""
+        """Whether parts of the batch may differ in size: with PyTorch."""
         return self._framework(job) == "torch"
 
     def unchecked(self, job: Job) -> str:
-        """See `ChecksSteps.unchecked`."""
         if self._framework(job) == "torch":
             return ""
         return "TensorFlow makes the optimizer step in the same call as the gradient, and cannot look at it before"
 
     def serve(self, context: WorkerContext) -> AbstractContextManager[None]:
-        """The rendezvous."""
+        """Serve the rendezvous."""
         return launcher.rendezvous_server(context)
 
     @contextmanager
@@ -141,7 +138,7 @@ class Averaged(Parallel):
         return model
 
     def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
-        """See `Parallel.optimizer`; Horovod waits for the last of the passes before it averages."""
+        """Horovod waits for the last of the passes before it averages."""
         import horovod.torch as hvd
 
         # No `broadcast_optimizer_state`: it takes a step to fill an empty state, which decays the weights.
@@ -180,7 +177,7 @@ class Averaged(Parallel):
         check: StepCheck,
         name: str = "",
     ) -> bool:
-        """See `Parallel.apply`; the gradients must be there before they are clipped."""
+        """The gradients must be there before they are clipped."""
         with ExitStack() as stack:
             for optimizer in optimizers:
                 optimizer.synchronize()

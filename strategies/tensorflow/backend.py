@@ -1,4 +1,5 @@
-"""What the TensorFlow strategies share: devices, building, one training step, evaluation, and means over processes.
+"""The shared part of the TensorFlow strategies: devices, building, one training step, evaluation, and means over
+processes.
 
 Importing this module imports no framework; every function that needs TensorFlow imports it.
 """
@@ -21,6 +22,7 @@ from dtrain.common.errors import UserError
 from dtrain.job.job import Train
 from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
+from .. import means
 from .graph import refuse_own_randomness
 from .models import made
 from .numbers import Measures, StepNumbers
@@ -32,14 +34,14 @@ from .weights import KerasWeights
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
 SEEDS = 1 << 32
 TIMED_EVERY = 8
-"""One step in so many is timed: it takes a tenth of a millisecond."""
+"""One in this number of steps is timed: that takes a tenth of a millisecond."""
 MOST_TIMED = 32
 """Steps whose times are kept until somebody asks for their mean."""
 Metrics = Callable[[Any, Any], Any]
 
 
 def all_reduced(tensors: list[Any]) -> list[Any]:
-    """In a replica: sums over all replicas of the strategy."""
+    """Return, in a replica, sums over all replicas of the strategy."""
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
@@ -60,7 +62,7 @@ class TensorFlowBackend:
     ) -> None:
         """`timed`: steps tell how long they work before they wait for other processes, if there are some."""
         self.strategy = strategy
-        """For functions with a loop of their own: they call its `run`."""
+        """The tf.distribute strategy, whose `run` functions with a loop of their own call."""
         self._rank_info = rank_info
         self._summed = summed
         self._jit = jit
@@ -77,7 +79,6 @@ class TensorFlowBackend:
         self._total: Any = None
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
-        """See `TrainingBackend.build`."""
         import keras
 
         name = self._name = getattr(task, "name", type(task).__name__)
@@ -101,7 +102,7 @@ class TensorFlowBackend:
         return model, optimizer
 
     def feed(self, batch: Any, seed: int) -> Any:
-        """See `TrainingBackend.feed`. Where the process has several replicas, an argument for `strategy.run`: each has its part."""
+        """Where the process has several replicas, an argument for `strategy.run`: each has its part."""
         import numpy as np
         import tensorflow as tf
 
@@ -122,7 +123,7 @@ class TensorFlowBackend:
             variable.assign(state)
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
-        """See `TrainingBackend.step`. Each replica takes a contiguous block of the shards."""
+        """Each replica takes a contiguous block of the shards."""
         import numpy as np
 
         self._step = self._step or self.compiled(len(batches))
@@ -135,7 +136,7 @@ class TensorFlowBackend:
         return numbers
 
     def phases(self) -> Mapping[str, float]:
-        """See `TimesPhases.phases`. The newest step may not be done yet."""
+        """The newest step may not be done yet."""
         times = [self._recent.popleft().seconds() for _ in range(len(self._recent) - 1)]
         return dict(zip((WORK, REDUCE), map(fmean, zip(*times, strict=True)), strict=False)) if times else {}
 
@@ -154,11 +155,10 @@ class TensorFlowBackend:
         return numbers, due
 
     def measured(self) -> dict[str, float]:
-        """See `MeasuresSteps.measured`."""
         return self._reported.values()
 
     def called(self, function: Any, *arguments: Any) -> Any:
-        """What a step function gives; its graph, if it has one, is looked at before its first call."""
+        """Call a step function; its graph, if it has one, is looked at before its first call."""
         import tensorflow as tf
 
         if function not in self._inspected and not tf.config.functions_run_eagerly():
@@ -178,7 +178,7 @@ class TensorFlowBackend:
         )
 
     def blocks(self, batches: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
-        """For each replica its shards, stacked, and the states of their seed generators."""
+        """Return, for each replica, its shards, stacked, and the states of their seed generators."""
         import tensorflow as tf
 
         states = self._built.states(seeds)
@@ -187,7 +187,7 @@ class TensorFlowBackend:
         return [(tf.nest.map_structure(_stacked, *batches[block]), states[block]) for block in ranges]
 
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
-        """See `TrainingBackend.evaluate`. The replicas take the batches in turn."""
+        """The replicas take the batches in turn."""
         import numpy as np
         import tensorflow as tf
 
@@ -196,15 +196,15 @@ class TensorFlowBackend:
         measure = self._measures[metrics]
         rest = iter(batches)
         sums: dict[str, float] = {}
-        weight = 0
+        weights: dict[str, float] = {}
         while group := list(islice(rest, self._replicas)):
             filled = [*group, *[(group[-1][0], 0)] * (self._replicas - len(group))]
             values = measure(tensors([batch for batch, _ in filled]))
             counts = [count for _, count in filled]
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(np.dot(value.numpy(), counts))
-            weight += sum(counts)
-        return self.mean({name: total / max(1, weight) for name, total in sums.items()}, weight)
+                weights[name] = weights.get(name, 0) + sum(counts)
+        return self.mean({name: total / max(1, weights[name]) for name, total in sums.items()}, weights)
 
     def _measured(self, metrics: Metrics | None, batches: Any) -> dict[str, Any]:
         """Name → its value in each of this process's replicas."""
@@ -226,15 +226,25 @@ class TensorFlowBackend:
                 values = {"loss": loss} | more
         return {name: tf.reshape(tf.cast(value, tf.float64), ()) for name, value in values.items()}
 
-    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
-        """See `TrainingBackend.mean`."""
+    def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         import numpy as np
 
-        numbers = np.array([*(value * weight for value in values.values()), weight], np.float64)
-        if self._rank_info.world_size > 1:
-            numbers = self._totals(numbers)
-        *totals, weights = numbers.tolist()
-        return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+        def totals(numbers: Sequence[float]) -> list[float]:
+            found: list[float] = self._totals(np.array(numbers, np.float64)).tolist()
+            return found
+
+        def everyones(names: list[str]) -> list[list[str]]:
+            """As bytes in a row for each rank, of the length of the longest."""
+            text = np.frombuffer("\n".join(names).encode(), np.uint8)
+            ranks, rank = self._rank_info.world_size, self._rank_info.rank
+            sizes = totals([len(text) if one == rank else 0 for one in range(ranks)])
+            rows = np.zeros((ranks, int(max(sizes))))
+            rows[rank, : len(text)] = text
+            summed = self._totals(rows.reshape(-1)).reshape(rows.shape).astype(np.uint8)
+            texts = (summed[one, : int(size)].tobytes().decode() for one, size in enumerate(sizes))
+            return [text.split("\n") if text else [] for text in texts]
+
+        return means.by_name(values, weights, self._rank_info.world_size, totals, everyones)
 
     def _totals(self, numbers: Any) -> Any:
         """Collective. Sums over the processes, of which one replica each counts."""
@@ -252,8 +262,11 @@ class TensorFlowBackend:
         zeros = [np.zeros_like(numbers)] * (self._replicas - 1)
         return self._total(tensors([numbers, *zeros])).numpy()
 
+    def check_replicas(self) -> None:
+        pass
+
     def snapshot(self) -> Snapshot:
-        """See `TrainingBackend.snapshot`. Rank 0 has all of it."""
+        """Rank 0 has all of it."""
         if self._rank_info.rank:
             return NoSnapshot()
         trained = {variable.name for variable in self._built.model.trainable_variables}
@@ -277,31 +290,30 @@ class TensorFlowBackend:
         return np.asarray(self.strategy.experimental_local_results(variable.value)[0])
 
     def start_profile(self, file: Path) -> TensorFlowProfiler:
-        """See `ProfilesSteps.start_profile`."""
         return TensorFlowProfiler(file)
 
     def load(self, folder: Path) -> None:
-        """See `TrainingBackend.load`."""
         self.fetch(folder, [STATE])
         load(folder, self._parts())
         self._registered.load(folder)
 
     def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
-        """See `StartsFromWeights.start_from`. Every process reads them."""
+        """Every process reads them."""
         weights = read(KerasWeights, lambda: made(self._built.task, self._name))
         with self.strategy.scope():
             return KerasWeights.load_into(self.model, weights, strict=strict, source=f"init_from: {source}")
 
     def register(self, name: str, thing: Any) -> None:
-        """See `TrainingBackend.register`."""
         self._registered.add(name, thing)
 
+    def restore_last(self) -> None:
+        pass
+
     def unclaimed(self) -> list[str]:
-        """See `TrainingBackend.unclaimed`."""
         return self._registered.unclaimed()
 
     def whole(self) -> Any:
-        """See `TrainingBackend.whole`. It is built once more, outside of the strategy."""
+        """It is built once more, outside of the strategy."""
         if self._rank_info.rank:
             return None
         model = made(self._built.task, self._name)
@@ -310,7 +322,8 @@ class TensorFlowBackend:
         return model
 
     def _parts(self) -> dict[str, Sequence[Any]]:
-        """What a checkpoint holds. The states of seed generators are left out: a step follows from its seeds."""
+        """Return the content of a checkpoint. The states of seed generators are left out: a step follows from its
+        seeds."""
         return {"model": self._built.model.weights, "optimizer": self._built.optimizer.variables}
 
 

@@ -26,7 +26,6 @@ class CompiledBackend(TensorFlowBackend):
         self._waiting: list[tuple[list[Any], float, bool, StepNumbers]] = []
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
-        """See `TrainingBackend.step`."""
         self._step = self._step or self.compiled(len(batches))
         later, due = self.begun(self._step, rate, number, self.flush)
         self._waiting.append((self.blocks(batches, seeds), self._rate * rate, due, later))
@@ -57,12 +56,10 @@ class CompiledBackend(TensorFlowBackend):
             later.vector = vector
 
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
-        """See `TrainingBackend.evaluate`."""
         self.flush()
         return super().evaluate(batches, metrics)
 
     def arrays(self) -> dict[str, dict[str, Any]]:
-        """See `TensorFlowBackend.arrays`."""
         self.flush()
         return super().arrays()
 
@@ -71,12 +68,10 @@ class RehearsalBackend(CompiledBackend):
     """Looks for what a TPU cannot run; raises `RehearsalFailed`."""
 
     def inspect(self, graph: Any) -> None:
-        """See `TensorFlowBackend.inspect`."""
         super().inspect(graph)
         refuse_dynamic_shapes(graph)
 
     def called(self, function: Any, *arguments: Any) -> Any:
-        """See `TensorFlowBackend.called`."""
         import tensorflow as tf
 
         try:

@@ -16,7 +16,7 @@ class DevicesMissing(DtrainError):
 def prepare(
     context: WorkerContext, *, replicas: int | None = None, deterministic: bool = True, eagerly: bool = False
 ) -> list[str]:
-    """This process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
+    """Return this process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(eagerly)

@@ -1,4 +1,4 @@
-"""What a traced TensorFlow function tells before it runs: shapes that change, numbers that nobody could draw again.
+"""Checks a traced TensorFlow function before it runs: shapes that change, numbers that nobody could draw again.
 
 Importing this module imports no framework.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dtrain.common import errors
+from dtrain.common import source_files
 from dtrain.common.errors import DtrainError, Exit
 
 NODE = re.compile(r"\{\{node ([^}]+)\}\}")
@@ -31,7 +31,7 @@ class RehearsalFailed(DtrainError):
 
 
 def operations(graph: Any) -> Iterator[Any]:
-    """Those of a graph and of all functions that it calls (loops, branches)."""
+    """Yield the operations of a graph and of all functions that it calls (loops, branches)."""
     for operation in graph.get_operations():
         yield operation
         for attribute in operation.node_def.attr.values():
@@ -86,9 +86,5 @@ def _static(tensor: Any) -> bool:
 
 def made_at(operation: Any) -> str:
     """The user's line that made an operation, if there is one."""
-    ours = (str(Path(__file__).parent), str(Path(errors.__file__).parent), "<")
-    frames = [
-        frame for frame in operation.traceback or ()
-        if "site-packages" not in frame.filename and not frame.filename.startswith(ours)
-    ]  # fmt: skip
+    frames = [frame for frame in operation.traceback or () if source_files.is_users(frame.filename)]
     return f", made at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""

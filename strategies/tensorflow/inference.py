@@ -30,7 +30,8 @@ class _Called(BaseException):
 
 
 class KerasInference:
-    """One model. A task is given a stand-in, made for each use, that has its attributes and hears how it is called."""
+    """Inference of one model. A task gets a stand-in, made for each use, that has the model's attributes and notes
+    how it is called."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -39,18 +40,16 @@ class KerasInference:
 
     @property
     def model(self) -> Any:
-        """What the task is given for its model."""
+        """Return the stand-in that the task gets as its model."""
         return StandIn(self._model, lambda inputs, named: self._asked(inputs, named))
 
     def batch(self, batch: Any) -> Any:
-        """See `Inference.batch`."""
         return tensors(batch)
 
     def _asked(self, inputs: Any, named: dict[str, Any]) -> Any:
         return self._answer(inputs) if self._answer else self._model(inputs, **named)
 
     def record(self, use: Callable[[], Any], only: Sequence[str] = ()) -> Call:
-        """See `Inference.record`."""
         calls: list[Any] = []
 
         def recording(inputs: Any) -> Any:
@@ -80,7 +79,6 @@ class KerasInference:
         return self.called(inputs)
 
     def called(self, example: Any) -> Call:
-        """See `Inference.called`."""
         import tensorflow as tf
 
         inputs = tf.nest.map_structure(tf.convert_to_tensor, example)
@@ -91,12 +89,11 @@ class KerasInference:
         return Call(tuple(zip(_names("input", inputs), leaves, strict=True)), outputs, form)
 
     def outputs_of(self, call: Call) -> tuple[str, ...]:
-        """See `Inference.outputs_of`."""
         names: tuple[str, ...] = call.form.output_names
         return names
 
     def function(self, call: Call, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
-        """See `Inference.function`: a `tf.function` from tensors to a dict of them, by the names of the outputs."""
+        """A `tf.function` from tensors to a dict of them, by the names of the outputs."""
         import tensorflow as tf
 
         names = tuple(spec.name for spec in outputs)
@@ -109,7 +106,6 @@ class KerasInference:
         return tf.function(serve, input_signature=signature, autograph=False)
 
     def run(self, call: Call, inputs: Arrays) -> Arrays:
-        """See `Inference.run`."""
         import tensorflow as tf
 
         def given(*arrays: Any) -> Any:
@@ -119,7 +115,6 @@ class KerasInference:
         return [tensor.numpy() for tensor in self._compiled(*(tf.constant(one) for one in inputs))]
 
     def metrics(self, use: Callable[[], Any], call: Call, outputs: Arrays) -> dict[str, float] | None:
-        """See `Inference.metrics`."""
         import tensorflow as tf
 
         calls = 0
@@ -149,7 +144,7 @@ class StandIn:
         self._answer_call = answer
 
     def __call__(self, inputs: Any, **named: Any) -> Any:
-        """As the model."""
+        """Call the model."""
         return self._answer_call(inputs, named)
 
     def __getattr__(self, name: str) -> Any:
@@ -168,7 +163,7 @@ def _hollow(structure: Any) -> Any:
 
 
 def _names(word: str, structure: Any) -> tuple[str, ...]:
-    """Of the tensors in a structure, in the order of `tf.nest.flatten`; they sort as they stand."""
+    """Return names of the tensors in a structure, in the order of `tf.nest.flatten`; they sort as they stand."""
     import tensorflow as tf
 
     if isinstance(structure, Mapping) and len(tf.nest.flatten(structure)) == len(structure):

@@ -1,4 +1,4 @@
-"""What the launcher's side of the TensorFlow strategies has in common. Importing this module imports no framework."""
+"""The launcher's side of the TensorFlow strategies. Importing this module imports no framework."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ class TensorFlowStrategy:
         return backend.PRELOAD
 
     def peak_device_memory(self) -> int:
-        """See `MeasuresDeviceMemory.peak_device_memory`."""
         return peak_device_memory()
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
-        """See `ClassifiesErrors.classify`."""
         return errors.of_tensorflow(type_names, message)
 
 
 class OneANode(TensorFlowStrategy):
-    """One process drives all devices of a node, and there are no others."""
+    """A strategy in which one process drives all devices of a node."""
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One, whatever the number of devices."""
+        """Return one process, whatever the number of devices."""
         return 1
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:

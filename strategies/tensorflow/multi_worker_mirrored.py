@@ -37,7 +37,7 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         self.options = options
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a worker, or one if they are GPUs."""
+        """Return one process a worker, or one if they are GPUs."""
         return 1 if device == "gpu" else workers_per_node
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
@@ -45,11 +45,11 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         return environments.tf_config(rank_info, rendezvous)
 
     def needs_all_addresses(self, processes: int) -> bool:
-        """TF_CONFIG names all workers."""
+        """Whether TF_CONFIG, which names all workers, is set."""
         return True
 
     def problems(self, resources: Resources) -> list[str]:
-        """What does not fit the device."""
+        """Yield what does not fit the device."""
         found = []
         if resources.device == "tpu":
             found.append("multi_worker_mirrored trains on CPUs and GPUs: choose the strategy tpu")

@@ -1,4 +1,4 @@
-"""What a step gives back: its loss, what `loss` gave beside it, learning rate and gradient norm, read when somebody asks.
+"""The numbers of a step: its loss, the metrics beside it, learning rate and gradient norm, read on request.
 
 Importing this module imports no framework; every function that needs TensorFlow imports it.
 """
@@ -14,9 +14,9 @@ class StepNumbers(Mapping[str, float]):
 
     def __init__(self, names: Sequence[str], flush: Callable[[], None] | None = None) -> None:
         self.vector: Any = None
-        """What `TrainStep.one` gives."""
+        """The result of `TrainStep.one`."""
         self._names = names
-        """Of the metrics; a list that is filled while the step is traced."""
+        """Names of the metrics; a list that is filled while the step is traced."""
         self._flush = flush
 
     def _numbers(self) -> list[float]:
@@ -29,7 +29,8 @@ class StepNumbers(Mapping[str, float]):
         return self._numbers()[1]
 
     def seconds(self) -> tuple[float, float]:
-        """Of the own work of this process and of the sum over all; not a number if they were not measured."""
+        """Return the seconds of this process's own work and of the sum over all; not a number if they were not
+        measured."""
         _, _, own, summing, *_ = self._numbers()
         return own, summing
 
@@ -51,7 +52,7 @@ class StepNumbers(Mapping[str, float]):
 
 
 class Measures:
-    """Which steps are reported, and what was measured in the newest of them."""
+    """The steps that are reported, and the measurements of the newest of them."""
 
     def __init__(self, log_every: int) -> None:
         self._log_every = log_every
@@ -66,7 +67,7 @@ class Measures:
         self._newest = (numbers, rate)
 
     def values(self) -> dict[str, float]:
-        """See `MeasuresSteps.measured`; {} for a loop of the user's own."""
+        """Return the numbers of the newest step; {} for a loop of the user's own."""
         if self._newest is None:
             return {}
         numbers, rate = self._newest
@@ -74,7 +75,7 @@ class Measures:
 
 
 def peak_device_memory() -> int:
-    """Over this process's GPUs."""
+    """Return the peak over this process's GPUs."""
     import tensorflow as tf
 
     gpus = range(len(tf.config.list_logical_devices("GPU")))

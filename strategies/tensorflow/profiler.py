@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class TensorFlowProfiler:
-    """Of this process, its devices included."""
+    """A profile of this process, its devices included."""
 
     def __init__(self, folder: Path) -> None:
         import tensorflow as tf
@@ -14,7 +14,7 @@ class TensorFlowProfiler:
         tf.profiler.experimental.start(str(folder))
 
     def stop(self, file: Path) -> str:
-        """See `StepProfiler.stop`; TensorFlow makes no table."""
+        """TensorFlow makes no table."""
         import tensorflow as tf
 
         tf.profiler.experimental.stop()

@@ -64,14 +64,13 @@ class Snapshots:
 
 
 class NoSnapshot:
-    """Of a process that writes nothing: another one has all of the state."""
+    """The snapshot of a process that writes nothing: another one has all of the state."""
 
     def write(self, folder: Path) -> SnapshotFiles:
-        """See `Snapshot.write`."""
         return SnapshotFiles({}, "")
 
     def memory_part(self) -> None:
-        """See `StaysInMemory.memory_part`."""
+        pass
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,6 @@ class TensorFlowSnapshot:
     writer: FileWriter
 
     def write(self, folder: Path) -> SnapshotFiles:
-        """See `Snapshot.write`."""
         try:
             written = self.writer.write(self.buffer, folder / STATE, self.weights)
         finally:
@@ -99,7 +97,6 @@ class TensorFlowSnapshot:
         return SnapshotFiles(files, written.weights)
 
     def memory_part(self) -> SnapshotPart:
-        """See `StaysInMemory.memory_part`."""
         return SnapshotPart(self.buffer, STATE, self.weights, {REGISTERED: self.registered} if self.registered else {})
 
 
@@ -112,7 +109,7 @@ class Registered:
         self._stored: dict[str, Any] | None = None
 
     def states(self) -> dict[str, Any]:
-        """Copies of their states."""
+        """Return copies of the generators' states."""
         states = {name: copy.deepcopy(thing.state_dict()) for name, thing in self._things.items()}
         for name, state in states.items():
             unpickling.require_loadable(state, f"'{name}'")
@@ -126,7 +123,7 @@ class Registered:
             self._give(name, thing)
 
     def add(self, name: str, thing: Any) -> None:
-        """One more."""
+        """Register one object."""
         if self._things.setdefault(name, thing) is not thing:
             raise UserError(f"two things are registered as {name!r}")
         if self._stored is not None:

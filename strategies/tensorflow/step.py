@@ -18,7 +18,7 @@ from dtrain.job.task_answers import loss_and_metrics
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: its odd multiples set the seeds of generators far apart."""
 Summed = Callable[[list[Any]], list[Any]]
-"""In a replica: the sums of these tensors over all replicas of all processes."""
+"""Sums, in a replica, of these tensors over all replicas of all processes."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def tensors(values: Any) -> Any:
 
 
 def spread(strategy: Any, values: Sequence[Any]) -> Any:
-    """One value for each of this process's replicas, as an argument for `strategy.run`. Inside a compiled function this
-    costs nothing; as an argument of one it costs a good part of a millisecond."""
+    """Return one value for each of this process's replicas, as an argument for `strategy.run`. Inside a compiled
+    function this costs nothing; as an argument of one it costs a good part of a millisecond."""
     if len(values) == 1:
         return values[0]
     order = iter(values)
@@ -303,7 +303,7 @@ def _leave_summing_to_us(optimizer: Any) -> None:
 
 
 def traced(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of the user's gives. Making Python's control flow on tensors TensorFlow's takes a good part of a
+    """Call a function of the user's. Making Python's control flow on tensors TensorFlow's takes a good part of a
     second: that is done if the function turns out to have some."""
     import tensorflow as tf
 

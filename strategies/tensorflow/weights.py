@@ -28,7 +28,7 @@ H5 = ".weights.h5"
 WEIGHTS_MEMBER = "model.weights.h5"
 PART = "model/"
 BASE = 100
-"""Its digits are exact in every type of number."""
+"""Base whose digits are exact in every type of number."""
 NOT_WEIGHTS = ("optimizer/", "compile_config/")
 """Groups of a Keras file beside the model's."""
 
@@ -44,17 +44,15 @@ class KerasWeights:
 
     @staticmethod
     def wrote(files: Collection[str]) -> bool:
-        """See `Framework.wrote`."""
         return STATE in files
 
     @staticmethod
     def read(folder: Path) -> Weights:
-        """See `Framework.read`. They have the names `00000.kernel`, `00001.bias` …"""
+        """They have the names `00000.kernel`, `00001.bias` …"""
         return {name.removeprefix(PART): array for name, array in _arrays(folder / STATE) if name.startswith(PART)}
 
     @staticmethod
     def read_file(path: Path, model: Callable[[], Any]) -> Weights:
-        """See `Framework.read_file`."""
         try:
             if path.suffix == SUFFIX:
                 return {name.removeprefix(PART): array for name, array in _arrays(path)}
@@ -67,13 +65,11 @@ class KerasWeights:
 
     @staticmethod
     def shapes(model: Any) -> dict[str, Shape]:
-        """See `Framework.shapes`."""
         _check(model)
         return {name: tuple(variable.shape) for name, variable in keyed(model.weights).items()}
 
     @staticmethod
     def load_into(model: Any, weights: Weights, *, strict: bool, source: str) -> Unmatched:
-        """See `Framework.load_into`."""
         here = KerasWeights.shapes(model)
         there = {name: tuple(array.shape) for name, array in weights.items()}
         found = compared(there, here)
@@ -86,22 +82,18 @@ class KerasWeights:
 
     @staticmethod
     def build(task: Any, name: str) -> Any:
-        """See `Framework.build`."""
         return made(task, name)
 
     @staticmethod
     def inference(model: Any) -> KerasInference:
-        """See `Framework.inference`."""
         return KerasInference(model)
 
     @staticmethod
     def needs_model(ending: str) -> bool:
-        """See `Framework.needs_model`."""
         return ending != SUFFIX
 
     @staticmethod
     def write(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str]) -> list[str]:
-        """See `Framework.write`."""
         if model is None:
             _write_arrays(path, weights, metadata)
         elif path.name.endswith(H5):

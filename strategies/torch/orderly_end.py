@@ -19,7 +19,7 @@ from typing import Any
 SETTLE_SECONDS = 0.1
 """For the threads of kept groups to get the GIL that they wait for."""
 NAMES = 1_000_000
-"""Between the numbers that name the groups of one `init_process_group` and those of the next."""
+"""Distance between the numbers that name the groups of one `init_process_group` and those of the next."""
 _kept: list[Any] = []
 
 

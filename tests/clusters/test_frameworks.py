@@ -82,13 +82,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Live]:
 def on(site: Site, runs: Path, *words: str) -> Live:
     """The run on the cluster, from beginning to end; nothing of it may be left."""
     with start(*words, "--cluster", site.name, runs=runs, **site.environment) as live:
-        wait_for(lambda: live.process.poll() is not None or len(live.events("started")) == 2, "the workers")
-        for event in live.events("node"):
+        wait_for(lambda: live.process.poll() is not None or len(live.events("workers_started")) == 2, "the workers")
+        for event in live.events("node_ready"):
             live.pids_seen |= process_tree(event["pid"])
         live.finish()
     wait_for(lambda: not site.left(), "the end of everything of the run", 20)
-    assert len({event["address"] for event in live.events("node")} - {"127.0.0.1"}) == 2
-    assert [event["workers"] for event in live.events("attempt")] == [4]
+    assert len({event["address"] for event in live.events("node_ready")} - {"127.0.0.1"}) == 2
+    assert [event["workers"] for event in live.events("attempt_started")] == [4]
     return live
 
 

@@ -79,7 +79,7 @@ def test_a_run_folder_that_the_nodes_do_not_see_is_said_at_the_start(lab: RayLab
         out = live.finish(code=3)
     assert "does not see the run folder" in out
     assert "storage.url" in out
-    assert not live.events("attempt")
+    assert not live.events("attempt_started")
 
 
 def test_a_killed_worker_and_agent_cost_nothing_where_nothing_is_shared(
@@ -88,13 +88,13 @@ def test_a_killed_worker_and_agent_cost_nothing_where_nothing_is_shared(
     recipe, before = str(home / "project/contract_torch.yaml"), private_folders()
     slow = ("--set", "params.pause=0.1")
     with start(recipe, *FOUR, *slow, *kept_on(s3), runs=home / "project/runs", **on(lab, s3)) as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         live.kill(3)
-        live.wait_event("checkpoint", attempt=2)  # one of before the kill may be committed after it
-        os.kill(int(live.events("node")[0]["pid"]), signal.SIGKILL)
+        live.wait_event("checkpoint_saved", attempt=2)  # one of before the kill may be committed after it
+        os.kill(int(live.events("node_ready")[0]["pid"]), signal.SIGKILL)
         live.finish()
-    assert [event["kind"] for event in live.events("failure")] == ["killed", "node lost"]
-    assert live.events("attempt")[-1]["checkpoint"]
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["killed", "node lost"]
+    assert live.events("attempt_started")[-1]["checkpoint"]
     assert_as_local(live, local)
     for rank in range(4):
         assert "--- dtrain: attempt 3" in live.output(rank)
@@ -111,7 +111,7 @@ def test_a_profile_of_a_node_that_sees_nothing_comes_to_the_run_folder_and_a_deb
     slow = ("--set", "params.pause=0.05", "--set", "train.steps=10000")
     recipe = str(home / "project/contract_torch.yaml")
     with start(recipe, *FOUR, *slow, *kept_on(s3), runs=home / "profiled", **on(lab, s3)) as live:
-        live.wait_event("checkpoint")
+        live.wait_event("checkpoint_saved")
         (found,) = json.loads(dtrain("profile", str(live.run.path), "--rank", "3", "--steps", "2", "--json").stdout)
         (path,) = live.run.path.glob(f"{found['file']}*.gz")
         with gzip.open(path) as file:

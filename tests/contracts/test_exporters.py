@@ -11,8 +11,18 @@ import pytest
 from dtrain.api import testing
 from dtrain.launch import registry
 
+NEED_EXTRAS = ("aoti", "litert", "onnx", "tfjs")
+"""Exporters that need packages besides their framework, a compiler or Node."""
+
+
+def case(name: str, framework: str) -> Any:
+    """An exporter and a framework as parameters, with the markers of what they need."""
+    marks = [pytest.mark.extras] if name in NEED_EXTRAS else []
+    return pytest.param(name, framework, marks=[*marks, pytest.mark.tensorflow] if framework == "tensorflow" else marks)
+
+
 CASES = [
-    (name, framework)
+    case(name, framework)
     for name in registry.installed("exporter")
     for framework in registry.plugin_class("exporter", name).frameworks
 ]

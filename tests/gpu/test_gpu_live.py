@@ -14,7 +14,7 @@ from live import PROGRAMS, finished, killed
 from dtrain.agent import devices
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.tensor_file import entries_of
-from dtrain.strategies.torch.state.state.snapshot import Snapshots, file_of
+from dtrain.strategies.torch.state.snapshot import Snapshots, file_of
 from dtrain.strategies.torch.train.batches import Mover
 
 GPUS = devices.gpus()
@@ -51,7 +51,7 @@ def test_a_killed_worker_costs_no_bit(gpus: int, tmp_path: Path) -> None:
     alone = finished(*options, runs=tmp_path / "alone")
     live = killed(*options, runs=tmp_path / "killed", step=7, rank=gpus - 1)
     assert live.weights() == alone.weights()
-    assert [event["failure"] for event in live.events("failure")] == ["killed"]
+    assert [event["failure"] for event in live.events("failure_occurred")] == ["killed"]
 
 
 @pytest.mark.parametrize("gpus", SIZES)
@@ -74,13 +74,13 @@ def faulty(tmp_path: Path, fault: str) -> Path:
 def test_memory_of_the_device_that_is_short_has_its_class(tmp_path: Path) -> None:
     recipe = faulty(tmp_path, "out_of_memory")
     live = finished(str(recipe), "--gpus", str(GPUS), runs=tmp_path / "runs", code=1)
-    assert [event["failure"] for event in live.events("failure")] == ["out of memory"]
+    assert [event["failure"] for event in live.events("failure_occurred")] == ["out of memory"]
 
 
 def test_an_assertion_on_the_device_is_a_bug_and_never_tried_again_in_its_process(tmp_path: Path) -> None:
     recipe = faulty(tmp_path, "device_assert")
     live = finished(str(recipe), "--gpus", str(GPUS), runs=tmp_path / "runs", code=1)
-    assert live.events("failure")[0]["failure"] == "bug"
+    assert live.events("failure_occurred")[0]["failure"] == "bug"
     pids = (tmp_path / "marker").read_text().split()
     assert len(set(pids)) == len(pids)
 
@@ -88,7 +88,7 @@ def test_an_assertion_on_the_device_is_a_bug_and_never_tried_again_in_its_proces
 @pytest.mark.skipif(GPUS < 2, reason="one GPU waits for nobody")
 def test_a_hang_in_a_collective_is_found_and_survived(tmp_path: Path) -> None:
     live = finished(str(faulty(tmp_path, "hang")), "--gpus", str(GPUS), runs=tmp_path / "runs")
-    assert [event["failure"] for event in live.events("failure")] == ["hang"]
+    assert [event["failure"] for event in live.events("failure_occurred")] == ["hang"]
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_agents
+from processes import in_groups
 
 from dtrain.checkpoint.names import folder_of
 from dtrain.common.processes import alive, children
@@ -188,8 +190,8 @@ class Live:
 
     def pid(self, rank: int, attempt: int = 1) -> int:
         """The worker's process."""
-        self.wait_event("started", attempt=attempt)
-        for event in self.events("started", attempt=attempt):
+        self.wait_event("workers_started", attempt=attempt)
+        for event in self.events("workers_started", attempt=attempt):
             if str(rank) in event["pids"]:
                 self.see()
                 return int(event["pids"][str(rank)])
@@ -197,8 +199,8 @@ class Live:
 
     def agent_pid(self, number: int = 0) -> int:
         """The agent's process."""
-        self.wait_event("node")
-        return int(self.events("node")[number]["pid"])
+        self.wait_event("node_ready")
+        return int(self.events("node_ready")[number]["pid"])
 
     def kill(self, rank: int, attempt: int = 1, number: int = signal.SIGKILL) -> None:
         """Signal one worker."""
@@ -215,8 +217,12 @@ class Live:
         return out + err
 
     def assert_gone(self) -> None:
-        """No process of the run is left."""
-        wait_for(lambda: not running(self.pids_seen), f"the end of {self.pids_seen}", 15)
+        """No process of the run is left, nor of its workers' groups."""
+        last = max((event["attempt"] for event in self.events("workers_started")), default=0)
+        leaders = {pid for event in self.events("workers_started", attempt=last) for pid in event["pids"].values()}
+        wait_for(
+            lambda: not running(self.pids_seen) and not in_groups(leaders), f"the end of {self.pids_seen | leaders}", 15
+        )
 
     def output(self, rank: int) -> str:
         """What a worker printed so far."""
@@ -229,7 +235,7 @@ class Live:
 
     def weights(self) -> str:
         """Digest of the newest committed checkpoint's weights."""
-        return str(self.events("checkpoint")[-1]["weights"])
+        return str(self.events("checkpoint_saved")[-1]["weights"])
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a committed checkpoint."""
@@ -252,10 +258,17 @@ def start(
     *arguments: str, runs: Path, command: str = "run", cwd: Path | str = "/", **environment: Any
 ) -> Iterator[Live]:
     """`dtrain run …` in the background; whatever the test does, it is gone afterwards."""
-    known = {run.path for run in all_runs(runs)} if command == "run" else set()
+    with started([command, *arguments], runs, os.environ | environment, cwd) as live:
+        yield live
+
+
+@contextmanager
+def started(arguments: list[str], runs: Path, environment: Mapping[str, str], cwd: Path | str = "/") -> Iterator[Live]:
+    """The same with nothing but these variables."""
+    known = {run.path for run in all_runs(runs)} if arguments[0] == "run" else set()
     process = subprocess.Popen(
-        [*DTRAIN, command, *arguments, "--runs", str(runs)],
-        cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [*DTRAIN, *arguments, "--runs", str(runs)],
+        cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     live = Live(process, runs, known)
     try:
@@ -268,9 +281,9 @@ def start(
         wait_for(lambda: not running(live.pids_seen - {process.pid}), "the end of the run's processes", 30)
 
 
-def finished(*arguments: str, runs: Path, code: int = 0) -> Live:
-    """A run from beginning to end."""
-    with start(*arguments, runs=runs) as live:
+def finished(*arguments: str, runs: Path, code: int = 0, warm: bool = True) -> Live:
+    """A run from beginning to end, in agents that have imported its framework for an earlier run if there are some."""
+    with started(["run", *arguments], runs, warm_agents.environment() if warm else os.environ) as live:
         live.finish(code)
     return live
 
@@ -286,7 +299,7 @@ def killed(*arguments: str, runs: Path, step: int, rank: int) -> Live:
 
 def stopped(*arguments: str, runs: Path, step: int) -> Live:
     """A run that is stopped by a Ctrl-C after a step, and can be resumed."""
-    with start(*arguments, runs=runs) as live:
+    with started(["run", *arguments], runs, warm_agents.environment()) as live:
         live.wait_step(step)
         live.process.send_signal(signal.SIGINT)
         live.finish(code=4)

@@ -7,12 +7,14 @@ import socket
 import sys
 import textwrap
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from dtrain.api import reports
+from dtrain.agent.worker_pipe import WorkerPipe
+from dtrain.api.protocol import TAG
+from dtrain.api.reports import Report
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, WorkerContext
+from dtrain.common.message import tagged
 from dtrain.job.job import Checkpoint, Job, PluginChoice, Train
 from dtrain.launch import registry
 from dtrain.record.folder import RunDir
@@ -27,11 +29,11 @@ _number = itertools.count()
 class Heard:
     """What a worker said."""
 
-    words: list[reports.Report] = field(default_factory=list)
+    words: list[Report] = field(default_factory=list)
 
     def of(self, word: str) -> list[dict[str, Any]]:
         """All of one kind."""
-        return [body for body in map(reports.encode, self.words) if body["say"] == word]
+        return [body for body in (tagged(one, TAG) for one in self.words) if body[TAG] == word]
 
     def losses(self) -> list[float]:
         """In the order of steps."""
@@ -63,7 +65,8 @@ def trained(
     listener.bind(("127.0.0.1", 0))
     rendezvous = RendezvousInfo(("127.0.0.1",), (listener.getsockname()[1],), "test", 1)
     context = WorkerContext(RankInfo(0, 1, 0, 1, 0, 1, 1), rendezvous, job, listener)
-    ours, theirs = Pipe()
+    ours, theirs = socket.socketpair()
+    pipe = WorkerPipe(ours)
     heard = Heard()
     plugin = registry.strategy(strategy, {})
     assert isinstance(plugin, TrainingStrategy)
@@ -76,11 +79,8 @@ def trained(
 
             for end in (theirs, listener):
                 end.close()
-            while ours.poll():
-                try:
-                    heard.words.append(ours.recv())
-                except EOFError:
-                    break
+            heard.words += [report for _, report in pipe.reports()]
+            pipe.close()
             sys.modules.pop(Path(file).stem, None)
             if sys.exc_info()[0]:
                 dist.destroy_process_group()

@@ -8,7 +8,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 
 # Below the range from which the kernel gives ports to outgoing connections.
@@ -69,8 +69,18 @@ def is_alive(pid: int) -> bool:
 
 def in_session(leader: int) -> set[int]:
     """The living processes of a session, by its leader's pid; the leader itself too."""
-    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
-    return {pid for pid in pids if status(pid)[3:4] == [str(leader)] and is_alive(pid)}
+    return {pid for pid in all_pids() if status(pid)[3:4] == [str(leader)] and is_alive(pid)}
+
+
+def in_groups(leaders: Set[int]) -> set[int]:
+    """The living processes of some process groups, by their leaders' pids."""
+    wanted = {str(pid) for pid in leaders}
+    return {pid for pid in all_pids() if wanted.intersection(status(pid)[2:3]) and is_alive(pid)}
+
+
+def all_pids() -> list[int]:
+    """The pids of this machine."""
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
 
 
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:

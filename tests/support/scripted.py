@@ -23,14 +23,13 @@ from dtrain.api.protocol import (
     StopWorkers,
     WorkerExited,
     WorkerLiveness,
-    WorkersStarted,
 )
 from dtrain.common.errors import Exit
 from dtrain.job.job import Job, PluginChoice, Recovery, Resources
 from dtrain.launch import planner
 from dtrain.record import folder
 from dtrain.record.event_log import EventLog, read
-from dtrain.record.events import Event
+from dtrain.record.events import Event, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.supervisor import Supervisor
@@ -58,7 +57,11 @@ class ScriptedAgent:
             self.say(PortsReserved(command.attempt, tuple(range(2000, 2000 + command.workers))))
         elif isinstance(command, StartWorkers):
             self.attempt, self.ranks = command.attempt, [rank.rank for rank in command.ranks]
-            self.say(WorkersStarted(command.attempt, {str(rank): 100 + rank for rank in self.ranks}))
+            self.say(
+                WorkersStarted(
+                    attempt=command.attempt, node=self.name, pids={str(rank): 100 + rank for rank in self.ranks}
+                )
+            )
         elif isinstance(command, StopWorkers):
             for rank in list(self.ranks):
                 self.exit(rank, -15 if command.grace_seconds else -9)
@@ -162,7 +165,7 @@ class Supervised:
 
     def wait_event(self, kind: type[Event], count: int = 1) -> Any:
         """The newest event of a kind, when there are that many."""
-        return self.wait(lambda: len(self.events(kind)) >= count and self.events(kind), f"{count} {kind.name}")[-1]
+        return self.wait(lambda: len(self.events(kind)) >= count and self.events(kind), f"{count} {kind.kind_name}")[-1]
 
     def finish(self) -> Exit | None:
         """The exit code at the end."""

@@ -41,11 +41,9 @@ class MemoryCopy:
 
     @property
     def step(self) -> int | None:
-        """See `memory_record.step_in`."""
         return memory_record.step_in(self.record)
 
     def read(self) -> tuple[MemoryRecord, dict[str, bytes]] | None:
-        """See `memory_record.read`."""
         return memory_record.read(self.record)
 
     def valid(self) -> bool:
@@ -62,7 +60,7 @@ class MemoryCopies:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        """For views of checkpoints as folders of files."""
+        """Folder for views of checkpoints as folders of files."""
         self._copies: dict[tuple[int, int], deque[MemoryCopy]] = {}
         self._without_part: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
@@ -79,7 +77,7 @@ class MemoryCopies:
         self.add(attempt, rank, MemoryCopy(buffer, record), BUFFERS)
 
     def add(self, attempt: int, rank: int, copy: MemoryCopy, most: int) -> None:
-        """One more copy of a rank; beyond `most`, the oldest goes."""
+        """Add a copy of a rank; beyond `most`, the oldest is removed."""
         with self._lock:
             self._copies.setdefault((attempt, rank), deque()).append(copy)
             while len(self._copies[attempt, rank]) > most:
@@ -145,7 +143,7 @@ class MemoryCopies:
         return folder
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free all memory."""
         self.keep_only(())
         shutil.rmtree(self._folder, ignore_errors=True)
         with suppress(OSError):  # other nodes' are in it

@@ -13,10 +13,12 @@ from pathlib import Path
 from dtrain.agent.memory.copies import MemoryCopies, MemoryCopy
 from dtrain.api import reports
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryWritten, WriteMemory
-from dtrain.api.protocol import Event, StartWorkers, WorkerReport
+from dtrain.api.protocol import TAG, AgentEvent, StartWorkers, WorkerReport
 from dtrain.checkpoint.file_writer import FileWriter, MemoryFile, WeightsRange
 from dtrain.checkpoint.store import Files
 from dtrain.common.files import flush_file, hashed
+from dtrain.common.message import tagged
+from dtrain.record.events import UserWarned
 from dtrain.record.folder import RunDir
 
 FAULTS = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT)
@@ -24,9 +26,9 @@ FAULTS = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGABRT)
 
 
 class NodeMemory:
-    """What the node has, and who is asked for what it has not."""
+    """The in-memory checkpoints of this node, and the agents that are asked for the parts it lacks."""
 
-    def __init__(self, run: RunDir, node: str, send: Callable[[Event], None]) -> None:
+    def __init__(self, run: RunDir, node: str, send: Callable[[AgentEvent], None]) -> None:
         self._run = run
         self._copies = MemoryCopies(run.memory / f"{node}-{os.getpid()}")  # agents of two supervisors may have one name
         self._send = send
@@ -69,7 +71,8 @@ class NodeMemory:
         return start.memory is None or self._view.done()
 
     def folder(self, start: StartWorkers) -> str:
-        """Of that checkpoint; '' if the attempt goes on from none in memory. Raises `OSError` if it could not be had."""
+        """Return the folder of a checkpoint; '' if the attempt resumes from none in memory. Raises `OSError` if it
+        could not be fetched."""
         return str(self._view.result()) if start.memory else ""
 
     def offer(self, attempt: int, rank: int, pid: int, offered: reports.MemoryOffered) -> None:
@@ -92,7 +95,7 @@ class NodeMemory:
             self._copies.distrust(self._attempt, rank)
 
     def ended(self) -> None:
-        """All workers have ended: tell what is here."""
+        """Report the parts that are held, after all workers have ended."""
         self._stop_partner()
         if parts := self._copies.held():
             self._send(MemoryHeld(self._attempt, parts))
@@ -102,13 +105,13 @@ class NodeMemory:
         threading.Thread(target=self._write, args=(command,), daemon=True).start()
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free all memory and stop the transfers."""
         self._stop_partner()
         self._close_server()
         self._copies.close()
 
     def _own(self, memory: MemoryCheckpoint) -> dict[int, MemoryCopy]:
-        """All of its parts, if they are here; otherwise nothing."""
+        """Return the node's own parts of a checkpoint if it has all of them, otherwise nothing."""
         ranks = [rank for peer in memory.peers for rank in peer.ranks]
         found = {rank: self._copies.steps(memory.attempt, rank).get(memory.step) for rank in ranks}
         own = {rank: copy for rank, copy in found.items() if copy}
@@ -143,7 +146,7 @@ class NodeMemory:
 
     def _warn(self, text: str, rank: int | None = None) -> None:
         said_by = rank if rank is not None else min(self._ranks, default=0)
-        self._send(WorkerReport(self._attempt, said_by, reports.encode(reports.UserWarned(text))))
+        self._send(WorkerReport(self._attempt, said_by, tagged(UserWarned(text=text), TAG)))
 
 
 def _write_part(writer: FileWriter, copy: MemoryCopy, folder: Path) -> tuple[Files, str]:

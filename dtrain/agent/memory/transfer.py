@@ -31,14 +31,14 @@ BLOCK = 1 << 24
 DIGEST_BYTES = 32
 LINE_BYTES = 1 << 22
 ANSWER_SECONDS = 30.0
-"""Without a byte: the other agent is taken for dead."""
+"""An agent that sends no byte for this long is taken for dead."""
 ASK_SECONDS = 0.2
-"""Between two questions for something newer."""
+"""Pause between two requests for something newer."""
 QUIET_SHARE = 3.0
 """A partner's copy is followed by a pause of this many times the time that it took, so that it leaves most of the network to the
 training."""
 PARTNER_COPIES = 2
-"""Of each rank, since not all of its ranks' copies arrive at once."""
+"""Copies kept of each rank, since the copies of a node's ranks do not arrive at once."""
 
 
 class MemoryServer:
@@ -52,7 +52,7 @@ class MemoryServer:
         threading.Thread(target=self._serve, name="dtrain-memory-server", daemon=True).start()
 
     def close(self) -> None:
-        """Answer nobody any more."""
+        """Stop serving."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._socket.close()
@@ -189,7 +189,7 @@ class PartnerCopies:
         threading.Thread(target=self._work, name="dtrain-memory-partner", daemon=True).start()
 
     def stop(self) -> None:
-        """Begin no other copy."""
+        """Start no other copy."""
         self._over.set()
 
     def _work(self) -> None:

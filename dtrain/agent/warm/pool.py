@@ -37,7 +37,7 @@ FOLDER = "warm"
 SUFFIX = ".sock"
 ANSWER_SECONDS = 2.0
 MOST_PATH_BYTES = 107
-"""Of a Unix socket; see unix(7)."""
+"""Longest path of a Unix socket; see unix(7)."""
 READY = b"ready\n"
 ORPHAN = '"$@" >/dev/null & echo $!'
 """Nobody's child: Ray kills the children of an actor with it."""
@@ -58,7 +58,7 @@ OF_A_SUPERVISOR = "--supervisor="
 
 
 def folder() -> Path:
-    """Of the sockets; raises `PermissionError` for one that somebody else prepared."""
+    """Return the folder of the sockets; raises `PermissionError` for one that another user prepared."""
     return private_folder(users_folder(_base()) / FOLDER)
 
 
@@ -72,7 +72,8 @@ def _base() -> str:
 
 
 def key(command: Sequence[str], environment: Mapping[str, str], run_variables: Mapping[str, str]) -> str:
-    """What an agent that was started by this command, for a recipe with these variables, can be used for again.
+    """Return a key under which an agent can be reused: equal commands and equal variables of the recipe. The command is
+    `… agent RUN --node=NAME OPTIONS`; run and node may differ.
 
     The command is `… agent RUN --node=NAME OPTIONS`: the run, the node and the supervisor may differ."""
     place = command.index("agent")
@@ -319,7 +320,7 @@ def _line(message: JsonObject) -> bytes:
 
 
 def request_on(connection: socket.socket) -> JsonObject:
-    """One line; byte by byte, since what follows it belongs to the agent. {} if it does not come."""
+    """Read one line byte by byte, since what follows it belongs to the agent. {} if it does not come."""
     line = bytearray()
     with suppress(OSError):
         while not line.endswith(b"\n") and (byte := connection.recv(1)):

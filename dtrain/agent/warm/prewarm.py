@@ -45,7 +45,7 @@ def discard() -> None:
 
 
 def wait(commands: int) -> list[str] | None:
-    """In the spare agent: its arguments when they come, its environment set; None if nobody wants it.
+    """Wait, in the spare agent, for its arguments, and set its environment; None if the agent is not needed.
 
     Reads byte by byte: what follows the line belongs to the agent."""
     line = bytearray()

@@ -1,4 +1,4 @@
-"""What can wait (storage, calls to the cluster) runs in threads beside the supervisor's loop and answers through its inbox."""
+"""Runs slow calls (storage, the cluster) in threads beside the supervisor's loop; results return through the inbox."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TaskDone:
-    """In the inbox: a task has ended; the loop calls `answer`, which may raise what the task raised."""
+    """Inbox item: a task has ended; the loop calls `answer`, which may raise what the task raised."""
 
     answer: Callable[[], None]
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,12 +22,12 @@ SILENT_SECONDS = 15.0
 """A terminal that has not touched its file for so long is gone."""
 MOST_TEXT = 1 << 16
 """Characters that are kept for a terminal which is not there yet."""
-DebuggerReport = reports.DebuggerStopped | reports.DebuggerSaid | reports.DebuggerLeft
+DebuggerReport = events.DebuggerStopped | reports.DebuggerOutput | reports.DebuggerResumed
 
 
 @dataclass(frozen=True)
 class Typed:
-    """In the inbox: a line from the terminal of a session."""
+    """Inbox item: a line from the terminal of a session."""
 
     request: str
     text: str | None
@@ -35,13 +35,13 @@ class Typed:
 
 
 class Debugged(Protocol):
-    """What of an attempt is needed here."""
+    """The part of an attempt that debugging needs."""
 
     number: int
 
     @property
     def over(self) -> bool:
-        """It has ended, or was asked to."""
+        """Whether the attempt has ended, or was asked to."""
 
     def debug(self, request: DebugRequest) -> int | None:
         """Tell all workers where to stop; the step, if one is meant."""
@@ -50,7 +50,7 @@ class Debugged(Protocol):
         """Send this to the node of a rank."""
 
     def has_rank(self, rank: int) -> bool:
-        """Whether it runs."""
+        """Whether the rank runs."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class _Stopped:
     reason: str
     where: str
     text: str = ""
-    """Of the debugger since then."""
+    """Output of the debugger since then."""
     prompt: str = ""
 
 
@@ -127,11 +127,11 @@ class Debugging:
         return ""
 
     def hear(self, attempt: Debugged, rank: int, report: DebuggerReport) -> None:
-        """What a worker reports of its debugger."""
+        """Handle a worker's report of its debugger."""
         session = self._session
-        if isinstance(report, reports.DebuggerStopped):
+        if isinstance(report, events.DebuggerStopped):
             self._on_stopped(attempt, rank, report)
-        elif isinstance(report, reports.DebuggerSaid):
+        elif isinstance(report, reports.DebuggerOutput):
             if session and session.rank == rank:
                 session.link.say(DebugOutput(report.text, report.prompt))
             if stopped := self._stopped.get(rank):
@@ -159,14 +159,11 @@ class Debugging:
         if self._session and self._session.attempt.over:
             self._end_session("the workers end")
 
-    def _on_stopped(self, attempt: Debugged, rank: int, report: reports.DebuggerStopped) -> None:
+    def _on_stopped(self, attempt: Debugged, rank: int, report: events.DebuggerStopped) -> None:
         self._stopped[rank] = _Stopped(attempt, report.reason, report.where)
         if rank not in self._since:
             self._since[rank] = time.monotonic()
-            stopped = events.DebuggerStopped(
-                attempt=attempt.number, rank=rank, reason=report.reason, where=report.where, seconds=report.seconds
-            )
-            self._log.add(stopped)
+            self._log.add(replace(report, attempt=attempt.number))
         session = self._session
         if session and session.rank is None and session.wanted.rank in (None, rank):
             self._connect(session, rank)
@@ -203,7 +200,7 @@ class Debugging:
         session.link.say(DebugOutput(why, notice=True, ended=True))
 
     def _tell(self, attempt: Debugged, rank: int, text: str | None) -> None:
-        attempt.tell(rank, protocol.WorkerCommand(attempt.number, typed=protocol.DebuggerInput(rank, text)))
+        attempt.tell(rank, protocol.DebuggerInput(attempt.number, rank, text))
 
 
 class _Link:
@@ -217,7 +214,7 @@ class _Link:
         threading.Thread(target=self._work, name="dtrain-debugging", daemon=True).start()
 
     def say(self, output: DebugOutput) -> None:
-        """Does not wait."""
+        """Queue the output without waiting."""
         self._said.put(output)
 
     def _work(self) -> None:

@@ -20,14 +20,14 @@ from dtrain.supervisor.beside.background import Lane, TaskDone
 from dtrain.supervisor.beside.debugging import Debugging, Typed
 
 PATIENCE_SECONDS = 8.0
-"""For the answer of a node."""
+"""Longest wait for the answer of a node."""
 InspectionItem = InspectionRequest | Inspected | Typed
-"""In the inbox."""
+"""Items of the inbox that concern inspections."""
 
 
 @dataclass
 class _Open:
-    """A request under way."""
+    """An open request."""
 
     request: InspectionRequest
     attempt: int
@@ -102,7 +102,8 @@ class Inspections:
         self._lane.run(lambda: self._write(line, stacks=found.request.stacks), lambda _: None)
 
     def _write(self, line: str, *, stacks: bool) -> None:
-        """In a lane: the run folder may be slow. If it is full, whoever asked is told that nobody answers."""
+        """Write the answer in a lane: the run folder may be slow. If it is full, the person who asked learns that no
+        answer comes."""
         if not stacks:
             write_whole(self._run.usage, line, PRIVATE_FILE)
             return

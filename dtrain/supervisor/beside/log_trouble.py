@@ -7,7 +7,7 @@ from dtrain.record.event_log import EventLog
 
 
 class LogTrouble:
-    """Of one run's log."""
+    """Reports trouble with writing one run's event log."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log

@@ -13,12 +13,12 @@ from dtrain.record.events import Event
 from dtrain.record.status import RunState
 
 ENDS: dict[Exit, Moment] = {Exit.DONE: "finished", Exit.RESUMABLE: "stopped", Exit.INTERRUPTED: "stopped"}
-"""All other exit codes: failed."""
+"""Moment of each exit code; all others: failed."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """One of these moments, in words."""
+    """A notification of one moment."""
 
     moment: Moment
     run: str
@@ -28,7 +28,7 @@ class Notice:
     exit_code: int | None
 
     def public(self) -> JsonObject:
-        """For a program or a web hook; `text` is what chat services show."""
+        """Convert to plain data for a program or a web hook; `text` is what chat services show."""
         return {
             "event": self.moment, "run": self.run, "text": self.text, "step": self.step, "total_steps": self.total_steps,
             "exit_code": self.exit_code,
@@ -46,7 +46,7 @@ class Notices:
         """The last attempt that a hang was told of."""
 
     def add(self, event: Event) -> Iterator[Notice]:
-        """One more event, and what is to be told of it."""
+        """Apply one event, and return the notification that it causes."""
         self._state.add(event)
         if isinstance(event, events.RunStarted):
             self._requeued = False

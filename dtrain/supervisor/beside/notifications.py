@@ -37,7 +37,7 @@ class Notifications:
         self._telling: list[subprocess.Popen[str]] = []
 
     def hear(self, event: Event) -> None:
-        """One more event of the log; dropped if the recipe has no `notify`."""
+        """Take one event of the log; it is dropped if the recipe has no `notify`."""
         if self._thread:
             self._heard.put(event)
 

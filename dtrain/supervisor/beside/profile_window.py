@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from dtrain.api.protocol import ProfileWindow
+from dtrain.api.protocol import ProfileSteps
 from dtrain.record.inspection import InspectionRequest
 
 LEAST_STEPS_AHEAD = 3
 HEARD_SECONDS = 2.0
-"""For a command to reach every worker."""
+"""Longest time for a command to reach every worker."""
 
 
-def profile_window(request: InspectionRequest, steps: Mapping[int, int], rate: float) -> ProfileWindow:
-    """Pure. The window of a profile; see `step_ahead`."""
-    return ProfileWindow(request.id, step_ahead(steps, rate), request.profile_steps, request.ranks or (0,))
+def profile_steps(attempt: int, request: InspectionRequest, steps: Mapping[int, int], rate: float) -> ProfileSteps:
+    """Pure. The steps that some ranks profile; see `step_ahead`."""
+    return ProfileSteps(attempt, request.id, step_ahead(steps, rate), request.profile_steps, request.ranks or (0,))
 
 
 def step_ahead(steps: Mapping[int, int], rate: float) -> int:

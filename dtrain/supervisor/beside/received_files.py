@@ -7,7 +7,7 @@ import os
 import time
 from contextlib import suppress
 
-from dtrain.api.protocol import Event, FileAppended, Fragment, Reassembler
+from dtrain.api.protocol import AgentEvent, FileAppended, Fragment, Reassembler
 from dtrain.record import log_retention
 from dtrain.record.folder import RunDir
 from dtrain.record.log_times import LogTimes
@@ -19,11 +19,11 @@ class ReceivedFiles:
     def __init__(self, run: RunDir, keep_log_bytes: int) -> None:
         self._run = run
         self._keep_log_bytes = keep_log_bytes
-        """Of each log; 0: everything."""
+        """Bound of each log; 0: everything is kept."""
         self._reassembler = Reassembler()
         self._times: dict[str, LogTimes] = {}
 
-    def take(self, node: str, item: Fragment | FileAppended) -> Event | None:
+    def take(self, node: str, item: Fragment | FileAppended) -> AgentEvent | None:
         """The event that is complete with this item and is no part of a file; None if there is none."""
         whole = self._reassembler.add(node, item) if isinstance(item, Fragment) else item
         if isinstance(whole, FileAppended):

@@ -38,14 +38,14 @@ END_SECONDS = 10.0
 NICENESS = 10
 """The training goes first."""
 MOST_LETTERS = 200
-"""Of a problem; the whole of it is in the tracker's log."""
+"""Longest problem, in letters; the whole of it is in the tracker's log."""
 PRIVATE = {key.partition(".")[0] for key in PRIVATE_KEYS} | {"track"}
 """Sections of a job that may hold secrets, or say nothing about the training."""
 
 
 @dataclass(frozen=True)
 class State:
-    """On stdout: how far the tracker is."""
+    """A line on stdout: how far the tracker is."""
 
     logged: int = 0
     caught_up: bool = False
@@ -88,7 +88,7 @@ class Count:
         self._path = folder / "logged"
 
     def read(self) -> int:
-        """0: nothing is known."""
+        """Read the number of entries logged; 0: nothing is known."""
         try:
             return int(self._path.read_text())
         except (OSError, ValueError):

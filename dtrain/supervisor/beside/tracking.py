@@ -30,12 +30,12 @@ WORTH_DRAWING = (Metrics, Evaluation, NodesUsed)
 HANG_SECONDS = 120.0
 """A tracker that says nothing for so long is killed."""
 KILL_SECONDS = 1.0
-"""For a killed process to be gone; one that a file server holds up is not waited for."""
+"""Longest wait for a killed process to be gone; one that a file server holds up is not waited for."""
 CATCH_UP_SECONDS = 3600.0
 """For a person who waits for it."""
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-"""Between two tries, doubled after each."""
+"""Longest pause between two tries; it is doubled after each."""
 
 
 class Tracking:
@@ -52,7 +52,7 @@ class Tracking:
         self._feeds: list[TrackerFeed] = []
 
     def hear(self, event: Event) -> None:
-        """One more event of the log."""
+        """Take one event of the log."""
         if isinstance(event, WORTH_DRAWING):
             self._wanted.set()
 
@@ -96,7 +96,7 @@ def catch_up(run: RunDir) -> dict[str, str]:
 
 
 class TrackerFeed:
-    """One tracker: its process, and the thread that watches it."""
+    """Feeds one tracker: its process, and the thread that watches it."""
 
     def __init__(
         self, run: RunDir, job: Job, choice: PluginChoice, log: EventLog, hang_seconds: float, end_seconds: float
@@ -111,7 +111,7 @@ class TrackerFeed:
         self._folder = folder if job.folder and folder.is_dir() else run.path
         self._process: subprocess.Popen[bytes] | None = None
         self._changing = threading.Lock()
-        """Of `_process` and its stdin."""
+        """Lock of `_process` and its stdin."""
         self._problem = ""
         self._pause = FIRST_PAUSE_SECONDS
         self._done = False
@@ -159,7 +159,8 @@ class TrackerFeed:
             self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
 
     def _follow(self) -> None:
-        """One process, until it ends, with a temporary folder of its own: libraries leave things there if they are killed."""
+        """Run one process to its end, with a temporary folder of its own: libraries leave things there if they are
+        killed."""
         with tempfile.TemporaryDirectory(prefix="dtrain-tracker-", ignore_cleanup_errors=True) as temporary:
             self._follow_in(temporary)
 
@@ -187,7 +188,7 @@ class TrackerFeed:
             self._report(problem or f"its process ended with code {code}: see {self._log_file()}")
 
     def _listen(self, process: subprocess.Popen[bytes]) -> str:
-        """What the process says, until it says no more; why it ends, if it says so."""
+        """Read the process's output to its end; return why it ends, if it says so."""
         assert process.stdout
         said, rest = process.stdout.fileno(), b""
         problem = ""

@@ -25,7 +25,7 @@ class UsageLog:
         self._due = 0.0
 
     def heard(self, node: str, usage: Mapping[str, float], now: float) -> None:
-        """What an agent measured; {}: nothing new."""
+        """Take a measurement of an agent; {}: nothing new."""
         if usage:
             self._newest[node] = usage
         if not self._newest:
@@ -40,7 +40,7 @@ class UsageLog:
 
 
 def summarized(nodes: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Each node, or the mean and the highest of all if there are many."""
+    """Return the numbers of each node, or the mean and the highest of all if there are many."""
     if len(nodes) <= MOST_NODES:
         return {node: dict(usage) for node, usage in nodes.items()}
     columns: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Which of an attempt's failures is the cause: workers' own reports, exit codes and lost nodes, put together."""
+"""Determines which of an attempt's failures is the cause, from workers' reports, exit codes and lost nodes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class FailureAttribution:
         classes: Mapping[str, str] | None = None,
     ) -> None:
         self._classify = classify
-        """Of exceptions by the names of their types and their text."""
+        """Classifier of exceptions, by the names of their types and their text."""
         self._classes = {name: KINDS[one] for name, one in (classes or {}).items()}
-        """Those of the recipe, by the names of exceptions."""
+        """Classes that the recipe gives, by the names of exceptions."""
         self._owner = owner
         """Rank → node."""
         self._retry_exit_codes = retry_exit_codes
@@ -84,7 +84,7 @@ class FailureAttribution:
         return self.add(dataclasses.replace(failure, code=event.code, step=event.step), saved_step)
 
     def add(self, failure: Failure, saved_step: int) -> Failure:
-        """Note a candidate."""
+        """Add a candidate for the cause."""
         known = dataclasses.replace(failure, saved_step=saved_step, time=time.time())
         self._candidates.append(known)
         return known
@@ -94,7 +94,7 @@ class FailureAttribution:
         return self._early.explain(cause(self._candidates)) if self._candidates else None
 
     def also(self, cause: Failure) -> tuple[Failure, ...]:
-        """What other ranks than the initiator reported."""
+        """Return the failures that other ranks than the initiator reported."""
         reported = (one for one in self._candidates if one.kind is not FailureKind.HANG)
         return tuple(one for one in reported if one.rank is not None and one.rank != cause.rank)
 

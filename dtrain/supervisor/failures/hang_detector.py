@@ -19,7 +19,7 @@ STEPS_KNOWN = 3
 
 @dataclass(frozen=True)
 class Hang:
-    """What hangs, and how it shows."""
+    """A hang, and how it was found."""
 
     rank: int
     """The stopped rank, or the one that is furthest behind."""
@@ -28,7 +28,7 @@ class Hang:
     steps: dict[str, int | None]
     """Rank → steps done."""
     stopped: bool = False
-    """It is stopped by a signal."""
+    """Whether the rank is stopped by a signal."""
 
 
 class HangDetector:

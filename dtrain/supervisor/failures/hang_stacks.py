@@ -1,4 +1,4 @@
-"""What the ranks of a hang are doing, from their stacks: which wait for the others, and which do not join them."""
+"""Reads from the stacks of a hang which ranks wait for the others, and which do not join them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ MOST_GROUPS = 6
 
 @dataclass(frozen=True)
 class Known:
-    """What frames mean."""
+    """The meaning of frames."""
 
     waits_in: Callable[[str, str], str]
-    """See `KnowsCollectives.waits_in`."""
+    """Function as `KnowsCollectives.waits_in`."""
     is_users: Callable[[str], bool]
     """Whether a file is the user's own."""
 
 
 def known_of(strategy: Strategy, job: Job) -> Known:
-    """Of a job under its strategy."""
+    """Return the known frames of a job under its strategy."""
     waits_in = strategy.waits_in if isinstance(strategy, KnowsCollectives) else lambda file, function: ""
     return Known(waits_in, UsersCode(job).__contains__)
 
@@ -95,7 +95,7 @@ def _told(numbers: set[int], what: str) -> str:
 
 
 def _activity(frames: Sequence[str], known: Known) -> tuple[str, bool]:
-    """What a thread does, and whether it waits for other ranks there."""
+    """Return what a thread does, and whether it waits for other ranks there."""
     parsed = [found for frame in frames if (found := FRAME.search(frame))]
     if not parsed:  # no Python: what the kernel tells of its innermost process, or why nothing is known
         last = frames[-1].strip() if frames else "doing what is not known"

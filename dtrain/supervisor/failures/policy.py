@@ -1,4 +1,4 @@
-"""What a failure is and what it is answered with: values in, values out, nothing is done here."""
+"""Decides what follows from a failure. Pure."""
 
 from __future__ import annotations
 

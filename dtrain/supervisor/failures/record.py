@@ -1,4 +1,4 @@
-"""What is logged of a failed attempt: its cause, what other ranks said of theirs, and the end of the failing rank's log."""
+"""Builds the event of a failed attempt: its cause, the errors of other ranks, and the end of the failing rank's log."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MOST_LINES = 10
 MOST_WIDTH = 300
 MOST_BYTES = 1 << 16
 MOST_MESSAGE = 160
-"""Of another rank."""
+"""Longest message of another rank."""
 BEGIN = "--- dtrain: attempt "
-"""Of the line that begins an attempt in a log."""
+"""Beginning of the line that starts an attempt in a log."""
 TRACEBACK = "Traceback (most recent call last):"
 
 

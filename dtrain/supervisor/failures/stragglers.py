@@ -28,13 +28,13 @@ class _Slow:
     """A rank that is slow now, or was just now."""
 
     reports: int = 0
-    """In a row that show it as slow; if it is a straggler, those that do not."""
+    """Consecutive reports that show the rank as slow; for a straggler, those that do not."""
     logged: bool = False
     cost_seconds: float = 0.0
 
 
 class Stragglers:
-    """Those of one attempt."""
+    """The stragglers of one attempt."""
 
     def __init__(self, attempt: int, log: EventLog, owner: Mapping[int, str]) -> None:
         self._attempt = attempt
@@ -47,7 +47,7 @@ class Stragglers:
         self._new: list[tuple[int, str]] = []
 
     def heard(self, rank: int, times: RankTimes) -> None:
-        """One more report; a rank is compared once all have reported."""
+        """Take one report; a rank is compared once all have reported."""
         self.newest[rank] = times
         if len(self.newest) < len(self._owner):
             return

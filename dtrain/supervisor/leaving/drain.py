@@ -6,7 +6,8 @@ from collections.abc import Set
 
 
 class DrainAgreement:
-    """Each rank proposes the first step that it will not begin without an answer; the highest proposal is the step.
+    """Collects the step of a drain: each rank proposes the first step that it will not begin without an answer, and the
+    highest proposal is the step.
 
     Every rank can still reach that step and none is beyond it, so the agreement costs the training no collective."""
 

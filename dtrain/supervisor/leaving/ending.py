@@ -11,7 +11,7 @@ Told = reports.LeftAtStep | reports.EndedEarly
 
 
 class Ending:
-    """What the workers of one attempt said of their end."""
+    """The workers' reports of the end of one attempt."""
 
     def __init__(self, workers: int, *, script: bool) -> None:
         self._workers = workers
@@ -33,16 +33,17 @@ class Ending:
             self._ended_early = f"ended early at step {report.step}: {report.reason}"
 
     def see(self, event: Event) -> None:
-        """What the workers report becomes events; after some of them they leave."""
+        """Take an event after which the workers may leave."""
         if isinstance(event, BadStep) and event.answer == "rollback":
             self._rolled_back = event.step
 
     def exited(self, code: int) -> None:
-        """A worker has ended."""
+        """Note that a worker has exited."""
         self._ended_well += code == 0
 
     def outcome(self, unsaved: str, *, leaving: bool) -> Outcome:
-        """Of the attempt; `unsaved`: why the state at its end is not on disk, `leaving`: it was asked to leave."""
+        """Return the outcome of the attempt; `unsaved`: why the state at its end is not on disk, `leaving`: it was
+        asked to leave."""
         if self._rolled_back is not None:
             return Drained(None) if leaving else RolledBack(self._rolled_back)
         if leaving and not self._finished_first():

@@ -32,7 +32,7 @@ def requeue_run(
 
 
 def _saved_step(job: Job, run: RunDir) -> int | None:
-    """Of the newest checkpoint; None if nobody knows."""
+    """Return the step of the newest checkpoint; None if it is unknown."""
     with suppress(StorageError):
         return max(store_of(run, job).steps(), default=0)
     return None

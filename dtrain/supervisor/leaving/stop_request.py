@@ -37,7 +37,7 @@ class StopMode(Enum):
 
 @dataclass(frozen=True)
 class StopRequest:
-    """In the inbox: a person wants the run to stop."""
+    """Inbox item: a person wants the run to stop."""
 
     mode: StopMode
     why: str
@@ -45,20 +45,20 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class LeaseLost:
-    """In the inbox: another supervisor has taken over the run."""
+    """Inbox item: another supervisor has taken over the run."""
 
     holder: str
 
 
 @dataclass(frozen=True)
 class FolderTrouble:
-    """In the inbox: the run folder does not answer ('' in `problem`: it does again)."""
+    """Inbox item: the run folder does not answer ('' in `problem`: it does again)."""
 
     problem: str
 
     @property
     def event(self) -> StorageFailed | StorageWorks:
-        """For the event log."""
+        """Return the event for the log."""
         return StorageFailed(error=self.problem) if self.problem else StorageWorks(place="the run folder")
 
 
@@ -67,7 +67,7 @@ Notice = StopRequest | LeaseLost | FolderTrouble | PreemptionNotice | Inspection
 
 @contextmanager
 def signal_handlers(put: Callable[[Notice], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C for one at once."""
+    """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal ask for a stop; a second Ctrl-C asks for one at once."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -75,7 +75,9 @@ def signal_handlers(put: Callable[[Notice], None]) -> Iterator[None]:
         else:
             put(PreemptionNotice(f"told to stop by {signal.Signals(number).name}"))
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup: the run goes on without its terminal
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
@@ -99,7 +101,7 @@ class RunFolderWatcher:
         self._thread = threading.Thread(target=self._watch, name="dtrain-run-folder", daemon=True)
 
     def start(self) -> None:
-        """Begin to poll."""
+        """Start polling."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -146,7 +148,7 @@ class RunFolderWatcher:
 
 
 def _taken(path: Path) -> str | None:
-    """What a file says, which is there no more afterwards; None if there is none."""
+    """Read and remove a file; None if there is none."""
     try:
         text = path.read_text()
     except FileNotFoundError:

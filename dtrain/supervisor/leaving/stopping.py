@@ -12,7 +12,7 @@ from dtrain.supervisor.outcome import RunResult
 
 
 class Stopping:
-    """What was asked of one run so far."""
+    """The requests to stop one run so far."""
 
     def __init__(self, log: EventLog, *, requeues: bool) -> None:
         self._log = log
@@ -30,7 +30,7 @@ class Stopping:
 
     @property
     def at_once(self) -> bool:
-        """Whether without saving."""
+        """Whether to stop without saving."""
         return self.mode is StopMode.IMMEDIATE
 
     def request(self, mode: StopMode, why: str, *, preempted: bool = False) -> None:

@@ -65,8 +65,8 @@ class NodeAvoidance:
             self._log.add(events.UserWarned(text=f"{problem}: later runs will not know of the failures of {node}"))
 
     def look(self, leave: Callable[[str, str], None], then: Callable[[], None]) -> None:
-        """Before another attempt: `leave` the nodes to be avoided (agent, why), if there are enough others or the cluster has
-        some; `then` is called when that is known."""
+        """Before another attempt, `leave` the nodes to be avoided (agent, why), if there are enough others or the
+        cluster has some; `then` is called when that is known."""
         records = self._records()
         unwanted = records.keys() | self._slow
         if self._allocation is None or not unwanted:

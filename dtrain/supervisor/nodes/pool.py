@@ -29,7 +29,7 @@ class NodePool:
         self._heartbeat_seconds = heartbeat_seconds
         self._ready: dict[str, AgentInfo] = {}
         self._on_loopback: dict[str, AgentInfo] = {}
-        """Those of them whose address is a loopback one."""
+        """Ready agents with a loopback address."""
         self._heard: dict[str, float] = {}
         self.lost: set[str] = set()
         self.irreplaceable: set[str] = set()
@@ -40,7 +40,7 @@ class NodePool:
         """Nodes that the cluster is about to take away."""
 
     def add(self, agent: AgentInfo, now: float) -> None:
-        """An agent reported ready."""
+        """Add an agent that reported ready."""
         self.failed_to_start.clear()
         self._ready[agent.name] = agent
         if agent.address.startswith("127."):
@@ -48,7 +48,7 @@ class NodePool:
         self._heard[agent.name] = now
 
     def heard(self, node: str, now: float) -> None:
-        """An agent said something."""
+        """Note that an agent is alive."""
         self._heard[node] = now
 
     def restart_clocks(self, now: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from dtrain.api.cluster import Allocation
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
+from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
 from dtrain.common.errors import ClusterError
 from dtrain.record import events
 from dtrain.record.event_log import EventLog
@@ -34,10 +34,10 @@ class NodePreflight:
         self._wanted = plan.job.resources.check_nodes
         self._packages = tuple(dict.fromkeys(("dtrain", *(name.partition(".")[0] for name in plan.preload))))
         self._agents: dict[str, AgentInfo] = {}
-        """Those of the newest attempt."""
+        """Agents of the newest attempt."""
         self._asked: dict[str, float] = {}
         """Node → when it was asked."""
-        self._answers: dict[str, NodeChecked] = {}
+        self._answers: dict[str, NodeAnswered] = {}
 
     def begin(self, agents: Sequence[AgentInfo]) -> None:
         """An attempt begins on these nodes: ask those that were not asked before. Does not wait."""
@@ -48,7 +48,7 @@ class NodePreflight:
                 self._asked[agent.name] = time.time()
                 channel.send(CheckNode(self._packages, agent.sees_run))
 
-    def handle(self, node: str, answer: NodeChecked | PeersChecked) -> None:
+    def handle(self, node: str, answer: NodeAnswered | PeersChecked) -> None:
         """Raises `ClusterError` if the run cannot go on with this node."""
         if node not in self._agents:
             return
@@ -69,7 +69,7 @@ class NodePreflight:
         if len(self._agents) > 1 and self._agents.keys() <= self._answers.keys():
             self._ask_for_peers()
 
-    def _compare_versions(self, node: str, answer: NodeChecked) -> None:
+    def _compare_versions(self, node: str, answer: NodeAnswered) -> None:
         for other, known in self._answers.items():
             for package in sorted(known.versions.keys() & answer.versions.keys()):
                 there, here = known.versions[package], answer.versions[package]
@@ -79,7 +79,7 @@ class NodePreflight:
                         f"Install the same everywhere. {SKIP}",
                     )
 
-    def _warnings(self, node: str, answer: NodeChecked) -> Iterator[str]:
+    def _warnings(self, node: str, answer: NodeAnswered) -> Iterator[str]:
         now = time.time()
         # The node read its clock at some moment between the question and the answer.
         apart = max(self._asked[node] - answer.clock, answer.clock - now, 0.0)
@@ -92,7 +92,8 @@ class NodePreflight:
             yield f"{self._told(node)} has {shared / 1e6:.0f} MB free in /dev/shm: start the container with --shm-size=8g"
 
     def _ask_for_peers(self) -> None:
-        """Each node tries the next one and the first one, where the rendezvous is: that takes no longer on many nodes."""
+        """Have each node try the next one and the first one, where the rendezvous is: that takes no longer on many
+        nodes."""
         names = list(self._agents)
         for place, node in enumerate(names):
             others = {names[(place + 1) % len(names)], names[0]} - {node}

@@ -17,11 +17,12 @@ class Rendezvous:
         self._ports: dict[str, tuple[int, ...]] = {}
 
     def ports_wanted(self, node: str) -> int:
-        """One port a worker and one more, which on the first node serves what rank 0 serves (Horovod's rendezvous)."""
+        """Return the number of ports of a node: one a worker and one more, which on the first node serves what rank
+        0 serves (Horovod's rendezvous)."""
         return len(self._ranks[node]) + 1
 
     def address(self, node: str) -> str:
-        """Of a node."""
+        """Return the address of a node."""
         return self._addresses[node]
 
     def add(self, node: str, ports: tuple[int, ...]) -> None:
@@ -30,7 +31,7 @@ class Rendezvous:
 
     @property
     def complete(self) -> bool:
-        """Whether every node answered."""
+        """Whether every node has answered."""
         return len(self._ports) == len(self._ranks)
 
     def info(self, run_id: str, attempt: int, restarts: int) -> RendezvousInfo:
@@ -47,5 +48,6 @@ class Rendezvous:
 
 
 def of_rank_zero(info: RendezvousInfo) -> RendezvousInfo:
-    """What workers are told that need not know all others: the address of rank 0 alone, since a list of all for everyone is quadratic."""
+    """Reduce the addresses to rank 0's, for workers that need not know all others: sending all addresses to all
+    workers is O(n²)."""
     return dataclasses.replace(info, addresses=info.addresses[:1], ports=info.ports[:1])

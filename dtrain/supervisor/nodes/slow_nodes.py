@@ -12,7 +12,8 @@ from dtrain.supervisor.nodes.avoidance import NodeAvoidance
 
 
 class SlowNodes:
-    """Those of one run. A rank that is slow on two nodes is slow by its own work, and no third node is tried."""
+    """Replaces the slow nodes of one run. A rank that is slow on two nodes is slow by its own work, and no third
+    node is tried."""
 
     def __init__(
         self, avoidance: NodeAvoidance, settings: Recovery, log: EventLog, request_resize: Callable[[str], None]

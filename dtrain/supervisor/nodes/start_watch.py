@@ -16,12 +16,12 @@ class StartWatch:
         self._deadline = 0.0
 
     def begin(self, nodes: Iterable[str], now: float) -> None:
-        """These nodes were told to start their workers."""
+        """Start the limit: these nodes were asked to start their workers."""
         self._silent = set(nodes)
         self._deadline = now + self._limit_seconds
 
     def started(self, node: str) -> None:
-        """This one has."""
+        """Mark a node's workers as started."""
         self._silent.discard(node)
 
     def overdue(self, now: float) -> Failure | None:

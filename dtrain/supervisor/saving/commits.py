@@ -40,7 +40,7 @@ class CheckpointCommits:
         self._origin = origin
         self._changed = changed
         self._begun_step = begun_step
-        """What the attempt began with, which is more than `saved_step` if it was in memory alone."""
+        """Step that the attempt began from, which is above `saved_step` if it was in memory alone."""
         self._shards: dict[int, dict[int, ShardWritten]] = {}
         self._failed: dict[int, str] = {}
         self.saved_step = saved_step
@@ -104,4 +104,4 @@ class CheckpointCommits:
 
 
 def _ignore(result: object) -> None:
-    """What was to be deleted and could not be takes space, and nothing else."""
+    """Ignore a failed deletion: it only takes space."""

@@ -1,4 +1,4 @@
-"""Which in-memory checkpoint the next attempt can go on from: a vote over what the agents have."""
+"""Chooses the in-memory checkpoint that the next attempt resumes from: a vote over what the agents hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 from dtrain.api.cluster import Channel
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import Event
+from dtrain.api.protocol import AgentEvent
 from dtrain.api.strategy import RankInfo
 from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointShard, CheckpointStore
 from dtrain.common.errors import CheckpointError
@@ -31,7 +31,7 @@ MOST_USES = 2
 
 
 class MemoryCheckpoints:
-    """What each node has, over all attempts of a run."""
+    """The in-memory checkpoints of all nodes, over all attempts of a run."""
 
     def __init__(self, launch: LaunchPlan, store: CheckpointStore, log: EventLog, run_id: str) -> None:
         job = launch.job
@@ -49,7 +49,8 @@ class MemoryCheckpoints:
         self._used: Counter[tuple[int, int]] = Counter()
 
     def key(self, nodes: int) -> str:
-        """What agents prove to each other that they belong to the run with; '' if they have nothing to give each other."""
+        """Return the key by which agents prove to each other that they belong to the run; '' if they have nothing to
+        transfer."""
         return self._key if self._on and nodes > 1 else ""
 
     def begin(self, attempt: int, ranks: int, resumed: MemoryCheckpoint | None) -> None:
@@ -97,7 +98,8 @@ class MemoryCheckpoints:
         return tuple(replace(self._servers.get(node, nowhere), ranks=tuple(ranks)) for node, ranks in by_node.items())
 
     def partner(self, node: str, ranks: Mapping[str, Sequence[RankInfo]]) -> MemoryPeer | None:
-        """Whose parts a node keeps copies of: those of the node half way round, so that a pair of neighbours may be lost at once."""
+        """Return the node whose parts a node copies: the node half way round, so that a pair of neighbours may be
+        lost at once."""
         names = list(ranks)
         if not self._on or len(names) < 2:
             return None
@@ -141,7 +143,7 @@ class MemoryCheckpoints:
         )  # fmt: skip
 
     def _commit(self, memory: MemoryCheckpoint, ranks: int) -> CheckpointInfo:
-        """What the nodes wrote; raises `CheckpointError`."""
+        """Commit what the nodes wrote; raises `CheckpointError`."""
         problem = next((one.error for one in self._written.values() if one.error), "")
         if not problem and len(self._written) < ranks:
             problem = LATE
@@ -155,7 +157,7 @@ class MemoryCheckpoints:
             raise
 
     def _ask(self, memory: MemoryCheckpoint, channels: Mapping[str, Channel]) -> int:
-        """Each node that has parts is asked for those of its ranks; the number of ranks."""
+        """Ask each node that has parts for those of its ranks; returns the number of ranks."""
         asked: set[int] = set()
         for node, held in self._held.items():
             here = {part.rank for part in held.parts if (part.attempt, part.step) == (memory.attempt, memory.step)}
@@ -165,8 +167,8 @@ class MemoryCheckpoints:
                 asked |= here
         return len(asked)
 
-    def handle(self, node: str, event: Event) -> None:
-        """Something an agent said."""
+    def handle(self, node: str, event: AgentEvent) -> None:
+        """Take an event of an agent."""
         if isinstance(event, MemoryHeld):
             self._held[node] = event
         elif isinstance(event, MemoryWritten):

@@ -1,4 +1,4 @@
-"""Which committed checkpoints stay on disk: the newest, the best, and every N-th step's."""
+"""Decides which committed checkpoints stay on disk: the newest, the best, and every N-th step's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class CheckpointRetention:
             self._values[event.step] = event.values[best.metric]
 
     def kept(self, steps: Iterable[int]) -> set[int]:
-        """Those of the committed steps, newest first, that stay. Of equally good ones the earlier is the better."""
+        """Return those of the committed steps, newest first, that stay. Of equally good ones the earlier is the
+        better."""
         wanted, steps = self._wanted, list(steps)
         stay = set(steps[: wanted.keep])
         if wanted.keep_every:

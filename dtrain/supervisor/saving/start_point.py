@@ -1,4 +1,4 @@
-"""Where an attempt begins."""
+"""The point from which an attempt begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StartPoint:
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """Number of steps done."""
         found = self.memory or self.saved
         return found.step if found else 0
 
@@ -44,7 +44,7 @@ class StartPoint:
         keep_log_bytes: int,
         partner: MemoryPeer | None,
     ) -> StartWorkers:
-        """For a node with these ranks."""
+        """Return the command for a node with these ranks."""
         return StartWorkers(
             attempt, tuple(ranks), rendezvous, self.checkpoint, self.step, keep_log_bytes, self.memory, partner, self.rolled_back
         )  # fmt: skip

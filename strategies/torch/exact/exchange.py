@@ -30,7 +30,8 @@ class Exchange(Protocol):
 
 
 def exchange_for(buffer: Any, number: int, rank: int, world_size: int) -> Exchange:
-    """For buffers like this one; `number` tells those that are under way at the same time apart."""
+    """Return the exchange for buffers like this one; `number` distinguishes those that are under way at the same
+    time."""
     if buffer.device.type != "cpu":
         return Collectives(buffer, world_size)
     return Swap(buffer, number, rank) if world_size == 2 else Slices(buffer, number, rank, world_size)
@@ -53,7 +54,7 @@ def scaled(total: Any, scale: float) -> Any:
 
 
 class Collectives:
-    """On a device: `all_to_all` and `all_gather`."""
+    """Exchanges on a device by `all_to_all` and `all_gather`."""
 
     def __init__(self, like: Any, world_size: int) -> None:
         size = like.numel()
@@ -64,7 +65,6 @@ class Collectives:
         self._gathering = False
 
     def send(self, buffer: Any) -> None:
-        """See `Exchange.send`."""
         import torch.distributed as dist
 
         self._buffer = buffer
@@ -75,7 +75,6 @@ class Collectives:
         self._gathering = False
 
     def gather(self, scale: float) -> None:
-        """See `Exchange.gather`."""
         import torch.distributed as dist
 
         if self._gathering:
@@ -86,14 +85,13 @@ class Collectives:
         self._work = dist.all_gather_into_tensor(self._sent, mine, async_op=True)
 
     def finish(self) -> None:
-        """See `Exchange.finish`."""
         self._work.wait()
         if self._padded is not None:
             self._buffer.copy_(self._padded[: self._buffer.numel()])
 
 
 class Swap:
-    """On the host, between two ranks."""
+    """Exchanges on the host, between two ranks."""
 
     def __init__(self, like: Any, number: int, rank: int) -> None:
         self._received = like.new_empty(like.numel())
@@ -101,13 +99,12 @@ class Swap:
         self._summed = False
 
     def send(self, buffer: Any) -> None:
-        """See `Exchange.send`."""
         self._buffer = buffer
         self._messages.swap([buffer], [self._received])
         self._summed = False
 
     def gather(self, scale: float) -> None:
-        """See `Exchange.gather`. Which of two is added to which makes no difference."""
+        """Which of two is added to which makes no difference."""
         if self._summed:
             return
         self._summed = True
@@ -115,11 +112,11 @@ class Swap:
         scaled(self._buffer.add_(self._received), scale)
 
     def finish(self) -> None:
-        """See `Exchange.finish`."""
+        pass
 
 
 class Slices:
-    """On the host, between any number of ranks."""
+    """Exchanges on the host, between any number of ranks."""
 
     def __init__(self, like: Any, number: int, rank: int, world_size: int) -> None:
         self._rank = rank
@@ -131,14 +128,12 @@ class Slices:
         self._gathering = False
 
     def send(self, buffer: Any) -> None:
-        """See `Exchange.send`."""
         self._slices = buffer.tensor_split(len(self._received))
         self._messages.swap(self._of_others(self._slices), self._of_others(self._received))
         self._received[self._rank] = self._slices[self._rank]
         self._gathering = False
 
     def gather(self, scale: float) -> None:
-        """See `Exchange.gather`."""
         if self._gathering:
             return
         self._gathering = True
@@ -148,7 +143,6 @@ class Slices:
         self._messages.swap([mine] * len(self._others), self._of_others(self._slices))
 
     def finish(self) -> None:
-        """See `Exchange.finish`."""
         self._messages.wait()
 
     def _of_others(self, things: Any) -> list[Any]:
@@ -156,7 +150,7 @@ class Slices:
 
 
 class Messages:
-    """Between this rank and some others, each of which sends a message back."""
+    """Messages between this rank and some others, each of which sends one back."""
 
     def __init__(self, number: int, *others: int) -> None:
         self._number = number

@@ -51,12 +51,12 @@ class PartialSums:
         return gradients
 
     def clear(self) -> None:
-        """A new step begins."""
+        """Begin a new step."""
         self._stack.clear()
 
 
 def _add(sums: dict[int, Any], more: dict[int, Any]) -> None:
-    """In place; a gradient that only one side has stays as it is."""
+    """Add in place; a gradient that only one side has stays as it is."""
     import torch
 
     both = [key for key in sums if key in more]
@@ -71,7 +71,7 @@ def local(tensor: Any) -> Any:
 
 
 def of_job(context: WorkerContext) -> ExactSums | None:
-    """What sums the gradients if the recipe asks for the same bits at every size."""
+    """Return the object that sums the gradients if the recipe asks for the same bits at every size."""
     train = context.job.train
     rank_info = context.rank_info
     return ExactSums(train.shards or 1, rank_info.rank, rank_info.world_size) if train.exact else None
@@ -89,14 +89,14 @@ class ExactSums:
         self._known: dict[tuple[int, int], Exchange] = {}
         """(Number, values) → what is kept for a bucket of DDP."""
         self._buckets: list[Exchange] = []
-        """Those of the step under way."""
+        """Buckets of the current step."""
         self._checksums: list[Any] = []
-        """Of the gradients of each pass of the newest step."""
+        """Checksums of the gradients of each pass of the newest step."""
         self._kept: list[Any] = []
         """Copies of the model's buffers as the first of this worker's shards left them."""
 
     def begin_pass(self, *, first: bool, last: bool) -> None:
-        """One backward pass is about to begin, the first or the last of a step."""
+        """Begin one backward pass, the first or the last of a step."""
         if first:
             self._checksums = []
         self._checksums.append(0)
@@ -108,12 +108,12 @@ class ExactSums:
             self._checksums[-1] = self._checksums[-1] + bits(gradient)
 
     def checksums(self) -> list[int]:
-        """Of each pass of the newest step; waits for the device."""
+        """Return the checksums of each pass of the newest step; waits for the device."""
         return [int(checksum) % CHECKSUMS for checksum in self._checksums]
 
     def end_pass(self, parameters: Iterable[Any], *, reduced: bool) -> None:
-        """One backward pass is done. Keep its gradients, or after the last one put the mean in their place; `reduced`: something
-        else has summed them (a reduce-scatter of `TreeReduceScatter`)."""
+        """End one backward pass: keep its gradients, or after the last one put the mean in their place; `reduced`:
+        something else has summed them (a reduce-scatter of `TreeReduceScatter`)."""
         last, self.last_pass = self.last_pass, False
         if reduced:
             return
@@ -135,8 +135,8 @@ class ExactSums:
                 everyone[key].grad = total
 
     def keep_buffers(self, buffers: Callable[[], Sequence[Any]], *, first: bool, last: bool) -> None:
-        """After a pass: buffers (batch norm's running statistics) change with the first shard of a worker alone. Those of rank 0,
-        which has the first of all, become everyone's."""
+        """Give every rank the buffers of rank 0 after a pass: buffers (batch norm's running statistics) change with
+        the first shard of a worker alone, and rank 0 has the first of all."""
         if first and not last:
             self._kept = [buffer.detach().clone() for buffer in buffers()]
         elif last and not first and self._kept:
@@ -277,7 +277,7 @@ def _row_sums(matrix: Any) -> Any:
 
 
 def _row_sums_on_host(matrix: Any) -> Any:
-    """Each row that lies together is added up by itself in single precision, whatever the other rows and the threads are."""
+    """Sum each row that lies together by itself in single precision, whatever the other rows and the threads are."""
     import torch
 
     if matrix.shape[1] == 1:

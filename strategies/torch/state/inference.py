@@ -30,7 +30,7 @@ class Form:
     leaves: tuple[Any, ...]
     """None at the place of a tensor."""
     places: tuple[int, ...]
-    """Of the tensors among the leaves."""
+    """Places of the tensors among the leaves."""
     outputs: Any
     """Structure of what the model gave."""
     output_leaves: tuple[Any, ...]
@@ -43,20 +43,18 @@ class _Called(BaseException):
 
 
 class TorchInference:
-    """One module; several calls of it give the same."""
+    """Inference of one module; several calls of it give the same."""
 
     def __init__(self, model: Any) -> None:
         self._model = self.model = model.eval()
-        """What a task's methods are given."""
+        """The object that a task's methods get as the model."""
 
     def batch(self, batch: Any) -> Any:
-        """See `Inference.batch`."""
         import torch
 
         return Mover(torch.device("cpu"))(batch)
 
     def record(self, use: Callable[[], Any], only: Sequence[str] = ()) -> Call:
-        """See `Inference.record`."""
         import torch
 
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -100,7 +98,6 @@ class TorchInference:
         return arguments, named
 
     def called(self, example: Any) -> Call:
-        """See `Inference.called`."""
         if isinstance(example, Mapping):
             return self._called((), {name: _tensor(value) for name, value in example.items()})
         return self._called(
@@ -128,7 +125,7 @@ class TorchInference:
         return Call(inputs, [outputs[place].detach().numpy() for place in output_places], form)
 
     def _names(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> list[str]:
-        """Of the tensors among the arguments, by the names of the parameters of `forward`."""
+        """Return the names of the tensors among the arguments, by the names of the parameters of `forward`."""
         parameters = inspect.signature(self._model.forward).parameters.values()
         positional = [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
         found: list[str] = []
@@ -139,12 +136,11 @@ class TorchInference:
         return found
 
     def outputs_of(self, call: Call) -> tuple[str, ...]:
-        """See `Inference.outputs_of`."""
         names: tuple[str, ...] = call.form.output_names
         return names
 
     def function(self, call: Call, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
-        """See `Inference.function`: a module from tensors to a tuple of tensors."""
+        """A module from tensors to a tuple of tensors."""
         import torch
         from torch.utils import _pytree as tree
 
@@ -166,7 +162,6 @@ class TorchInference:
         return Function(self._model).eval()
 
     def run(self, call: Call, inputs: Arrays) -> Arrays:
-        """See `Inference.run`."""
         import torch
 
         with torch.inference_mode():
@@ -174,7 +169,6 @@ class TorchInference:
         return [one.numpy() for one in given]
 
     def metrics(self, use: Callable[[], Any], call: Call, outputs: Arrays) -> dict[str, float] | None:
-        """See `Inference.metrics`."""
         import torch
         from torch.utils import _pytree as tree
 

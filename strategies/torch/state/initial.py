@@ -51,7 +51,7 @@ def _tensors(state: TorchState) -> dict[str, Any]:
 def _compared(
     state: TorchState, targets: dict[str, Any], weights: Weights, source: str, *, strict: bool
 ) -> tuple[Unmatched, Sequence[str]]:
-    """What does not fit, and the names that do. Raises `UserError` that lists the former if all must fit."""
+    """Return what does not fit, and the names that do. Raises `UserError` that lists the former if all must fit."""
     here = {name: tuple(value.shape) for name, value in targets.items()}
     there = {name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "dtype")}
     found = compared(there, here, tied(state.models.get(ONLY, state.models)))

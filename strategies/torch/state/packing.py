@@ -30,7 +30,7 @@ def packed(state: Any) -> dict[str, Any]:
 
 
 def unpacked(structure: tuple[Any], tensors: Mapping[str, Any]) -> Any:
-    """The state again."""
+    """Restore the state."""
     return _mapped(structure[0], lambda _, leaf: tensors[str(leaf[MARK])] if _is_mark(leaf) else leaf)
 
 

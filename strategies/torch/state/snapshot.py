@@ -29,7 +29,7 @@ BYTES_TYPE = "U8"
 PLAIN = (bool, int, float, str, type(None))
 WEIGHTS = ("model.", "models.")
 STEPPED = ("optimizer.", "optimizers.")
-"""What only `optimizer.step` changes, beside the parameters."""
+"""The state that only `optimizer.step` changes, beside the parameters."""
 
 
 def file_of(rank: int) -> str:
@@ -48,7 +48,7 @@ class Plan:
     """Write items of the values that are no tensors; of rank 0 alone."""
     file: TensorFile
     metadata: Any
-    """Of the whole checkpoint but for the places of objects; None on ranks but 0."""
+    """Metadata of the whole checkpoint but for the places of objects; None on ranks but 0."""
 
 
 class Snapshots:
@@ -173,7 +173,6 @@ class TorchSnapshot:
     """The event at the end of the copies from a GPU; None without one."""
 
     def write(self, folder: Path) -> SnapshotFiles:
-        """See `Snapshot.write`."""
         try:
             self._wait()
             path = folder / file_of(self.rank)
@@ -189,7 +188,6 @@ class TorchSnapshot:
         return SnapshotFiles(files, written.weights)
 
     def memory_part(self) -> SnapshotPart:
-        """See `StaysInMemory.memory_part`."""
         self._wait()
         return SnapshotPart(self.buffer, file_of(self.rank), self._weights(), self._small_files())
 
@@ -210,7 +208,7 @@ class TorchSnapshot:
         return found
 
     def _small_files(self) -> dict[str, bytes]:
-        """What is no tensor, and what is in which file; rank 0's."""
+        """Return the files of objects that are no tensors and of the metadata; rank 0's."""
         if self.rank:
             return {}
         from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -241,10 +239,9 @@ class TensorBuffer(KeptBuffer):
             self._bytes[entry.begin : entry.begin + entry.length].view(types[entry.dtype]).view(entry.shape)
             for entry in file.entries
         ]
-        """In the order of the entries."""
+        """Rooms in the order of the entries."""
 
     def close(self) -> None:
-        """See `KeptBuffer.close`."""
         if self._pinned:
             import torch
 
@@ -253,7 +250,7 @@ class TensorBuffer(KeptBuffer):
 
 
 def _signature(name: str, value: Any) -> tuple[Any, ...]:
-    """What a plan follows from."""
+    """Return the facts that a plan follows from."""
     if not hasattr(value, "dtype"):
         return (name,)
     placed = (value.placements, tuple(value.to_local().shape)) if hasattr(value, "to_local") else ()

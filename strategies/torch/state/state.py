@@ -36,7 +36,7 @@ class TorchState:
     registered: dict[str, Any] = field(default_factory=dict)
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
-        """As checkpoints name them; those of one of several models begin with its name."""
+        """Yield parameters by the names in checkpoints; those of one of several models begin with its name."""
         for name, model in self.models.items():
             for parameter_name, parameter in model.named_parameters():
                 yield f"{name}.{plain_name(parameter_name)}".removeprefix("."), parameter
@@ -79,12 +79,20 @@ class TorchState:
         for name, optimizer in self.optimizers.items():
             found = state["optimizer"] if name == ONLY else state["optimizers"][name]
             _into_optimizer(optimizer, found, parameters)
+            stored.groups[name] = found["param_groups"]
         stored.check_names("schedulers", [name or "only" for name in self.schedulers])
         for name, scheduler in self.schedulers.items():
             stored.give("schedulers", name or "only", scheduler)
         for name, thing in self.registered.items():
             stored.give("registered", name, thing)
         return stored
+
+    def restore_groups(self, stored: Stored) -> None:
+        """Give the optimizers the rates and other settings of a loaded checkpoint once more: the constructor of a scheduler, which a
+        function makes after its optimizer was loaded, has written its own into them."""
+        for name, groups in stored.groups.items():
+            for group, then in zip(self.optimizers[name].param_groups, groups, strict=True):
+                group.update({key: value for key, value in then.items() if key != "params"})
 
 
 class Stored:
@@ -95,6 +103,8 @@ class Stored:
         self._group = group
         self._fetch = fetch
         metadata = safe_reader.reader(folder).read_metadata()
+        self.groups: dict[str, list[dict[str, Any]]] = {}
+        """Name of an optimizer → its groups as they were saved, once they are loaded."""
         self._entries: dict[str, Any] = dict(metadata.state_dict_metadata)
         self._paths: dict[str, tuple[Any, ...]] = dict(metadata.planner_data or {})
 
@@ -122,7 +132,7 @@ class Stored:
         return {".".join(map(str, path[1:])): _got(state, path) for path in chosen.values()}
 
     def names(self, section: str) -> list[str]:
-        """Of the things in a section."""
+        """Return the names of the things in a section."""
         return list(dict.fromkeys(str(path[1]) for path in self._paths.values() if path[0] == section))
 
     def check_names(self, section: str, names: list[str]) -> None:
@@ -176,7 +186,7 @@ class Stored:
                 continue
             kind, *rest = entry_path[len(path) :]
             if kind == "param_groups":
-                self._into_group(found["param_groups"], rest, optimizer)
+                self._into_group(found["param_groups"], key, rest, optimizer)
                 continue
             name, *inner = rest
             if name not in own:
@@ -184,14 +194,26 @@ class Stored:
             _put(found["state"].setdefault(name, {}), inner, self._template(key, parameters[name]))
         return found
 
-    def _into_group(self, groups: list[dict[str, Any]], rest: list[Any], optimizer: Any) -> None:
+    def _into_group(self, groups: list[dict[str, Any]], entry: str, rest: list[Any], optimizer: Any) -> None:
         number, key = int(rest[0]), str(rest[1])
-        if number >= len(groups) or (key not in optimizer.param_groups[number] and key != "initial_lr"):
+        if number >= len(groups):
+            raise self.refused(f"has state of an optimizer with more than the {len(groups)} groups of this one")
+        own = optimizer.param_groups[number]
+        if key not in own and (lacking := own.keys() - self._group_keys(entry, key)):
+            # Another optimizer's; otherwise it was added by a scheduler or by the user's code.
             kind = type(optimizer).__name__
             raise self.refused(
-                f"has state of another optimizer ('{key}' in group {number}), which {kind} does not know"
+                f"has state of another optimizer ('{key}' in group {number}), which {kind} does not know; it lacks '{min(lacking)}'"
             )
-        _put(groups[number], rest[1:], None)
+        _put(groups[number], rest[1:], self._template(entry))
+
+    def _group_keys(self, entry: str, key: str) -> set[str]:
+        """The keys that are stored in the same group as this entry."""
+        path = self._paths[entry]
+        above = path[: path.index(key)]
+        return {
+            str(one[len(above)]) for one in self._paths.values() if one[: len(above)] == above and len(one) > len(above)
+        }
 
     def _template(self, key: str, like: Any = None) -> Any:
         """Room for an entry: laid out like the parameter it belongs to if it has its shape."""
@@ -233,16 +255,23 @@ def plain_name(name: str) -> str:
 
 
 def _of_optimizer(optimizer: Any, names: dict[int, str]) -> dict[str, Any]:
-    """Its state with the names of parameters for their numbers, as `get_optimizer_state_dict` has it; that function takes a
-    step to fill a state that is empty yet."""
+    """Return an optimizer's state with the names of parameters for their numbers, as `get_optimizer_state_dict` has
+    it; that function takes a step to fill a state that is empty yet."""
     state = optimizer.state_dict()
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     return {
         "state": {order[number]: part for number, part in state["state"].items()},
         "param_groups": [
-            group | {"params": [order[number] for number in group["params"]]} for group in state["param_groups"]
+            {key: _plain(value) for key, value in group.items()}
+            | {"params": [order[number] for number in group["params"]]}
+            for group in state["param_groups"]
         ],
     }
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's; everything else as it is."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
 
 
 def _into_optimizer(optimizer: Any, found: dict[str, Any], parameters: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 NESTED = ("state_dict", "model_state_dict", "model")
 """Keys that a state dict often lies under in a file."""
 WRAPPERS = ("module.", "_orig_mod.")
-"""What DDP and torch.compile put before every name."""
+"""Prefixes that DDP and torch.compile put before every name."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 CONFIG = "config.json"
 
@@ -45,17 +45,15 @@ class TorchWeights:
 
     @staticmethod
     def wrote(files: Collection[str]) -> bool:
-        """See `Framework.wrote`."""
         return METADATA in files
 
     @staticmethod
     def read(folder: Path) -> Weights:
-        """See `Framework.read`."""
         return Stored(folder, None, nothing_to_fetch).weights()
 
     @staticmethod
     def read_file(path: Path, model: Callable[[], Any]) -> Weights:
-        """See `Framework.read_file`. A state dict may lie in a dict of `torch.save`, and begin with the names of wrappers."""
+        """A state dict may lie in a dict of `torch.save`, and begin with the names of wrappers."""
         try:
             found = _of_folder(path) if path.is_dir() else _of_file(path)
         except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
@@ -71,12 +69,10 @@ class TorchWeights:
 
     @staticmethod
     def shapes(model: Any) -> dict[str, Shape]:
-        """See `Framework.shapes`."""
         return {name: _shape(value) for name, value in _state(model).items()}
 
     @staticmethod
     def load_into(model: Any, weights: Weights, *, strict: bool, source: str) -> Unmatched:
-        """See `Framework.load_into`."""
         import torch
 
         here = TorchWeights.shapes(model)
@@ -93,7 +89,6 @@ class TorchWeights:
 
     @staticmethod
     def build(task: Any, name: str) -> Any:
-        """See `Framework.build`."""
         models = made(task, name, several=hasattr(task, "models"))
         for model in models.values():
             model.eval()
@@ -101,17 +96,14 @@ class TorchWeights:
 
     @staticmethod
     def inference(model: Any) -> TorchInference:
-        """See `Framework.inference`."""
         return TorchInference(model)
 
     @staticmethod
     def needs_model(ending: str) -> bool:
-        """See `Framework.needs_model`."""
         return ending == FOLDER
 
     @staticmethod
     def write(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str]) -> list[str]:
-        """See `Framework.write`."""
         import torch
 
         if model is not None:
@@ -141,7 +133,7 @@ def tied(model: Any) -> list[list[str]]:
 
 
 def _modules(model: Any) -> Iterable[tuple[str, Any]]:
-    """Each module with what its names begin with."""
+    """Yield each module with the beginning of its names."""
     import torch
 
     several = isinstance(model, Mapping)
@@ -163,7 +155,7 @@ def _shape(value: Any) -> Shape:
 
 
 def _of_folder(path: Path) -> Weights:
-    """Of a folder that `save_pretrained` wrote, in one file or several."""
+    """Read a folder that `save_pretrained` wrote, in one file or several."""
     if not (path / CONFIG).is_file():
         raise ValueError(f"a folder without {CONFIG} is none of Hugging Face's")
     for name in HUB_FILES:

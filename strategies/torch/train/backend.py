@@ -1,4 +1,4 @@
-"""What the PyTorch strategies share: one training step, evaluation, and state that moves between them.
+"""The shared part of the PyTorch strategies: one training step, evaluation, and state that moves between them.
 
 Importing this module imports no framework; every function that needs torch imports it.
 """
@@ -19,8 +19,9 @@ from dtrain.data.randomness import seed_host
 from dtrain.job.job import Train
 from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
+from ... import means
 from ..exact import tree_sums
-from ..state import initial
+from ..state import initial, replicas
 from ..state.snapshot import Snapshots, TorchSnapshot
 from ..state.state import ONLY, Stored, TorchState
 from ..watch import network
@@ -76,11 +77,10 @@ class TorchBackend:
         self._phases = parallel.phases = StepPhases(device)
 
     def weigh(self, weights: Sequence[float]) -> None:
-        """See `WeighsShards.weigh`. `train.exact` has equal shards and divides their sum at the end."""
+        """`train.exact` has equal shards and divides their sum at the end."""
         self._weights = weights
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
-        """See `TrainingBackend.build`."""
         import torch
 
         torch.manual_seed(train.seed)
@@ -121,18 +121,16 @@ class TorchBackend:
         return self._view(self._models), self._view(self._optimizers)
 
     def _view(self, things: dict[str, Any]) -> Any:
-        """As the user gave them: one, or several by name."""
+        """Return the models as the user gave them: one, or several by name."""
         return things.get(ONLY, things)
 
     def feed(self, batch: Any, seed: int) -> Any:
-        """See `TrainingBackend.feed`."""
         self._snapshots.wait()  # the user's own loop steps whenever it likes
         self.seed(seed)
         self._phases.begin()
         return self._moved(batch)
 
     def shard_passes(self, batch: Any, seeds: Sequence[int]) -> Iterator[Any]:
-        """See `PassesShards.shard_passes`."""
         assert self._exact is not None, "only then are there shards"
         self._late.next_step()
         for number, seed in enumerate(seeds, start=1):
@@ -150,7 +148,7 @@ class TorchBackend:
             torch.cuda.manual_seed(seed)
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
-        """See `TrainingBackend.step`. The gradients of all shards but the last stay on this worker."""
+        """The gradients of all shards but the last stay on this worker."""
         self._set_rates(rate)
         self._phases.begin()
         self._measures.begin(number, self._optimizers)
@@ -164,12 +162,11 @@ class TorchBackend:
         return values
 
     def leave_out(self) -> None:
-        """See `JudgesSteps.leave_out`."""
         for scheduler in self._state.schedulers.values():
             scheduler.step()
 
     def origin(self, batch: Any, seed: int, *, gradient: bool) -> str | None:
-        """See `FindsNonFinite.origin`. A sharded model's passes wait for the other ranks."""
+        """A sharded model's passes wait for the other ranks."""
         if self._parallel.waits_inside or self._own_step:
             return None
         self.seed(seed)
@@ -218,11 +215,9 @@ class TorchBackend:
         return {"loss": total} | metrics if metrics else total
 
     def gradient_checksums(self) -> list[int]:
-        """See `ChecksGradients.gradient_checksums`."""
         return self._exact.checksums() if self._exact else []
 
     def fingerprints(self) -> list[str]:
-        """See `HasFingerprint.fingerprints`."""
         import torch.distributed as dist
 
         found: list[Any] = [None] * self._rank_info.world_size
@@ -230,7 +225,6 @@ class TorchBackend:
         return found
 
     def phases(self) -> Mapping[str, float]:
-        """See `TimesPhases.phases`."""
         return self._phases.take()
 
     def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
@@ -297,8 +291,8 @@ class TorchBackend:
         return [buffer for model in self._models.values() for buffer in model.buffers()]
 
     def _warm_up(self, batch: Any, seed: int) -> None:
-        """One pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them the
-        order of summation: from here on a resumed run sums in the same order as an undisturbed one."""
+        """Do one pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them
+        the order of summation: from here on a resumed run sums in the same order as an undisturbed one."""
         import torch
 
         self._warm = True
@@ -315,17 +309,16 @@ class TorchBackend:
                 buffer.copy_(before)
 
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
-        """See `TrainingBackend.evaluate`."""
         import torch
 
         sums: dict[str, Any] = {}
-        weight = 0
+        weights: dict[str, float] = {}
         with evaluating(self._models.values()), torch.no_grad(), self._parallel.autocast(self._device):
             for batch, count in batches:
                 for name, value in self._measured(self._moved(batch), metrics).items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
-                weight += count
-        return self.mean({name: float(total) / max(1, weight) for name, total in sums.items()}, weight)
+                    weights[name] = weights.get(name, 0) + count
+        return self.mean({name: float(total) / max(1, weights[name]) for name, total in sums.items()}, weights)
 
     def _measured(self, batch: Any, metrics: Metrics | None) -> Mapping[str, Any]:
         models = self._view(self._models)
@@ -338,24 +331,33 @@ class TorchBackend:
         loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._name}.loss")
         return {"loss": loss.reshape(())} | more
 
-    def mean(self, values: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
-        """See `TrainingBackend.mean`."""
+    def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         import torch
         import torch.distributed as dist
 
         self._late.check()
-        numbers = [value * weight for value in values.values()]
-        summed = torch.tensor([*numbers, weight], dtype=torch.float64, device=self._device)
-        dist.all_reduce(summed)
-        *totals, weights = summed.tolist()
-        return {name: total / weights if weights else 0.0 for name, total in zip(values, totals, strict=True)}
+
+        def totals(numbers: Sequence[float]) -> list[float]:
+            summed = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            dist.all_reduce(summed)
+            found: list[float] = summed.tolist()
+            return found
+
+        def everyones(names: list[str]) -> list[list[str]]:
+            found: list[Any] = [None] * self._rank_info.world_size
+            dist.all_gather_object(found, names)
+            return found
+
+        return means.by_name(values, weights, self._rank_info.world_size, totals, everyones)
 
     def measured(self) -> dict[str, float]:
-        """See `MeasuresSteps.measured`."""
         return self._measures.values(self._optimizers)
 
+    def check_replicas(self) -> None:
+        named = [] if self._parallel.shards else list(self._state.named_parameters())
+        replicas.check(named, self._rank_info.world_size, self._name)
+
     def snapshot(self) -> TorchSnapshot:
-        """See `TrainingBackend.snapshot`."""
         self._late.check()
         self._buffer_sync.share(self._buffers())
         state = self._state.gathered()
@@ -364,32 +366,31 @@ class TorchBackend:
         return self._snapshots.take(state, parameters)
 
     def start_profile(self, file: Path) -> TorchProfiler:
-        """See `ProfilesSteps.start_profile`."""
         return TorchProfiler(self._device)
 
     def load(self, folder: Path) -> None:
-        """See `TrainingBackend.load`."""
         self._stored = self._state.load(folder, self._saving, self.fetch)
 
     def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
-        """See `StartsFromWeights.start_from`."""
         return initial.start_from(self._state, self._saving, self._rank_info.rank, read, source, strict=strict)
 
     def register(self, name: str, thing: Any) -> None:
-        """See `TrainingBackend.register`."""
         if self._state.registered.get(name, thing) is not thing:
             raise UserError(f"two things are registered as {name!r}")
         self._state.registered[name] = thing
         if self._stored:
             self._stored.give("registered", name, thing)
 
+    def restore_last(self) -> None:
+        if self._stored:
+            self._state.restore_groups(self._stored)
+
     def unclaimed(self) -> list[str]:
-        """See `TrainingBackend.unclaimed`."""
         there = self._stored.names("registered") if self._stored else []
         return [name for name in there if name not in self._state.registered]
 
     def whole(self) -> Any:
-        """See `TrainingBackend.whole`. A sharded model is built once more, on the host."""
+        """A sharded model is built once more, on the host."""
         models = self._state.models
         if self._parallel.shards:
             models = gathered(models, self._task, self._name, self._rank_info.rank)

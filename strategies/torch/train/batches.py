@@ -1,4 +1,4 @@
-"""What PyTorch's backend does with batches: to the device, in the structure they have; and models in evaluation mode.
+"""Moves batches to the device, in the structure they have, and models into evaluation mode.
 
 Importing this module imports no framework.
 """
@@ -64,7 +64,8 @@ class Mover:
 
 
 def _like(batch: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
-    """These parts as a mapping of the batch's own kind (an `OrderedDict`, a `BatchEncoding`), if it can be changed."""
+    """Return these parts as a mapping of the batch's own kind (an `OrderedDict`, a `BatchEncoding`), if it can be
+    changed."""
     if not isinstance(batch, MutableMapping):
         return parts
     copied = copy.copy(batch)
@@ -91,8 +92,8 @@ def evaluating(models: Iterable[Any]) -> Iterator[None]:
 
 
 def part_of(batch: Any, number: int, count: int) -> Any:
-    """One of equal parts of a batch: slices of its tensors along the first dimension, in the structure it has. Raises `ValueError`
-    for a tensor that cannot be cut so."""
+    """Return one of equal parts of a batch: slices of its tensors along the first dimension, in the structure it
+    has. Raises `ValueError` for a tensor that cannot be cut so."""
     import torch
 
     if isinstance(batch, torch.Tensor):

@@ -46,7 +46,7 @@ class BufferSync:
 
 
 def _broadcast(buffers: Sequence[Any]) -> None:
-    """Collective."""
+    """Broadcast the buffers. Collective."""
     import torch
     import torch.distributed as dist
 

@@ -49,7 +49,6 @@ class DDP(launcher.OneADevice):
         self.options = options
 
     def inexact(self, job: Job) -> list[str]:
-        """See `SumsExactly.inexact`."""
         if self.options.compression == "none":
             return []
         return ["gradients that are sent in fewer bits are rounded anew by each worker: leave strategy.compression out"]
@@ -76,8 +75,9 @@ class Replicated(Parallel):
         self.alone = world_size == 1
 
     def wrap(self, model: Any, device: Any) -> Any:
-        """See `Parallel.wrap`."""
         from torch.nn.parallel import DistributedDataParallel
+
+        from .redirecting import redirecting
 
         model = checkpointed(model, self.options.activation_checkpointing)
         if self.exact:  # DDP would have it compiled in parts, which depend on its buckets
@@ -86,7 +86,7 @@ class Replicated(Parallel):
             return compiled(model, when=self.options.compile and not self.exact)
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        parallel = DistributedDataParallel(
+        parallel = redirecting()(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=self.options.bucket_mb,
@@ -105,11 +105,9 @@ class Replicated(Parallel):
         return compiled(parallel, when=self.options.compile)
 
     def plain(self, model: Any) -> Any:
-        """See `Parallel.plain`."""
         return model.module if _is_parallel(model) else model
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """See `Parallel.gradient_sync`."""
         return nullcontext() if last or not _is_parallel(model) else model.no_sync()
 
 

@@ -72,13 +72,12 @@ class FSDP(launcher.OneADevice):
             yield backend.TorchBackend(context.rank_info, device, parallel)
 
     def unchecked(self, job: Job) -> str:
-        """See `ChecksSteps.unchecked`."""
         if self.options.cpu_offload and job.resources.device == "gpu":
             return "with strategy.cpu_offload the gradient of all ranks is not on their devices, where its norm could be had"
         return ""
 
     def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
-        """Of the device mesh."""
+        """Return the shape of the device mesh."""
         return (rank_info.world_size,)
 
 
@@ -89,7 +88,7 @@ class HSDP(FSDP):
     options: HSDPOptions
 
     def problems(self, resources: Resources) -> list[str]:
-        """Groups of equal size."""
+        """Yield groups of unequal size."""
         found = super().problems(resources)
         groups = self.options.replicas or resources.nodes
         if resources.workers % groups == 0:
@@ -100,7 +99,6 @@ class HSDP(FSDP):
         ]
 
     def inexact(self, job: Job) -> list[str]:
-        """See `SumsExactly.inexact`."""
         groups = self.options.replicas or job.resources.nodes
         if 1 < groups == job.resources.workers:
             return ["groups of one worker each split nothing: choose ddp, or fewer strategy.replicas"]
@@ -124,7 +122,7 @@ class Sharded(Parallel):
         self.mesh = mesh
 
     def wrap(self, model: Any, device: Any) -> Any:
-        """See `Parallel.wrap`. Inner modules first, then the rest as one."""
+        """Inner modules first, then the rest as one."""
         import torch
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
@@ -173,11 +171,9 @@ class Sharded(Parallel):
         return self.mesh.get_group("shard")
 
     def reduced(self, model: Any) -> bool:
-        """See `Parallel.reduced`."""
         return bool(self._shard_group().size() > 1)
 
     def clip(self, parameters: Iterable[Any], most: float) -> Any:
-        """See `Parallel.clip`."""
         return tree_sums.clip(parameters, most, self._shard_group()) if self.exact else super().clip(parameters, most)
 
     def _parts(self, model: Any) -> list[Any]:
@@ -199,8 +195,8 @@ class Sharded(Parallel):
         return chosen
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """See `Parallel.gradient_sync`. Every pass reduces its gradients to this worker's share, so that whole ones are never
-        kept; only the replicas of HSDP wait for the last pass."""
+        """Every pass reduces its gradients to this worker's share, so that whole ones are never kept; only the
+        replicas of HSDP wait for the last pass."""
         if self.mesh.ndim > 1:
             model.set_requires_all_reduce(last)
         return nullcontext()

@@ -1,4 +1,4 @@
-"""What the launcher's side of DDP and FSDP has in common. Importing this module imports no framework."""
+"""The launcher's side of DDP and FSDP. Importing this module imports no framework."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import backend
 
 
 class OneADevice:
-    """One process a device, told its place as torchrun tells it."""
+    """A strategy with one process a device, which finds its place as under torchrun."""
 
     framework = "torch"
     knows_operations = True
@@ -26,11 +26,10 @@ class OneADevice:
         return backend.PRELOAD
 
     def processes(self, workers_per_node: int, device: Device = "cpu") -> int:
-        """One a device."""
+        """Return one process a device."""
         return workers_per_node
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
-        """See `ClassifiesErrors.classify`."""
         return errors.of_torch(type_names, message)
 
     def splits_unevenly(self, job: Job) -> bool:
@@ -38,19 +37,17 @@ class OneADevice:
         return True
 
     def inexact(self, job: Job) -> list[str]:
-        """See `SumsExactly.inexact`."""
         return []
 
     def unchecked(self, job: Job) -> str:
-        """See `ChecksSteps.unchecked`."""
         return ""
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-        """As torchrun sets it."""
+        """Return torchrun's variables."""
         return environments.torchrun(rank_info, rendezvous)
 
     def problems(self, resources: Resources) -> list[str]:
-        """What does not fit the device."""
+        """Yield what does not fit the device."""
         if resources.device == "tpu":
             return [
                 "PyTorch strategies train on CPUs and GPUs: set resources.device to cpu or gpu, or choose the strategy tpu"

@@ -12,7 +12,7 @@ from dtrain.api.strategy import NonFiniteGradient, NonFiniteLoss
 
 MOST_KEPT = 4096
 GRADIENT = -1
-"""In place of the number of a pass."""
+"""Stands for the gradient in place of the number of a pass."""
 
 
 class LateLosses:

@@ -1,4 +1,5 @@
-"""What a task's `optimizer` may give under PyTorch: one, several by name or in a list, each with a scheduler or without."""
+"""The forms of a task's `optimizer` under PyTorch: one, several by name or in a list, each with a scheduler or
+without."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training step in the task's own hands: what `train_step(step)` gets under the PyTorch strategies."""
+"""One training step in the task's own hands, under the PyTorch strategies: the argument of `train_step(step)`."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class OwnStep:
     a loss, or a dict of numbers."""
 
     number: int
-    """Of the step, counted from 0."""
+    """Number of the step, counted from 0."""
     total_steps: int
     """Of the whole run."""
     batch: Any
     """This worker's part of the global batch, on its device."""
     models: Mapping[str, Any]
-    """By the names that `models` gave them, wrapped for the strategy."""
+    """Models by the names that `models` gave them, wrapped for the strategy."""
     optimizers: Mapping[str, Any]
-    """By the names that `optimizers` gave them."""
+    """Optimizers by the names that `optimizers` gave them."""
     parallel: Parallel
     clip_norm: float | None
     measures: StepMeasures
     check: StepCheck
     weight: float = 1.0
-    """Of this worker's loss in the mean over the ranks: not 1 if their parts of the batch differ in size."""
+    """Weight of this worker's loss in the mean over the ranks: not 1 if their parts of the batch differ in size."""
 
     @property
     def model(self) -> Any:
@@ -77,7 +77,7 @@ class OwnStep:
 
 
 def reported(given: Any, name: str) -> dict[str, Any]:
-    """What `train_step` (its name for messages) returned: a loss, or named numbers."""
+    """Convert the result of `train_step` (its name for messages): a loss, or named numbers."""
     if not isinstance(given, Mapping):
         return {"loss": loss_and_metrics(given, name)[0].detach()}
     numbers = named_numbers(given, name)

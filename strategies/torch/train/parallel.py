@@ -1,4 +1,4 @@
-"""What one PyTorch strategy does differently from another: wrapping the model, and when gradients are averaged."""
+"""The differences between PyTorch strategies: wrapping the model, and when gradients are averaged."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Parallel:
         return context
 
     def norm(self, parameters: Iterable[Any], *, judged: bool) -> Any:
-        """Of the averaged gradients of these parameters; `judged`: its bits decide something."""
+        """Return the norm of the averaged gradients of these parameters; `judged`: its bits decide something."""
         import torch
 
         if judged and self.exact:
@@ -109,7 +109,8 @@ class Parallel:
 
 
 def _values(gradient: Any) -> Any:
-    """What the norm of a gradient is taken of: there is none of a sparse one, and one in fp16 overflows at 65504."""
+    """Return the tensor whose norm is a gradient's: there is none of a sparse one, and one in fp16 overflows at
+    65504."""
     import torch
 
     if gradient.is_sparse:

@@ -13,7 +13,7 @@ from ..exact import tree_sums
 
 CONNECT_SECONDS = 300
 LEAST_TIMEOUT_SECONDS = 1800.0
-"""Of the process group's collectives."""
+"""Least timeout of the process group's collectives."""
 HANGS = 3.0
 """Times `recovery.hang_seconds`: later than dtrain's own look at the ranks."""
 

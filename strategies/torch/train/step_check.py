@@ -21,7 +21,7 @@ COLLECTIVE = "SyncBatchNorm"
 
 
 class StepCheck:
-    """Of one training backend."""
+    """Checks the steps of one training backend."""
 
     def __init__(self, rank_info: RankInfo, device: Any, late: LateLosses) -> None:
         self._rank_info = rank_info
@@ -30,7 +30,7 @@ class StepCheck:
         self._losses: list[Any] = []
         self._buffers: list[tuple[Any, Any]] = []
         self.judge: Judge | None = None
-        """Of the step under way."""
+        """The check of the current step."""
 
     @property
     def wants_norm(self) -> bool:
@@ -77,7 +77,7 @@ class StepCheck:
 
 
 def origin(models: Mapping[str, Any], batch: Any, loss_of: Callable[[Any], Any], *, gradient: bool) -> str | None:
-    """See `FindsNonFinite.origin`; `loss_of` computes the loss with these models."""
+    """`loss_of` computes the loss with these models."""
     import torch
 
     if any(COLLECTIVE in type(module).__name__ for model in models.values() for module in model.modules()):

@@ -1,1 +1,1 @@
-"""What a PyTorch training reports of itself: phases, learning rates, profiles, operations, the network."""
+"""Measurements of a PyTorch training: phases, learning rates, profiles, operations, the network."""

@@ -17,7 +17,7 @@ MOST_GROUPS = 8
 
 
 class StepMeasures:
-    """What was measured in the newest step that is reported."""
+    """Measurements of the newest step that is reported."""
 
     def __init__(self, log_every: int) -> None:
         self._log_every = log_every
@@ -37,12 +37,12 @@ class StepMeasures:
         self._values[_named("gradient_norm", name)] = norm.detach()
 
     def values(self, optimizers: Mapping[str, Any]) -> dict[str, float]:
-        """As numbers; waits for the device. A loop of the user's own is measured when it is asked for."""
+        """Return the numbers; waits for the device. A loop of the user's own is measured at this call."""
         return {name: float(value) for name, value in (self._values or rates(optimizers)).items()}
 
 
 def peak_device_memory() -> int:
-    """See `MeasuresDeviceMemory.peak_device_memory`."""
+    """Return the most bytes that the devices of this process have held at once."""
     import torch
 
     return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_initialized() else 0

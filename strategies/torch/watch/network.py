@@ -17,7 +17,7 @@ SUSPENDED = timedelta(days=30)
 
 
 def measure(rank: int, leaders: Sequence[int], world_size: int) -> NetworkMeasured:
-    """See `MeasuresNetwork.measure_network`; pairs of neighbours one after the other, so that they do not share the network."""
+    """Pairs of neighbours one after the other, so that they do not share the network."""
     import torch
     import torch.distributed as dist
 
@@ -40,7 +40,7 @@ def measure(rank: int, leaders: Sequence[int], world_size: int) -> NetworkMeasur
 
 
 def suspend_timeouts() -> None:
-    """See `SuspendsTimeouts.suspend_timeouts`; of all process groups of this worker."""
+    """Of all process groups of this worker."""
     from torch.distributed import distributed_c10d
 
     for group in list(distributed_c10d._world.pg_map):

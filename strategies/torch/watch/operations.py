@@ -32,7 +32,7 @@ def hidden() -> Iterator[None]:
 
 
 class Operations:
-    """See `LogsOperations`; knows which pass of a step is under way."""
+    """Logs operations, with the pass of the step that they belong to."""
 
     def __init__(self) -> None:
         self._number: int | None = None
@@ -46,7 +46,6 @@ class Operations:
 
     @contextmanager
     def told(self, tell: Callable[[Operation], None]) -> Iterator[None]:
-        """See `LogsOperations.operations_told`."""
         from torch.utils._python_dispatch import TorchDispatchMode
 
         log = self
@@ -106,7 +105,7 @@ def _taken_apart(values: Any) -> tuple[list[Any], list[str]]:
 
 
 def _digest(tensors: Iterable[Any], numbers: Iterable[str] = ()) -> str:
-    """Of the bits, this process's part of a sharded tensor."""
+    """Return the digest of the bits, of this process's part of a sharded tensor."""
     found = digest()
     for tensor in tensors:
         local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()

@@ -47,9 +47,9 @@ class StepPhases:
         """Begin and end of each wait in the phase under way."""
         self._is_waiting = False
         self._spans: list[_Span] = []
-        """Of the step under way."""
+        """Spans of the current step."""
         self._steps: deque[list[_Span]] = deque(maxlen=MOST_STEPS)
-        """Those that were not taken yet."""
+        """Spans of the steps that were not taken yet."""
 
     def begin(self) -> None:
         """A step begins, with its forward pass; if another one is under way, that has ended."""
@@ -91,7 +91,7 @@ class StepPhases:
         self._waits.append((begin, self._mark()))
 
     def wait_in(self, thing: Any, methods: Iterable[str]) -> None:
-        """These methods of an object wait for other ranks."""
+        """Time these methods of an object as waits for other ranks."""
         for name in methods:
             setattr(thing, name, self._waiting_in(getattr(thing, name)))
 
@@ -103,7 +103,7 @@ class StepPhases:
         return timed
 
     def reduced(self) -> None:
-        """All gradients of the pass before are there, reduced."""
+        """Note that all gradients of the pass before are there, reduced."""
         if self._since is not None:
             self._end(REDUCE, FORWARD)
 
@@ -142,7 +142,8 @@ class StepPhases:
 
 
 def _tensors(output: Any) -> Iterable[Any]:
-    """Those in a model's output: alone, in tuples, lists and dicts, and as attributes of the output classes that are dicts."""
+    """Yield the tensors in a model's output: alone, in tuples, lists and dicts, and as attributes of the output
+    classes that are dicts."""
     if hasattr(output, "requires_grad"):
         yield output
     elif isinstance(output, Mapping):

@@ -12,7 +12,7 @@ SUFFIX = ".pt.trace.json.gz"
 
 
 class TorchProfiler:
-    """Of this process, its GPU included."""
+    """A profile of this process, its GPU included."""
 
     def __init__(self, device: Any) -> None:
         from torch.profiler import ProfilerActivity, profile
@@ -23,7 +23,6 @@ class TorchProfiler:
         self._profile.start()
 
     def stop(self, file: Path) -> str:
-        """See `StepProfiler.stop`."""
         self._profile.stop()
         self._profile.export_chrome_trace(f"{file}{SUFFIX}")
         order = "self_device_time_total" if self._on_gpu else "self_cpu_time_total"

@@ -70,7 +70,7 @@ def assert_as_local(live: Live, local: Live) -> None:
 def test_ddp_on_two_nodes_equals_the_local_run_to_the_last_bit(lab: RayLab, local: Live, tmp_path: Path) -> None:
     with start(RECIPE, *FOUR, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:
         live.finish()
-    assert len({event["address"] for event in live.events("node")}) == 2
+    assert len({event["address"] for event in live.events("node_ready")}) == 2
     assert [event["warnings"] for event in live.events("node_checked")] == [[], []], "both nodes were looked at"
     assert_as_local(live, local)
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
@@ -81,11 +81,11 @@ def test_a_killed_worker_and_a_killed_agent_actor_leave_no_trace(lab: RayLab, lo
         live.wait_step(6)
         live.kill(3)
         live.wait_step(12, attempt=2)
-        agent = int(live.events("node")[0]["pid"])
+        agent = int(live.events("node_ready")[0]["pid"])
         actor = int(Path(f"/proc/{agent}/stat").read_text().rsplit(")", 1)[1].split()[1])
         os.kill(actor, signal.SIGKILL)
         live.finish()
-    assert [event["kind"] for event in live.events("failure")] == ["killed", "node lost"]
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["killed", "node lost"]
     assert_as_local(live, local)
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
 
@@ -106,7 +106,7 @@ def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: RayLab, tmp_path:
         assert len({used["node"] for used in found["ranks"].values()}) == 2
         assert any("dtrain/worker/loop.py" in frame for thread in found["threads"] for frame in thread["frames"])
         live.finish()
-    assert not live.events("failure")
+    assert not live.events("failure_occurred")
 
 
 def test_gpus_are_mapped(lab: RayLab, tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_lost_node_is_replaced_where_there_is_room(fresh_lab: RayLab, local: L
         live.wait_step(6)
         fresh_lab.kill_node(victim(fresh_lab, live))
         live.finish()
-    assert live.events("failure")[0]["kind"] == "node lost"
-    assert live.events("attempt")[-1]["workers"] == 4
+    assert live.events("failure_occurred")[0]["kind"] == "node lost"
+    assert live.events("attempt_started")[-1]["workers"] == 4
     assert_as_local(live, local)
 
 
@@ -166,12 +166,12 @@ def test_a_run_shrinks_and_grows_again_with_its_sample_order_unchanged(tmp_path:
     ):
         live.wait_step(3)
         lab.kill_node(1)
-        live.wait_event("attempt", workers=2)
+        live.wait_event("attempt_started", workers=2)
         live.wait_step(10, attempt=2)
         lab.add_node(cpus=2, gpus=2)
-        live.wait_event("moving")
+        live.wait_event("resize_requested")
         live.finish()
-    assert [event["workers"] for event in live.events("attempt")] == [4, 2, 4]
+    assert [event["workers"] for event in live.events("attempt_started")] == [4, 2, 4]
     live.assert_clean_audit(steps=60)
 
 
@@ -180,14 +180,14 @@ def test_a_drained_node_is_left_at_an_agreed_step(fresh_lab: RayLab, local: Live
         live.wait_step(3)
         fresh_lab.drain_node(victim(fresh_lab, live), seconds=120)
         live.finish()
-    assert live.events("moving")
-    assert not live.events("failure")
+    assert live.events("resize_requested")
+    assert not live.events("failure_occurred")
     assert_as_local(live, local)
 
 
 def victim(lab: RayLab, live: Live) -> int:
     """A node of the run that is not the head."""
-    used = {event["address"] for event in live.events("node")}
+    used = {event["address"] for event in live.events("node_ready")}
     return next(index for index in lab.nodes if index and lab.node_address(index) in used)
 
 
@@ -203,7 +203,7 @@ def test_agents_of_a_warm_run_serve_the_next_one(lab: RayLab, local: Live, tmp_p
         return {one["pid"] for one in json.loads(dtrain("warm", "--json", **nodes).stdout)}
 
     first, second = run("first", "--warm", "60s"), run("second")
-    agents = [{event["pid"] for event in live.events("node")} for live in (first, second)]
+    agents = [{event["pid"] for event in live.events("node_ready")} for live in (first, second)]
     assert agents[0] == agents[1] == residents() & agents[0]
     assert len(agents[0]) == 2
     for live in (first, second):
@@ -250,18 +250,18 @@ def test_a_node_with_two_failures_is_left_for_another_one_and_out_of_later_runs(
             live.wait_step(6 * attempt, attempt)
             live.kill(3, attempt)
         live.finish()
-    addresses = {event["node"]: event["address"] for event in live.events("node")}
-    first, _, last = (event["nodes"] for event in live.events("attempt"))
+    addresses = {event["node"]: event["address"] for event in live.events("node_ready")}
+    first, _, last = (event["nodes"] for event in live.events("attempt_started"))
     bad = addresses[first[1]]
     assert bad in {addresses[node] for node in first}
     assert bad not in {addresses[node] for node in last}
     assert live.events("node_avoided")[0]["node"] == bad
     with start(RECIPE, *FOUR, "--cluster", "ray", runs=tmp_path, **on(lab)) as later:
         later.finish()
-    assert bad not in {event["address"] for event in later.events("node")}
+    assert bad not in {event["address"] for event in later.events("node_ready")}
     three = ("--workers", "3", "--nodes", "3", "--set", "train.shards=3", "--set", "train.global_batch=30")
     with start(RECIPE, *three, "--cluster", "ray", runs=tmp_path, **on(lab)) as all_of_them:
         out = all_of_them.finish()
-    assert bad in {event["address"] for event in all_of_them.events("node")}
+    assert bad in {event["address"] for event in all_of_them.events("node_ready")}
     assert f"failures began on {bad}" in out and "the run goes on with it" in out
     wait_for(lambda: groups(lab) == 0, "the placement groups' end", 20)

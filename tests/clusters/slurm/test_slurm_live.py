@@ -93,9 +93,11 @@ def shown(lab: SlurmLab, runs: Path) -> str:
 
 
 def node_of(live: Live, rank: int, attempt: int = 1) -> str:
-    live.wait_event("started", attempt=attempt)
-    wait_for(lambda: any(str(rank) in e["pids"] for e in live.events("started", attempt=attempt)), f"rank {rank}")
-    return next(str(e["node"]) for e in live.events("started", attempt=attempt) if str(rank) in e["pids"])
+    live.wait_event("workers_started", attempt=attempt)
+    wait_for(
+        lambda: any(str(rank) in e["pids"] for e in live.events("workers_started", attempt=attempt)), f"rank {rank}"
+    )
+    return next(str(e["node"]) for e in live.events("workers_started", attempt=attempt) if str(rank) in e["pids"])
 
 
 def batch_host(lab: SlurmLab, live: Live) -> str:
@@ -109,7 +111,7 @@ def other_node(lab: SlurmLab, live: Live) -> str:
 
 
 def agent_pid(live: Live, node: str) -> int:
-    return int(next(event["pid"] for event in live.events("node", node=node)))
+    return int(next(event["pid"] for event in live.events("node_ready", node=node)))
 
 
 def assert_as_if_nothing_happened(live: Live, undisturbed: Live) -> None:
@@ -125,7 +127,7 @@ def test_two_nodes_of_two_workers_give_the_weights_of_a_local_run(lab: SlurmLab,
         out = live.finish()
     assert live.weights() == local.weights()
     assert live.losses() == local.losses()
-    assert {event["address"] for event in live.events("node")} == {"127.0.2.1", "127.0.2.2"}
+    assert {event["address"] for event in live.events("node_ready")} == {"127.0.2.1", "127.0.2.2"}
     assert "held-out" in out
     assert (live.run.path / "job.sh").exists()
 
@@ -159,7 +161,7 @@ def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: SlurmLab, runs: P
         assert any("dtrain/worker/loop.py" in frame for thread in found["threads"] for frame in thread["frames"])
         assert "main thread" in command(lab, runs, "stacks", "last", "--rank", "1")
         live.finish()
-    assert not live.events("failure")
+    assert not live.events("failure_occurred")
 
 
 def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happened(
@@ -169,13 +171,13 @@ def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happene
         live.wait_step(12)
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         requeued = live.wait_event("requeued")
-        assert requeued["step"] == live.events("checkpoint")[-1]["step"]
+        assert requeued["step"] == live.events("checkpoint_saved")[-1]["step"]
         wait_for(lambda: shown(lab, runs).startswith("REQUEUED (PENDING"), "the state REQUEUED")
         out = live.finish()
-    assert [event["step"] for event in live.events("attempt")] == [0, requeued["step"]]
-    assert not live.events("failure")
+    assert [event["step"] for event in live.events("attempt_started")] == [0, requeued["step"]]
+    assert not live.events("failure_occurred")
     assert "told to stop by SIGUSR1" in out
-    assert [event["exit_code"] for event in live.events("end")] == [4, 0]
+    assert [event["exit_code"] for event in live.events("run_ended")] == [4, 0]
     account = json.loads(command(lab, runs, "report", "last", "--json"))["account"]
     assert account["queued"] > 0
     assert account["effective_share"] < account["goodput"]
@@ -196,18 +198,18 @@ def test_preemption_by_the_urgent_partition_costs_no_step(lab: SlurmLab, runs: P
         lab.run("srun", "-N4", "--exclusive", "-p", "urgent", "true")
         live.finish()
     assert len(live.events("requeued")) == 1
-    assert not live.events("failure")
+    assert not live.events("failure_occurred")
     assert_as_if_nothing_happened(live, undisturbed)
-    assert live.events("attempt")[1]["step"] >= 8
+    assert live.events("attempt_started")[1]["step"] >= 8
 
 
 def test_a_node_set_down_requeues_a_run_that_cannot_do_without_it(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:
     with on_slurm(lab, runs) as live:
-        live.wait_event("checkpoint", step=10)
+        live.wait_event("checkpoint_saved", step=10)
         victim = other_node(lab, live)
         with down(lab, victim):
             live.finish()
-    assert victim not in live.events("attempt")[-1]["nodes"]
+    assert victim not in live.events("attempt_started")[-1]["nodes"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -223,26 +225,26 @@ def down(lab: SlurmLab, node: str) -> Iterator[None]:
 
 def test_a_spare_node_takes_the_place_of_one_set_down(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:
     with on_slurm(lab, runs, "--set", "cluster.spare_nodes=1") as live:
-        live.wait_event("checkpoint", step=10)
-        wait_for(lambda: len(live.events("node")) == 3, "the spare agent")
+        live.wait_event("checkpoint_saved", step=10)
+        wait_for(lambda: len(live.events("node_ready")) == 3, "the spare agent")
         victim = other_node(lab, live)
         with down(lab, victim):
             live.finish()
     assert not live.events("requeued")
-    assert live.events("failure")[0]["kind"] == "node lost"
-    assert victim not in live.events("attempt")[1]["nodes"]
+    assert live.events("failure_occurred")[0]["kind"] == "node lost"
+    assert victim not in live.events("attempt_started")[1]["nodes"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
 def test_a_run_shrinks_to_the_nodes_that_are_left(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:
     with on_slurm(lab, runs, "--set", "resources.min_workers=1") as live:
-        live.wait_event("checkpoint", step=10)
+        live.wait_event("checkpoint_saved", step=10)
         victim = other_node(lab, live)
         began = time.time()
         with down(lab, victim):
             live.finish()
-    assert [event["workers"] for event in live.events("attempt")] == [2, 1]
-    assert live.events("attempt")[1]["time"] - began < 10
+    assert [event["workers"] for event in live.events("attempt_started")] == [2, 1]
+    assert live.events("attempt_started")[1]["time"] - began < 10
     live.assert_clean_audit(steps=STEPS)
     for step, loss in undisturbed.losses().items():
         assert live.losses()[step] == pytest.approx(loss, rel=1e-4)
@@ -262,14 +264,14 @@ def started_again(lab: SlurmLab, node: str, live: Live) -> Iterator[None]:
 def test_a_killed_slurmd_in_the_middle_of_a_run(lab: SlurmLab, runs: Path) -> None:
     """Its tasks run on, and so does the run, until SLURM takes the node away after 10 to 14 s: then the spare takes its place."""
     with on_slurm(lab, runs, "--set", "cluster.spare_nodes=1", "--set", "params.pause=0.25") as live:
-        live.wait_event("checkpoint", step=10)
-        wait_for(lambda: len(live.events("node")) == 3, "the spare agent")
+        live.wait_event("checkpoint_saved", step=10)
+        wait_for(lambda: len(live.events("node_ready")) == 3, "the spare agent")
         victim = other_node(lab, live)
         with started_again(lab, victim, live):
             lab.kill_node(victim)
             live.finish()
-    assert live.events("failure")[0]["kind"] == "node lost"
-    assert victim not in live.events("attempt")[1]["nodes"]
+    assert live.events("failure_occurred")[0]["kind"] == "node lost"
+    assert victim not in live.events("attempt_started")[1]["nodes"]
     live.assert_clean_audit(steps=STEPS)
 
 
@@ -279,8 +281,8 @@ def test_a_killed_agent_is_replaced_on_its_node(lab: SlurmLab, runs: Path, undis
         victim = node_of(live, 1)
         os.kill(agent_pid(live, victim), signal.SIGKILL)
         live.finish()
-    assert live.events("failure")[0]["kind"] == "node lost"
-    assert f"{victim}.1" in live.events("attempt")[1]["nodes"]
+    assert live.events("failure_occurred")[0]["kind"] == "node lost"
+    assert f"{victim}.1" in live.events("attempt_started")[1]["nodes"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -289,12 +291,12 @@ def test_workers_of_all_nodes_complaining_at_once_are_all_understood(lab: SlurmL
     four = ("--workers", "4", "--nodes", "2", "--set", "params.pause=0.02", "--set", "recovery.backoff_seconds=0")
     with start(RECIPE, *SLURM, *four, "--set", "train.steps=200", runs=runs, **lab.environment) as live:
         for attempt in range(1, 11):
-            begun = len(live.events("checkpoint"))
-            wait_for(lambda begun=begun: len(live.events("checkpoint")) > begun, "progress")  # type: ignore[misc]
+            begun = len(live.events("checkpoint_saved"))
+            wait_for(lambda begun=begun: len(live.events("checkpoint_saved")) > begun, "progress")  # type: ignore[misc]
             live.kill(1, attempt=attempt)
-            live.wait_event("attempt", attempt=attempt + 1)
+            live.wait_event("attempt_started", attempt=attempt + 1)
         live.finish()
-    assert [event["kind"] for event in live.events("failure")] == ["killed"] * 10
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["killed"] * 10
     live.assert_clean_audit(steps=200)
 
 
@@ -306,7 +308,7 @@ def test_a_killed_slurmstepd_is_noticed_by_the_heartbeat(lab: SlurmLab, runs: Pa
         for pid in lab.step_pids(victim):
             os.kill(pid, signal.SIGKILL)
         live.finish()
-    assert live.events("failure")[0]["time"] - began < 5
+    assert live.events("failure_occurred")[0]["time"] - began < 5
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -317,11 +319,11 @@ def test_a_stale_agent_cannot_write_into_a_later_attempt(lab: SlurmLab, runs: Pa
         stale = [agent_pid(live, victim), live.pid(1)]
         for pid in stale:
             os.kill(pid, signal.SIGSTOP)
-        live.wait_event("attempt", attempt=2)
+        live.wait_event("attempt_started", attempt=2)
         for pid in filter(is_alive, stale):
             os.kill(pid, signal.SIGCONT)
         live.finish()
-    begun = live.events("attempt", attempt=2)[0]["time"]
+    begun = live.events("attempt_started", attempt=2)[0]["time"]
     assert not [e for e in live.events() if e.get("attempt") == 1 and e["time"] > begun]
     assert not any(is_alive(pid) for pid in stale)
     assert_as_if_nothing_happened(live, undisturbed)
@@ -333,7 +335,7 @@ def test_scancel_ends_the_run_for_good(lab: SlurmLab, runs: Path) -> None:
         lab.run("scancel", job(live.run))
         live.finish(code=4)
     lab.wait_for_job(job(live.run), "CANCELLED")
-    assert "was cancelled" in live.events("end")[-1]["reason"]
+    assert "was cancelled" in live.events("run_ended")[-1]["reason"]
     assert not live.events("requeued")
 
 
@@ -353,7 +355,7 @@ def test_stop_saves_and_resume_goes_on_with_another_number_of_nodes(lab: SlurmLa
     assert "from the checkpoint" in out
     live = Live(subprocess.Popen(["true"], text=True), runs, set())
     live.process.wait()
-    assert [event["workers"] for event in live.events("attempt")] == [2, 1]
+    assert [event["workers"] for event in live.events("attempt_started")] == [2, 1]
     assert "requeued" not in run.events.read_text()
     live.assert_clean_audit(steps=STEPS)
     assert "rank 0 | --- dtrain: attempt 2" in command(lab, runs, "logs", "-f", "last")
@@ -398,8 +400,8 @@ def test_a_sweep_is_a_run_for_each_value_and_a_requeue_starts_the_right_one(lab:
     weights = set()
     for seed, run in members.items():
         events = [json.loads(line) for line in run.events.read_text().splitlines()]
-        weights.add([event["weights"] for event in events if event["event"] == "checkpoint"][-1])
-        assert len([event for event in events if event["event"] == "run"]) == (2 if seed == 5 else 1)
+        weights.add([event["weights"] for event in events if event["event"] == "checkpoint_saved"][-1])
+        assert len([event for event in events if event["event"] == "run_started"]) == (2 if seed == 5 else 1)
     assert len(weights) == 3
 
 
@@ -408,10 +410,10 @@ def test_no_progress_between_two_requeues_ends_the_run(lab: SlurmLab, runs: Path
         wait_for(live.run.submitted, "the submission")
         with open(live.run.events, "a") as diary:
             diary.write(json.dumps({"time": time.time() + 1, "event": "requeued", "step": 0, "words": ""}) + "\n")
-        live.wait_event("run")
+        live.wait_event("run_started")
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         live.finish(code=3)
-    assert "no progress" in live.events("end")[-1]["reason"]
+    assert "no progress" in live.events("run_ended")[-1]["reason"]
 
 
 def test_run_inside_an_allocation_uses_it_as_it_is(lab: SlurmLab, runs: Path) -> None:
@@ -429,7 +431,7 @@ def test_agents_of_a_warm_run_in_an_allocation_serve_the_next_one(lab: SlurmLab,
         out = lab.run("salloc", "-N2", "sh", "-c", both, seconds=180).stdout
         assert out.count("done in") == 2, out
         agents = [
-            {json.loads(line)["pid"] for line in one.events.read_text().splitlines() if '"event":"node"' in line}
+            {json.loads(line)["pid"] for line in one.events.read_text().splitlines() if '"event":"node_ready"' in line}
             for one in all_runs(runs)
         ]
         assert agents[0] == agents[1]
@@ -527,7 +529,7 @@ def test_a_node_on_which_no_agent_starts_any_more_is_left_out_of_the_next_job(
         os.kill(agent_pid(live, victim), signal.SIGKILL)
         live.finish()
     assert victim in live.events("requeued")[0]["words"]
-    assert victim not in live.events("attempt")[-1]["nodes"]
+    assert victim not in live.events("attempt_started")[-1]["nodes"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -539,11 +541,11 @@ def test_a_node_with_two_failures_is_left_for_a_spare_one_and_excluded_from_late
             if not live.events("node_avoided"):
                 live.wait_step(8 * attempt, attempt)
                 live.kill(1, attempt)
-                live.wait_event("attempt", attempt=attempt + 1)
+                live.wait_event("attempt_started", attempt=attempt + 1)
         live.finish()
     bad = live.events("node_avoided")[0]["node"]
-    assert [event["node"] for event in live.events("failure")].count(bad) == 2
-    assert bad not in live.events("attempt")[-1]["nodes"]
+    assert [event["node"] for event in live.events("failure_occurred")].count(bad) == 2
+    assert bad not in live.events("attempt_started")[-1]["nodes"]
     assert not live.events("requeued")
     assert_as_if_nothing_happened(live, undisturbed)
     assert f"{bad} (slurm)  avoided for" in command(lab, runs, "nodes")
@@ -552,10 +554,10 @@ def test_a_node_with_two_failures_is_left_for_a_spare_one_and_excluded_from_late
     ) as later:
         assert f"ExcNodeList={bad}" in lab.run("scontrol", "-o", "show", "job", job(later.run)).stdout
         later.finish()
-    assert bad not in later.events("attempt")[0]["nodes"]
+    assert bad not in later.events("attempt_started")[0]["nodes"]
     with on_slurm(lab, runs, "--nodes", "4", "--workers", "4") as all_of_them:
         out = all_of_them.finish()
-    assert bad in all_of_them.events("attempt")[0]["nodes"]
+    assert bad in all_of_them.events("attempt_started")[0]["nodes"]
     assert f"failures began on {bad}" in out and "the run goes on with it" in out
 
 
@@ -566,12 +568,12 @@ def test_a_requeued_job_keeps_off_a_node_with_two_failures(lab: SlurmLab, runs: 
             live.wait_step(8 * attempt, attempt)
             live.kill(1, attempt)
         live.wait_step(20, 3)
-        bad = live.events("attempt")[2]["nodes"][1]
+        bad = live.events("attempt_started")[2]["nodes"][1]
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         out = live.finish()
     assert "the run goes on with it" in out
     assert f"without {bad}" in live.events("requeued")[0]["words"]
-    assert bad not in live.events("attempt")[-1]["nodes"]
+    assert bad not in live.events("attempt_started")[-1]["nodes"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -606,12 +608,12 @@ def test_the_contract_of_clusters(
 def test_the_crash_of_the_node_that_the_supervisor_is_on(lab: SlurmLab, runs: Path, undisturbed: Live) -> None:
     """SLURM takes the node for down after a while and queues the job again, on other nodes."""
     with on_slurm(lab, runs, "--set", "params.pause=0.1") as live:
-        live.wait_event("checkpoint", step=10)
+        live.wait_event("checkpoint_saved", step=10)
         victim = batch_host(lab, live)
         with started_again(lab, victim, live):
             lab.crash_node(victim)
             live.finish()
-    assert victim not in live.events("attempt")[-1]["nodes"]
+    assert victim not in live.events("attempt_started")[-1]["nodes"]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -619,11 +621,11 @@ def test_a_warning_before_the_workers_are_up_costs_a_requeue_and_nothing_else(
     lab: SlurmLab, runs: Path, undisturbed: Live
 ) -> None:
     with on_slurm(lab, runs) as live:
-        live.wait_event("run")
+        live.wait_event("run_started")
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         live.finish()
     assert [event["step"] for event in live.events("requeued")] == [0]
-    assert not live.events("failure")
+    assert not live.events("failure_occurred")
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -636,7 +638,7 @@ def test_a_second_supervisor_waits_for_the_first_and_disturbs_nothing(
         second = subprocess.Popen([*DTRAIN, "supervise", str(live.run.path)], env=os.environ | lab.environment)
         live.finish()
         assert second.wait(20) == 0
-    assert len(live.events("run")) == len(live.events("attempt")) == len(live.events("end")) == 1
+    assert len(live.events("run_started")) == len(live.events("attempt_started")) == len(live.events("run_ended")) == 1
     assert_as_if_nothing_happened(live, undisturbed)
 
 

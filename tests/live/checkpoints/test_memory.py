@@ -25,7 +25,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Live:
 
 
 def assert_went_on_from_memory(live: Live, least: int, attempt: int = 2) -> None:
-    begun = live.events("attempt")[attempt - 1]
+    begun = live.events("attempt_started")[attempt - 1]
     assert begun["memory"]
     assert begun["step"] >= least
     assert begun["step"] % 5 == 0
@@ -92,14 +92,14 @@ def test_the_copy_of_a_lost_nodes_part_is_at_its_partner(tmp_path: Path, strateg
         live.wait_step(33)
         os.kill(live.agent_pid(1), signal.SIGKILL)
         live.finish()
-    assert live.events("failure")[0]["kind"] == "node lost"
+    assert live.events("failure_occurred")[0]["kind"] == "node lost"
     assert_went_on_from_memory(live, 20)
     assert_as_if_nothing_happened(live, finished(*options, "--nodes", "2", runs=tmp_path / "undisturbed"))
 
 
 def test_a_run_that_ends_with_an_error_has_its_newest_state_on_disk(tmp_path: Path, undisturbed: Live) -> None:
     live = finished(RECIPE, *EVERY_FIFTH, "--set", "params.fail_at=48", runs=tmp_path, code=1)
-    assert [event["step"] for event in live.events("checkpoint")] == [20]
+    assert [event["step"] for event in live.events("checkpoint_saved")] == [20]
     assert not list(live.run.checkpoints.glob(".staging*"))
     dtrain("resume", "last", "--runs", str(tmp_path), "--set", "params.fail_at=null")
     assert live.weights() == undisturbed.weights()
@@ -118,7 +118,7 @@ def test_a_worker_that_ends_with_a_fault_is_believed_only_what_its_digest_proves
 
 def test_too_little_memory_is_said_and_training_goes_on(tmp_path: Path, undisturbed: Live) -> None:
     live = finished(RECIPE, *EVERY_FIFTH, "--set", "checkpoint.memory_limit=0.001MB", runs=tmp_path)
-    (warning,) = {event["text"] for event in live.events("warning") if "in-memory" in event["text"]}
+    (warning,) = {event["text"] for event in live.events("user_warned") if "in-memory" in event["text"]}
     assert "checkpoint.memory_limit" in warning
     assert not live.events("memory_interval")
     assert live.weights() == undisturbed.weights()

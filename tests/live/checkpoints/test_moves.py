@@ -127,9 +127,9 @@ def test_a_run_moves_from_strategy_to_strategy_with_the_losses_of_a_single_proce
             "last", "--set", f"strategy={strategy}", "--workers", str(workers), runs=tmp_path, command="resume"
         ) as again:
             again._run = live.run
-            wait_for(lambda at=attempt: live.events("attempt")[-1]["attempt"] == at, "the next attempt")  # type: ignore[misc]
+            wait_for(lambda at=attempt: live.events("attempt_started")[-1]["attempt"] == at, "the next attempt")  # type: ignore[misc]
             if not last:
-                again.wait_step(live.events("attempt")[-1]["step"] + 4, attempt=attempt)
+                again.wait_step(live.events("attempt_started")[-1]["step"] + 4, attempt=attempt)
                 again.process.send_signal(signal.SIGINT)
             again.finish(code=0 if last else 4)
     losses = live.losses()

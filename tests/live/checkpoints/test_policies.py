@@ -41,7 +41,7 @@ def test_the_newest_the_best_and_every_50th_stay(at: int, tmp_path: Path) -> Non
 def test_a_checkpoint_is_made_at_every_evaluation_if_the_best_are_kept(tmp_path: Path) -> None:
     best = "keep_best: {metric: score, mode: max}"
     live = finished(recipe(tmp_path, "evaluate_every: 10", f"every_steps: 1000, keep: 1, {best}"), runs=tmp_path)
-    assert [event["step"] for event in live.events("checkpoint")] == [10, 20, 30, 40, 50, 60]
+    assert [event["step"] for event in live.events("checkpoint_saved")] == [10, 20, 30, 40, 50, 60]
     assert left(live) == [30, 60]
 
 
@@ -50,13 +50,13 @@ def test_a_run_ends_when_its_evaluations_get_no_better(at: int, tmp_path: Path) 
     train = "evaluate_every: 5, stop_when: {metric: score, mode: max, patience: 3}"
     options = (recipe(tmp_path, train, "every_steps: 10"), "--set", "params.pause=0.02")
     live = killed(*options, runs=tmp_path, step=at, rank=1) if at else finished(*options, runs=tmp_path)
-    (end,) = live.events("end")
+    (end,) = live.events("run_ended")
     assert end["exit_code"] == 0
     assert end["reason"] == (
         "ended early at step 45: score was no better in 3 evaluations than at step 30 (0; train.stop_when)"
     )
     assert [event["step"] for event in live.events("evaluation")][-1] == 45
-    assert live.events("checkpoint")[-1]["step"] == 45
+    assert live.events("checkpoint_saved")[-1]["step"] == 45
     assert "finished with 45" in live.output(0)
     live.assert_clean_audit(steps=45)
 
@@ -64,7 +64,7 @@ def test_a_run_ends_when_its_evaluations_get_no_better(at: int, tmp_path: Path) 
 def test_a_metric_that_is_not_there_is_said_before_the_first_step(tmp_path: Path) -> None:
     file = recipe(tmp_path, "evaluate_every: 5, stop_when: {metric: scores, mode: max}", "every_steps: 10")
     live = finished(file, runs=tmp_path, code=1)
-    message = live.events("failure")[0]["message"]
+    message = live.events("failure_occurred")[0]["message"]
     assert "train.stop_when: there is no metric 'scores' in an evaluation, which has score" in message
     assert not live.events("metrics")
 
@@ -79,10 +79,10 @@ def test_without_evaluations_nothing_is_started(tmp_path: Path) -> None:
 def test_the_clock_makes_checkpoints_and_no_number_of_steps_does(tmp_path: Path) -> None:
     file = recipe(tmp_path, "evaluate_every: 1000", "every_minutes: 0.01")
     with start(file, "--set", "params.pause=0.02", "--set", "train.steps=100000", runs=tmp_path) as live:
-        wait_for(lambda: len(live.events("checkpoint")) >= 3, "three checkpoints")
+        wait_for(lambda: len(live.events("checkpoint_saved")) >= 3, "three checkpoints")
         dtrain("stop", str(live.run.path))
         live.finish(code=4)
-    steps = [event["step"] for event in live.events("checkpoint")]
+    steps = [event["step"] for event in live.events("checkpoint_saved")]
     assert all(step % 5 == 0 for step in steps[:3]), steps
     shown = json.loads(dtrain("plan", file, "--json").stdout)
     assert shown

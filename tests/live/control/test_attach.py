@@ -175,7 +175,7 @@ def test_a_disk_that_fills_in_the_middle_is_said_and_the_end_is_known(tmp_path: 
     disk.mkdir()
     with small_disk(disk, "4m"):
         with start(RECIPE, *SLOW, "--set", "train.steps=60", runs=disk) as live:
-            live.wait_event("checkpoint")
+            live.wait_event("checkpoint_saved")
             with contextlib.suppress(OSError), open(disk / "ballast", "wb") as ballast:
                 while True:
                     ballast.write(bytes(4096))

@@ -109,7 +109,7 @@ def test_a_submitted_run_goes_on_without_its_terminal_and_can_be_stopped_and_res
 
 def test_two_runs_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     with start(RECIPE, runs=tmp_path) as one:
-        one.wait_event("attempt")
+        one.wait_event("attempt_started")
         with start(RECIPE, runs=tmp_path) as other:
             assert other.run.path != one.run.path
             other.finish()
@@ -119,7 +119,7 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 def test_a_run_has_one_supervisor(tmp_path: Path) -> None:
     with start(RECIPE, "--set", "params.pause=0.05", runs=tmp_path) as live:
-        live.wait_event("attempt")
+        live.wait_event("attempt_started")
         refused = dtrain("resume", "last", "--runs", str(tmp_path), check=2)
         assert "still going on" in refused.stderr
         live.process.send_signal(signal.SIGINT)
@@ -133,7 +133,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == "0"
     (run,) = all_runs(tmp_path)
-    assert '"event":"end","exit_code":0' in run.events.read_text()
+    assert '"event":"run_ended","exit_code":0' in run.events.read_text()
 
 
 def test_a_moved_run_folder_is_found_by_its_path(done: Live, tmp_path: Path) -> None:

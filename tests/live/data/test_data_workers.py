@@ -62,7 +62,7 @@ def test_killed_workers_and_data_workers_leave_no_trace(tmp_path: Path, undistur
         victim = wait_for(lambda: data_workers(live, 1, attempt=2), "its data workers")[0]
         os.kill(victim, signal.SIGKILL)
         live.finish()
-    assert len(live.events("failure")) == 1
+    assert len(live.events("failure_occurred")) == 1
     assert "a data worker was killed by SIGKILL" in live.output(1)
     assert_as_if_nothing_happened(live, undisturbed)
 
@@ -86,7 +86,7 @@ def test_another_number_of_workers_trains_on_the_same_samples(tmp_path: Path, un
 
 def test_a_sample_that_raises_is_a_bug_that_names_it(tmp_path: Path) -> None:
     live = finished(recipe(tmp_path), *OPTIONS, *workers(2), "--set", "params.bad=13", runs=tmp_path / "runs", code=1)
-    failure = live.events("failure")[0]
+    failure = live.events("failure_occurred")[0]
     assert failure["kind"] == "bug"
     assert "picture 13 is cut off" in failure["message"]
     assert "sample 13 of pictures.py: Task.data('train')" in failure["message"]
@@ -96,7 +96,7 @@ def test_a_sample_that_raises_is_a_bug_that_names_it(tmp_path: Path) -> None:
 def test_a_sample_that_kills_its_data_worker_once_costs_nothing(tmp_path: Path, undisturbed: Live) -> None:
     params = ("--set", "params.deadly=20", "--set", f"params.marker={tmp_path / 'marker'}")
     live = finished(recipe(tmp_path), *OPTIONS, *workers(1), *params, runs=tmp_path / "runs")
-    assert not live.events("failure")
+    assert not live.events("failure_occurred")
     assert_as_if_nothing_happened(live, undisturbed)
 
 

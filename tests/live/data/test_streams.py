@@ -40,7 +40,7 @@ def test_a_killed_worker_leaves_no_trace_whatever_the_stream(name: str, tmp_path
     alone = finished(recipe(tmp_path), *OPTIONS, *kind(name), runs=tmp_path / "alone")
     slow = ("--set", "params.pause=0.05", "--set", "data.workers=2")
     live = killed(recipe(tmp_path), *OPTIONS, *kind(name), *slow, runs=tmp_path / "killed", step=13, rank=0)
-    assert len(live.events("failure")) == 1
+    assert len(live.events("failure_occurred")) == 1
     assert_same(live, alone)
 
 
@@ -49,7 +49,7 @@ def test_a_stream_with_a_state_is_not_read_from_its_beginning(tmp_path: Path) ->
     for name, path in reads.items():
         options = (*OPTIONS, *kind(name), "--set", f"params.reads={path}", "--set", "params.pause=0.05")
         live = killed(recipe(tmp_path), *options, runs=tmp_path / f"runs-{name}", step=17, rank=1)
-        (warning,) = {event["text"] for event in live.events("warning") if "a stream" in event["text"]}
+        (warning,) = {event["text"] for event in live.events("user_warned") if "a stream" in event["text"]}
         assert ("which takes time" in warning) == (name == "shuffled")
     total = {name: path.stat().st_size for name, path in reads.items()}
     assert total["shuffled"] - total["state"] >= 2 * 10 * BATCH, "two ranks skipped at least ten steps"
@@ -77,14 +77,17 @@ def test_another_number_of_workers_trains_on_the_same_samples(name: str, tmp_pat
 def test_epochs_of_a_stream_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(f"task: {PROGRAMS / 'streams.py'}:Task\nstrategy: ddp\ntrain: {{epochs: 2}}\n")
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
-    assert "train.epochs needs data of a known length, and this is a stream" in live.events("failure")[0]["message"]
+    assert (
+        "train.epochs needs data of a known length, and this is a stream"
+        in live.events("failure_occurred")[0]["message"]
+    )
 
 
 def test_a_pipeline_of_tf_data_goes_on_after_a_kill(tmp_path: Path) -> None:
     """Shuffled and changed at random by TensorFlow itself, over more than one epoch."""
     options = (str(RECIPES / "digits_tf_data.yaml"), "--set", "train.steps=60", "--set", "checkpoint.every_steps=5")
     alone = finished(*options, "--set", "data.workers=2", runs=tmp_path / "alone")
-    warnings = [event["text"] for event in alone.events("warning")]
+    warnings = [event["text"] for event in alone.events("user_warned")]
     assert any("gave a tf.data.Dataset, a stream" in text for text in warnings)
     assert any("no data workers are started: this stream cannot be begun anew" in text for text in warnings)
     live = killed(*options, runs=tmp_path / "killed", step=31, rank=0)
@@ -102,4 +105,6 @@ def test_batches_of_tf_data_are_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "r.yaml").write_text("task: batched.py:Batched\nstrategy: mirrored\ntrain: {steps: 20}\n")
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
-    assert "gave a tf.data.Dataset of batches: dtrain makes the batches" in live.events("failure")[0]["message"]
+    assert (
+        "gave a tf.data.Dataset of batches: dtrain makes the batches" in live.events("failure_occurred")[0]["message"]
+    )

@@ -67,7 +67,7 @@ def test_pytorch_keeps_its_promises_under_faults_and_the_page_says_so(tmp_path: 
         in next(tmp_path.glob("drill-*/network-cut-*/events.jsonl")).read_text()
     )
     run = next(tmp_path.glob("drill-*/corrupt-checkpoint-*"))
-    assert "checkpoint_damaged" in (run / "events.jsonl").read_text()
+    assert "checkpoint_quarantined" in (run / "events.jsonl").read_text()
     assert "dtrain drill: one bit" in "".join(path.read_text() for path in run.glob("logs/rank-*.log"))
 
 

@@ -227,9 +227,9 @@ def test_what_does_not_fit_ends_the_run_before_it_trains_unless_that_is_wanted(
     live = finished(*options, "--set", f"init_from={source}", runs=tmp_path / "strict", code=1)
     said = live.output(0)
     assert said.count("in the source, (") == 3, said
-    assert not live.events("training")
+    assert not live.events("training_started")
     loose = finished(*options, "--set", f"init_from={{source: {source}, strict: false}}", runs=tmp_path / "loose")
-    warned = " ".join(event["text"] for event in loose.events("warning"))
+    warned = " ".join(event["text"] for event in loose.events("user_warned"))
     assert "of another shape in the source, so that the model kept its own" in warned
 
 
@@ -243,7 +243,7 @@ def test_a_resumed_run_goes_on_from_its_own_checkpoint(sources: dict[str, Live],
         again._run = live.run
         again.finish()
     assert live.output(0).count("the training begins with the weights of") == 1
-    assert wait_for(lambda: live.events("attempt")[-1]["step"] >= 6, "the second attempt")
+    assert wait_for(lambda: live.events("attempt_started")[-1]["step"] >= 6, "the second attempt")
 
 
 def test_the_plan_shows_what_a_run_begins_with_and_refuses_what_is_not_there(

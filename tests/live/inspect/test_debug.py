@@ -43,7 +43,7 @@ def test_a_rank_stops_in_the_users_code_at_a_step_and_goes_on_without_a_hang(tmp
         assert [(event["rank"], event["where"]) for event in stopped] == [(1, "step 150")]
         assert live.wait_event("debugger_left")["seconds"] >= 6
         live.wait_step(200)
-        assert not live.events("hang")
+        assert not live.events("hang_detected")
         assert not list((live.run.path / "debug").glob("*")), "nothing is left of the session"
         ended(live)
 
@@ -88,7 +88,7 @@ def test_a_breakpoint_of_a_function_waits_for_somebody_and_says_so(tmp_path: Pat
         assert "True" in out
         printed = live.finish()
     assert f"dtrain debug {live.run.id} --rank 1" in printed
-    assert not live.events("hang")
+    assert not live.events("hang_detected")
 
 
 def test_the_first_rank_that_fails_is_held_and_its_frame_can_be_looked_at(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_first_rank_that_fails_is_held_and_its_frame_can_be_looked_at(tmp_pa
         assert "tiny.py" in out and "(rank 1) p self.fail_how\n'bug'\n" in out
         assert "(rank 1) p self.steps\n5\n" in out
         live.finish(code=1)
-    (failure,) = live.events("failure")
+    (failure,) = live.events("failure_occurred")
     assert (failure["rank"], failure["kind"]) == (1, "bug")
 
 
@@ -138,7 +138,7 @@ def test_a_script_stops_at_its_breakpoint_and_python_can_be_told_to_ignore_it(tm
 
 def test_who_cannot_be_debugged_is_told_why(tmp_path: Path) -> None:
     with start(script(tmp_path, "import time", "time.sleep(100)"), runs=tmp_path / "runs") as live:
-        live.wait_event("started")
+        live.wait_event("workers_started")
         assert "Call breakpoint() in it" in debugged(live.run, "", check=2)[1]
         assert "two ways to stop" in debugged(live.run, "", "--at-step", "3", "--on-exception", check=2)[1]
         assert "no rank 9 runs now" in debugged(live.run, "", "--rank", "9", "--on-exception", check=2)[1]

@@ -49,7 +49,7 @@ def test_both_ranks_profile_the_same_steps(strategy: str, tmp_path: Path) -> Non
             assert names.count("Optimizer.step#AdamW.step") == 3, "three steps, no more and no less"
         live.wait_step(step + 10)
         shown = dtrain("profile", name, "--steps", "1").stdout
-        assert f"rank 0, steps {live.events('profile')[-1]['step']} to " in shown
+        assert f"rank 0, steps {live.events('steps_profiled')[-1]['step']} to " in shown
         assert "aten::" in shown
         stopped(live)
 
@@ -71,7 +71,7 @@ def test_who_cannot_be_profiled_is_told_why(tmp_path: Path) -> None:
     assert "is not running: stopped" in dtrain("profile", str(live.run.path), check=2).stderr
     (tmp_path / "script.yaml").write_text("script: sleep\nargs: [60]\n")
     with start(str(tmp_path / "script.yaml"), runs=tmp_path / "scripts") as live:
-        live.wait_event("started")
+        live.wait_event("workers_started")
         assert "runs a script, which has a loop of its own" in dtrain("profile", str(live.run.path), check=2).stderr
         dtrain("stop", str(live.run.path), "--now")
         live.process.communicate()

@@ -52,7 +52,7 @@ def test_all_ranks_of_a_task_are_seen_and_it_goes_on(tmp_path: Path) -> None:
             "no such rank runs now" in dtrain("stacks", "last", "--rank", "9", "--runs", str(tmp_path), check=2).stderr
         )
         live.wait_step((live.events("progress")[-1]["step"]) + 5)
-        assert not live.events("failure")
+        assert not live.events("failure_occurred")
         end(live)
     assert "is not running" in dtrain("stacks", "last", "--runs", str(tmp_path), check=2).stderr
 
@@ -84,14 +84,14 @@ def test_somebody_who_looks_again_and_again_does_not_hide_a_hang(tmp_path: Path)
     with start(RECIPE, *hangs, runs=tmp_path) as live:
         live.wait_step(10)
         seen = []
-        while not live.events("hang"):
+        while not live.events("hang_detected"):
             done = dtrain("stacks", "last", "--runs", str(tmp_path), check=None)
             seen.append(done.stdout)
             time.sleep(0.05)
-        assert live.events("failure") or live.wait_event("failure")
+        assert live.events("failure_occurred") or live.wait_event("failure_occurred")
         assert any("in fail" in text for text in seen)
         live.process.communicate()
-    assert live.events("failure")[0]["kind"] == "hang"
+    assert live.events("failure_occurred")[0]["kind"] == "hang"
 
 
 def test_two_who_ask_at_once_are_both_answered(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_script_of_another_language_is_seen_and_lives_on(tmp_path: Path) -> No
         assert "ranks 0, 1: main thread" in text
         assert "sleep: sleeping" in text
         time.sleep(0.5)
-        assert not live.events("failure")
+        assert not live.events("failure_occurred")
         end(live)
 
 

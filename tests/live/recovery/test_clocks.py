@@ -20,7 +20,7 @@ def test_a_run_that_ended_in_the_future_is_run_when_it_is_asked_for(tmp_path: Pa
     ahead = (json.dumps(line | {"time": line["time"] + 600}, separators=(",", ":")) for line in lines)
     live.run.events.write_text("".join(f"{line}\n" for line in ahead))
     dtrain("supervise", str(live.run.path))
-    assert [event["attempt"] for event in live.events("attempt")] == [1, 2]
+    assert [event["attempt"] for event in live.events("attempt_started")] == [1, 2]
     assert (tmp_path / "times").read_text() == "xx"
 
 
@@ -28,7 +28,7 @@ def test_two_supervisors_that_are_started_at_once_run_it_once(tmp_path: Path) ->
     (tmp_path / "program.py").write_text(PROGRAM + "import time; time.sleep(3)\n")
     (tmp_path / "recipe.yaml").write_text("name: clock\nscript: program.py\n")
     with start(str(tmp_path / "recipe.yaml"), runs=tmp_path / "runs") as live:
-        live.wait_event("started")
+        live.wait_event("workers_started")
         dtrain("supervise", str(live.run.path))
         live.finish()
     assert (tmp_path / "times").read_text() == "x"

@@ -22,7 +22,7 @@ def kill_twice(live: Live, rank: int) -> None:
 
 
 def nodes_of(live: Live) -> list[list[str]]:
-    return [event["nodes"] for event in live.events("attempt")]
+    return [event["nodes"] for event in live.events("attempt_started")]
 
 
 def listed(runs: Path) -> list[dict[str, object]]:
@@ -74,7 +74,7 @@ def test_this_machine_alone_is_never_left(tmp_path: Path) -> None:
         kill_twice(live, 1)
         live.finish()
     assert nodes_of(live) == [["node0"]] * 3
-    assert live.events("node_avoided") == live.events("warning") == []
+    assert live.events("node_avoided") == live.events("user_warned") == []
 
 
 def test_every_node_is_looked_at_before_the_first_step(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_every_node_is_looked_at_before_the_first_step(tmp_path: Path) -> None:
     assert checked[0]["versions"].keys() == {"python", "dtrain", "torch"}
     first_step = next(iter(LedgerFile(live.run.ledger(1, 0)).read(0, 1))).time
     assert max(event["time"] for event in checked) < first_step
-    assert live.events("warning") == []
+    assert live.events("user_warned") == []
     assert [path.name for path in live.run.path.iterdir() if path.name.startswith(".check")] == []
     with start(
         RECIPE, *TWO, "--set", "train.steps=5", "--set", "resources.check_nodes=false", runs=tmp_path

@@ -38,7 +38,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_weights(runs: Path, undisturbed:
         live.kill(rank)
         out = live.finish()
     assert f"rank {rank} killed by SIGKILL" in out
-    assert live.events("failure", kind="killed", rank=rank)
+    assert live.events("failure_occurred", kind="killed", rank=rank)
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -48,7 +48,7 @@ def test_kills_during_saves_and_in_every_attempt_leave_no_trace(runs: Path, undi
             live.wait_step(12 * attempt, attempt=attempt, rank=attempt % 2)
             live.kill(attempt % 2, attempt)
         live.finish()
-    assert len(live.events("failure")) == 4
+    assert len(live.events("failure_occurred")) == 4
     assert live.weights() == undisturbed.weights()
     live.assert_clean_audit(steps=60)
 
@@ -62,7 +62,7 @@ def test_a_worker_that_ends_itself_with_a_signal_is_started_again(runs: Path, un
         else:
             live.kill(1, number=number)
         live.finish()
-    assert len(live.events("failure")) == (number != signal.SIGTERM)
+    assert len(live.events("failure_occurred")) == (number != signal.SIGTERM)
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -71,7 +71,7 @@ def test_a_killed_agent_is_replaced(runs: Path, undisturbed: Live) -> None:
         live.wait_step(25)
         os.kill(live.agent_pid(), signal.SIGKILL)
         live.finish()
-    assert live.events("failure")[0]["kind"] == "node lost"
+    assert live.events("failure_occurred")[0]["kind"] == "node lost"
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -100,7 +100,7 @@ def test_a_stopped_worker_is_a_hang_whose_stacks_are_in_the_logs(runs: Path, und
         live.wait_step(25)
         live.kill(1, number=signal.SIGSTOP)
         live.finish()
-    failure = live.events("failure")[0]
+    failure = live.events("failure_occurred")[0]
     assert (failure["kind"], failure["rank"]) == ("hang", 1)
     for rank in (0, 1):
         assert "most recent call first" in live.run.rank_log(rank).read_text()
@@ -111,7 +111,7 @@ def test_a_worker_that_waits_for_ever_is_a_hang(runs: Path) -> None:
     options = ("--set", "params.fail_how=wait", "--set", "params.fail_at=22", "--set", "recovery.hang_seconds=2")
     rarely = ("--set", "checkpoint.every_steps=60", "--set", "checkpoint.memory_every_steps=0")
     live = finished(RECIPE, *options, *rarely, "--set", "recovery.restarts=1", runs=runs, code=3)
-    assert {event["kind"] for event in live.events("failure")} == {"hang"}
+    assert {event["kind"] for event in live.events("failure_occurred")} == {"hang"}
     assert "in fail\n" in live.run.rank_log(0).read_text()
 
 
@@ -121,7 +121,7 @@ def test_a_worker_that_spins_is_a_hang(runs: Path) -> None:
     live = finished(
         RECIPE, *options, "--set", "recovery.restarts=0", "--set", "checkpoint.every_steps=60", runs=runs, code=3
     )
-    (failure,) = live.events("failure")
+    (failure,) = live.events("failure_occurred")
     assert (failure["kind"], failure["rank"]) == ("hang", 0)
     assert "made no step and no output for 3 s" in failure["message"]
     assert "in fail\n" in live.run.rank_log(0).read_text()
@@ -130,8 +130,8 @@ def test_a_worker_that_spins_is_a_hang(runs: Path) -> None:
 def test_a_bug_stops_at_once_with_its_traceback_rank_and_step(runs: Path) -> None:
     with start(RECIPE, "--set", "params.fail_at=20", "--set", "params.fail_rank=1", runs=runs) as live:
         out = live.finish(code=1)
-    assert len(live.events("attempt")) == 1
-    failure = live.events("failure")[0]
+    assert len(live.events("attempt_started")) == 1
+    failure = live.events("failure_occurred")[0]
     line = 1 + (PROGRAMS / "tiny.py").read_text()[: (PROGRAMS / "tiny.py").read_text().index("raise ValueError")].count(
         "\n"
     )
@@ -145,20 +145,20 @@ def test_out_of_memory_is_not_retried_and_says_what_to_lower(runs: Path) -> None
     with start(RECIPE, "--set", "params.fail_at=20", "--set", "params.fail_how=memory", runs=runs) as live:
         out = live.finish(code=1)
     assert "lower train.global_batch" in out
-    assert len(live.events("attempt")) == 1
+    assert len(live.events("attempt_started")) == 1
 
 
 def test_bad_luck_gets_one_confirming_retry(runs: Path) -> None:
     live = finished(RECIPE, "--set", "params.fail_at=10", "--set", "params.fail_how=chance", runs=runs, code=1)
-    assert [event["kind"] for event in live.events("failure")] == ["chance", "chance"]
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["chance", "chance"]
 
 
 def test_a_crash_at_the_same_step_twice_ends_the_run(runs: Path) -> None:
     live = finished(
         RECIPE, "--set", "params.fail_at=10", "--set", f"params.fail_how={int(signal.SIGSEGV)}", runs=runs, code=3
     )
-    assert [event["kind"] for event in live.events("failure")] == ["crash", "crash"]
-    assert "twice" in live.events("end")[0]["reason"]
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["crash", "crash"]
+    assert "twice" in live.events("run_ended")[0]["reason"]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(runs: Path, undisturbed: Live) -> None:
@@ -167,7 +167,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runs: Path, undisturbed: Live) -> No
         live.process.send_signal(signal.SIGINT)
         out = live.finish(code=4)
     assert "dtrain resume" in out
-    saved = live.events("checkpoint")
+    saved = live.events("checkpoint_saved")
     assert len(saved) == 1
     assert saved[0]["step"] >= 17
     live.assert_clean_audit(steps=saved[0]["step"])
@@ -179,12 +179,12 @@ def test_ctrl_c_twice_stops_at_once(runs: Path) -> None:
     with start(RECIPE, "--set", "params.pause=0.2", runs=runs) as live:
         live.wait_step(3)
         live.process.send_signal(signal.SIGINT)
-        live.wait_event("stopping")
+        live.wait_event("stop_requested")
         live.process.send_signal(signal.SIGINT)
         began = time.monotonic()
         live.finish(code=130)
     assert time.monotonic() - began < 10
-    assert live.events("stopping", now=True)
+    assert live.events("stop_requested", now=True)
 
 
 def test_a_run_resumes_on_another_number_of_workers_with_the_same_samples_and_losses(
@@ -196,20 +196,20 @@ def test_a_run_resumes_on_another_number_of_workers_with_the_same_samples_and_lo
     for workers in ("4", "1"):
         with start("last", "--workers", workers, runs=runs, command="resume") as again:
             again._run = live.run
-            wait_for(lambda: live.events("attempt")[-1]["workers"] == int(workers), "the next attempt")  # noqa: B023
+            wait_for(lambda: live.events("attempt_started")[-1]["workers"] == int(workers), "the next attempt")  # noqa: B023
             if workers == "4":
                 again.wait_step(40, attempt=2)
                 again.process.send_signal(signal.SIGINT)
             again.finish(code=4 if workers == "4" else 0)
     live.assert_clean_audit(steps=60)
-    assert [event["workers"] for event in live.events("attempt")] == [2, 4, 1]
+    assert [event["workers"] for event in live.events("attempt_started")] == [2, 4, 1]
     for step, loss in alone.losses().items():
         assert live.losses()[step] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(runs: Path, undisturbed: Live) -> None:
     with start(RECIPE, *SLOW, runs=runs) as live:
-        live.wait_event("checkpoint", step=30)
+        live.wait_event("checkpoint_saved", step=30)
         live.process.kill()
         live.process.communicate()
     newest = max(live.run.checkpoints.glob("step-*"))
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(runs: P
         file.write(bytes([byte[0] ^ 1]))
     out = dtrain("resume", str(live.run.path)).stdout
     assert "set aside" in out
-    assert live.events("checkpoint_damaged")[0]["folder"] == f"damaged-{newest.name}"
+    assert live.events("checkpoint_quarantined")[0]["folder"] == f"damaged-{newest.name}"
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -238,8 +238,8 @@ def test_a_full_disk_is_said_and_training_goes_on(runs: Path, undisturbed: Live)
         finally:
             os.system(f"umount -l '{live.run.checkpoints}'")
     assert "No space left" in live.events("checkpoint_failed")[0]["error"]
-    assert len(live.events("attempt")) == 1
-    assert "could not be saved" in live.events("end")[0]["reason"]
+    assert len(live.events("attempt_started")) == 1
+    assert "could not be saved" in live.events("run_ended")[0]["reason"]
 
 
 def test_a_function_gets_the_same_recovery(runs: Path) -> None:

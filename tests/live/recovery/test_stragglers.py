@@ -126,7 +126,7 @@ def recipe(folder: Path, what: str, *more: str) -> str:
 )
 def test_the_rank_that_the_others_wait_for_is_named(what: str, strategy: str, phase: str, tmp_path: Path) -> None:
     with start(recipe(tmp_path, what, f"strategy: {strategy}"), runs=tmp_path / "runs") as live:
-        found = live.wait_event("straggler")
+        found = live.wait_event("straggler_found")
         assert (found["rank"], found["phase"]) == (1, phase)
         assert found["seconds"] > 0.035 > found["usual_seconds"] / 2
         check_views(live)
@@ -153,31 +153,34 @@ def test_a_slow_node_is_replaced_if_the_recipe_wants_it(tmp_path: Path) -> None:
     two = ("--nodes", "2", "--set", "train.steps=400")
     with start(text, *two, runs=tmp_path / "runs", SLOW_MARK=str(tmp_path / "mark")) as live:
         live.finish()
-    first, last = (event["nodes"] for event in live.events("attempt"))
+    first, last = (event["nodes"] for event in live.events("attempt_started"))
     assert (first, last) == (["node0", "node1"], ["node0", "node2"])
-    assert live.events("moving")[0]["why"] == "node1 is replaced, since the others wait for rank 1"
-    assert live.events("failure") == live.events("decision") == []
+    assert live.events("resize_requested")[0]["why"] == "node1 is replaced, since the others wait for rank 1"
+    assert live.events("failure_occurred") == live.events("decision_made") == []
     live.assert_clean_audit(steps=400)
 
 
 def test_a_rank_that_is_slow_everywhere_is_not_moved_again(tmp_path: Path) -> None:
     text = recipe(tmp_path, "task: slow.py:Task", "strategy: ddp", "recovery: {replace_stragglers: true}")
     with start(text, "--nodes", "2", runs=tmp_path / "runs") as live:
-        said = live.wait_event("warning")["text"]
+        said = live.wait_event("user_warned")["text"]
         dtrain("stop", str(live.run.path), "--now")
         live.finish(code=4)
     assert said == "rank 1 is slow on node2 as it was on node1: it is not the node"
-    assert len(live.events("attempt")) == 2
+    assert len(live.events("attempt_started")) == 2
 
 
 def test_this_machine_alone_is_kept_and_nobody_moves_without_the_setting(tmp_path: Path) -> None:
     text = recipe(tmp_path, "task: slow.py:Task", "strategy: ddp", "recovery: {replace_stragglers: true}")
     with start(text, runs=tmp_path / "runs") as live:
-        assert live.wait_event("warning")["text"] == "the others wait for rank 1, and there is no other node than node0"
+        assert (
+            live.wait_event("user_warned")["text"]
+            == "the others wait for rank 1, and there is no other node than node0"
+        )
         dtrain("stop", str(live.run.path), "--now")
         live.finish(code=4)
-    assert len(live.events("attempt")) == 1
+    assert len(live.events("attempt_started")) == 1
     text = recipe(tmp_path, "task: slow.py:Task", "strategy: ddp")
     with start(text, "--nodes", "2", "--set", "train.steps=300", runs=tmp_path / "runs2") as calm:
         calm.finish()
-    assert calm.events("straggler") and len(calm.events("attempt")) == 1
+    assert calm.events("straggler_found") and len(calm.events("attempt_started")) == 1

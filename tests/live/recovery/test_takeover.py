@@ -41,14 +41,14 @@ def test_a_supervisor_that_wakes_without_locks_disturbs_nothing(
 ) -> None:
     runs = tmp_path / "runs"
     with start(RECIPE, *SLOW, runs=runs, **no_locks) as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         live.wait_step(7)
         with suspended(process_tree(live.process.pid)):
             silence(live.run.claims)
             with start(
                 str(live.run.path), "--set", "params.pause=0.1", command="resume", runs=runs, **no_locks
             ) as other:
-                other.wait_event("checkpoint", step=10)
+                other.wait_event("checkpoint_saved", step=10)
                 if wakes == "when it has ended":
                     other.finish()
                 else:
@@ -61,8 +61,8 @@ def test_a_supervisor_that_wakes_without_locks_disturbs_nothing(
 
 
 def assert_whole(live: Live, undisturbed: Live) -> None:
-    assert [event["exit_code"] for event in live.events("end")] == [0]
-    assert [event["attempt"] for event in live.events("attempt")] == [1, 2]
+    assert [event["exit_code"] for event in live.events("run_ended")] == [0]
+    assert [event["attempt"] for event in live.events("attempt_started")] == [1, 2]
     (newest,) = LocalCheckpointStore(live.run.checkpoints).latest_valid()
     assert isinstance(newest, CheckpointInfo)
     assert newest.step == STEPS

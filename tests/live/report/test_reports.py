@@ -53,7 +53,7 @@ def test_the_account_of_a_run_that_was_killed_adds_up_and_names_the_cost(disturb
     assert failure["cost_seconds"] == pytest.approx(
         account["wasted_steps"] + account["detection"] + account["restart"], abs=0.2
     )
-    logged = disturbed.events("end")[0]["report"]
+    logged = disturbed.events("run_ended")[0]["report"]
     same = ("init", "training", "evaluation", "checkpoint_stall", "wasted_steps", "detection", "restart", "data_wait")
     assert {kind: logged[kind] for kind in same} == {kind: account[kind] for kind in same}
 
@@ -170,7 +170,7 @@ def test_logs_of_an_attempt_and_lines_with_a_pattern_are_shown_with_node_and_ran
     assert [line.startswith("node1 rank 1 | --- dtrain") for line in found] == [True, True]
     assert "has no attempt 3: it has 2" in dtrain("logs", "last", "--attempt", "3", *runs, check=2).stderr
     assert "--grep (" in dtrain("logs", "last", "--grep", "(", *runs, check=2).stderr
-    assert live.events("end")
+    assert live.events("run_ended")
 
 
 def test_recipes_that_differ_in_many_keys_are_shown_key_by_key(undisturbed: Live, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_sigint_is_a_keyboard_interrupt(tmp_path: Path) -> None:
         < live.output(0).index("KeyboardInterrupt")
         < live.output(0).index("exit handler")
     )
-    assert live.events("failure", kind="killed", code=-signal.SIGINT)
+    assert live.events("failure_occurred", kind="killed", code=-signal.SIGINT)
 
 
 END = """
@@ -208,7 +208,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 def test_what_a_script_forks_ends_with_its_own_exit_code_and_is_no_worker(tmp_path: Path) -> None:
     live = finished(script(tmp_path, FORKED), runs=tmp_path / "runs")
-    assert not live.events("failure")
+    assert not live.events("failure_occurred")
     assert "ValueError: in a process of the program's own" in live.output(0)
 
 

@@ -67,7 +67,7 @@ def killed_after_a_checkpoint(folder: Path, state: Path) -> Live:
 
 def test_a_trainer_of_hugging_face_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
     live = killed_after_a_checkpoint(tmp_path, tmp_path / "state")
-    assert [event["kind"] for event in live.events("failure")] == ["killed"]
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["killed"]
     assert result(live.output(0)) == under_torchrun("hf_trainer.py", tmp_path / "undisturbed", 0)
 
 
@@ -78,7 +78,7 @@ def test_lightning(tmp_path: Path) -> None:
 
 def test_fit_of_keras_3_on_many_workers_fails_as_everywhere_and_is_explained(tmp_path: Path) -> None:
     live = finished(recipe(tmp_path, "keras_fit.py"), runs=tmp_path / "runs", code=1)
-    failure = live.events("failure")[0]
+    failure = live.events("failure_occurred")[0]
     assert failure["kind"] == "bug"
     assert failure["message"].startswith("Keras 3's model.fit does not work under MultiWorkerMirroredStrategy")
     assert "TF_USE_LEGACY_KERAS=1" in failure["message"]

@@ -37,7 +37,7 @@ def test_a_killed_script_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None
             live.kill(rank, attempt)
         live.finish()
     assert "rank 0 of 2: sum 1170" in live.output(0)
-    assert [event["kind"] for event in live.events("failure")] == ["killed"] * 3
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["killed"] * 3
 
 
 def test_any_program_can_be_a_script(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_any_program_can_be_a_script(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("script: count.sh\nargs: ['a b']\nresources: {workers: 2}\n")
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
     assert "1 of 2 with a b" in live.output(1)
-    failure = live.events("failure")[0]
+    failure = live.events("failure_occurred")[0]
     assert (failure["kind"], failure["rank"], failure["code"]) == ("bug", 1, 7)
 
 
@@ -61,7 +61,7 @@ def test_children_of_a_worker_end_with_it(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("script: parent.py\nresources: {workers: 2}\nrecovery: {restarts: 0}\n")
     for victim in ("worker", "agent", "supervisor"):
         with start(str(tmp_path / "r.yaml"), runs=tmp_path / victim) as live:
-            live.wait_event("started")
+            live.wait_event("workers_started")
             wait_for(lambda: "child" in live.output(1), "the child")
             live.see()
             if victim == "worker":
@@ -69,7 +69,7 @@ def test_children_of_a_worker_end_with_it(tmp_path: Path) -> None:
                 live.finish(code=3)
             elif victim == "agent":
                 os.kill(live.agent_pid(), signal.SIGKILL)
-                live.wait_event("started", attempt=2)
+                live.wait_event("workers_started", attempt=2)
                 live.see()
                 live.process.send_signal(signal.SIGINT)
                 live.finish(code=4)
@@ -87,7 +87,7 @@ def test_stop_gives_a_script_its_sigterm(tmp_path: Path) -> None:
     )
     (tmp_path / "r.yaml").write_text("script: polite.py\n")
     with start(str(tmp_path / "r.yaml"), runs=tmp_path / "runs") as live:
-        live.wait_event("started")
+        live.wait_event("workers_started")
         wait_for(lambda: "ready" in live.output(0), "the script")
         out = dtrain("stop", "last", "--runs", str(tmp_path / "runs")).stdout
         assert "stopped" in out

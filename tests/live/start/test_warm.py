@@ -75,13 +75,13 @@ def test_a_warm_agent_is_used_without_the_option_and_survives_failures(home: Hom
     (agent,) = (one["pid"] for one in home.residents())
     options = (TINY, *OPTIONS, "--set", "params.pause=0.05", "--set", "checkpoint.every_steps=3")
     with start(*options, runs=home.runs / "killed", **home.environment) as live:
-        live.wait_event("checkpoint", step=6)
+        live.wait_event("checkpoint_saved", step=6)
         live.kill(1)
         live.process.communicate(timeout=60)
     assert live.agent_pid() == agent
     assert live.weights() == undisturbed.weights()
     with start(*options, runs=home.runs / "left", **home.environment) as live:
-        live.wait_event("checkpoint", step=3)
+        live.wait_event("checkpoint_saved", step=3)
         workers = {live.pid(rank) for rank in (0, 1)}
         live.process.send_signal(signal.SIGKILL)
         live.process.communicate()

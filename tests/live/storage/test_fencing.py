@@ -59,7 +59,7 @@ def events_there(there: Path, live: Live) -> dict[str, bytes]:
 
 def test_one_that_wakes_after_its_successors_end_leaves_everything_as_it_is(there: Path, tmp_path: Path) -> None:
     with started(there, tmp_path / "one") as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         live.wait_step(7)
         with suspended(process_tree(live.process.pid)):
             silence(there / live.run.id / "supervisors")
@@ -76,9 +76,9 @@ def test_workers_of_a_lost_attempt_that_train_on_never_touch_the_checkpoints_of_
 ) -> None:
     """The supervisor alone stands still, just after it began an attempt that nobody elsewhere has heard of."""
     with started(there, tmp_path / "one") as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         live.kill(1)
-        live.wait_event("started", attempt=2)
+        live.wait_event("workers_started", attempt=2)
         live.see()
         with suspended({live.process.pid}):
             silence(there / live.run.id / "supervisors")
@@ -91,13 +91,13 @@ def test_workers_of_a_lost_attempt_that_train_on_never_touch_the_checkpoints_of_
 
 def test_one_that_wakes_while_its_successor_trains_does_not_disturb_it(there: Path, tmp_path: Path) -> None:
     with started(there, tmp_path / "one") as live, ExitStack() as later:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         with suspended(process_tree(live.process.pid)):
             silence(there / live.run.id / "supervisors")
             url = f"file://{there}/{live.run.id}"
             second = later.enter_context(start(url, command="resume", runs=tmp_path / "two"))
             wait_for((tmp_path / "two" / live.run.id / "job.json").exists, "its folder")
-            second.wait_event("checkpoint", step=10)
+            second.wait_event("checkpoint_saved", step=10)
         live.finish(code=3)
         second.finish()
     assert_whole_from_a_third_machine(there, live, tmp_path / "three")

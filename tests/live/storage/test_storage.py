@@ -54,13 +54,13 @@ def on_storage(s3: S3, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> ObjectSt
 
 def test_killed_workers_go_on_from_what_is_on_s3(s3: S3, tmp_path: Path, undisturbed: Live) -> None:
     with start(RECIPE, *SLOW, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         live.kill(1)
-        live.wait_event("checkpoint", step=10)
+        live.wait_event("checkpoint_saved", step=10)
         live.kill(0, attempt=2)
         out = live.finish()
     assert s3.url in out
-    assert [bool(event["checkpoint"]) for event in live.events("attempt")] == [False, True, True]
+    assert [bool(event["checkpoint"]) for event in live.events("attempt_started")] == [False, True, True]
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -70,7 +70,7 @@ def test_a_run_is_seen_stopped_and_resumed_on_another_machine_by_its_url(
     """The other machine is another folder of runs, which knows nothing of the first one's lock."""
     slow = (*TWO, "--set", "params.pause=0.8")
     with start(RECIPE, *slow, *kept_on(s3), runs=tmp_path / "one", **s3.environment) as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         url, other = f"{s3.url}/{live.run.id}", ("--runs", str(tmp_path / "other"))
         status = json.loads(dtrain("status", url, "--json", *other, **s3.environment).stdout)
         assert status["step"] > 0
@@ -84,8 +84,8 @@ def test_a_run_is_seen_stopped_and_resumed_on_another_machine_by_its_url(
     assert "saved at step" in dtrain("status", url, *other, **s3.environment).stdout
     dtrain("resume", url, "--set", "params.pause=0", *other, **s3.environment)
     resumed = Live(live.process, tmp_path / "other", set())
-    assert len(resumed.events("attempt")) == 2
-    assert resumed.events("attempt")[1]["step"] == live.events("checkpoint")[-1]["step"]
+    assert len(resumed.events("attempt_started")) == 2
+    assert resumed.events("attempt_started")[1]["step"] == live.events("checkpoint_saved")[-1]["step"]
     assert_as_if_nothing_happened(resumed, undisturbed)
     kinds = json.loads(dtrain("report", url, "--json", *other, **s3.environment).stdout)["account"]
     assert kinds["training"] > 0
@@ -98,7 +98,7 @@ def test_a_damaged_object_is_set_aside_and_the_checkpoint_before_it_is_used(
     s3: S3, tmp_path: Path, undisturbed: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start(RECIPE, *SLOW, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
-        live.wait_event("checkpoint", step=10)
+        live.wait_event("checkpoint_saved", step=10)
         live.process.send_signal(signal.SIGINT)
         live.finish(code=4)
     remote = on_storage(s3, live.run, monkeypatch)
@@ -113,7 +113,7 @@ def test_a_damaged_object_is_set_aside_and_the_checkpoint_before_it_is_used(
 
 def test_storage_that_falls_silent_for_a_while_costs_warnings_only(s3: S3, tmp_path: Path, undisturbed: Live) -> None:
     with start(RECIPE, *TWO, *IMPATIENT, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         s3.freeze()
         try:
             live.wait_event("checkpoint_failed")
@@ -121,8 +121,8 @@ def test_storage_that_falls_silent_for_a_while_costs_warnings_only(s3: S3, tmp_p
             s3.thaw()
         out = live.finish()
     assert "training goes on" in out
-    assert live.events("checkpoint")[-1]["step"] == STEPS
-    assert not live.events("failure")
+    assert live.events("checkpoint_saved")[-1]["step"] == STEPS
+    assert not live.events("failure_occurred")
     assert_as_if_nothing_happened(live, undisturbed)
     status = dtrain("status", f"{s3.url}/{live.run.id}", "--runs", str(tmp_path / "other"), **s3.environment).stdout
     assert "done" in status
@@ -130,17 +130,17 @@ def test_storage_that_falls_silent_for_a_while_costs_warnings_only(s3: S3, tmp_p
 
 def test_a_restart_waits_for_storage_that_does_not_answer(s3: S3, tmp_path: Path, undisturbed: Live) -> None:
     with start(RECIPE, *TWO, *IMPATIENT, *kept_on(s3), runs=tmp_path, **s3.environment) as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         s3.freeze()
         try:
             live.kill(1)
-            live.wait_event("failure")
+            live.wait_event("failure_occurred")
             live.wait_event("storage_failed")
-            assert len(live.events("attempt")) == 1
+            assert len(live.events("attempt_started")) == 1
         finally:
             s3.thaw()
         live.finish()
-    assert len(live.events("attempt")) == 2
+    assert len(live.events("attempt_started")) == 2
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -149,7 +149,7 @@ def test_a_run_whose_last_state_is_nowhere_does_not_end_well(tmp_path: Path) -> 
         endpoint(tmp_path) as s3,
         start(RECIPE, *TWO, *IMPATIENT, *kept_on(s3), runs=tmp_path / "runs", **s3.environment) as live,
     ):
-        live.wait_event("checkpoint", step=15)
+        live.wait_event("checkpoint_saved", step=15)
         s3.process.kill()
         out = live.finish(code=3)
     assert "its state could not be saved" in out
@@ -160,7 +160,7 @@ def test_a_second_supervisor_on_another_machine_takes_over_only_from_a_dead_one(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start(RECIPE, *SLOW, "--set", "train.steps=2000", *kept_on(s3), runs=tmp_path, **s3.environment) as live:
-        live.wait_event("checkpoint", step=5)
+        live.wait_event("checkpoint_saved", step=5)
         remote = on_storage(s3, live.run, monkeypatch)
         refused = dtrain("resume", remote.url, "--runs", str(tmp_path / "copy"), check=2, **s3.environment)
         assert "still going on" in refused.stderr

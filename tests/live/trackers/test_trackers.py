@@ -49,7 +49,7 @@ def killed_thrice(folder: Path) -> Live:
             live.wait_step(step, attempt=attempt)
             live.kill(rank, attempt=attempt)
         live.finish()
-    assert len(live.events("attempt")) == 4
+    assert len(live.events("attempt_started")) == 4
     assert not live.events("tracker_failed"), live.events("tracker_failed")
     caches = {f"dtrain-{os.getuid()}", f"torchinductor_{getpass.getuser()}"}
     left = {path.name for path in temporary.iterdir()} - caches

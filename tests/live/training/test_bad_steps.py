@@ -50,7 +50,7 @@ def skipped(tmp_path_factory: pytest.TempPathFactory) -> Live:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(tmp_path: Path, strategy: str) -> None:
     live = run(tmp_path, BAD, f"strategy={strategy}", code=1)
-    (failure,) = live.events("failure")
+    (failure,) = live.events("failure_occurred")
     origin = ", first in the batch itself" if strategy == "ddp" else ""
     said = f"the loss is nan at step 12 on rank 1, shard 1 (samples 100, 101, 102, 103{origin})"
     assert said in failure["message"]
@@ -60,16 +60,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_samples(tmp_path:
 @pytest.mark.parametrize("strategy", ["ddp", HOROVOD])
 def test_a_gradient_that_is_not_finite_stops_the_run_on_the_rank_it_comes_from(tmp_path: Path, strategy: str) -> None:
     live = run(tmp_path, "params.overflow=[101]", f"strategy={strategy}", code=1)
-    (failure,) = live.events("failure")
+    (failure,) = live.events("failure_occurred")
     assert failure["rank"] == 1
     assert "the gradient is nan at step 12, from rank 1, shard 1 (samples 100, 101, 102, 103, " in failure["message"]
     assert "first in the gradient of first.weight)" in failure["message"]
-    assert live.events("checkpoint")[-1]["step"] == 10
+    assert live.events("checkpoint_saved")[-1]["step"] == 10
 
 
 def test_a_gradient_that_is_not_finite_is_seen_when_parameters_are_sharded(tmp_path: Path) -> None:
     live = run(tmp_path, "params.overflow=[101]", "strategy=fsdp", code=1)
-    (failure,) = live.events("failure")
+    (failure,) = live.events("failure_occurred")
     assert "the gradient is nan at step 12 (averaged over the ranks, which rank's cannot be told)" in failure["message"]
 
 
@@ -101,8 +101,8 @@ def test_going_back_gives_what_skipping_gives_and_uses_up_no_restart(
 ) -> None:
     live = run(tmp_path, BAD, "train.on_nonfinite=rollback", "recovery.restarts=0", f"strategy={strategy}")
     assert bad_steps(live) == [(12, "rollback", "loss", 1)]
-    assert [event["step"] for event in live.events("attempt")] == [0, 10]
-    assert not live.events("failure")
+    assert [event["step"] for event in live.events("attempt_started")] == [0, 10]
+    assert not live.events("failure_occurred")
     assert_left_out(live, 12)
     if strategy == "ddp":
         assert live.weights() == skipped.weights()
@@ -114,7 +114,7 @@ def test_a_kill_after_a_rollback_changes_nothing_and_the_step_stays_left_out(tmp
         live.wait_step(14, attempt=2)  # before the checkpoint of step 15: step 12 is done once more
         live.kill(0, attempt=2)
         live.finish()
-    assert len(live.events("attempt")) == 3
+    assert len(live.events("attempt_started")) == 3
     assert bad_steps(live) == [(12, "rollback", "loss", 1)]
     assert_left_out(live, 12)
     assert live.weights() == skipped.weights()
@@ -180,7 +180,7 @@ def test_a_run_whose_every_step_is_bad_ends(tmp_path: Path) -> None:
     live = run(tmp_path, many, "train.on_nonfinite=skip", code=1)
     assert (
         f"{MOST_IN_A_ROW} steps in a row were left out, the last of them step 21"
-        in live.events("failure")[-1]["message"]
+        in live.events("failure_occurred")[-1]["message"]
     )
     fewer = run(tmp_path, f"params.nan={list(range(96, 96 + 8 * (MOST_IN_A_ROW - 1)))}", "train.on_nonfinite=skip")
     assert_left_out(fewer, *range(12, 12 + MOST_IN_A_ROW - 1))

@@ -83,7 +83,7 @@ def test_a_chain_of_kills_shrinks_grows_and_other_strategies_ends_as_undisturbed
     dtrain("resume", name, "--workers", "2", "--nodes", "1", "--set", "strategy=fsdp", "--set", "train.until=7")
     dtrain("resume", name, "--workers", "4", "--nodes", "4", "--set", "strategy=hsdp", "--set", "strategy.replicas=2", "--set", "train.until=9")  # fmt: skip
     dtrain("resume", name, "--workers", "1", "--nodes", "1", "--set", "strategy=ddp", "--set", "train.until=null")
-    assert [event["kind"] for event in live.events("failure")] == ["killed"]
+    assert [event["kind"] for event in live.events("failure_occurred")] == ["killed"]
     assert first_difference(live.checkpoint(12), alone.checkpoint(12)) is None
     assert "the weights are equal at step 12" in dtrain("compare", name, str(alone.run.path)).stdout
     assert (
@@ -158,7 +158,7 @@ def test_a_checkpoint_may_be_deleted_while_it_is_verified(
 def test_a_run_is_verified_while_it_goes_on(tmp_path: Path) -> None:
     slow = ("--set", "checkpoint.every_steps=100", "--set", "train.steps=400", "--set", "train.log_every=100")
     with start(RECIPE, *at(2, "ddp"), *slow, runs=tmp_path) as live:
-        live.wait_event("checkpoint")
+        live.wait_event("checkpoint_saved")
         said = dtrain("verify", str(live.run.path), "--every", "100", "--workers", "1").stdout.splitlines()
         live.finish()
     assert said[-1].startswith(f"{live.run.id}: steps 301 to 400 were trained again: weights and optimizer are equal")
@@ -198,4 +198,4 @@ def test_what_only_the_model_shows_is_refused_with_its_name(option: str, words: 
     with start(RECIPE, "--set", option, runs=tmp_path) as live:
         out = live.finish(code=1)
     assert words in out
-    assert len(live.events("attempt")) == 1
+    assert len(live.events("attempt_started")) == 1

@@ -31,11 +31,11 @@ def killed(*arguments: str, runs: Path) -> Live:
     """A run whose last worker is killed between two checkpoints."""
     with start(*arguments, *param(pause=0.05), runs=runs) as live:
         live.wait_step(8, rank=1)
-        live.wait_event("checkpoint")
+        live.wait_event("checkpoint_saved")
         live.kill(1)
         live.finish()
-    assert len(live.events("attempt")) == 2
-    assert live.events("attempt")[1]["step"] >= 5
+    assert len(live.events("attempt_started")) == 2
+    assert live.events("attempt_started")[1]["step"] >= 5
     return live
 
 
@@ -87,14 +87,14 @@ def test_an_object_that_was_registered_and_is_not_any_more_is_refused(tmp_path: 
 
 def test_two_calls_of_prepare_are_refused(tmp_path: Path) -> None:
     live = finished(recipe(tmp_path, "twice"), runs=tmp_path / "runs", code=1)
-    message = live.events("failure")[0]["message"]
+    message = live.events("failure_occurred")[0]["message"]
     assert message.startswith("gan.py: twice: context.prepare was called twice; give all models to one call, by name")
 
 
 def test_a_function_that_breaks_out_of_its_loop_keeps_its_work(tmp_path: Path) -> None:
     live = finished(recipe(tmp_path, "train"), *param(break_at=13), runs=tmp_path)
-    assert live.events("checkpoint")[-1]["step"] == 13
-    end = live.events("end")[-1]
+    assert live.events("checkpoint_saved")[-1]["step"] == 13
+    end = live.events("run_ended")[-1]
     assert (end["exit_code"], end["reason"]) == (0, "stopped by the function at step 13: the function left its loop")
     live.assert_clean_audit(steps=13)
 
@@ -104,7 +104,7 @@ def test_a_function_stops_with_a_reason(rank: int | None, tmp_path: Path) -> Non
     who = {} if rank is None else {"stop_rank": rank}
     with start(recipe(tmp_path, "train"), *param(stop_at=13, pause=0.01, **who), runs=tmp_path) as live:
         out = live.finish()
-    step = live.events("checkpoint")[-1]["step"]
+    step = live.events("checkpoint_saved")[-1]["step"]
     assert step == 13 if rank is None else step in (13, 14)
     assert f"stopped by the function at step {step}: it learned enough" in out
     live.assert_clean_audit(steps=step)
@@ -113,19 +113,19 @@ def test_a_function_stops_with_a_reason(rank: int | None, tmp_path: Path) -> Non
 def test_a_loop_with_data_of_its_own_is_counted_by_its_reports(tmp_path: Path) -> None:
     options = (recipe(tmp_path, "own_loop"),)
     alone = finished(*options, runs=tmp_path / "alone")
-    assert [event["step"] for event in alone.events("checkpoint")] == [5, 10, 15, 20]
-    assert alone.events("training")[0]["total_steps"] == 20
+    assert [event["step"] for event in alone.events("checkpoint_saved")] == [5, 10, 15, 20]
+    assert alone.events("training_started")[0]["total_steps"] == 20
     assert killed(*options, runs=tmp_path / "killed").weights() == alone.weights()
     left = finished(*options, *param(break_at=7), runs=tmp_path / "left")
-    assert left.events("checkpoint")[-1]["step"] == 7
+    assert left.events("checkpoint_saved")[-1]["step"] == 7
     live = stopped(*options, *param(pause=0.05), runs=tmp_path / "asked", step=6)
-    assert live.events("checkpoint")[-1]["step"] == live.events("leaving")[-1]["step"]
+    assert live.events("checkpoint_saved")[-1]["step"] == live.events("drain_agreed")[-1]["step"]
 
 
 def test_a_rank_that_leaves_a_loop_of_its_own_alone_is_named(tmp_path: Path) -> None:
     options = (*param(break_at=7, break_rank=1), "--set", "recovery.hang_seconds=4")
     live = finished(recipe(tmp_path, "own_loop"), *options, runs=tmp_path / "runs", code=1)
-    (failure,) = live.events("failure")
+    (failure,) = live.events("failure_occurred")
     assert (failure["kind"], failure["rank"]) == ("bug", 1)
     assert failure["message"].startswith("rank 1 left its loop after 7 steps while other ranks went on")
 
@@ -205,11 +205,11 @@ def test_a_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path: Path) -
         Path(TASK).read_text().replace("gan.py:Gan", "gan.py:TiedTask").replace("log_every: 1", "log_every: 7")
     )
     live = finished(str(path), *param(pause=0.02), runs=tmp_path / "runs", code=1)
-    failure = live.events("failure")[0]
+    failure = live.events("failure_occurred")[0]
     assert failure["kind"] == "bug"
     assert re.match(
         r"the loss is nan at step 12 on rank [01], shard [0-3] \(samples .*\): lower the learning rate",
         failure["message"],
     )
-    assert len(live.events("attempt")) == 1
-    assert live.events("checkpoint")[-1]["step"] == 10
+    assert len(live.events("attempt_started")) == 1
+    assert live.events("checkpoint_saved")[-1]["step"] == 10

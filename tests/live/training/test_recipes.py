@@ -14,7 +14,7 @@ DIGITS = sorted(path.stem for path in RECIPES.glob("digits_*.yaml") if path.stem
 def test_digits_reach_97_percent_on_held_out_ones(name: str, tmp_path: Path) -> None:
     live = finished(str(RECIPES / f"{name}.yaml"), runs=tmp_path)
     assert live.events("evaluation")[-1]["values"]["accuracy"] >= 0.97
-    live.assert_clean_audit(steps=live.events("training")[-1]["total_steps"])
+    live.assert_clean_audit(steps=live.events("training_started")[-1]["total_steps"])
 
 
 def test_a_loop_of_ones_own_learns(tmp_path: Path) -> None:

@@ -22,21 +22,22 @@ from dtrain.api.protocol import (
     Heartbeat,
     Inspect,
     Inspected,
+    LeaveAt,
     PortsReserved,
+    ProposeStop,
     Quit,
     ReservePorts,
     StartWorkers,
     StopWorkers,
-    WorkerCommand,
     WorkerExited,
     WorkerReport,
-    WorkersStarted,
     decode,
     encode,
 )
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.common.processes import children, signal_process
 from dtrain.job.job import Job, PluginChoice
+from dtrain.record.events import WorkersStarted
 from dtrain.record.folder import RunDir, create
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def test_a_command_to_a_worker_that_has_just_ended_harms_nobody(agents: Callable
     os.kill(zygote, signal.SIGSTOP)  # it cannot tell yet
     os.kill(pids[0], signal.SIGKILL)
     wait_for(lambda: not running({pids[0]}), "its end")
-    for command in (WorkerCommand(1), DumpStacks(1), WorkerCommand(1, leave_at=3)):
+    for command in (ProposeStop(1), DumpStacks(1), LeaveAt(1, 3)):
         agent.send(command)
     agent.heard.clear()
     agent.wait(Heartbeat)
@@ -163,7 +164,7 @@ def test_a_killed_zygote_is_a_crash_of_its_workers_and_the_next_attempt_has_a_ne
     pids, template, zygote = agent.started(workers=2), agent.template(), agent.zygote()
     os.kill(zygote, signal.SIGKILL)
     for _ in pids:
-        report = agent.wait(WorkerReport).body
+        report = agent.wait(WorkerReport).report
         assert report["failure"] == "crash"
         assert f"the process that workers are forked from (process {zygote}) was killed by SIGKILL" in report["message"]
         assert agent.wait(WorkerExited).code == -signal.SIGKILL
@@ -183,7 +184,7 @@ def test_a_killed_template_harms_no_worker_and_the_next_zygote_has_a_new_one(age
     assert running(set(pids.values())) == set(pids.values())
     os.kill(zygote, signal.SIGKILL)
     for _ in pids:
-        report = agent.wait(WorkerReport).body
+        report = agent.wait(WorkerReport).report
         assert f"the process that workers are forked from (process {zygote}) has ended" in report["message"]
         assert agent.wait(WorkerExited).code == -signal.SIGKILL
     assert agent.started(attempt=2)
@@ -222,7 +223,7 @@ def test_a_module_that_does_not_import_is_a_failure_of_set_up_with_its_traceback
     (tmp_path / "broken.py").write_text("raise ValueError('no such luck')\n")
     agent = agents(SLEEP, "broken", env={"PYTHONPATH": str(tmp_path)})
     agent.start()
-    report = agent.wait(WorkerReport).body
+    report = agent.wait(WorkerReport).report
     assert report["failure"] == "set-up"
     assert report["message"] == "importing broken before the workers were forked: ValueError: no such luck"
     assert report["traceback"] == (
@@ -243,7 +244,7 @@ def test_a_module_that_starts_using_the_gpu_is_named(agents: Callable[..., Playe
     (tmp_path / "early.py").write_text(lines)
     agent = agents(SLEEP, "early", env={"PYTHONPATH": str(tmp_path)})
     agent.start()
-    report = agent.wait(WorkerReport).body
+    report = agent.wait(WorkerReport).report
     assert report["failure"] == "set-up"
     assert report["message"] == (
         f"importing early before the workers were forked: it starts using the GPU ({tmp_path}/device), and processes that are "
@@ -261,7 +262,7 @@ def test_a_module_that_ends_the_zygote_is_named(
     (tmp_path / "fatal.py").write_text(line + "\n")
     agent = agents(SLEEP, "fatal", env={"PYTHONPATH": str(tmp_path)})
     agent.start()
-    report = agent.wait(WorkerReport).body
+    report = agent.wait(WorkerReport).report
     assert report["failure"] == "crash"
     assert f"{how} while it imported fatal" in report["message"]
 
@@ -301,7 +302,7 @@ def test_what_fails_in_a_worker_before_the_users_code_is_a_crash_with_a_reason(a
     agent = agents(SLEEP)
     agent.run.rank_log(0).mkdir()  # it cannot be written to
     agent.start()
-    report = agent.wait(WorkerReport).body
+    report = agent.wait(WorkerReport).report
     assert report["failure"] == "crash"
     assert "IsADirectoryError" in report["message"]
     assert agent.wait(WorkerExited).code == 1
@@ -319,7 +320,7 @@ def test_what_record_left_of_an_error_is_reported_for_a_program_that_is_no_pytho
     (tmp_path / "inner.py").write_text(RECORDED)
     agent = agents("import os, sys\nos.execv(sys.executable, [sys.executable, 'inner.py'])\n")
     agent.start()
-    report = agent.wait(WorkerReport).body
+    report = agent.wait(WorkerReport).report
     assert report["failure"] == "", "the strategy classifies it, in the supervisor"
     assert "said by record" in report["message"]
     assert "inner.py" in report["traceback"]

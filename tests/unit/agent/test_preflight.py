@@ -14,7 +14,7 @@ import pytest
 
 from dtrain.agent import preflight
 from dtrain.agent.preflight import Preflight
-from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
+from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
 from dtrain.common import environment
 from dtrain.record.folder import RunDir
 
@@ -38,12 +38,12 @@ def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
 
 def test_a_node_answers_others_and_says_which_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(environment.ADDRESS, "127.0.0.1")
-    answers: queue.SimpleQueue[NodeChecked | PeersChecked] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[NodeAnswered | PeersChecked] = queue.SimpleQueue()
     node = Preflight(RunDir(tmp_path), "node0", answers.put)
     before = time.time()
     node.begin(CheckNode(("dtrain",), folder=True))
     first = answers.get(timeout=10)
-    assert isinstance(first, NodeChecked)
+    assert isinstance(first, NodeAnswered)
     assert first.problem == "" and before <= first.clock <= time.time()
     assert first.disk_free == pytest.approx(os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize, rel=0.1)
     with socket.socket() as closed:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
-from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from dtrain.agent.worker_pipe import WorkerPipe
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.strategy import RankInfo
 from dtrain.record import sample_ledger
@@ -19,9 +20,9 @@ from dtrain.record.sample_ledger import Ledger
 
 def test_a_step_counts_from_when_it_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not from the look that notices it."""
-    ours, _theirs = Pipe()
+    ours, theirs = socket.socketpair()
     ledger = tmp_path / "ledger"
-    worker = WorkerProcess(RankInfo(0, 1, 0, 1, 0, 1, 1), os.getpid(), ours, tmp_path / "log", ledger, 0)
+    worker = WorkerProcess(RankInfo(0, 1, 0, 1, 0, 1, 1), os.getpid(), WorkerPipe(ours), tmp_path / "log", ledger, 0)
     now, wall = time.monotonic(), time.time()
     worker.look(now - 3.0)
     with monkeypatch.context() as two_seconds_ago:
@@ -30,3 +31,5 @@ def test_a_step_counts_from_when_it_was_done(tmp_path: Path, monkeypatch: pytest
     sign = worker.look(now)
     assert sign.step == 1
     assert 2.0 <= sign.quiet_seconds <= 3.0
+    worker.pipe.close()
+    theirs.close()

@@ -26,7 +26,10 @@ def heard(*lines: str, then: str) -> list[tuple[str, Any]]:
     return items
 
 
-@pytest.mark.parametrize("unknown", ['{"to":"n0","kind":"Heartbeat","colour":1}', '{"to":"n0","kind":"Heartbeat"}'])
+@pytest.mark.parametrize(
+    "unknown",
+    ['{"to":"n0","kind":"Heartbeat","attempt":1}', '{"to":"n0","type":"heartbeat"}', '{"to":"n0","type":"shiny"}'],
+)
 def test_a_message_of_another_version_loses_its_nodes_with_the_reason(unknown: str) -> None:
     items = heard(encode(Heartbeat(1), "n1").decode().strip(), unknown, then="exec sleep 60")
     assert items[0] == ("n1", Heartbeat(1))

@@ -26,7 +26,7 @@ def test_long_events_of_two_nodes_come_whole_out_of_a_mixture_of_short_lines(
         whole = joiner.add(node, event) if isinstance(event, Fragment) else event
         if whole:
             assert isinstance(whole, WorkerReport)
-            heard[node].append(whole.body["text"])
+            heard[node].append(whole.report["text"])
     assert heard == said
 
 

@@ -39,6 +39,7 @@ def test_plugins() -> None:
     assert completed("run", "r.yaml", "--cluster", "s") == ["slurm"]
 
 
+@pytest.mark.live
 def test_runs(tmp_path: Path) -> None:
     live = finished(str(PROGRAMS / "tiny.yaml"), "--workers", "1", "--set", "train.steps=2", runs=tmp_path)
     assert completed("status", "t", DTRAIN_RUNS=str(tmp_path)) == [live.run.id]

@@ -12,6 +12,7 @@ from dtrain.common.errors import UsageError
 from dtrain.launch import planner, recipe
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("name", sorted({*starter.TEMPLATES, *(path.stem for path in RECIPES.glob("*.yaml"))}))
 def test_every_template_is_a_recipe_without_a_mistake(name: str, tmp_path: Path) -> None:
     starter.copy_template(name, tmp_path / "new")
@@ -19,6 +20,7 @@ def test_every_template_is_a_recipe_without_a_mistake(name: str, tmp_path: Path)
     assert planner.make(recipe.load(written)).workers >= 1
 
 
+@pytest.mark.extras
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
     (tmp_path / "digits_torch.py").write_text("mine = True\n")
     with pytest.raises(UsageError, match=r"already .*digits_torch\.py"):
@@ -32,6 +34,7 @@ def test_an_unknown_template_is_a_mistake_that_names_the_nearest(tmp_path: Path)
         starter.copy_template("tensorfow", tmp_path)
 
 
+@pytest.mark.live
 def test_a_script_gets_a_recipe_that_says_what_was_found_in_it(tmp_path: Path) -> None:
     (tmp_path / "my train.py").write_text(
         "import argparse, os, torch\n"

@@ -62,7 +62,7 @@ def test_what_a_job_has_not_is_not_drilled_and_says_why(tmp_path: Path) -> None:
     assert alone["kill@collective"] == "the job has one process: no rank waits for another"
     assert not alone["kill"]
     assert alone["network-cut"] == alone["network-delay"] == "the job has one process: nothing goes over the network"
-    function = {case.name: case.not_applicable for case in cases(span(RECIPES / "digits_function.yaml"))}
+    function = {case.name: case.not_applicable for case in cases(span(RECIPES / "digits_function.yaml", "preload=[]"))}
     assert [name for name, why in function.items() if why] == ["spin"]
     place = span()
     remote = replace(place.launch, job=replace(place.launch.job, storage=Storage(url=f"file://{tmp_path}")))

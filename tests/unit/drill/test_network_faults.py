@@ -7,7 +7,7 @@ import sys
 
 PAIR = """
 import socket
-from dtrain.record import network_faults
+from dtrain.drill import network_faults
 server = socket.create_server(("127.0.0.1", 0))
 one = socket.create_connection(server.getsockname())
 other, _ = server.accept()
@@ -15,7 +15,7 @@ other, _ = server.accept()
 
 
 def outcome(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", PAIR + program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", PAIR + program], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

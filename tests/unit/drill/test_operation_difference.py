@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from live import PROGRAMS
 
 from dtrain.api.operations import Entry, Operation
@@ -68,6 +69,7 @@ def test_what_one_run_alone_does_is_no_difference_but_named_as_the_cause_of_one(
     )
 
 
+@pytest.mark.tensorflow
 def test_for_functions_and_other_frameworks_it_is_said_that_nothing_is_compared() -> None:
     tensorflow = recipe.load(PROGRAMS / "contract_tensorflow.yaml", [])
     assert operation_difference.not_compared(tensorflow) == (

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from live import small_disk
 
 from dtrain.common.files import Appender
+from dtrain.common.message import KINDS
 from dtrain.record.event_log import EventLog, Reader, read
-from dtrain.record.events import KINDS, AttemptStarted, Event, NodeLost, UnknownEvent, UserWarned, from_log
+from dtrain.record.events import AttemptStarted, Event, NodeLost, UnknownEvent, UserWarned, from_log
 from dtrain.record.status import RunState, fold
 from dtrain.show import render
 from dtrain.supervisor.beside.log_trouble import LogTrouble
@@ -59,7 +60,7 @@ def test_a_reader_gives_whole_lines_once(tmp_path: Path) -> None:
     assert list(reader.new()) == []
     log = EventLog(path)
     log.add(NodeLost(node="x", reason="y"))
-    assert [event.name for event in reader.new()] == ["node_lost"]
+    assert [event.kind_name for event in reader.new()] == ["node_lost"]
     with open(path, "ab") as file:
         file.write(b'{"time": 1, "event": "cut')
     assert list(reader.new()) == []
@@ -73,7 +74,7 @@ def test_the_state_is_a_fold_over_the_event_log() -> None:
     log = [
         {
             "time": 1.0,
-            "event": "run",
+            "event": "run_started",
             "run": "r",
             "target": "t",
             "strategy": "ddp",
@@ -83,19 +84,19 @@ def test_the_state_is_a_fold_over_the_event_log() -> None:
         },
         {
             "time": 2.0,
-            "event": "attempt",
+            "event": "attempt_started",
             "attempt": 1,
             "step": 0,
             "workers": 2,
             "nodes": ["node0"],
             "checkpoint": None,
         },
-        {"time": 3.0, "event": "started", "attempt": 1, "node": "node0", "pids": {"0": 10, "1": 11}},
-        {"time": 4.0, "event": "training", "step": 0, "total_steps": 50, "samples": 9},
+        {"time": 3.0, "event": "workers_started", "attempt": 1, "node": "node0", "pids": {"0": 10, "1": 11}},
+        {"time": 4.0, "event": "training_started", "step": 0, "total_steps": 50, "samples": 9},
         {"time": 5.0, "event": "metrics", "step": 20, "values": {"loss": 0.5}, "samples_per_second": 9.0},
         {
             "time": 6.0,
-            "event": "failure",
+            "event": "failure_occurred",
             "kind": "killed",
             "rank": 1,
             "step": 21,
@@ -103,7 +104,7 @@ def test_the_state_is_a_fold_over_the_event_log() -> None:
             "where": "",
             "node": "node0",
         },
-        {"time": 6.0, "event": "decision", "retry": True, "reason": "restart 1 of 5", "delay_seconds": 0.0},
+        {"time": 6.0, "event": "decision_made", "retry": True, "reason": "restart 1 of 5", "delay_seconds": 0.0},
     ]
     history = [from_log(fields) for fields in log]
     state = fold(history)
@@ -121,7 +122,9 @@ def test_durations_read_well(value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS.values() if kind is not UnknownEvent], ids=lambda kind: kind.name
+    "kind",
+    [kind for kind in dict.fromkeys(KINDS.values()) if issubclass(kind, Event) and kind is not UnknownEvent],
+    ids=lambda kind: kind.kind_name,
 )
 def test_every_event_comes_back_from_the_log_as_it_was_added(kind: type[Event], tmp_path: Path) -> None:
     fields: dict[str, object] = {}
@@ -141,4 +144,4 @@ def test_fields_of_a_newer_version_are_dropped_and_a_lacking_one_makes_the_event
     fields = {"time": 1.0, "event": "node_lost", "node": "a", "reason": "b"}
     assert from_log(fields | {"shiny": 1}) == NodeLost(time=1.0, node="a", reason="b")
     assert isinstance(from_log({"time": 1.0, "event": "node_lost", "node": "a"}), UnknownEvent)
-    assert not isinstance(from_log({"event": "attempt", "attempt": 1}), AttemptStarted)
+    assert not isinstance(from_log({"event": "attempt_started", "attempt": 1}), AttemptStarted)

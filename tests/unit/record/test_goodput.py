@@ -18,7 +18,7 @@ def _run_with(folder: Path, kind: str, *events: tuple[float, str, dict[str, Any]
     begin = {
         "run": "r", "target": "t.py", "strategy": "s", "cluster": "c", "workers": 1, "nodes": 1, "kind": kind,
     }  # fmt: skip
-    lines = [{"time": 100.0, "event": "run", **begin}]
+    lines = [{"time": 100.0, "event": "run_started", **begin}]
     lines += [{"time": time, "event": name, **fields} for time, name, fields in events]
     run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run

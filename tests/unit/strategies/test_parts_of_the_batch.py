@@ -28,13 +28,15 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Live:
     return finished(recipe(folder, "ddp"), "--workers", "1", runs=folder / "runs")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "horovod"])
+@pytest.mark.live
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", pytest.param("horovod", marks=pytest.mark.horovod)])
 def test_three_workers_share_a_batch_of_32(strategy: str, tmp_path: Path, one: Live) -> None:
     live = finished(recipe(tmp_path, strategy), "--workers", "3", runs=tmp_path / "runs")
     assert live.losses() == pytest.approx(one.losses(), rel=1e-5)
     live.assert_clean_audit(steps=STEPS)
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_passes_of_at_most_five_samples(strategy: str, tmp_path: Path, one: Live) -> None:
     options = ("--workers", "2", "--set", "train.micro_batch=5")
@@ -45,11 +47,12 @@ def test_passes_of_at_most_five_samples(strategy: str, tmp_path: Path, one: Live
     live.assert_clean_audit(steps=STEPS)
 
 
+@pytest.mark.live
 def test_a_run_goes_on_with_three_of_four_workers(tmp_path: Path, one: Live) -> None:
     options = (recipe(tmp_path, "ddp"), "--workers", "4", "--set", "params.pause=0.1")
     live = stopped(*options, runs=tmp_path / "runs", step=4)
     dtrain("resume", str(live.run.path), "--workers", "3", "--set", "params.pause=0")
-    assert [event["workers"] for event in live.events("attempt")] == [4, 3]
+    assert [event["workers"] for event in live.events("attempt_started")] == [4, 3]
     assert live.losses() == pytest.approx(one.losses(), rel=1e-5)
     live.assert_clean_audit(steps=STEPS)
 

@@ -238,11 +238,14 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return trained(folder, user(folder, "pass")).losses()
 
 
-@pytest.mark.parametrize("case", RIGHT)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=pytest.mark.extras if "transformers" in code else []) for name, code in RIGHT.items()],
+)
 def test_every_right_form_trains_alike(case: str, tmp_path: Path, reference: list[float]) -> None:
     heard = trained(tmp_path, user(tmp_path, RIGHT[case]))
     assert heard.losses() == pytest.approx(reference, rel=1e-6)
-    assert (case == "loader") == any("DataLoader" in body["text"] for body in heard.of("warning"))
+    assert (case == "loader") == any("DataLoader" in body["text"] for body in heard.of("user_warned"))
 
 
 @pytest.mark.parametrize("case", STREAMS)
@@ -250,7 +253,7 @@ def test_every_stream_trains_like_the_same_samples_in_its_order(case: str, tmp_p
     in_order = trained(tmp_path, user(tmp_path, "pass"), shuffle=False)
     heard = trained(tmp_path, user(tmp_path, STREAMS[case]))
     assert heard.losses() == pytest.approx(in_order.losses(), rel=1e-6)
-    (warning,) = heard.of("warning")
+    (warning,) = heard.of("user_warned")
     assert "a stream: each worker reads all of it and trains on its own part of every batch" in warning["text"]
 
 
@@ -293,13 +296,15 @@ def loss(self, model, batch): return Base.loss(self, model, batch), {"rate": sel
 
 def test_a_strange_schedule_is_questioned_once(tmp_path: Path) -> None:
     heard = trained(tmp_path, user(tmp_path, "def schedule(self, step, total): return 30.0"))
-    (warning,) = heard.of("warning")
+    (warning,) = heard.of("user_warned")
     assert "schedule(0, 3) gave 30: it is a factor of the optimizer's own learning rate" in warning["text"]
-    assert not trained(tmp_path, user(tmp_path, "def schedule(self, step, total): return step / total")).of("warning")
+    assert not trained(tmp_path, user(tmp_path, "def schedule(self, step, total): return step / total")).of(
+        "user_warned"
+    )
 
 
 def test_a_batch_larger_than_the_data_is_said(tmp_path: Path) -> None:
-    (warning,) = trained(tmp_path, user(tmp_path, "pass"), global_batch=16).of("warning")
+    (warning,) = trained(tmp_path, user(tmp_path, "pass"), global_batch=16).of("user_warned")
     assert "the global batch (16) is larger than the data set (10 samples)" in warning["text"]
 
 
@@ -344,7 +349,7 @@ def metrics(self, model, batch): return {"noise": torch.rand(()), "loss": Base.l
     file = user(tmp_path, methods)
     with_check, without = trained(tmp_path, file), trained(tmp_path, file, sanity_check=False)
     assert with_check.losses() == without.losses()
-    assert with_check.of("part")[-1]["weights"] == without.of("part")[-1]["weights"]
+    assert with_check.of("shard_written")[-1]["weights"] == without.of("shard_written")[-1]["weights"]
 
 
 def test_evaluate_steps_limits_an_evaluation(tmp_path: Path) -> None:

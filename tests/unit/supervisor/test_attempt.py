@@ -15,14 +15,13 @@ from dtrain.api.protocol import (
     StopWorkers,
     WorkerExited,
     WorkerLiveness,
-    WorkersStarted,
 )
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, PluginChoice, Resources
 from dtrain.launch import planner, registry
 from dtrain.record.event_log import EventLog, read
-from dtrain.record.events import Progress
+from dtrain.record.events import Progress, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.beside.background import Lane
@@ -71,7 +70,11 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
     for name in NODES:
         attempt.handle(name, PortsReserved(1, (1, 2, 3)), 0.0)
     for first, name in enumerate(NODES):
-        attempt.handle(name, WorkersStarted(1, {str(rank): 100 + rank for rank in (2 * first, 2 * first + 1)}), 0.0)
+        attempt.handle(
+            name,
+            WorkersStarted(attempt=1, node=name, pids={str(rank): 100 + rank for rank in (2 * first, 2 * first + 1)}),
+            0.0,
+        )
     yield attempt
     log.close()
 

@@ -14,10 +14,16 @@ from scripted import ScriptedAgent, ScriptedCluster, Supervised, script_job, tas
 
 from dtrain.api import reports
 from dtrain.api.cluster import NodeDraining, NodeLost, PreemptionNotice
-from dtrain.api.protocol import StartWorkers, StopWorkers, WorkerCommand, WorkerExited, WorkerReport
+from dtrain.api.protocol import TAG, ProposeStop, StartWorkers, StopWorkers, WorkerExited, WorkerReport
 from dtrain.common.errors import ClusterError, Exit
+from dtrain.common.message import tagged
+from dtrain.common.serde import JsonObject
 from dtrain.record import events, history
 from dtrain.supervisor.leaving.stop_request import LeaseLost, StopMode, StopRequest
+
+
+def _sent(report: reports.Report) -> JsonObject:
+    return tagged(report, TAG)
 
 
 def started(path: Path, cluster: ScriptedCluster | None = None, **job: Any) -> Supervised:
@@ -98,7 +104,7 @@ def test_events_of_an_older_attempt_are_ignored(tmp_path: Path) -> None:
 def test_of_two_failures_at_once_the_one_from_outside_is_the_cause(tmp_path: Path) -> None:
     supervised = started(tmp_path, restarts=0)
     agent = supervised.cluster.agents["node0"]
-    body = reports.encode(reports.WorkerFailed("cascade", "RuntimeError: Connection reset by peer"))
+    body = _sent(reports.WorkerFailed("cascade", "RuntimeError: Connection reset by peer"))
     agent.say(WorkerReport(1, 0, body))
     agent.exit(0, 1)
     supervised.cluster.agents["node1"].exit(1, -9)
@@ -187,7 +193,7 @@ def test_a_stop_and_a_lost_node_are_answered_while_storage_hangs(tmp_path: Path,
     supervised.wait_event(events.WorkersStarted, 2)
     gate.clear()
     for rank, node in enumerate(("node0", "node1")):
-        body = reports.encode(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, ""))
+        body = _sent(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, ""))
         cluster.agents[node].say(WorkerReport(1, rank, body))
     cluster.agents["node1"].say(NodeLost("its agent ended"))
     supervised.wait_event(events.NodeLost)
@@ -213,16 +219,16 @@ def test_a_warning_during_a_save_is_answered_at_once_and_the_checkpoint_is_commi
         (there / f"rank{rank}").write_bytes(b"x")
     gate.clear()
     for rank in (0, 1):
-        agent.say(WorkerReport(1, rank, reports.encode(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, ""))))
+        agent.say(WorkerReport(1, rank, _sent(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, ""))))
     supervised.inbox.put(("", PreemptionNotice("the time limit is near")))
-    supervised.wait(lambda: any(isinstance(one, WorkerCommand) for one in agent.told), "the question for a step")
+    supervised.wait(lambda: any(isinstance(one, ProposeStop) for one in agent.told), "the question for a step")
     assert not supervised.events(events.CheckpointSaved)
     gate.set()
     for rank in (0, 1):
-        agent.say(WorkerReport(1, rank, reports.encode(reports.StopProposal(5))))
+        agent.say(WorkerReport(1, rank, _sent(reports.StopProposal(5))))
     supervised.wait_event(events.DrainAgreed)
     for rank in (0, 1):
-        agent.say(WorkerReport(1, rank, reports.encode(reports.LeftAtStep(5))))
+        agent.say(WorkerReport(1, rank, _sent(reports.LeftAtStep(5))))
     exit_all(supervised)
     assert supervised.finish() is Exit.RESUMABLE
     assert [event.step for event in supervised.events(events.CheckpointSaved)] == [5]
@@ -234,9 +240,9 @@ def test_a_run_that_finishes_while_it_is_asked_to_stop_is_done(tmp_path: Path) -
     supervised.wait_event(events.WorkersStarted)
     agent = supervised.cluster.agents["node0"]
     for rank in (0, 1):
-        agent.say(WorkerReport(1, rank, reports.encode(reports.StepsDone())))
+        agent.say(WorkerReport(1, rank, _sent(reports.StepsDone())))
     supervised.inbox.put(("", StopRequest(StopMode.GRACEFUL, "stopped by dtrain stop")))
-    supervised.wait(lambda: any(isinstance(one, WorkerCommand) for one in agent.told), "the question for a step")
+    supervised.wait(lambda: any(isinstance(one, ProposeStop) for one in agent.told), "the question for a step")
     exit_all(supervised)
     assert supervised.finish() is Exit.DONE
 
@@ -245,8 +251,8 @@ def test_after_a_rollback_every_attempt_is_told_the_step_and_no_failure_is_charg
     supervised = Supervised(tmp_path, ScriptedCluster(), task_job(tmp_path))
     supervised.wait_event(events.WorkersStarted)
     agent = supervised.cluster.agents["node0"]
-    bad = reports.BadStep(7, "the loss is nan", "rollback", "loss", None, 1, 1)
-    agent.say(WorkerReport(1, 0, reports.encode(bad)))
+    bad = events.BadStep(step=7, why="the loss is nan", answer="rollback", metric="loss", value=None, rank=1, shard=1)
+    agent.say(WorkerReport(1, 0, _sent(bad)))
     _come_to_the_end(agent)
     supervised.wait_event(events.WorkersStarted, 2)
     agent.exit(1, -9)
@@ -261,5 +267,5 @@ def test_after_a_rollback_every_attempt_is_told_the_step_and_no_failure_is_charg
 
 def _come_to_the_end(agent: ScriptedAgent) -> None:
     for rank in list(agent.ranks):
-        agent.say(WorkerReport(agent.attempt, rank, reports.encode(reports.StepsDone())))
+        agent.say(WorkerReport(agent.attempt, rank, _sent(reports.StepsDone())))
         agent.exit(rank, 0)

@@ -41,6 +41,7 @@ def test_a_csv_file_that_was_cut_short_has_every_value_once(cut: int, tmp_path: 
     assert rows == [(entry.step, name) for entry in ENTRIES for name in entry.values]
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("cut", [1, 3, 10, 40, 70, 100, 150])
 def test_event_files_that_were_cut_short_have_every_step_once(cut: int, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -232,7 +232,7 @@ def test_random_numbers_that_do_not_follow_from_the_step_are_refused() -> None:
         def loss(self, model: Any, batch: Any) -> Any:
             return super().loss(model, (tf.nn.dropout(batch[0], 0.5), batch[1]))
 
-    with pytest.raises(TypeError, match=r"RandomUniform, made at test_tensorflow.py:\d+ in loss\) .* keras.random"):
+    with pytest.raises(TypeError, match=r"RandomUniform, made at test_backend.py:\d+ in loss\) .* keras.random"):
         trained(session(2, Own()), range(1))
 
 
@@ -456,7 +456,7 @@ def test_a_dynamic_shape_fails_the_rehearsal_with_the_operations_name(steps_per_
 
     with pytest.raises(
         RehearsalFailed,
-        match=r"dynamic shape: .*boolean_mask/Where \(Where, made at test_tensorflow.py:\d+ in loss",
+        match=r"dynamic shape: .*boolean_mask/Where \(Where, made at test_backend.py:\d+ in loss",
     ):
         made = rehearsal(Masked(), steps_per_call)
         float([made.step(*shards(step), 1.0) for step in range(steps_per_call)][-1])
@@ -468,5 +468,5 @@ def test_what_xla_cannot_compile_fails_the_rehearsal_with_the_operations_name() 
             tf.print("a loss")
             return super().loss(model, batch)
 
-    with pytest.raises(RehearsalFailed, match=r"XLA cannot compile .*PrintV2.*test_tensorflow.py:\d+ in loss"):
+    with pytest.raises(RehearsalFailed, match=r"XLA cannot compile .*PrintV2.*test_backend.py:\d+ in loss"):
         float(rehearsal(Printing()).step(*shards(0), 1.0))

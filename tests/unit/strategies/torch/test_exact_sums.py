@@ -11,9 +11,9 @@ import torch
 
 from dtrain.checkpoint.difference import first_difference
 from dtrain.checkpoint.tensor_file import TensorEntry, laid_out
-from dtrain.strategies.torch.exact.tree_sums import tree_sums
-from dtrain.strategies.torch.exact.tree_sums.exchange import tree_sum
-from dtrain.strategies.torch.exact.tree_sums.tree_sums import ExactSums, PartialSums
+from dtrain.strategies.torch.exact import tree_sums
+from dtrain.strategies.torch.exact.exchange import tree_sum
+from dtrain.strategies.torch.exact.tree_sums import ExactSums, PartialSums
 
 
 def gradients(shards: int) -> list[torch.Tensor]:

@@ -7,12 +7,20 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, dtrain, finished
+from live import PROGRAMS, Live, dtrain, finished
 from one_worker import trained, written
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
+SHORT = ("--workers", "2", "--set", "train.steps=10")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    """DDP without an option."""
+    return finished(RECIPE, "--strategy", "ddp", *SHORT, runs=tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.live
 @pytest.mark.parametrize(
     ("strategy", "options", "close"),
     [
@@ -25,16 +33,13 @@ RECIPE = str(PROGRAMS / "contract_torch.yaml")
         ("fsdp", ["wrap=[Linear]", "reshard_after_forward=false"], 1e-5),
         ("fsdp", ["wrap_parameters=100", "activation_checkpointing=[Tanh]"], 1e-5),
         ("fsdp", ["cpu_offload=true", "wrap=[Linear]"], 1e-5),
-        ("horovod", ["compression=fp16", "fusion_mb=1", "cycle_ms=0.5"], 0.05),
+        pytest.param("horovod", ["compression=fp16", "fusion_mb=1", "cycle_ms=0.5"], 0.05, marks=pytest.mark.horovod),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
-def test_an_option_trains(strategy: str, options: list[str], close: float, tmp_path: Path) -> None:
+def test_an_option_trains(strategy: str, options: list[str], close: float, plain: Live, tmp_path: Path) -> None:
     sets = [part for option in options for part in ("--set", f"strategy.{option}")]
-    plain = finished(RECIPE, "--strategy", "ddp", "--workers", "2", "--set", "train.steps=10", runs=tmp_path / "plain")
-    live = finished(
-        RECIPE, "--strategy", strategy, "--workers", "2", "--set", "train.steps=10", *sets, runs=tmp_path / "option"
-    )
+    live = finished(RECIPE, "--strategy", strategy, *SHORT, *sets, runs=tmp_path)
     for step, loss in plain.losses().items():
         assert live.losses()[step] == pytest.approx(loss, rel=close), f"step {step}"
 
@@ -55,9 +60,13 @@ def test_options_are_checked_without_the_framework() -> None:
     assert "'fp32' or 'bf16'" in failed.stderr
 
 
+@pytest.mark.live
 def test_a_class_that_is_not_in_the_model_is_said_with_those_that_are(tmp_path: Path) -> None:
     live = finished(RECIPE, "--strategy", "fsdp", "--set", "strategy.wrap=[Block]", runs=tmp_path, code=1)
-    assert "no module of the class 'Block': it has Linear, Sequential, Tanh" in live.events("failure")[0]["message"]
+    assert (
+        "no module of the class 'Block': it has Linear, Sequential, Tanh"
+        in live.events("failure_occurred")[0]["message"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,6 +116,7 @@ def test_fsdp_keeps_no_whole_gradients_between_two_passes(tmp_path: Path) -> Non
     assert len(heard.losses()) == 3
 
 
+@pytest.mark.live
 def test_large_buffers_that_no_step_changes_are_not_sent(tmp_path: Path) -> None:
     """And one that a single rank has changed is as rank 0 has it, on all."""
     (tmp_path / "buffers.py").write_text(
@@ -159,6 +169,7 @@ def test_large_buffers_that_no_step_changes_are_not_sent(tmp_path: Path) -> None
     assert "sent 9 0 1\n" in live.output(0)
 
 
+@pytest.mark.live
 def test_large_buffers_may_come_later_and_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(
         textwrap.dedent("""
@@ -207,4 +218,4 @@ def test_large_buffers_may_come_later_and_be_replaced(tmp_path: Path) -> None:
         "task: late.py:Task\nstrategy: ddp\nresources: {workers: 2}\ntrain: {steps: 10, global_batch: 4}\n"
     )
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
-    assert live.events("end")[0]["exit_code"] == 0
+    assert live.events("run_ended")[0]["exit_code"] == 0

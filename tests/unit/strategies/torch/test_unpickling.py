@@ -21,8 +21,8 @@ from one_worker import trained, written
 from dtrain.api.strategy import RankInfo
 from dtrain.common.errors import CheckpointError, UserError
 from dtrain.strategies import unpickling
-from dtrain.strategies.torch.state.state import safe_reader
-from dtrain.strategies.torch.state.state.snapshot import Snapshots
+from dtrain.strategies.torch.state import safe_reader
+from dtrain.strategies.torch.state.snapshot import Snapshots
 
 
 class Hostile:

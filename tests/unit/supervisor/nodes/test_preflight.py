@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from scripted import ScriptedCluster, Supervised, script_job
 
-from dtrain.api.protocol import CheckNode, CheckPeers, NodeChecked, PeersChecked
+from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
 from dtrain.common.errors import ClusterError
 from dtrain.record import events
 
 
-def answer(**changes: Any) -> NodeChecked:
+def answer(**changes: Any) -> NodeAnswered:
     fields = {
         "clock": time.time(), "versions": {"torch": "2.13", "python": "3.11.7"}, "port": 4000, "disk_free": 10**12,
         "shared_memory_free": 10**10,
     }  # fmt: skip
-    return NodeChecked(**fields | changes)  # type: ignore[arg-type]
+    return NodeAnswered(**fields | changes)  # type: ignore[arg-type]
 
 
 def begun(path: Path, **resources: Any) -> Supervised:

@@ -1,0 +1,78 @@
+"""A loop of one's own whose scheduler is made after the optimizer: every rate after a kill is that of an undisturbed run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import PROGRAMS, start
+
+from dtrain.drill.fault import Fault, encode
+
+OPTIONS = (
+    "--set",
+    "function=schedules.py:train",
+    "--set",
+    "task=null",
+    "--set",
+    "train.steps=24",
+    "--set",
+    "train.log_every=1",
+)
+
+
+def rates(folder: Path, strategy: str, kill: int | None, **params: Any) -> tuple[list[tuple[int, float, float]], str]:
+    """(step, rate, loss) of every step, and the digest of the last weights."""
+    faults = {"DTRAIN_HOOKS": "dtrain.drill.injection=" + encode((Fault("kill", 1, "step", kill),))} if kill else {}
+    given = (part for key, value in params.items() for part in ("--set", f"params.{key}={value}"))
+    settings = (
+        *OPTIONS,
+        *given,
+        "--set",
+        f"strategy={strategy}",
+        "--set",
+        "checkpoint.every_steps=8",
+        "--set",
+        "params.norm=null",
+    )
+    with start(str(PROGRAMS / "tiny.yaml"), *settings, runs=folder, **faults) as live:
+        live.finish()
+    assert len(live.events("attempt_started")) == (2 if kill else 1)
+    by_step = {event["step"]: (event["values"]["rate"], event["values"]["loss"]) for event in live.events("metrics")}
+    return [(step, *values) for step, values in sorted(by_step.items())], live.weights()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "lambda", "one-cycle", "cyclic", "sequence"])
+def test_rates_and_weights_after_a_kill_are_those_of_an_undisturbed_run(schedule: str, tmp_path: Path) -> None:
+    undisturbed = rates(tmp_path / "undisturbed", "ddp", None, schedule=schedule)
+    assert len(undisturbed[0]) == 24
+    assert rates(tmp_path / "killed", "ddp", 12, schedule=schedule) == undisturbed
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("rate", ["tensor", "numpy"])
+def test_a_rate_that_is_a_tensor_or_of_numpy_is_saved_and_restored(rate: str, strategy: str, tmp_path: Path) -> None:
+    undisturbed = rates(tmp_path / "undisturbed", strategy, None, schedule="none", rate=rate)
+    assert rates(tmp_path / "killed", strategy, 12, schedule="none", rate=rate) == undisturbed
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "horovod"])
+def test_values_are_averaged_by_name_and_none_is_dropped(strategy: str, tmp_path: Path) -> None:
+    options = (
+        "--set",
+        "function=reports.py:train",
+        "--set",
+        "task=null",
+        "--set",
+        "params={}",
+        "--set",
+        "train.log_every=5",
+    )
+    with start(
+        str(PROGRAMS / "tiny.yaml"), *options, "--set", "train.steps=10", "--set", f"strategy={strategy}", runs=tmp_path
+    ) as live:
+        live.finish()
+    found = {event["step"]: event["values"] for event in live.events("metrics")}
+    assert (found[5]["easy"], found[5]["hard"], found[5]["odd"]) == (100.0, 7.0, 0.5)
+    assert (found[10]["easy"], found[10]["hard"], found[10]["alone"]) == (100.0, 7.0, 3.0)

@@ -231,7 +231,6 @@ class Supervisor:
                 nodes=tuple(node.name for node in chosen), workers=plan.workers, processes=plan.processes,
             )
         )  # fmt: skip
-        self._log.flush()
         self._attempt.begin()
         self._preflight.begin(chosen)
         return State.TRAINING

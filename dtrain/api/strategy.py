@@ -158,6 +158,9 @@ class TrainingBackend(Protocol):
         """Collective. Mean of named values over the ranks that have the name, with the weight of each (1 if none are given). The
         result is the same on every rank."""
 
+    def check_replicas(self) -> None:
+        """Collective. Raise `UserError` on every rank if state that all ranks should have alike differs."""
+
     def snapshot(self) -> Snapshot:
         """Collective. Copy of model and optimizer state; training may go on when it returns."""
 

@@ -77,7 +77,8 @@ def override(text: str) -> Override:
     key, sign, value = text.partition("=")
     if not sign or not all(key.split(".")):
         raise UsageError(f"--set {text}: not of the form section.key=value", "For example: --set train.steps=500")
-    return tuple(key.strip().split(".")), scalar(value), f"--set {text}"
+    path = tuple(key.strip().split("."))
+    return path, scalar(value, path[0]), f"--set {text}"
 
 
 def typed_options(cls: type, given: dict[str, Any], source: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ MOST_NODES = 10_000
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 """`1e-3`, which YAML 1.1 takes for text."""
 MOST_DIGITS = 100
+VERBATIM = ("args",)
+"""Key whose numbers reach a program as they are written: 3.10, 010 and 12e5 mean something to it."""
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 LINE_BREAKS = re.compile("[\u0085\u2028\u2029]")
 """Characters that YAML 1.1 takes for the end of a line, and editors do not."""
@@ -105,10 +107,17 @@ def _whole_comments(text: str) -> str:
     return "\n".join(lines)
 
 
-def scalar(text: str) -> Any:
-    """The value of a `--set`, read as YAML; text that is no YAML is itself."""
-    document = parse(f"value: {text}", "--set")
-    return text if document.problems else document.data.get("value", text)
+def scalar(text: str, section: str) -> Any:
+    """The value of a `--set` of a key in this section, read as YAML; text that is no YAML is itself."""
+    key = section if section in VERBATIM else "value"
+    document = parse(f"{key}: {text}", "--set")
+    return text if document.problems else document.data.get(key, text)
+
+
+def _is_number(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and (
+        node.tag in NUMBER_TAGS or (node.style is None and bool(EXPONENT.fullmatch(str(node.value))))
+    )
 
 
 def _place(node: yaml.Node, source: str) -> Mark:
@@ -148,6 +157,8 @@ class _Builder:
                 self.document.marks[(*path, index)] = _place(item, self.document.source)
                 items.append(self.value(item, (*path, index), (*above, node)))
             return items
+        if len(path) > 1 and path[0] in VERBATIM and _is_number(node):
+            return str(node.value)
         return self.leaf(node)
 
     def leaf(self, node: yaml.Node) -> Any:

@@ -63,6 +63,7 @@ class CheckpointWriter:
         self._pending = [write for write in self._pending if not write.done()]
         wait(self._pending[: len(self._pending) + 1 - MOST_PENDING])
         self.check()
+        self._backend.check_replicas()
         try:
             hooks.reach("staging", step)
             snapshot = self._backend.snapshot()

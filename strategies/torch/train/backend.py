@@ -21,7 +21,7 @@ from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
 from ... import means
 from ..exact import tree_sums
-from ..state import initial
+from ..state import initial, replicas
 from ..state.snapshot import Snapshots, TorchSnapshot
 from ..state.state import ONLY, Stored, TorchState
 from ..watch import network
@@ -352,6 +352,10 @@ class TorchBackend:
 
     def measured(self) -> dict[str, float]:
         return self._measures.values(self._optimizers)
+
+    def check_replicas(self) -> None:
+        named = [] if self._parallel.shards else list(self._state.named_parameters())
+        replicas.check(named, self._rank_info.world_size, self._name)
 
     def snapshot(self) -> TorchSnapshot:
         self._late.check()

@@ -77,6 +77,8 @@ class Replicated(Parallel):
     def wrap(self, model: Any, device: Any) -> Any:
         from torch.nn.parallel import DistributedDataParallel
 
+        from .redirecting import redirecting
+
         model = checkpointed(model, self.options.activation_checkpointing)
         if self.exact:  # DDP would have it compiled in parts, which depend on its buckets
             model = compiled(model, when=self.options.compile)
@@ -84,7 +86,7 @@ class Replicated(Parallel):
             return compiled(model, when=self.options.compile and not self.exact)
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        parallel = DistributedDataParallel(
+        parallel = redirecting()(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=self.options.bucket_mb,

@@ -296,3 +296,12 @@ def test_mistakes_are_told_in_the_terms_of_yaml(text: str, expected: str) -> Non
     lines = [f"{key}: {value}" for key, value in base.items() if not text.startswith(f"{key}:")]
     found = mistakes("\n".join([*lines, text]) + "\n")
     assert any(expected in line for line in found), found
+
+
+@pytest.mark.parametrize("by_option", ["", "args=[3.10, 010, 12e5, 0x1F, -1, 1_000, '7', x]"])
+def test_numbers_in_args_reach_the_program_as_they_are_written(by_option: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").touch()
+    written = "[]" if by_option else "[3.10, 010, 12e5, 0x1F, -1, 1_000, '7', x]"
+    (tmp_path / "r.yaml").write_text(f"script: program.py\nargs: {written}\n")
+    job = recipe.load(tmp_path / "r.yaml", [recipe.override(by_option)] if by_option else [])
+    assert job.args == ("3.10", "010", "12e5", "0x1F", "-1", "1_000", "7", "x")

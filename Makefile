@@ -40,7 +40,7 @@ check: $(VENV)/.check
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy dtrain
 	$(VENV)/bin/mypy strategies clusters trackers exporters
-	$(VENV)/bin/mypy tests benchmarks --exclude programs/
+	$(VENV)/bin/mypy tests benchmarks --exclude '(programs|runs_[0-9a-f]+)/'
 
 bench: $(VENV)/.test $(VENV)/.installed
 	$(PIP) '.[bench]'

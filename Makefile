@@ -14,14 +14,11 @@ demo: $(VENV)/.demo
 
 # Needs torch and no other framework, no cluster and no Horovod; starts no whole run.
 unit: $(VENV)/.unit $(VENV)/.installed
-	$(VENV)/bin/python -P -m pytest tests -m "$(UNIT)" -n 2 --dist loadfile
+	$(VENV)/bin/python -P -m pytest -m "$(UNIT)" -n 2
 
-# Two files of tests at a time: they wait more than they compute. They kill processes and nodes at moments that a loaded machine shifts:
-# what fails is tried once more, alone, in sight of all.
+# Real processes, real SLURM, real Ray, real Horovod; the tests that needed another try are listed at the end.
 test: $(VENV)/.test $(VENV)/.installed check
-	$(VENV)/bin/python -P -m pytest tests -n 2 --dist loadfile || { \
-	  echo "--- the tests that failed, once more: they must pass now ---"; \
-	  $(VENV)/bin/python -P -m pytest tests --last-failed --last-failed-no-failures=none; }
+	$(VENV)/bin/python -P tests/run.py
 
 # On a machine with GPUs, where what is installed is enough: `python -m pytest tests -m gpu`.
 test-gpu: $(VENV)/.test $(VENV)/.installed

@@ -7,7 +7,7 @@ UNIT = not live and not extras and not tensorflow and not horovod and not ray an
 NEEDS = pyproject.toml constraints.txt
 SOURCES = $(NEEDS) $(shell find dtrain strategies clusters trackers exporters recipes -type f -not -name "*.pyc")
 
-.PHONY: demo unit test test-gpu check campaign bench clean
+.PHONY: demo unit test test-gpu check lint types campaign bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
@@ -32,9 +32,13 @@ campaign: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python tests/campaign/kills.py --rounds $(ROUNDS)
 	$(VENV)/bin/python tests/campaign/exact_matrix.py
 
-check: $(VENV)/.check
+check: lint types
+
+lint: $(VENV)/.check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.check
 	$(VENV)/bin/mypy dtrain
 	$(VENV)/bin/mypy strategies clusters trackers exporters
 	$(VENV)/bin/mypy tests benchmarks --exclude '(programs|runs_[0-9a-f]+)/'

@@ -32,11 +32,12 @@ DTRAIN = [sys.executable, "-P", "-m", "dtrain"]
 def dtrain(
     *arguments: str, cwd: Path | str = "/", check: int | None = 0, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end; with `check`, its exit code must be that."""
+    """Run one command to its end; with `check`, its exit code must be that. A run that is resumed here takes warm agents."""
+    warm = arguments[:1] == ("resume",) and not environment
     done = subprocess.run(
         [*DTRAIN, *arguments],
         cwd=cwd,
-        env=os.environ | environment,
+        env=warm_agents.environment() if warm else os.environ | environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.job import MEGABYTES, Job
 
 from ..exact import tree_sums

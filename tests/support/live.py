@@ -239,11 +239,17 @@ def start(
 
 
 @contextmanager
-def started(arguments: list[str], runs: Path, environment: Mapping[str, str], cwd: Path | str = "/") -> Iterator[Live]:
-    """The same with nothing but these variables."""
+def started(
+    arguments: list[str],
+    runs: Path,
+    environment: Mapping[str, str] = os.environ,
+    cwd: Path | str = "/",
+    shell: str = "",
+) -> Iterator[Live]:
+    """The same with nothing but these variables, in a process that a shell prepared by these commands."""
     known = {run.path for run in all_runs(runs)} if arguments[0] == "run" else set()
     process = subprocess.Popen(
-        [*DTRAIN, *arguments, "--runs", str(runs)],
+        [*(("sh", "-c", f'{shell}exec "$@"', "sh") if shell else ()), *DTRAIN, *arguments, "--runs", str(runs)],
         cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     live = Live(process, runs, known)

@@ -159,7 +159,9 @@ class Context:
 
     def _check_builder(self, given: Any, what: str) -> None:
         # Models can be called too.
-        if not callable(given) or hasattr(given, "parameters") or hasattr(given, "trainable_variables"):
+        if not callable(given) or (
+            not isinstance(given, type) and (hasattr(given, "parameters") or hasattr(given, "trainable_variables"))
+        ):
             raise UserError(
                 f"{self._name}: context.prepare was given {task_answers.gave(given)} as {what}; expected a function that "
                 "builds it, since every worker must begin with the same weights"

@@ -28,7 +28,7 @@ from ..state.snapshot import Snapshots, TorchSnapshot
 from ..state.state import ONLY, Stored, TorchState
 from ..watch import network
 from ..watch.measures import StepMeasures
-from ..watch.operations import Operations, hidden
+from ..watch.operations import Operations
 from ..watch.phases import StepPhases
 from ..watch.profiler import TorchProfiler
 from . import step_check
@@ -64,7 +64,6 @@ class TorchBackend(TrainingBackend):
         self._saving = dist.new_group(backend="gloo")
         self._snapshots = Snapshots(rank_info, self._saving, device)
         self._exact = parallel.exact
-        self._warm = not parallel.rearranges or self._exact is not None
         self._state = TorchState({})
         self._stored: Stored | None = None
         self._weights: Sequence[float] = (1.0,)
@@ -186,10 +185,6 @@ class TorchBackend(TrainingBackend):
             )  # fmt: skip
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
-        if not self._warm:
-            with hidden():
-                self._warm_up(batches[0], seeds[0])
-            seed_host(seeds[0])
         self._to_training()
         total, metrics = None, dict[str, Any]()
         self._check.begin(self._judge, self._buffers())
@@ -297,24 +292,6 @@ class TorchBackend(TrainingBackend):
 
     def _buffers(self) -> list[Any]:
         return [buffer for model in self._models.values() for buffer in model.buffers()]
-
-    def _warm_up(self, batch: Any, seed: int) -> None:
-        """Do one pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them
-        the order of summation: from here on a resumed run sums in the same order as an undisturbed one."""
-        import torch
-
-        self._warm = True
-        buffers = [(buffer, buffer.detach().clone()) for buffer in self._buffers()]
-        self._to_training()
-        self.seed(seed)
-        with self._passing(1, 1):
-            loss, _ = self._loss(batch)
-        loss.backward()
-        for optimizer in self._optimizers.values():
-            optimizer.zero_grad()
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
         import torch

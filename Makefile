@@ -7,21 +7,18 @@ UNIT = not live and not extras and not tensorflow and not horovod and not ray an
 NEEDS = pyproject.toml constraints.txt
 SOURCES = $(NEEDS) $(shell find dtrain strategies clusters trackers exporters recipes -type f -not -name "*.pyc")
 
-.PHONY: demo unit test test-gpu check campaign bench clean
+.PHONY: demo unit test test-gpu check lint types campaign bench clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
 
 # Needs torch and no other framework, no cluster and no Horovod; starts no whole run.
 unit: $(VENV)/.unit $(VENV)/.installed
-	$(VENV)/bin/python -P -m pytest tests -m "$(UNIT)" -n 2 --dist loadfile
+	$(VENV)/bin/python -P -m pytest -m "$(UNIT)" -n 2
 
-# Two files of tests at a time: they wait more than they compute. They kill processes and nodes at moments that a loaded machine shifts:
-# what fails is tried once more, alone, in sight of all.
+# Real processes, real SLURM, real Ray, real Horovod; the tests that needed another try are listed at the end.
 test: $(VENV)/.test $(VENV)/.installed check
-	$(VENV)/bin/python -P -m pytest tests -n 2 --dist loadfile || { \
-	  echo "--- the tests that failed, once more: they must pass now ---"; \
-	  $(VENV)/bin/python -P -m pytest tests --last-failed --last-failed-no-failures=none; }
+	$(VENV)/bin/python -P tests/run.py
 
 # On a machine with GPUs, where what is installed is enough: `python -m pytest tests -m gpu`.
 test-gpu: $(VENV)/.test $(VENV)/.installed
@@ -35,12 +32,16 @@ campaign: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python tests/campaign/kills.py --rounds $(ROUNDS)
 	$(VENV)/bin/python tests/campaign/exact_matrix.py
 
-check: $(VENV)/.check
+check: lint types
+
+lint: $(VENV)/.check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.check
 	$(VENV)/bin/mypy dtrain
 	$(VENV)/bin/mypy strategies clusters trackers exporters
-	$(VENV)/bin/mypy tests benchmarks --exclude programs/
+	$(VENV)/bin/mypy tests benchmarks --exclude '(programs|runs_[0-9a-f]+)/'
 
 bench: $(VENV)/.test $(VENV)/.installed
 	$(PIP) '.[bench]'

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.api.bench_choice import MeasuredStrategies, MeasuredStrategy, StrategyChoice, choice
-from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
 from dtrain.job.job import Device, Job
 
 from . import task_framework
@@ -32,7 +32,7 @@ class AutoOptions:
     """Take what `dtrain bench` measured to be the best, if it has measured this task on this machine."""
 
 
-class Auto:
+class Auto(Strategy):
     """Stands for another strategy; `dtrain plan` says which one and why."""
 
     Options = AutoOptions

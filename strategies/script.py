@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
+from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy, WorkerContext
 from dtrain.job import entrypoint
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Device, Job
@@ -63,7 +63,7 @@ class ScriptOptions:
     HOROVOD_* with its rendezvous, or all of them; `auto` looks at what the script imports."""
 
 
-class Script:
+class Script(Strategy):
     """Hosts any program; one process a worker."""
 
     Options = ScriptOptions

@@ -18,7 +18,7 @@ BY_FOLDER = {
     "clusters": "live", "gpu": "gpu", "live": "live", "ray": "ray", "slurm": "slurm", "tensorflow": "tensorflow",
 }  # fmt: skip
 """Folder → marker. `tests/unit` mirrors `dtrain/`, so a test of SLURM's script is in unit/clusters and needs no SLURM."""
-BY_HAND = ("extras", "horovod", "live", "ray", "slurm", "tensorflow")
+BY_HAND = ("extras", "horovod", "live", "quiet", "ray", "slurm", "tensorflow")
 """Markers that a test in any folder may have."""
 
 

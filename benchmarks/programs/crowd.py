@@ -22,27 +22,33 @@ asked_at = started_at = failed_at = None
 buffer = b""
 
 
-def say(node, kind, **fields):
-    os.write(1, (json.dumps({"to": node, "kind": kind, **fields}, separators=(",", ":")) + "\n").encode())
+def say(to, kind, **fields):
+    os.write(1, (json.dumps({"to": to, "type": kind, **fields}, separators=(",", ":")) + "\n").encode())
 
 
 def obey(node, command):
     global attempt, asked_at, started_at
-    if command["kind"] == "ReservePorts":
+    if command["type"] == "reserve_ports":
         asked_at = asked_at or time.monotonic()
         attempt = command["attempt"]
-        say(node, "PortsReserved", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
-    elif command["kind"] == "StartWorkers":
+        say(node, "ports_reserved", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
+    elif command["type"] == "start_workers":
         ranks_of[node] = [info["rank"] for info in command["ranks"]]
-        say(node, "WorkersStarted", attempt=attempt, pids={str(rank): 1000 + rank for rank in ranks_of[node]})
+        say(
+            node,
+            "workers_started",
+            attempt=attempt,
+            node=node,
+            pids={str(rank): 1000 + rank for rank in ranks_of[node]},
+        )
         if len(ranks_of) == nodes and not started_at:
             started_at = time.monotonic()
             print(f"started {started_at - asked_at:.6f}", file=sys.stderr, flush=True)
-    elif command["kind"] == "StopWorkers":
+    elif command["type"] == "stop_workers":
         if failed_at and len(ranks_of) == nodes:
             print(f"decided {time.monotonic() - failed_at:.6f}", file=sys.stderr, flush=True)
         for rank in ranks_of.pop(node, []):
-            say(node, "WorkerExited", attempt=attempt, rank=rank, code=-9, step=step, out_of_memory=False)
+            say(node, "worker_exited", attempt=attempt, rank=rank, code=-9, step=step, out_of_memory=False)
 
 
 def save():
@@ -57,12 +63,17 @@ def save():
     print(f"saved {time.time():.6f}", file=sys.stderr, flush=True)
     for node, own in ranks_of.items():
         for rank in own:
-            body = {"say": "part", "step": CHECKPOINT_STEP, "files": {f"rank{rank}": [4, DIGEST]}, "weights": DIGEST}
-            say(node, "WorkerReport", attempt=attempt, rank=rank, body=body)
+            report = {
+                "type": "shard_written",
+                "step": CHECKPOINT_STEP,
+                "files": {f"rank{rank}": [4, DIGEST]},
+                "weights": DIGEST,
+            }
+            say(node, "worker_report", attempt=attempt, rank=rank, report=report)
 
 
 for name in names:
-    say(name, "AgentReady", host=name, address="10.0.0.1", cpus=8, gpus=8, pid=1, sees_run=True)
+    say(name, "agent_ready", host=name, address="10.0.0.1", cpus=8, gpus=8, pid=1, sees_run=True)
 beat_at = time.monotonic() + 1
 while True:
     ready, _, _ = select.select([0], [], [], max(0, beat_at - time.monotonic()))
@@ -74,7 +85,7 @@ while True:
         *lines, buffer = buffer.split(b"\n")
         for line in lines:
             command = json.loads(line)
-            if command["kind"] == "Quit":
+            if command["type"] == "quit":
                 sys.exit()
             for node in [command["to"]] if command.get("to") else list(names):
                 obey(node, command)
@@ -83,11 +94,11 @@ while True:
         step += 1
         sign = {"step": step, "idle_seconds": 0.1, "stopped_seconds": 0.0}
         for node, own in ranks_of.items():
-            say(node, "Heartbeat", attempt=attempt, signs={str(rank): sign for rank in own})
+            say(node, "heartbeat", attempt=attempt, signs={str(rank): sign for rank in own})
         if run and started_at and step >= CHECKPOINT_STEP:
             save()
             run = None
         if started_at and failed_at is None and time.monotonic() - started_at > fail_after:
             failed_at = time.monotonic()
             victim = ranks_of[names[-1]].pop()
-            say(names[-1], "WorkerExited", attempt=attempt, rank=victim, code=-9, step=step, out_of_memory=False)
+            say(names[-1], "worker_exited", attempt=attempt, rank=victim, code=-9, step=step, out_of_memory=False)

@@ -96,7 +96,11 @@ def load(folder, megabytes):
     """Seconds to load a checkpoint, and to read its bytes into memory."""
     import socket
 
-    from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
+    from dtrain.api.strategy import (
+        RankInfo,
+        RendezvousInfo,
+        WorkerContext,
+    )
     from dtrain.job.job import Job, PluginChoice, Train
     from dtrain.launch import registry
 

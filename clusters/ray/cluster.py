@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
-import signal
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dtrain.agent import devices
 from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission, SubmissionState
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.api.protocol import Quit, decode
@@ -25,11 +23,11 @@ from dtrain.record.folder import RunDir
 from . import shipping
 from .agent_host import AgentHost
 from .channel import RayChannel
+from .connection import connected
 from .machines import Machines
 
 LOOK_SECONDS = 1.0
 QUIT_SECONDS = 10.0
-OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 STATES = {
     "PENDING": SubmissionState.PENDING,
     "RUNNING": SubmissionState.RUNNING,
@@ -175,38 +173,6 @@ class Ray:
             return JobSubmissionClient(address)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(f"no Ray cluster answers at {address}: {error}", "Is it up? See `ray status`.") from None
-
-
-@contextmanager
-def connected(address: str | None, runtime_env: dict[str, Any]) -> Iterator[None]:
-    """A connection to the cluster at this address or RAY_ADDRESS, or an embedded cluster; left as it was found."""
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "dtrain"}
-    if runtime_env and OF_A_JOB not in os.environ:  # a job has its own already
-        quiet["runtime_env"] = runtime_env
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(num_cpus=devices.cpus(), num_gpus=devices.gpus(), include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"cannot connect to Ray at {address or 'this machine'}: {error}", "Check `ray status`."
-        ) from error
-    with suppress(ValueError):  # outside the main thread, Ray sets no handler of its own either
-        signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class RayAllocation:

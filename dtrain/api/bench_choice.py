@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 CLOSE = 0.95
 """Times the highest speed: what reaches it is as fast, and other things decide."""
@@ -86,11 +86,3 @@ class MeasuredStrategies:
     """The fastest first."""
     outdated: tuple[str, ...] = ()
     """Why other measurements do not count any more."""
-
-
-@runtime_checkable
-class LearnsFromBench(Protocol):
-    """A `MetaStrategy` that prefers what was measured."""
-
-    def learned(self, by_rule: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
-        """Pure. What to use, and why, if `resolve` chose `by_rule` and this was measured."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from dtrain.checkpoint.file_writer import WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer
@@ -20,11 +19,3 @@ class SnapshotPart:
     weights: Sequence[WeightsRange]
     small: Mapping[str, bytes]
     """Name → content of the other files."""
-
-
-@runtime_checkable
-class StaysInMemory(Protocol):
-    """A snapshot that can be used without being written."""
-
-    def memory_part(self) -> SnapshotPart | None:
-        """Waits until the copy is complete. None: this process has no part of the state."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -36,18 +33,3 @@ class Entry:
     place: str
     """The innermost line of the user's code that it was called from, as `file:line`; '' if there is none."""
     operation: Operation
-
-
-@runtime_checkable
-class KnowsOperations(Protocol):
-    """A strategy whose training backend is a `LogsOperations`."""
-
-    knows_operations: bool
-
-
-@runtime_checkable
-class LogsOperations(Protocol):
-    """A training backend that can tell every operation of a step, in the same order whenever the step is done again."""
-
-    def operations_told(self, tell: Callable[[Operation], None]) -> AbstractContextManager[None]:
-        """Around a step: `tell` is called after each operation, where possible in the thread and below the frames that called it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 from dtrain.api.exporter import Inference
 from dtrain.common.errors import UserError
@@ -77,15 +77,6 @@ def compared(there: Mapping[str, Shape], here: Mapping[str, Shape], tied: Sequen
 
 ReadWeights = Callable[[type["Framework"], Callable[[], Any]], Weights]
 """From a framework, and a function that builds a model of the shape that is to get them, to the weights of a source; waits."""
-
-
-@runtime_checkable
-class StartsFromWeights(Protocol):
-    """A training backend that can begin with given weights (`init_from`)."""
-
-    def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
-        """Collective, after `build`. Give the model on every rank the weights that `read` gives on at least one. What does not fit is
-        raised as a `UserError` that lists all of it or, unless `strict`, left out and returned."""
 
 
 class Framework(Protocol):

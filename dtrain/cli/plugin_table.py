@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dtrain.api.strategy import ChecksInstallation
 from dtrain.common.errors import UsageError
 from dtrain.launch import registry
 
@@ -50,7 +49,8 @@ def _missing(plugin: Any) -> str:
     frameworks = getattr(plugin, "frameworks", ())
     if frameworks and not any(map(importlib.util.find_spec, frameworks)):
         return f"needs {' or '.join(frameworks)}: pip install 'dtrain[{frameworks[0]}]'"
-    return plugin.missing_here() if isinstance(plugin, ChecksInstallation) else ""
+    check = getattr(plugin, "missing_here", None)
+    return check() if check else ""
 
 
 def plugin_text(rows: Sequence[PluginRow]) -> str:

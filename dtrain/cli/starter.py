@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,10 @@ TEMPLATES = {
     "horovod": "horovod_script",
 }
 """Name that a person gives → the recipe that shows it; any other recipe goes by its own name."""
+SCHEMA = "recipe.schema.json"
+"""Stands beside a recipe, so that an editor finds it without a network."""
+MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
+"""Names the schema to an editor that knows the YAML language server."""
 SCRIPT_RECIPE = """\
 # {script} as it is: dtrain run {recipe}
 name: {name}
@@ -59,8 +64,9 @@ def copy_template(name: str, folder: Path) -> str:
     files = [source, *_code_of(source)]
     _refuse_to_overwrite([folder / file.name for file in files])
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
+    for file in files[1:]:
         shutil.copyfile(file, folder / file.name)
+    _write_recipe(folder / source.name, source.read_text())
     written = "\n".join(f"wrote {folder / file.name}" for file in files)
     return f"{written}\n{_next(folder / source.name)}"
 
@@ -95,16 +101,25 @@ def write_for_script(script: Path, folder: Path) -> str:
         f"args: []            # of its own: {' '.join(options)}" if options else "args: []            # its arguments"
     )
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in script.stem)
-    target.write_text(SCRIPT_RECIPE.format(script=relative, recipe=target.name, name=name, args=args))
+    text = SCRIPT_RECIPE.format(script=relative, recipe=target.name, name=name, args=args)
+    target.write_text(text)
     try:
         reason = recipe.load(target).strategy.reason
     except UsageError:
         target.unlink()
         raise
+    _write_recipe(target, text)
     found = [f"wrote {target}", f"found: {reason}"]
     if options:
         found.append(f"found: arguments {' '.join(options)}; give the ones you want under args")
     return "\n".join([*found, _next(target)])
+
+
+def _write_recipe(path: Path, text: str) -> None:
+    """Write a recipe, and beside it the schema of the recipes that this installation takes, if none is there."""
+    path.write_text(MODELINE + text)
+    if not (path.parent / SCHEMA).exists():
+        (path.parent / SCHEMA).write_text(json.dumps(recipe.schema(), indent=1))
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
-from dtrain.api.operations import Entry, KnowsOperations
+from dtrain.api.operations import Entry
 from dtrain.common.serde import from_dict
 from dtrain.job.job import Job
 from dtrain.launch import registry
@@ -33,7 +33,7 @@ class Difference:
 
 def not_compared(job: Job) -> str:
     """Why nothing can be said about the operations of a job; '' if it can."""
-    known = isinstance(registry.strategy_of(job), KnowsOperations)
+    known = registry.strategy_of(job).knows_operations
     if known and not job.function:
         return ""
     what = "a function" if known else f"the strategy '{job.strategy.name}'"

@@ -26,7 +26,6 @@ from typing import Literal
 
 from dtrain.agent import devices
 from dtrain.api.cluster import TellsTimeLeft
-from dtrain.api.strategy import MeasuresNetwork
 from dtrain.common.errors import DtrainError
 from dtrain.common.memory import machine_memory
 from dtrain.launch import registry
@@ -186,7 +185,7 @@ def of_group(rank: int, leaders: Sequence[int], world: int) -> Iterator[Finding]
     """Return what all nodes find out together, through the first rank of each: their clocks, and how fast neighbours
     reach each other."""
     kinds = [registry.plugin_class("strategy", name) for name in registry.installed("strategy")]
-    measuring = [kind for kind in kinds if isinstance(kind, MeasuresNetwork)]
+    measuring = [kind for kind in kinds if kind.measure_network]
     kind = next((kind for kind in measuring if importlib.util.find_spec(str(kind.framework))), None)
     if kind is None:
         extras = " or ".join(dict.fromkeys(f"pip install 'dtrain[{kind.framework}]'" for kind in measuring))

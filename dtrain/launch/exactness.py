@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from dtrain.api.exactness import SumsExactly
 from dtrain.api.plan import Problem
 from dtrain.api.strategy import Strategy
 from dtrain.job.job import Job
@@ -34,7 +33,7 @@ def fixed(job: Job) -> Job:
 def _exact() -> list[str]:
     """The installed strategies that can."""
     names = registry.installed("strategy")
-    return [name for name in names if issubclass(registry.plugin_class("strategy", name), SumsExactly)]
+    return [name for name in names if registry.plugin_class("strategy", name).inexact is not Strategy.inexact]
 
 
 def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
@@ -42,14 +41,15 @@ def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
     if not job.train.exact:
         return
     key = ("train", "exact")
-    if not isinstance(strategy, SumsExactly):
+    reasons = strategy.inexact(job)
+    if reasons is None:
         yield Problem(
             key,
             f"'{job.strategy.name}' adds gradients in an order of its own, which depends on the number of workers: choose one of "
             f"{', '.join(_exact())}, or leave train.exact out",
         )
     else:
-        yield from (Problem(key, text) for text in strategy.inexact(job))
+        yield from (Problem(key, text) for text in reasons)
     for name, number in (("resources.workers", job.resources.workers), ("train.shards", job.train.shards or 1)):
         if number & (number - 1):
             yield Problem(

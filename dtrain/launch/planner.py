@@ -11,10 +11,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dtrain.api.bench_choice import LearnsFromBench
 from dtrain.api.cluster import ChecksReach
 from dtrain.api.plan import LaunchPlan, Problem
-from dtrain.api.strategy import MetaStrategy, SplitsUnevenly, TrainingStrategy, ValidatesResources
+from dtrain.api.strategy import TrainingStrategy
 from dtrain.common.errors import nearest
 from dtrain.job import entrypoint, task_class
 from dtrain.job.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
@@ -27,11 +26,10 @@ def resolve(job: Job, runs: Path | None = None) -> Job:
     """Fix what the recipe leaves open for the life of the run: the strategy that `auto` stands for, and what `train.exact` needs.
     Measurements of `dtrain bench` are looked for in the folder `runs`."""
     strategy = registry.strategy_of(job)
-    if isinstance(strategy, MetaStrategy):
-        name, options, reason = strategy.resolve(job)
-        if runs and job.kind != "script" and isinstance(strategy, LearnsFromBench):
-            name, options, reason = strategy.learned((name, options, reason), bench_store.of_job(runs, job))
-        job = dataclasses.replace(job, strategy=PluginChoice(name, options, reason))
+    if choice := strategy.resolve(job):
+        if runs and job.kind != "script":
+            choice = strategy.learned(choice, bench_store.of_job(runs, job))
+        job = dataclasses.replace(job, strategy=PluginChoice(*choice))
     return exactness.fixed(job)
 
 
@@ -48,7 +46,7 @@ def make(job: Job) -> LaunchPlan:
         per_node,
         processes,
         tuple(dict.fromkeys((*strategy.preload(job), *job.preload))),
-        uneven=job.kind == "task" and isinstance(strategy, SplitsUnevenly) and strategy.splits_unevenly(job),
+        uneven=job.kind == "task" and strategy.splits_unevenly(job),
     )
 
 
@@ -210,9 +208,8 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
     batch, workers = job.train.global_batch, job.resources.workers
     if job.kind != "script" and not job.train.shards and batch % workers and not plan.uneven:
         yield _not_divided(batch, workers, "workers")
-    if isinstance(strategy, ValidatesResources):
-        for problem in strategy.problems(job.resources):
-            yield Problem(("strategy",), problem)
+    for problem in strategy.problems(job.resources):
+        yield Problem(("strategy",), problem)
     if (
         strategy.framework
         and registry.cluster_of(job).same_machine

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dtrain.api.cluster import Cluster
 from dtrain.api.exporter import Exporter
-from dtrain.api.strategy import ChecksInstallation, Strategy
+from dtrain.api.strategy import Strategy
 from dtrain.api.tracker import Tracker
 from dtrain.api.weights import Framework
 from dtrain.common.errors import UsageError, nearest
@@ -114,7 +114,8 @@ def trackers_of(job: Job) -> tuple[PluginChoice, ...]:
 def missing_for(kind: Kind, name: str) -> str:
     """Why a plugin cannot work on this machine and what to do, by its own word; '' if it can."""
     plugin = plugin_class(kind, name)
-    return plugin.missing_here() if isinstance(plugin, ChecksInstallation) else ""
+    check = getattr(plugin, "missing_here", None)
+    return check() if check else ""
 
 
 def _with_options(plugin: Any, options: dict[str, Any]) -> Any:

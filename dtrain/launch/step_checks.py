@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtrain.api.plan import Problem
-from dtrain.api.step_checks import ChecksSteps, asked_for
+from dtrain.api.step_checks import asked_for
 from dtrain.api.strategy import Strategy
 from dtrain.job import task_class
 from dtrain.job.job import Job
@@ -25,7 +25,7 @@ def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
         yield Problem(key, f"a function makes its optimizer steps itself: {what} needs a task with `loss`; {STOP}")
     elif job.task and task_class.has(job.target, Path(job.folder), "train_step"):
         yield Problem(key, f"train_step makes its optimizer steps itself: {what} needs a task with `loss`; {STOP}")
-    elif not isinstance(strategy, ChecksSteps):
+    elif strategy.unchecked(job) is None:
         yield Problem(
             key,
             f"{what}: '{job.strategy.name}' makes the optimizer step in the same call as the gradient, and cannot look at it before: "
@@ -37,4 +37,4 @@ def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
 
 def _able() -> list[str]:
     names = registry.installed("strategy")
-    return [name for name in names if issubclass(registry.plugin_class("strategy", name), ChecksSteps)]
+    return [name for name in names if registry.plugin_class("strategy", name).unchecked is not Strategy.unchecked]

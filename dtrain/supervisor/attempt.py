@@ -29,7 +29,7 @@ from dtrain.api.protocol import (
     WorkerReport,
     report_of,
 )
-from dtrain.api.strategy import NeedsAllAddresses, Strategy, error_kind
+from dtrain.api.strategy import Strategy, error_kind
 from dtrain.checkpoint.store import CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
 from dtrain.job.failure_kinds import Failure, FailureKind
@@ -271,7 +271,7 @@ class Attempt:
         self._started = True
         info = self._rendezvous.info(self._context.run_id, self.number, self._settings.restarts)
         strategy = self._context.strategy
-        if not (isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses(len(self._owner))):
+        if not strategy.needs_all_addresses(len(self._owner)):
             info = of_rank_zero(info)
         keep, votes = self._plan.job.logs.keep_bytes, self._context.memory
         votes.begin(self.number, len(self._owner), self._begin.memory)

@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from dtrain.api.reports import SaveFailed, ShardWritten
-from dtrain.api.strategy import NonFiniteWeights, Snapshot, TrainingBackend, WorkerContext
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import NonFiniteWeights, Snapshot, TrainingBackend
 from dtrain.checkpoint.store import CheckpointStore
 from dtrain.common import hooks
 from dtrain.common.errors import UserError

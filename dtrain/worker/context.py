@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.exactness import ChecksGradients, PassesShards
 from dtrain.api.reports import LoopLeft
-from dtrain.api.strategy import TrainingBackend
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Collate
@@ -160,7 +159,9 @@ class Context:
 
     def _check_builder(self, given: Any, what: str) -> None:
         # Models can be called too.
-        if not callable(given) or hasattr(given, "parameters") or hasattr(given, "trainable_variables"):
+        if not callable(given) or (
+            not isinstance(given, type) and (hasattr(given, "parameters") or hasattr(given, "trainable_variables"))
+        ):
             raise UserError(
                 f"{self._name}: context.prepare was given {task_answers.gave(given)} as {what}; expected a function that "
                 "builds it, since every worker must begin with the same weights"
@@ -225,7 +226,6 @@ class Context:
         if not trainer.train.exact:
             yield batch
             return
-        assert isinstance(self.backend, PassesShards), "the plan refuses others"
         try:
             yield from self.backend.shard_passes(
                 batch, [step_seed(trainer.train.seed, self._done, shard) for shard in trainer.shards]
@@ -242,7 +242,7 @@ class Context:
                 "after the other: for part in context.shards(batch)"
             )
         self._summed = False
-        if self._gradients and isinstance(self.backend, ChecksGradients):
+        if self._gradients:
             self._gradients.add(self._done, self._trainer.shards, self.backend.gradient_checksums())
 
     def report(self, **values: Any) -> None:

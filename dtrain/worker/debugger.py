@@ -16,7 +16,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from dtrain.api.reports import DebuggerOutput, DebuggerResumed
-from dtrain.api.strategy import SuspendsTimeouts
 from dtrain.job.job import Job
 from dtrain.record.debug_session import Reason
 from dtrain.record.events import DebuggerStopped
@@ -53,10 +52,7 @@ class Debugger:
         if wanted is None or wanted.step is None or step < wanted.step:
             return
         self._channel.debug = None
-        if isinstance(
-            backend, SuspendsTimeouts
-        ):  # the others wait for this rank, or this rank is the one they wait for
-            backend.suspend_timeouts()
+        backend.suspend_timeouts()  # the others wait for this rank, or this rank is the one they wait for
         if wanted.rank == self._channel.rank:
             self._new(None, "step", f"step {step}").seek(sys._getframe(1))
 

@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from dtrain.api.exactness import ChecksGradients, HasFingerprint
 from dtrain.api.reports import EndedEarly, LoopPhase
-from dtrain.api.strategy import (
-    FetchesFiles,
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import (
+    Fetch,
     NonFiniteGradient,
     NonFiniteLoss,
     StepNumber,
     TrainingBackend,
-    WeighsShards,
-    WorkerContext,
+    nothing_to_fetch,
 )
 from dtrain.checkpoint.factory import store_of
 from dtrain.common import hooks
@@ -62,15 +61,13 @@ def run(
     from an in-memory one in the folder `memory`."""
     job, attempt = context.job, context.rendezvous.attempt
     store = store_of(run, job)
-    fetches = isinstance(backend, FetchesFiles)
-    folder = store.local_folder(checkpoint, attempt, whole=not fetches) if checkpoint else None
+    folder = store.local_folder(checkpoint, attempt, whole=not backend.fetches) if checkpoint else None
+    fetch: Fetch = nothing_to_fetch if memory else lambda folder, files: store.fetch(folder, attempt, files)
     if memory:
         folder = Path(memory)
-    elif isinstance(backend, FetchesFiles):
-        backend.fetch = lambda folder, files: store.fetch(folder, attempt, files)
     trainer = Trainer(
         run, context, backend, channel, debugger, CheckpointWriter(backend, channel, store, context, run, step), folder, step,
-        from_memory=bool(memory),
+        from_memory=bool(memory), fetch=fetch,
     )  # fmt: skip
     try:
         hooks.reach("import")
@@ -114,9 +111,9 @@ def _train(trainer: Trainer, task: Task) -> None:
     began = time.perf_counter()
     if train.sanity_check and not trainer.checkpoint:
         _try_out(trainer, task, held_out, sampler)
-    if train.exact and isinstance(backend, HasFingerprint):
-        fingerprints = backend.fingerprints()
-        for text in arithmetic.warnings(fingerprints, trainer.run.arithmetic) if trainer.rank == 0 else ():
+    fingerprints = backend.fingerprints() if train.exact else []
+    if fingerprints and trainer.rank == 0:
+        for text in arithmetic.warnings(fingerprints, trainer.run.arithmetic):
             trainer.warn(text)
     trainer.announce(sampler.total_steps, sampler.size, time.perf_counter() - began)
     trainer.warn_about(data)
@@ -198,8 +195,7 @@ def _steps(
     sizes = sampler.sizes(shards)
     if len(passes) < len(shards):
         sizes = [sum(sizes)]
-    if isinstance(trainer.backend, WeighsShards):
-        trainer.backend.weigh([size * trainer.world_size / trainer.train.global_batch for size in sizes])
+    trainer.backend.weigh([size * trainer.world_size / trainer.train.global_batch for size in sizes])
 
     def fetch(step: int) -> list[Any]:
         begins = itertools.accumulate(sizes[:-1], initial=sampler.begin(step, shards.start))
@@ -217,6 +213,6 @@ def _steps(
                 with guard.watching(step, batches, seeds), logged:
                     values = trainer.backend.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
             ledger.add(step, begin, indices, guard.left_out)
-            if gradients and not guard.left_out and isinstance(trainer.backend, ChecksGradients):
+            if gradients and not guard.left_out:
                 gradients.add(step, shards, trainer.backend.gradient_checksums())
             yield step, {} if guard.left_out else values

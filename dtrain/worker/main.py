@@ -14,17 +14,7 @@ from types import FrameType
 from typing import Any
 
 from dtrain.api.reports import MOST_RANKS, StepsDone
-from dtrain.api.strategy import (
-    ERROR_FILE,
-    ExplainsErrors,
-    MeasuresDeviceMemory,
-    NeedsService,
-    RankInfo,
-    RendezvousInfo,
-    Strategy,
-    TrainingStrategy,
-    WorkerContext,
-)
+from dtrain.api.strategy import ERROR_FILE, RankInfo, RendezvousInfo, Strategy, TrainingStrategy, WorkerContext
 from dtrain.common import environment as variables
 from dtrain.common import hooks
 from dtrain.common.errors import ClusterError
@@ -142,7 +132,7 @@ def _run(
             failure_report.show(error, job)
             return -signal.SIGINT
         debugger.on_exception(error)
-        explanation = strategy.explain(error) if isinstance(strategy, ExplainsErrors) else ""
+        explanation = strategy.explain(error)
         failure_report.send(channel, error, job, strategy=strategy, explanation=explanation)
         return FAILED
     return 0
@@ -150,8 +140,7 @@ def _run(
 
 def _memory(strategy: Strategy, rank: int) -> MemoryUsed:
     """The most that this process has taken so far."""
-    on_devices = strategy.peak_device_memory() if isinstance(strategy, MeasuresDeviceMemory) else 0
-    return MemoryUsed(rank=rank, bytes=peak_resident_bytes(), device_bytes=on_devices)
+    return MemoryUsed(rank=rank, bytes=peak_resident_bytes(), device_bytes=strategy.peak_device_memory())
 
 
 def _exit_code(error: SystemExit) -> int:
@@ -249,9 +238,7 @@ def _run_script(job: Job, listener: socket.socket | None) -> None:
 
 
 def _serving(strategy: Strategy, context: WorkerContext) -> AbstractContextManager[None]:
-    return (
-        strategy.serve(context) if isinstance(strategy, NeedsService) and context.rank_info.rank == 0 else nullcontext()
-    )
+    return strategy.serve(context) if context.rank_info.rank == 0 else nullcontext()
 
 
 def _train(

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections import deque
 
-from dtrain.api.strategy import TrainingBackend
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.job import Checkpoint
 from dtrain.record.events import MemoryInterval
 from dtrain.worker.control_channel import ControlChannel

@@ -7,9 +7,9 @@ import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dtrain.api.in_memory import StaysInMemory
 from dtrain.api.reports import MemoryOffered
-from dtrain.api.strategy import Snapshot, TrainingBackend, WorkerContext
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import Snapshot, TrainingBackend
 from dtrain.checkpoint.kept_buffer import KeptBuffer
 from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.common import hooks
@@ -46,7 +46,7 @@ class MemoryWriter:
     def saved(self, snapshot: Snapshot, step: int) -> Future[None] | None:
         """A snapshot that is about to be written to disk is an in-memory checkpoint, too; wait for the future, if there is one, before
         its buffer is given back."""
-        if not self.schedule.active or not isinstance(snapshot, StaysInMemory):
+        if not self.schedule.active or not self._backend.stays_in_memory:
             return None
         self.schedule.saved(step)
         return self._thread.submit(self._complete, snapshot, step)
@@ -58,8 +58,8 @@ class MemoryWriter:
         problem, room, supported = "", False, True
         try:
             snapshot = self._backend.snapshot()
-            supported = isinstance(snapshot, StaysInMemory)
-            if isinstance(snapshot, StaysInMemory):
+            supported = self._backend.stays_in_memory
+            if supported:
                 completed = self._thread.submit(self._complete, snapshot, step, release=True)
                 if self.schedule.measuring:
                     completed.result()
@@ -86,7 +86,7 @@ class MemoryWriter:
             f"into the {share / 1e6:,.0f} MB that {socket.gethostname()} has for them (checkpoint.memory_limit)"
         )
 
-    def _complete(self, snapshot: StaysInMemory, step: int, *, release: bool = False) -> None:
+    def _complete(self, snapshot: Snapshot, step: int, *, release: bool = False) -> None:
         """Mark a snapshot as complete in its record, as soon as it is. With `release`, also add its digest and give the buffer back."""
         part = snapshot.memory_part()
         if part is None:

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 
-from dtrain.api.operations import Entry, LogsOperations, Operation
-from dtrain.api.strategy import TrainingBackend
+from dtrain.api.operations import Entry, Operation
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.serde import to_dict
 from dtrain.record.folder import RunDir
 from dtrain.worker.users_code import UsersCode
@@ -42,13 +42,13 @@ def begin(steps: str, run: RunDir, rank: int, attempt: int) -> None:
 
 def around(step: int, backend: TrainingBackend, first_shard: int) -> AbstractContextManager[None]:
     """Around a step of the training backend, whose first pass is this shard."""
-    if _asked is None or step not in _asked.steps or not isinstance(backend, LogsOperations):
+    if _asked is None or step not in _asked.steps or not backend.logs_operations:
         return nullcontext()
     return _written(_asked, step, backend, first_shard)
 
 
 @contextmanager
-def _written(asked: _Asked, step: int, backend: LogsOperations, first_shard: int) -> Iterator[None]:
+def _written(asked: _Asked, step: int, backend: TrainingBackend, first_shard: int) -> Iterator[None]:
     users = cache(asked.code.__contains__)
 
     def place() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dtrain.api.protocol import ProfileSteps
-from dtrain.api.strategy import ProfilesSteps, StepProfiler, TrainingBackend
+from dtrain.api.training_backend import StepProfiler, TrainingBackend
 from dtrain.record.events import StepsProfiled
 from dtrain.record.folder import RunDir
 from dtrain.worker.control_channel import ControlChannel
@@ -33,15 +33,15 @@ class Profiling:
 
     def _begin(self, window: ProfileSteps, step: int) -> None:
         self._window, self._began = window, step
-        if not isinstance(self._backend, ProfilesSteps):
-            self._report(window, "", "", "this strategy has no profiler")
-            return
         path = self._run.profile(step, self._rank)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._profiler = self._backend.start_profile(path)
         except (OSError, RuntimeError) as error:
             self._report(window, "", "", str(error))
+        else:
+            if self._profiler is None:
+                self._report(window, "", "", "this strategy has no profiler")
 
     def _end(self, window: ProfileSteps, profiler: StepProfiler) -> None:
         self._profiler, path = None, self._run.profile(self._began, self._rank)

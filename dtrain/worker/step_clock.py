@@ -6,7 +6,7 @@ import time
 
 from dtrain.api.phases import DATA, SAVE
 from dtrain.api.reports import RankTimes
-from dtrain.api.strategy import TimesPhases, TrainingBackend
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.data.prefetch import DataWait
 from dtrain.worker.control_channel import ControlChannel
 
@@ -59,14 +59,13 @@ class StepClock:
         if elapsed < self._every:
             return
         phases = {name: (one.seconds - self._before[name]) / self._steps for name, one in self._outside.items()}
-        if isinstance(self._backend, TimesPhases):
-            phases |= self._backend.phases()
+        phases |= self._backend.phases()
         rounded = {name: round(seconds, 6) for name, seconds in phases.items()}
         self._channel.report(RankTimes(step, self._steps, round(elapsed / self._steps, 6), rounded))
         self._begin(now)
 
     def _begin(self, now: float) -> None:
-        if self._since is None and isinstance(self._backend, TimesPhases):
+        if self._since is None:
             self._backend.phases()
         self._since, self._steps = now, 0
         self._before = {name: one.seconds for name, one in self._outside.items()}

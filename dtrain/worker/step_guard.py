@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dtrain.api.step_checks import FindsNonFinite, JudgesSteps, StepSeen, asked_for
-from dtrain.api.strategy import NonFiniteGradient, NonFiniteLoss
+from dtrain.api.step_checks import StepSeen, asked_for
+from dtrain.api.training_backend import NonFiniteGradient, NonFiniteLoss
 from dtrain.common.errors import AnotherRankFailed, CheckpointError, UserError
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler
 from dtrain.record.events import BadStep
@@ -63,8 +63,7 @@ class StepGuard:
             raise UserError(
                 f"{task.name}.train_step makes its optimizer steps itself: train.on_nonfinite must be stop or ignore, without train.spike"
             )
-        assert isinstance(backend, JudgesSteps), "the plan refuses others"
-        backend.judge = self._judge
+        backend.judge_by(self._judge)
         # A checkpoint from before the recipe asked for this has no such state: the median begins anew.
         with suppress(CheckpointError):
             backend.register(NAME, self)
@@ -73,9 +72,7 @@ class StepGuard:
         """Whether a step is left out because an earlier attempt was rolled back for it."""
         if step not in self._trainer.context.rolled_back:
             return False
-        backend = self._trainer.backend
-        if isinstance(backend, JudgesSteps):
-            backend.leave_out()
+        self._trainer.backend.leave_out()
         self._step, self.left_out = step, LeftOut.ROLLED_BACK
         self._count("the steps before it, for which the run was rolled back")
         return True
@@ -109,7 +106,7 @@ class StepGuard:
         """Collective if the gradient is that of the batches that are given. One that is not finite though all losses are: the rank
         whose shard it comes from says so."""
         said = f"the gradient is {error.norm} at step {step - error.steps_ago}"
-        if error.steps_ago or not batches or not isinstance(self._trainer.backend, FindsNonFinite):
+        if error.steps_ago or not batches or not self._trainer.backend.finds_nonfinite:
             return UserError(f"{said} (averaged over the ranks): {HINT} ({ANSWERS})")
         found = self._origins(batches, seeds)
         blamed = self._blamed(found)
@@ -133,11 +130,8 @@ class StepGuard:
 
     def _origin(self, batch: Any, seed: int, *, gradient: bool) -> str | None:
         """Return what was not finite first; None if that cannot be known."""
-        backend = self._trainer.backend
-        if not isinstance(backend, FindsNonFinite):
-            return None
         try:
-            return backend.origin(batch, seed, gradient=gradient)
+            return self._trainer.backend.origin(batch, seed, gradient=gradient)
         except Exception as error:  # noqa: BLE001  no memory for it, a loss with a state of its own: the run ends anyway
             print(f"dtrain: looking for the first value that is not finite failed: {error}")
             return None

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.reports import LeftAtStep, LoopPhase
-from dtrain.api.strategy import ForksSafely, MeasuresSteps, TrainingBackend, WorkerContext
-from dtrain.api.weights import StartsFromWeights
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import Fetch, TrainingBackend, nothing_to_fetch
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
@@ -56,6 +56,8 @@ class Trainer:
     writer: CheckpointWriter
     checkpoint: Path | None
     first_step: int
+    fetch: Fetch = nothing_to_fetch
+    """Gets files of the checkpoint that are not on this node."""
     from_memory: bool = False
     """The attempt goes on from an in-memory checkpoint: what it has is to be on disk soon."""
     data_wait: DataWait = field(default_factory=DataWait)
@@ -136,18 +138,18 @@ class Trainer:
         """Collective, after the model was built: load the checkpoint that the run goes on from or, at the beginning of a run, give
         the model the weights that the recipe names (`init_from`)."""
         if self.checkpoint:
-            self.backend.load(self.checkpoint)
+            self.backend.load(self.checkpoint, self.fetch)
             return
         begins = initial.of_job(self.context.job)
         if begins is None:
             return
-        if not isinstance(self.backend, StartsFromWeights):
+        name = initial_weights.told(self.context.job)
+        left = self.backend.start_from(partial(initial.read, begins, self.run.path), name, strict=begins.strict)
+        if left is None:
             raise UserError(
                 f"init_from: the strategy '{self.context.job.strategy.name}' cannot begin with given weights",
                 "Leave it out, or load them in the model's own code.",
             )
-        name = initial_weights.told(self.context.job)
-        left = self.backend.start_from(partial(initial.read, begins, self.run.path), name, strict=begins.strict)
         print(f"the training begins with the weights of {name}")
         if left:
             self.warn(f"init_from: {left.told()}")
@@ -250,7 +252,7 @@ class Trainer:
         """Return the source of the batches of these numbers, fetched ahead by data workers if the recipe wants it or
         it is worth it."""
         job = self.context.job
-        forks = isinstance(self.backend, ForksSafely) and self.backend.forks_safely
+        forks = self.backend.forks_safely
         automatic = None if forks and not isinstance(data, Stream) else 0
         workers = automatic if job.data.workers == "auto" else job.data.workers
         if isinstance(data, Stream) and workers and not data.forks:
@@ -351,7 +353,7 @@ class Report:
         share = min(1.0, (wait.seconds - self._waited) / max(1e-9, now - self._since))
         self._since, self._counted, self._waited = now, 0, wait.seconds
         backend = trainer.backend
-        optimizer = backend.measured() if trainer.rank == 0 and isinstance(backend, MeasuresSteps) else {}
+        optimizer = backend.measured() if trainer.rank == 0 else {}
         self._send(
             Metrics(
                 step=done,

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
@@ -40,7 +41,7 @@ class HorovodOptions:
     """Milliseconds between two looks for gradients that are ready."""
 
 
-class Horovod:
+class Horovod(TrainingStrategy):
     """One process a device, over gloo; no MPI and no horovodrun."""
 
     Options = HorovodOptions

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import UsageError
 
 from ..tensorflow import backend, devices

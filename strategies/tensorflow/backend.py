@@ -16,7 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from dtrain.api.phases import REDUCE, WORK
-from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, Snapshot, StepNumber, nothing_to_fetch
+from dtrain.api.strategy import RankInfo
+from dtrain.api.training_backend import FIRST_STEP, Fetch, Snapshot, StepNumber, TrainingBackend, nothing_to_fetch
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
 from dtrain.job.job import Train
@@ -48,8 +49,10 @@ def all_reduced(tensors: list[Any]) -> list[Any]:
     return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
 
 
-class TensorFlowBackend:
+class TensorFlowBackend(TrainingBackend):
     """Training under a `tf.distribute.Strategy`; `summed` if something else sums over the processes."""
+
+    fetches = stays_in_memory = True
 
     def __init__(
         self,
@@ -75,7 +78,6 @@ class TensorFlowBackend:
         self._measures: dict[Metrics | None, Any] = {}
         self._registered = Registered()
         self._snapshots = Snapshots()
-        self.fetch: Fetch = nothing_to_fetch
         self._total: Any = None
 
     def build(self, task: Any, train: Train) -> tuple[Any, Any]:
@@ -234,7 +236,7 @@ class TensorFlowBackend:
             return found
 
         def everyones(names: list[str]) -> list[list[str]]:
-            """As bytes in a row for each rank, of the length of the longest."""
+            """Gather the names as bytes in a row for each rank, of the length of the longest."""
             text = np.frombuffer("\n".join(names).encode(), np.uint8)
             ranks, rank = self._rank_info.world_size, self._rank_info.rank
             sizes = totals([len(text) if one == rank else 0 for one in range(ranks)])
@@ -261,9 +263,6 @@ class TensorFlowBackend:
         self._total = self._total or tf.function(total, autograph=False)
         zeros = [np.zeros_like(numbers)] * (self._replicas - 1)
         return self._total(tensors([numbers, *zeros])).numpy()
-
-    def check_replicas(self) -> None:
-        pass
 
     def snapshot(self) -> Snapshot:
         """Rank 0 has all of it."""
@@ -292,8 +291,8 @@ class TensorFlowBackend:
     def start_profile(self, file: Path) -> TensorFlowProfiler:
         return TensorFlowProfiler(file)
 
-    def load(self, folder: Path) -> None:
-        self.fetch(folder, [STATE])
+    def load(self, folder: Path, fetch: Fetch = nothing_to_fetch) -> None:
+        fetch(folder, [STATE])
         load(folder, self._parts())
         self._registered.load(folder)
 
@@ -306,14 +305,11 @@ class TensorFlowBackend:
     def register(self, name: str, thing: Any) -> None:
         self._registered.add(name, thing)
 
-    def restore_last(self) -> None:
-        pass
-
     def unclaimed(self) -> list[str]:
         return self._registered.unclaimed()
 
     def whole(self) -> Any:
-        """It is built once more, outside of the strategy."""
+        """Build the model once more, outside of the strategy."""
         if self._rank_info.rank:
             return None
         model = made(self._built.task, self._name)

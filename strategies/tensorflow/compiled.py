@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dtrain.api.strategy import FIRST_STEP, RankInfo, StepNumber, WorkerContext
+from dtrain.api.strategy import RankInfo, WorkerContext
+from dtrain.api.training_backend import FIRST_STEP, StepNumber
 
 from .backend import Metrics, TensorFlowBackend
 from .devices import prepare

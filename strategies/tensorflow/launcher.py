@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Device, Job
 
@@ -13,7 +13,7 @@ from . import backend
 from .numbers import peak_device_memory
 
 
-class TensorFlowStrategy:
+class TensorFlowStrategy(TrainingStrategy):
     """A strategy of TensorFlow, as the launcher sees it."""
 
     framework = "tensorflow"

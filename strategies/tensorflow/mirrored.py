@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.job import Resources
 
 from . import backend, devices

@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingBackend, WorkerContext
+from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.job import Device, Resources
 
 from .. import environments

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.in_memory import SnapshotPart
-from dtrain.api.strategy import NonFiniteWeights, Snapshot, SnapshotFiles
+from dtrain.api.training_backend import NonFiniteWeights, Snapshot, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from annotated_types import Gt
 
-from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import DtrainError
 from dtrain.job.job import Resources
 

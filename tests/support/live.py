@@ -33,11 +33,12 @@ DTRAIN = [sys.executable, "-P", "-m", "dtrain"]
 def dtrain(
     *arguments: str, cwd: Path | str = "/", check: int | None = 0, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end; with `check`, its exit code must be that."""
+    """Run one command to its end; with `check`, its exit code must be that. A run that is resumed here takes warm agents."""
+    warm = arguments[:1] == ("resume",) and not environment
     done = subprocess.run(
         [*DTRAIN, *arguments],
         cwd=cwd,
-        env=os.environ | environment,
+        env=warm_agents.environment() if warm else os.environ | environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -263,11 +264,17 @@ def start(
 
 
 @contextmanager
-def started(arguments: list[str], runs: Path, environment: Mapping[str, str], cwd: Path | str = "/") -> Iterator[Live]:
-    """The same with nothing but these variables."""
+def started(
+    arguments: list[str],
+    runs: Path,
+    environment: Mapping[str, str] = os.environ,
+    cwd: Path | str = "/",
+    shell: str = "",
+) -> Iterator[Live]:
+    """The same with nothing but these variables, in a process that a shell prepared by these commands."""
     known = {run.path for run in all_runs(runs)} if arguments[0] == "run" else set()
     process = subprocess.Popen(
-        [*DTRAIN, *arguments, "--runs", str(runs)],
+        [*(("sh", "-c", f'{shell}exec "$@"', "sh") if shell else ()), *DTRAIN, *arguments, "--runs", str(runs)],
         cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     live = Live(process, runs, known)

@@ -47,6 +47,17 @@ def started_with(variable: str) -> dict[int, frozenset[str]]:
     return found
 
 
+def listening(pids: Iterable[int]) -> set[str]:
+    """The addresses at which some processes listen on TCP, as /proc/net/tcp and tcp6 write them but without the port."""
+    sockets = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(str(link.readlink()).removeprefix("socket:[").rstrip("]"))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
+
+
 def command_line(pid: int) -> str:
     """What `ps` shows of a process; empty where there is none."""
     with contextlib.suppress(OSError):

@@ -10,8 +10,8 @@ from typing import Any
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[2]
-SHARED = re.compile(r'scope="(module|class)"|\bdigits_of_|^@cache\b', re.MULTILINE)
-"""What a file has whose tests share something that is made once for all of them."""
+SHARED = re.compile(r'scope="(module|class)"|\bdigits_of_|^@cache\b|xdist_group', re.MULTILINE)
+"""What a file has whose tests share something that is made once for all of them, or must not run at once."""
 
 
 @cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.api.protocol import Inspected
-from dtrain.api.strategy import KnowsCollectives, Strategy
+from dtrain.api.strategy import Strategy
 from dtrain.common.ranks import ranks
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.job.job import Job
@@ -36,8 +36,7 @@ class Known:
 
 def known_of(strategy: Strategy, job: Job) -> Known:
     """Return the known frames of a job under its strategy."""
-    waits_in = strategy.waits_in if isinstance(strategy, KnowsCollectives) else lambda file, function: ""
-    return Known(waits_in, UsersCode(job).__contains__)
+    return Known(strategy.waits_in, UsersCode(job).__contains__)
 
 
 class HangStacks:

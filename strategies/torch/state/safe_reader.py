@@ -11,7 +11,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import Fetch, nothing_to_fetch
+from dtrain.api.training_backend import Fetch, nothing_to_fetch
 from dtrain.common.files import is_safe_name
 
 from ...unpickling import PICKLE, loads, refused

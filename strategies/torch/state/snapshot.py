@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.in_memory import SnapshotPart
-from dtrain.api.strategy import NonFiniteWeights, RankInfo, SnapshotFiles
+from dtrain.api.strategy import RankInfo
+from dtrain.api.training_backend import NonFiniteWeights, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, TensorFile, laid_out

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.strategy import Fetch, nothing_to_fetch
+from dtrain.api.training_backend import Fetch, nothing_to_fetch
 from dtrain.common.errors import CheckpointError
 
 from ... import plain_values

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from dtrain.api.strategy import nothing_to_fetch
+from dtrain.api.training_backend import nothing_to_fetch
 from dtrain.api.weights import FOLDER, HINT, Shape, Unmatched, Weights, compared
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
 from dtrain.common.errors import UserError

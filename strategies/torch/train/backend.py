@@ -6,12 +6,14 @@ Importing this module imports no framework; every function that needs torch impo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from dtrain.api.operations import Operation
 from dtrain.api.step_checks import Judge
-from dtrain.api.strategy import FIRST_STEP, Fetch, RankInfo, StepNumber, nothing_to_fetch
+from dtrain.api.strategy import RankInfo
+from dtrain.api.training_backend import FIRST_STEP, Fetch, StepNumber, TrainingBackend, nothing_to_fetch
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
@@ -26,7 +28,7 @@ from ..state.snapshot import Snapshots, TorchSnapshot
 from ..state.state import ONLY, Stored, TorchState
 from ..watch import network
 from ..watch.measures import StepMeasures
-from ..watch.operations import Operations, hidden
+from ..watch.operations import Operations
 from ..watch.phases import StepPhases
 from ..watch.profiler import TorchProfiler
 from . import step_check
@@ -46,11 +48,10 @@ PRELOAD = (
 Metrics = Callable[[Any, Any], Any]
 
 
-class TorchBackend:
+class TorchBackend(TrainingBackend):
     """Training with a process group; `parallel` is what the strategy adds."""
 
-    forks_safely = True
-    suspend_timeouts = staticmethod(network.suspend_timeouts)
+    forks_safely = fetches = stays_in_memory = logs_operations = finds_nonfinite = True
 
     def __init__(self, rank_info: RankInfo, device: Any, parallel: Parallel) -> None:
         import torch.distributed as dist
@@ -62,18 +63,15 @@ class TorchBackend:
         # Checkpoints are written beside the training: their collectives must not mix with the training's.
         self._saving = dist.new_group(backend="gloo")
         self._snapshots = Snapshots(rank_info, self._saving, device)
-        self.fetch: Fetch = nothing_to_fetch
         self._exact = parallel.exact
-        self._warm = not parallel.rearranges or self._exact is not None
         self._state = TorchState({})
         self._stored: Stored | None = None
         self._weights: Sequence[float] = (1.0,)
         self._buffer_sync = BufferSync()
         self._late = LateLosses()
         self._operations = Operations()
-        self.operations_told = self._operations.told
         self._check = StepCheck(rank_info, device, self._late)
-        self.judge: Judge | None = None
+        self._judge: Judge | None = None
         self._phases = parallel.phases = StepPhases(device)
 
     def weigh(self, weights: Sequence[float]) -> None:
@@ -161,6 +159,15 @@ class TorchBackend:
         self._buffer_sync.share(self._buffers())
         return values
 
+    def judge_by(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def suspend_timeouts(self) -> None:
+        network.suspend_timeouts()
+
+    def operations_told(self, tell: Callable[[Operation], None]) -> AbstractContextManager[None]:
+        return self._operations.told(tell)
+
     def leave_out(self) -> None:
         for scheduler in self._state.schedulers.values():
             scheduler.step()
@@ -178,13 +185,9 @@ class TorchBackend:
             )  # fmt: skip
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
-        if not self._warm:
-            with hidden():
-                self._warm_up(batches[0], seeds[0])
-            seed_host(seeds[0])
         self._to_training()
         total, metrics = None, dict[str, Any]()
-        self._check.begin(self.judge, self._buffers())
+        self._check.begin(self._judge, self._buffers())
         for shard, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
             if self._exact:
@@ -290,24 +293,6 @@ class TorchBackend:
     def _buffers(self) -> list[Any]:
         return [buffer for model in self._models.values() for buffer in model.buffers()]
 
-    def _warm_up(self, batch: Any, seed: int) -> None:
-        """Do one pass whose gradients are thrown away. DDP rearranges its buckets after the first one, and with them
-        the order of summation: from here on a resumed run sums in the same order as an undisturbed one."""
-        import torch
-
-        self._warm = True
-        buffers = [(buffer, buffer.detach().clone()) for buffer in self._buffers()]
-        self._to_training()
-        self.seed(seed)
-        with self._passing(1, 1):
-            loss, _ = self._loss(batch)
-        loss.backward()
-        for optimizer in self._optimizers.values():
-            optimizer.zero_grad()
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
         import torch
 
@@ -368,8 +353,8 @@ class TorchBackend:
     def start_profile(self, file: Path) -> TorchProfiler:
         return TorchProfiler(self._device)
 
-    def load(self, folder: Path) -> None:
-        self._stored = self._state.load(folder, self._saving, self.fetch)
+    def load(self, folder: Path, fetch: Fetch = nothing_to_fetch) -> None:
+        self._stored = self._state.load(folder, self._saving, fetch)
 
     def start_from(self, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
         return initial.start_from(self._state, self._saving, self._rank_info.rank, read, source, strict=strict)

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from dtrain.api.strategy import TrainingBackend, WorkerContext
+from dtrain.api.strategy import WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.job import MEGABYTES, Job
 
 from ..exact import tree_sums
@@ -67,8 +68,6 @@ class DDP(launcher.OneADevice):
 class Replicated(Parallel):
     """A DistributedDataParallel model; alone, the model stays as it is."""
 
-    rearranges = True
-
     def __init__(self, options: DDPOptions, world_size: int, sums: ExactSums | None = None) -> None:
         super().__init__(precision=options.precision, exact=sums)
         self.options = options
@@ -95,6 +94,8 @@ class Replicated(Parallel):
             gradient_as_bucket_view=True,
             **{buffers: False},  # the backend shares them once a step
         )
+        if not (self.exact or self.options.static_graph or self.options.find_unused_parameters):
+            _settle_buckets(parallel)
         if self.exact:
             parallel.register_comm_hook(self.exact, lambda sums, bucket: sums.hook(bucket))
             return parallel
@@ -109,6 +110,31 @@ class Replicated(Parallel):
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last or not _is_parallel(model) else model.no_sync()
+
+
+def _settle_buckets(parallel: Any) -> None:
+    """Collective. Do one pass of zero gradients, in the reverse order of the parameters, without the user's code. DDP lays out its buckets
+    anew after the first pass, in the order in which the gradients came, and with them the order of summation: from here on a resumed run
+    sums in the same order as an undisturbed one."""
+    import torch
+
+    parameters = [parameter for parameter in parallel.module.parameters() if parameter.requires_grad]
+    if any(getattr(module, "sparse", False) for module in parallel.module.modules()):
+        return  # DDP expects sparse gradients of these
+
+    class Nothing(torch.nn.Module):  # type: ignore[misc]
+        def forward(self) -> Any:
+            real = (torch.view_as_real(one) if one.is_complex() else one for one in parameters)
+            return sum(one.sum().float() * 0 for one in real)
+
+    module = parallel._modules["module"]
+    parallel._modules["module"] = Nothing()
+    try:
+        parallel().backward()
+    finally:
+        parallel._modules["module"] = module
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _is_parallel(model: Any) -> bool:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from dtrain.api.strategy import RankInfo, TrainingBackend, WorkerContext
+from dtrain.api.strategy import RankInfo, WorkerContext
+from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.job import COUNT, POSITIVE, Job, Resources
 
 from ..exact import tree_sums
@@ -54,7 +55,7 @@ WAITING = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
 class FSDP(launcher.OneADevice):
     """One process a device, each holding its share of the model."""
 
-    Options: type = FSDPOptions
+    Options: ClassVar[type] = FSDPOptions
     peak_device_memory = staticmethod(peak_device_memory)
 
     def __init__(self, options: FSDPOptions) -> None:

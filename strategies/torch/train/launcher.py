@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Device, Job, Resources
 
@@ -13,7 +13,7 @@ from ..watch import network
 from . import backend
 
 
-class OneADevice:
+class OneADevice(TrainingStrategy):
     """A strategy with one process a device, which finds its place as under torchrun."""
 
     framework = "torch"

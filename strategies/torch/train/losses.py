@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dtrain.api.strategy import NonFiniteGradient, NonFiniteLoss
+from dtrain.api.training_backend import NonFiniteGradient, NonFiniteLoss
 
 MOST_KEPT = 4096
 GRADIENT = -1

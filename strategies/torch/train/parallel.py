@@ -20,8 +20,6 @@ Precision = Literal["fp32", "bf16"]
 class Parallel:
     """The model as it is: right for a single process, and the base of the others."""
 
-    rearranges = False
-    """Whether the first backward pass changes the order of summation in the later ones."""
     shards = False
     """Whether a worker holds only a part of the model."""
     waits_inside = False

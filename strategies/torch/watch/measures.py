@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dtrain.api.strategy import StepNumber
+from dtrain.api.training_backend import StepNumber
 
 from ..state.state import ONLY
 

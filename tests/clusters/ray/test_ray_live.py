@@ -18,10 +18,12 @@ from live import (
     debugged,
     dtrain,
     finished,
+    process_tree,
     running,
     start,
     wait_for,
 )
+from processes import listening
 from ray_lab import RayLab, ray_missing
 
 from dtrain.record.folder import all_runs
@@ -265,3 +267,17 @@ def test_a_node_with_two_failures_is_left_for_another_one_and_out_of_later_runs(
     assert bad in {event["address"] for event in all_of_them.events("node_ready")}
     assert f"failures began on {bad}" in out and "the run goes on with it" in out
     wait_for(lambda: groups(lab) == 0, "the placement groups' end", 20)
+
+
+def test_an_embedded_cluster_joins_no_other_and_listens_on_the_loopback(lab: RayLab, tmp_path: Path) -> None:
+    """The lab is a neighbour's cluster, which Ray would join: its address is in Ray's folder for temporary files."""
+    found_by = {"RAY_TMPDIR": str(lab.folder / "0"), "RAY_raylet_start_wait_time_s": "120"}
+    two = ("--workers", "2", "--set", "params.pause=0.2")
+    with start(RECIPE, *two, "--cluster", "ray", runs=tmp_path, **found_by) as live:
+        live.wait_step(3)
+        found = listening(process_tree(live.process.pid))
+        assert groups(lab) == 0
+        live.finish()
+    assert {event["address"] for event in live.events("node_ready")} == {"127.0.0.1"}
+    # In the kernel's order of bytes 127.x.y.z ends with 7F; in IPv6 it may be mapped.
+    assert found and all(address.endswith("7F") for address in found), found

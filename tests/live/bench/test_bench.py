@@ -13,6 +13,7 @@ from live import PROGRAMS, RECIPES, dtrain, process_tree, running, start, wait_f
 
 TINY = str(PROGRAMS / "tiny.yaml")
 SHORT = ("--steps", "10")
+pytestmark = pytest.mark.xdist_group("bench")  # benches of one user wait for each other
 
 
 def measured(*arguments: str, runs: Path) -> list[dict[str, Any]]:

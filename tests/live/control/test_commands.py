@@ -92,17 +92,17 @@ def test_plugins_and_schema_are_json() -> None:
 
 def test_a_submitted_run_goes_on_without_its_terminal_and_can_be_stopped_and_resumed(tmp_path: Path) -> None:
     runs = ("--runs", str(tmp_path / "runs"))
-    out = dtrain("submit", RECIPE, "--set", "params.pause=0.02", "--name", "far", *runs).stdout
+    out = dtrain("submit", RECIPE, "--set", "params.pause=0.3", "--name", "far", *runs).stdout
     assert "dtrain attach far-" in out
     (run,) = wait_for(lambda: all_runs(tmp_path / "runs"), "the run")
     follower = subprocess.Popen([*DTRAIN, "logs", "-f", "last", *runs], stdout=subprocess.PIPE, text=True, cwd="/")
     wait_for(lambda: "step" in run.events.read_text() if run.events.exists() else "", "its first words")
-    wait_for(lambda: json.loads(dtrain("status", "far", "--json", *runs).stdout)["step"] > 10, "step 10")
+    wait_for(lambda: json.loads(dtrain("status", "far", "--json", *runs).stdout)["step"] > 3, "step 4")
     assert json.loads(dtrain("ps", "--json", *runs).stdout)[0]["state"] == "running"
     stopped = dtrain("stop", "far", *runs).stdout
     assert "saved at step" in stopped
     assert "attempt 1" in follower.communicate(timeout=20)[0]
-    dtrain("resume", "far", "--detach", *runs)
+    dtrain("resume", "far", "--detach", "--set", "params.pause=0", *runs)
     wait_for(lambda: json.loads(dtrain("status", "far", "--json", *runs).stdout)["outcome"] == "done", "the end")
     assert json.loads(dtrain("audit", "far", "--json", *runs).stdout)["clean"]
 

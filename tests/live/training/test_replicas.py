@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from live import PROGRAMS, finished, start
 
+from dtrain.drill.fault import Fault, encode
+
 OPTIONS = (
     str(PROGRAMS / "tiny.yaml"), "--set", "task=encoder.py:Encoder", "--set", "train.steps=12", "--set", "checkpoint.every_steps=6",
 )  # fmt: skip
@@ -32,3 +34,17 @@ def test_ranks_that_part_end_the_run_with_the_tensor_and_the_rank(tmp_path: Path
     )
     assert "are not averaged" in text
     assert not live.events("checkpoint_saved")
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_model_that_changes_in_a_pass_ends_alike_after_a_kill(workers: int, tmp_path: Path) -> None:
+    faults = {"DTRAIN_HOOKS": "dtrain.drill.injection=" + encode((Fault("kill", 1, "step", 9),))}
+    settings = (*OPTIONS, "--set", "task=passes.py:Passes", "--set", "params={}", "--workers", str(workers), "--set", "train.shards=null",
+                "--set", "train.global_batch=24", "--set", "train.sanity_check=false")  # fmt: skip
+    undisturbed = finished(*settings, runs=tmp_path / "undisturbed")
+    calls = [event["values"]["calls"] for event in undisturbed.events("metrics")]
+    assert calls == [float(step) for step in range(1, 13)], "one call of the loss each step"
+    with start(*settings, runs=tmp_path / "killed", **faults) as killed:
+        killed.finish()
+    assert len(killed.events("attempt_started")) == 2
+    assert killed.weights() == undisturbed.weights()

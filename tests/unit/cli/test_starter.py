@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from live import RECIPES, dtrain
 
 from dtrain.cli import starter
@@ -27,6 +30,19 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None
         starter.copy_template("torch", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["digits_torch.py"]
     assert (tmp_path / "digits_torch.py").read_text() == "mine = True\n"
+
+
+def test_an_editor_finds_the_schema_of_a_recipe_without_a_network(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print('trained')\n")
+    starter.write_for_script(tmp_path / "train.py", tmp_path)
+    marked = (tmp_path / "train.yaml").read_text().splitlines()[0]
+    assert marked == "# yaml-language-server: $schema=recipe.schema.json"
+    schema = json.loads((tmp_path / "recipe.schema.json").read_text())
+    jsonschema.validate(yaml.safe_load((tmp_path / "train.yaml").read_text()), schema)
+    (tmp_path / "recipe.schema.json").write_text("mine")
+    (tmp_path / "other.py").write_text("")
+    starter.write_for_script(tmp_path / "other.py", tmp_path)
+    assert (tmp_path / "recipe.schema.json").read_text() == "mine", "nothing is overwritten"
 
 
 def test_an_unknown_template_is_a_mistake_that_names_the_nearest(tmp_path: Path) -> None:

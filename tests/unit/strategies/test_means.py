@@ -36,9 +36,10 @@ def everywhere(ranks: Sequence[Rank]) -> list[dict[str, float]]:
 
     def one(rank: int) -> dict[str, float]:
         values, weights = ranks[rank]
-        return means.by_name(
+        found: dict[str, float] = means.by_name(
             values, weights, len(ranks), lambda numbers: totals(rank, numbers), lambda names: gather(rank, names)
         )
+        return found
 
     with ThreadPoolExecutor(len(ranks)) as pool:
         return list(pool.map(one, range(len(ranks))))

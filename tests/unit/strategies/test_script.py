@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.api.strategy import NeedsAllAddresses, RankInfo, RendezvousInfo
+from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.job.job import Job, PluginChoice, ScriptModule
 from dtrain.launch import planner, registry
 
@@ -30,7 +30,7 @@ def told(job: Job, workers: int = 4) -> dict[str, str]:
 
 def asks_for_all(job: Job, workers: int = 8) -> bool:
     strategy = registry.strategy_of(job)
-    return isinstance(strategy, NeedsAllAddresses) and strategy.needs_all_addresses(workers)
+    return strategy.needs_all_addresses(workers)
 
 
 @pytest.mark.parametrize(

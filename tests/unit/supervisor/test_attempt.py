@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.api.protocol import (
-    Command,
-    Heartbeat,
-    PortsReserved,
-    StopWorkers,
-    WorkerExited,
-    WorkerLiveness,
-)
+from dtrain.api.protocol import Command, Heartbeat, PortsReserved, StopWorkers, WorkerExited, WorkerLiveness
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, PluginChoice, Resources

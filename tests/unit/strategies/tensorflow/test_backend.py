@@ -15,7 +15,8 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from dtrain.api.strategy import NonFiniteWeights, RankInfo, StepNumber  # noqa: E402
+from dtrain.api.strategy import RankInfo  # noqa: E402
+from dtrain.api.training_backend import NonFiniteWeights, StepNumber  # noqa: E402
 from dtrain.common.errors import CheckpointError, UserError  # noqa: E402
 from dtrain.data.sampler import step_seed  # noqa: E402
 from dtrain.job.job import Train  # noqa: E402

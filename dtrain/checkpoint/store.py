@@ -159,7 +159,7 @@ def parsed(text: bytes | str | None) -> Manifest | str:
             files,
             text if isinstance(text, str) else text.decode(),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return f"its manifest cannot be read: {type(error).__name__}: {error}"
 
 

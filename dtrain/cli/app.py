@@ -28,6 +28,7 @@ from dtrain.cli.options import RUNS, Cluster, Gpus, Json, Name, Nodes, RunName, 
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
+from dtrain.common.printable import PrintableStream
 from dtrain.common.processes import discard_stdout
 
 app = typer.Typer(
@@ -297,9 +298,15 @@ for commands in (
 
 def main() -> int:
     """Run the command line; the process's exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal with an ASCII locale
+            # Not all terminals know all letters, and none is to obey what user code has said.
+            setattr(
+                sys,
+                name,
+                PrintableStream(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.isatty()),
+            )
     completion.prepare()
     try:
         code = app(standalone_mode=False, complete_var=completion.VARIABLE)

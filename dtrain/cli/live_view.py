@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtrain.common.printable import raw
 from dtrain.record import log_retention
 from dtrain.record.event_log import Reader
 from dtrain.record.events import Event
@@ -175,7 +176,7 @@ class View:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(file=raw(sys.stdout), highlight=False, soft_wrap=True)
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while not self._over.wait(POLL_SECONDS):
                 self._refresh(console, live)

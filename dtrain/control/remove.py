@@ -93,7 +93,9 @@ def remove(removal: Removal, *, checkpoints_only: bool = False) -> None:
         for path in run.checkpoints.iterdir() if checkpoints_only and run.checkpoints.is_dir() else ():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if not checkpoints_only:
-            shutil.rmtree(run.path)
+            shutil.rmtree(run.path.resolve())
+            if run.path.is_symlink():
+                run.path.unlink()
 
 
 def refuse_supervised_elsewhere(run: RunDir) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dtrain.api.phases import PHASES
 from dtrain.common.errors import UsageError
+from dtrain.common.printable import raw
 from dtrain.common.serde import JsonObject
 from dtrain.control.state import state_of
 from dtrain.inspect.stacks import inspected
@@ -98,7 +99,7 @@ def watch(run: RunDir) -> None:
     from rich.text import Text
 
     before, on_gpus = inspected(run, (), stacks=False), _on_gpus(run)
-    with Live(console=Console(highlight=False), auto_refresh=False, transient=False) as live:
+    with Live(console=Console(file=raw(sys.stdout), highlight=False), auto_refresh=False, transient=False) as live:
         while run.supervised():
             time.sleep(EVERY_SECONDS)
             now = inspected(run, (), stacks=False)

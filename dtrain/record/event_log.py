@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from dtrain.common.files import Appender, flush_folder
+from dtrain.common.files import Appender, flush_folder, read_at
+from dtrain.common.printable import printable
 from dtrain.record.events import Event, from_log
 
+ESCAPED = "\\u00"
+"""In every line of JSON with a control character that is no line feed."""
 RESERVE_BYTES = 1 << 17
 READ_BYTES = 1 << 22
 """Read at a time, so that a long log is never in memory as a whole."""
@@ -26,6 +31,8 @@ class EventLog:
     def __init__(self, path: Path, *listeners: Callable[[Event], None]) -> None:
         self.path = path
         self._file = Appender(path)
+        if not _ends_a_line(path):  # a supervisor was killed in the middle of a write
+            self._file.append(b"\n")
         flush_folder(path.parent)
         self._adding = threading.Lock()
         self._listeners = listeners
@@ -37,6 +44,9 @@ class EventLog:
         """Append an event with the time of now."""
         stamped = dataclasses.replace(event, time=round(time.time(), 4))
         line = json.dumps(stamped.to_dict(), separators=(",", ":"))
+        if ESCAPED in line:
+            stamped = from_log(_printable(stamped.to_dict()))
+            line = json.dumps(stamped.to_dict(), separators=(",", ":"))
         with self._adding:
             self._file.append(line.encode() + b"\n")
         for hear in self._listeners:
@@ -97,7 +107,24 @@ def _parsed(line: bytes) -> Event | None:
         fields = json.loads(line)
     except ValueError:
         return None
-    return from_log(fields) if isinstance(fields, dict) and "event" in fields else None
+    if not isinstance(fields, dict) or "event" not in fields:
+        return None
+    return from_log(_printable(fields) if ESCAPED.encode() in line else fields)
+
+
+def _printable(value: Any) -> Any:
+    """The same fields with printable texts: many of them are said by user code."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(str(key)): _printable(part) for key, part in value.items()}
+    return [_printable(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _ends_a_line(path: Path) -> bool:
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        return not end or read_at(path, end - 1, 1) == b"\n"
 
 
 def read(path: Path, end: int | None = None) -> list[Event]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dtrain.common import environment
 from dtrain.common.errors import RunNotFound, UsageError
-from dtrain.common.files import PRIVATE_FILE, flush_folder, folder_clock, write_json
+from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, flush_folder, folder_clock, write_json
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.job.job import Job
 from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked
@@ -148,8 +148,8 @@ class RunDir:
 
     def create_folders(self) -> None:
         """Idempotent. Make the folders in it."""
-        for folder in (self.logs, self.checkpoints, self.ledgers):
-            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.logs, self.checkpoints, self.ledgers):
+            folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
 
     def gradient_ledger(self, attempt: int, rank: int) -> Path:
         """Checksums of a rank's gradients in an attempt."""
@@ -252,7 +252,7 @@ def create(root: Path, job: Job) -> RunDir:
         path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         try:
             root.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
+            path.mkdir(PRIVATE_FOLDER)
         except FileExistsError:
             continue
         except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from dtrain.common.errors import Exit
+from dtrain.common.secrets import recipe_without_secrets
 from dtrain.record.goodput import Kind, Span
 from dtrain.record.metric_curves import HELD_OUT, Curve
 from dtrain.report import report
@@ -235,7 +236,7 @@ def _best(record: RunRecord) -> str:
 
 def _recipe(record: RunRecord) -> str:
     try:
-        text = record.run.recipe_copy.read_text()
+        text = recipe_without_secrets(record.run.recipe_copy.read_text())
     except OSError:
         return ""
     return page.folded("the recipe of this run", text).replace("<details>", '<details style="margin-top:0">')

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.common.errors import StorageError
-from dtrain.common.files import digest
+from dtrain.common.files import PRIVATE_FOLDER, digest
 from dtrain.job.job import Storage
 
 CHUNK = 1 << 22
@@ -74,20 +74,29 @@ class ObjectStore:
         """Argument of every call; only asynchronous file systems, which those of networks are, know it."""
         return {"timeout": PATIENCE_SECONDS + size / SLOWEST} if self._files.async_impl else {}
 
+    def _make_private(self) -> None:
+        """Keep a folder of a file system for its owner: a run's job may hold secrets."""
+        if self.url.startswith("file://") and not Path(self._at("")).exists():
+            Path(self._at("")).parent.mkdir(parents=True, exist_ok=True)
+            Path(self._at("")).mkdir(PRIVATE_FOLDER, exist_ok=True)
+
     def put(self, path: Path, name: str) -> None:
         """Copy a file to the storage."""
         with self._trouble("write", name):
+            self._make_private()
             self._files.put_file(str(path), self._at(name), **self._patience(path.stat().st_size))
 
     def write(self, name: str, data: bytes) -> None:
         """Make or replace a small file."""
         with self._trouble("write", name):
+            self._make_private()
             self._files.pipe_file(self._at(name), data, **self._patience())
 
     def create(self, name: str, data: bytes) -> bool:
         """Make a small file if it is not there; False: it is, with other content. Of several callers at once, each with content of its
         own, one succeeds; on a store without conditional writes (`If-None-Match`), all of them may."""
         with self._trouble("write", name):
+            self._make_private()
             try:
                 self._files.pipe_file(self._at(name), data, mode="create", **self._patience())
             except FileExistsError:

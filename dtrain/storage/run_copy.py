@@ -197,6 +197,10 @@ class RunCopy:
         except StorageError:
             return time.time() - run_lease.renewed(self._store)
 
+    def exists(self) -> bool:
+        """Whether there is a run there; raises `StorageError`."""
+        return self._store.read(JOB) is not None
+
     def is_complete(self) -> bool:
         """Whether all of the run folder's logs and ledgers are there."""
         there = {name: _length(parts) for name, parts in self._listed().items()}

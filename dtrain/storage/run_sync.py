@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from dtrain.common.errors import StorageError
+from dtrain.common.files import is_file_name
 from dtrain.job.job import Job
 from dtrain.record import folder
 from dtrain.record.event_log import EventLog
@@ -194,11 +195,14 @@ def refresh(run: RunDir) -> None:
 def fetched(root: Path, url: str) -> RunDir:
     """The run at a URL, brought here into a folder of the same name; raises `StorageError` if there is none."""
     run_id = url.rstrip("/").rpartition("/")[2]
+    if not is_file_name(run_id):
+        raise StorageError(f"{url} names no run", "Name its folder: storage.url/run-id.")
     run = RunDir(root.absolute() / run_id)
     if not run.job_file.exists():
-        RunCopy(run, ObjectStore(url, {})).pull()
-    if not run.job_file.exists():
-        raise StorageError(f"there is no run at {url}", "Name its folder: storage.url/run-id.")
+        there = RunCopy(run, ObjectStore(url, {}))
+        if not there.exists():
+            raise StorageError(f"there is no run at {url}", "Name its folder: storage.url/run-id.")
+        there.pull()
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ class EarlyStopping:
         """Why the run ends after this evaluation; '' if it goes on."""
         wanted = self._wanted
         value = values[wanted.metric]
-        if self._best is None or (self._best - value) * (1 if wanted.mode == "min" else -1) > wanted.min_delta:
+        if self._is_better(value):
             self._best, self._best_step, self._since = value, step, 0
         else:
             self._since += 1
@@ -31,6 +32,15 @@ class EarlyStopping:
             f"{wanted.metric} was no better in {self._since} evaluations than at step {self._best_step} "
             f"({self._best:.4g}; train.stop_when)"
         )
+
+    def _is_better(self, value: float) -> bool:
+        """Whether a value is better than the best so far; whatever is finite is better than what is not."""
+        if self._best is None or not math.isfinite(value):
+            return self._best is None
+        if not math.isfinite(self._best):
+            return True
+        gain = (self._best - value) * (1 if self._wanted.mode == "min" else -1)
+        return gain > self._wanted.min_delta
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for checkpoints."""

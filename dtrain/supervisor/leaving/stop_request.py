@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -149,9 +150,11 @@ class RunFolderWatcher:
 
 def _taken(path: Path) -> str | None:
     """Read and remove a file; None if there is none."""
+    aside = path.with_name(f".{path.name}.taken")
     try:
-        text = path.read_text()
+        os.replace(path, aside)  # another request that is made now is a file of its own
     except FileNotFoundError:
         return None
-    path.unlink(missing_ok=True)
+    text = aside.read_text()
+    aside.unlink()
     return text

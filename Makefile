@@ -31,6 +31,7 @@ campaign: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python tests/campaign/drills.py
 	$(VENV)/bin/python tests/campaign/kills.py --rounds $(ROUNDS)
 	$(VENV)/bin/python tests/campaign/exact_matrix.py
+	$(VENV)/bin/python tests/campaign/fencing.py --rounds $(ROUNDS)
 
 check: lint types
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -98,6 +99,14 @@ class RunSyncer:
         if self._there:
             self._there.copy.push()
             self._begin(self._push, self._pushed, "dtrain-sync")
+
+    def confirm(self) -> None:
+        """Copy what the event log says of the end, and raise `LeaseTaken` if another supervisor began before that: it may not have read
+        it. Storage that does not answer says nothing."""
+        with suppress(StorageError):
+            if self._there:
+                self._there.copy.push()
+                self._there.check()
 
     def finish(self) -> None:
         """The event log is complete: copy the rest of it, and give the run free."""

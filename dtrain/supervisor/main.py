@@ -147,6 +147,7 @@ def _supervise(
             with suppress(StorageError):  # no worker is left that writes: unfinished checkpoints only take space
                 LocalCheckpointStore(run.checkpoints, lease).clear_staging()
             shutil.rmtree(run.memory, ignore_errors=True)  # an agent that was killed left it
+            sync.confirm()
             return code
     except (LeaseTaken, AlreadySupervised):
         raise  # the event log is another supervisor's

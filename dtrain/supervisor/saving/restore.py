@@ -59,7 +59,7 @@ class Restore:
     def _ask(self, task: Callable[[], Any], answer: Callable[[Any], None]) -> None:
         def on_result(result: Any) -> None:
             if isinstance(result, Exception):
-                self._error = result
+                self._error = _of_storage(result)
                 self._retry_at = time.monotonic() + RETRY_SECONDS
             else:
                 answer(result)
@@ -81,3 +81,11 @@ class Restore:
 
     def _on_number(self, number: int) -> None:
         self.attempt = number
+
+
+def _of_storage(error: Exception) -> Exception:
+    """An error of the file system as one of storage."""
+    if not isinstance(error, OSError):
+        return error
+    where = f" {error.filename}" if error.filename else ""
+    return StorageError(f"the file system says: {error.strerror or error}:{where}", "Is the disk full, or read-only?")

@@ -5,51 +5,17 @@ The other machine is another folder of runs; the silence of a minute is made by 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, process_tree, silence, start, suspended, wait_for
-
-from dtrain.checkpoint.factory import store_of
-from dtrain.record.event_log import read
-from dtrain.record.events import AttemptStarted, RunEnded
-from dtrain.report.audit import audit
-from dtrain.storage import run_sync
-
-RECIPE = str(PROGRAMS / "contract_torch.yaml")
-TWO = ("--workers", "2", "--set", "params.pause=0.1", "--set", "recovery.heartbeat_seconds=600")
-STEPS = 20
+from fencing import STEPS, assert_whole_from_a_third_machine, resume_elsewhere, started
+from live import Live, process_tree, silence, start, suspended, wait_for
 
 
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
     return tmp_path / "there"
-
-
-@contextmanager
-def started(there: Path, runs: Path) -> Iterator[Live]:
-    with start(RECIPE, *TWO, "--set", f"storage.url=file://{there}", runs=runs) as live:
-        yield live
-
-
-def resume_elsewhere(there: Path, live: Live, runs: Path) -> None:
-    dtrain("resume", f"file://{there}/{live.run.id}", "--set", "params.pause=0", "--runs", str(runs))
-
-
-def assert_whole_from_a_third_machine(there: Path, live: Live, runs: Path) -> None:
-    """The log tells of one end, attempts have numbers of their own, every sample was trained once, the last checkpoint loads."""
-    run = run_sync.find(runs, f"file://{there}/{live.run.id}")
-    history = read(run.events)
-    assert [event.exit_code for event in history if isinstance(event, RunEnded)] == [0]
-    numbers = [event.attempt for event in history if isinstance(event, AttemptStarted)]
-    assert numbers == sorted(set(numbers))
-    assert max(store_of(run, run.job()).steps()) == STEPS
-    store_of(run, run.job()).verified(STEPS)
-    found = audit(run)
-    assert found
-    assert found.clean, found.problems
 
 
 def events_there(there: Path, live: Live) -> dict[str, bytes]:

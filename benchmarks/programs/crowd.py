@@ -34,7 +34,13 @@ def obey(node, command):
         say(node, "ports_reserved", attempt=attempt, ports=[20000 + n for n in range(command["workers"])])
     elif command["type"] == "start_workers":
         ranks_of[node] = [info["rank"] for info in command["ranks"]]
-        say(node, "workers_started", attempt=attempt, node=node, pids={str(rank): 1000 + rank for rank in ranks_of[node]})
+        say(
+            node,
+            "workers_started",
+            attempt=attempt,
+            node=node,
+            pids={str(rank): 1000 + rank for rank in ranks_of[node]},
+        )
         if len(ranks_of) == nodes and not started_at:
             started_at = time.monotonic()
             print(f"started {started_at - asked_at:.6f}", file=sys.stderr, flush=True)
@@ -57,7 +63,12 @@ def save():
     print(f"saved {time.time():.6f}", file=sys.stderr, flush=True)
     for node, own in ranks_of.items():
         for rank in own:
-            report = {"type": "shard_written", "step": CHECKPOINT_STEP, "files": {f"rank{rank}": [4, DIGEST]}, "weights": DIGEST}
+            report = {
+                "type": "shard_written",
+                "step": CHECKPOINT_STEP,
+                "files": {f"rank{rank}": [4, DIGEST]},
+                "weights": DIGEST,
+            }
             say(node, "worker_report", attempt=attempt, rank=rank, report=report)
 
 

@@ -128,7 +128,9 @@ def _serve(arguments: list[str], commands: int, events: int, zygote: ForkServer 
     from dtrain.agent.agent import Agent
 
     over = threading.Event()
-    watch = threading.Thread(target=_watch_lease, args=(run.lock_file, commands, over), daemon=True)
+    watch = threading.Thread(
+        target=_watch_supervisor, args=(run.claims, options.supervisor, commands, over), daemon=True
+    )
     watch.start()
     beat_seconds = min(BEAT_SECONDS, options.heartbeat / 4)
     streams = {"commands": commands, "events": events}
@@ -141,15 +143,16 @@ def _serve(arguments: list[str], commands: int, events: int, zygote: ForkServer 
     return agent.zygote
 
 
-def _watch_lease(lock: Path, commands: int, over: threading.Event) -> None:
-    """End the agent as the end of its stdin does when its supervisor has left or another one has the run: if a cluster
-    takes a living node for dead, it may never close the pipe."""
-    with suppress(OSError):
-        mark = lock.read_text()
-        while not over.wait(LEASE_SECONDS) and lock.read_text() == mark:
-            pass
-        if not over.is_set():
-            os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
+def _watch_supervisor(claims: Path, number: int, commands: int, over: threading.Event) -> None:
+    """End the agent as the end of its stdin does when the supervisor with this number has left or another one has the run: if a
+    cluster takes a living node for dead, it may never close the pipe. One look that fails says nothing."""
+    from dtrain.record.lock import successor
+
+    while number and not over.wait(LEASE_SECONDS):
+        with suppress(OSError):
+            if claims.is_dir() and successor(claims, number) is not None and not over.is_set():
+                os.dup2(os.open(os.devnull, os.O_RDONLY), commands)
+                return
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
@@ -160,5 +163,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--supervisor", type=int, default=0)
     parser.add_argument("--heartbeat", type=float, default=30.0)
     return parser.parse_args(arguments)

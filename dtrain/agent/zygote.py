@@ -21,7 +21,6 @@ import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +37,11 @@ _exit_code: tuple[int, int] | None = None
 """A worker's process id and what it ends with: an exit code, or minus a signal."""
 
 
+Facts = tuple[int, int, int, int]
+"""Inode, size, and the times of the last change of a file and of its inode."""
+Files = dict[str, Facts]
+
+
 def main() -> None:
     """`python -c … DESCRIPTOR AGENT MODULE…`: be a template, then a zygote; in a worker, return when the user's code has ended."""
     # What is registered first is called last: after the exit handlers of everything that is imported from here on.
@@ -49,7 +53,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     # An import may never end. When all have, this process is to outlive its agent, since it has its workers to end.
     die_with_parent(int(sys.argv[2]))
-    template, before, began = os.getpid(), dict(os.environ), time.time()
+    template, before = os.getpid(), dict(os.environ)
     # Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers
     # turn it on again.
     gc.disable()
@@ -58,10 +62,11 @@ def main() -> None:
     from dtrain.worker import main as worker
 
     worker.warm_up()
+    files = _imported_files()
     outlive_parent()
     imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
     _say(channel, kind="warm")
-    descriptors = _serve(channel, began)
+    descriptors = _serve(channel, files)
     if descriptors is None:
         if os.getpid() == template:
             for zygote in children(template):
@@ -118,17 +123,26 @@ def _say(channel: socket.socket, **message: Any) -> None:
         channel.send(json.dumps(message).encode())
 
 
-def _changed_since(began: float) -> str:
-    """A file of an imported module that was written since then; '' if there is none."""
-    for module in list(sys.modules.values()):
-        name = getattr(module, "__file__", None)
-        with suppress(OSError):  # of a module that was never a file of its own
-            if name and Path(name).stat().st_mtime > began:
-                return str(name)
-    return ""
+def _imported_files() -> Files:
+    """The files of the imported modules as they are now."""
+    names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return {name: facts for name in names if name and (facts := _facts(name))}
 
 
-def _serve(channel: socket.socket, began: float) -> tuple[int, ...] | None:
+def _facts(name: str) -> Facts | None:
+    """What changes when a file is written or replaced, even by one with an older time (`cp -p`, a hard link, rsync, tar)."""
+    with suppress(OSError):  # of a module that was never a file of its own
+        found = Path(name).stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return None
+
+
+def _changed(files: Files) -> str:
+    """A file of an imported module that is not what it was; '' if there is none."""
+    return next((name for name, facts in files.items() if _facts(name) != facts), "")
+
+
+def _serve(channel: socket.socket, files: Files) -> tuple[int, ...] | None:
     """Fork a zygote or a worker for every request: its descriptors in the worker, None in the others when the agent is gone."""
     ended, wake = os.pipe()
     os.set_blocking(ended, False)
@@ -147,7 +161,7 @@ def _serve(channel: socket.socket, began: float) -> tuple[int, ...] | None:
             if not request:
                 return None
             if request == b"check":
-                _say(channel, kind="checked", changed=_changed_since(began))
+                _say(channel, kind="checked", changed=_changed(files))
             elif _fork(channel, descriptors):
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -155,7 +169,7 @@ def _serve(channel: socket.socket, began: float) -> tuple[int, ...] | None:
                 os.close(wake)
                 if request == b"zygote":
                     set_name("dtrain-zygote")
-                    return _serve(socket.socket(fileno=descriptors[0]), began)
+                    return _serve(socket.socket(fileno=descriptors[0]), files)
                 return tuple(descriptors)
 
 

@@ -38,6 +38,8 @@ class LaunchPlan:
     """Workers may take parts of the batch that differ by a sample."""
     avoided: tuple[str, ...] = ()
     """Nodes, as the cluster calls them, that it leaves out if it has others; see `AvoidsNodes`."""
+    supervisor: int = 0
+    """Number of the supervisor's claim (`dtrain.record.lock`): its agents end when another one has the run. 0: they do not look."""
 
     @property
     def processes(self) -> int:
@@ -88,6 +90,7 @@ class LaunchPlan:
             sys.executable, "-P", "-m", "dtrain", "agent", str(run.path), f"--node={node}", *preload,
             f"--processes={self.processes_per_node}", f"--replicas={self.replicas}",
             *([f"--threads={threads}"] if threads else []),
+            *([f"--supervisor={self.supervisor}"] if self.supervisor else []),
             f"--heartbeat={self.job.recovery.heartbeat_seconds}",
         ]  # fmt: skip
 

@@ -1,13 +1,19 @@
-"""Checkpoints in a folder that all nodes see, committed by one rename."""
+"""Checkpoints in a folder that all nodes see, committed by one rename.
+
+The name of a staged or committed checkpoint holds the number of its attempt, which no other attempt has. Whatever this store saw
+before its lease was last checked is therefore of its own supervisor or of earlier ones, and it touches nothing else.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from dtrain.checkpoint.names import CheckpointName, name_of, newest_by_step, newest_first
 from dtrain.checkpoint.store import (
     MANIFEST,
     QUARANTINED_KEPT,
@@ -25,33 +31,64 @@ from dtrain.checkpoint.store import (
     verify,
 )
 from dtrain.common import hooks
-from dtrain.common.errors import CheckpointError
+from dtrain.common.errors import CheckpointError, StorageError
 from dtrain.common.files import flush_folder, hashed, write_whole
+from dtrain.record.lock import Lease
 
 _State = tuple[int, int, int, int]
 """Inode, size, and the times of the last change of a file and of its inode."""
+STAGING = ".staging-"
+DROPPED = ".dropped-"
+ATTEMPT = ".attempt-"
 
 
 class LocalCheckpointStore:
-    """The checkpoints of one run in a folder that all its nodes see."""
+    """The checkpoints of one run in a folder that all its nodes see; `lease` is the supervisor's, for its own store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lease: Lease | None = None) -> None:
         self.folder = folder
+        self._lease = lease
         self._known: dict[Path, _State] = {}
         """Files that this store committed, and what told them from changed ones then."""
 
+    def new_attempt(self, after: int) -> int:
+        """Reserve a number by making an empty file of its name."""
+        taken = (path.name.removeprefix(ATTEMPT) for path in self.folder.glob(f"{ATTEMPT}*"))
+        number = max([after, *(int(text) for text in taken if text.isdigit())]) + 1
+        while not self._took(number):
+            number += 1
+        flush_folder(self.folder)
+        self._check_lease()
+        return number
+
+    def _took(self, number: int) -> bool:
+        try:
+            os.close(os.open(self.folder / f"{ATTEMPT}{number:04d}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            return False
+        return True
+
     def staging(self, attempt: int, step: int) -> Path:
-        return self.folder / f".staging-{attempt:04d}-{step:08d}"
+        return self.folder / f"{STAGING}{attempt:04d}-{step:08d}"
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
         """Make the files visible, which they are already in a shared folder."""
 
     def clear_staging(self) -> None:
-        for path in self.folder.glob(".staging-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        staged = list(self.folder.glob(f"{STAGING}*"))
+        self._check_lease()
+        for path in (*staged, *self.folder.glob(f"{DROPPED}*")):
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        """Delete a staged or committed checkpoint, first of all its name: nobody commits or reads a part of it."""
+        aside = path.with_name(f"{DROPPED}{path.name.removeprefix(DROPPED)}")
+        with suppress(OSError):
+            os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
-        """Commit by one rename."""
+        """Commit by one rename, to a name that nothing else has."""
         staged = self.staging(attempt, step)
         manifest = manifest_of(attempt, step, parts, origin)
         for name, (size, _) in manifest.files.items():
@@ -61,29 +98,29 @@ class LocalCheckpointStore:
             # Before anybody can find the checkpoint: what is written to from then on is read again before it is used.
             states = {name: _state(staged / name) for name in manifest.files}
             write_whole(staged / MANIFEST, manifest.text)
-            flush_folder(staged)
-            final = self.folder / f"step-{step:08d}"
-            if final.exists():
-                self._quarantine(final)
+            final = self.folder / name_of(attempt, step)
+            self._check_lease()
             os.rename(staged, final)
             hooks.reach("renamed", step, attempt)
             flush_folder(self.folder)
             self._known |= {final / name: state for name, state in states.items()}
-        except OSError as error:
+        except (OSError, StorageError) as error:
             raise CheckpointError(f"the checkpoint of step {step} was not committed: {error}") from error
         return manifest.committed(final.name)
 
     def abandon(self, attempt: int, step: int) -> None:
-        shutil.rmtree(self.staging(attempt, step), ignore_errors=True)
+        self._drop(self.staging(attempt, step))
 
     def steps(self) -> list[int]:
-        return [_step(path) for path in self._committed()]
+        return list(newest_by_step(self._committed()))
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
+        for name in newest_first(path.name for path in self.folder.glob("step-*")):
+            path = self.folder / name.text
             manifest = parsed(_text(path / MANIFEST))
             problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._damage, path))
             if problem:
+                self._check_lease()
                 yield Quarantined(self._quarantine(path).name, problem)
                 continue
             assert not isinstance(manifest, str)
@@ -91,24 +128,24 @@ class LocalCheckpointStore:
             return
 
     def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
-        steps = self.steps()
-        chosen = chosen_step(steps, step)
-        path = next(path for path in self._committed() if _step(path) == chosen)
+        newest = newest_by_step(self._committed())
+        chosen = chosen_step(list(newest), step)
+        path = self.folder / newest[chosen].text
         manifest = parsed(_text(path / MANIFEST))
         problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._damage, path))
         if isinstance(manifest, str) or problem:
-            raise refused(chosen, problem, steps)
+            raise refused(chosen, problem, list(newest))
         return path, manifest
 
     def prune(self, stays: Stays) -> None:
-        kept = stays(self.steps())
-        for path in self._committed():
-            if _step(path) in kept:
-                continue
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-            self._known = {file: state for file, state in self._known.items() if file.parent != path}
+        committed = self._committed()
         damaged = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_mtime)
+        self._check_lease()
+        newest = newest_by_step(committed)
+        kept = {newest[step] for step in stays(list(newest))}
+        for path in (self.folder / name.text for name in committed if name not in kept):
+            self._drop(path)
+            self._known = {file: state for file, state in self._known.items() if file.parent != path}
         for path in damaged[:-QUARANTINED_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -117,6 +154,10 @@ class LocalCheckpointStore:
 
     def fetch(self, folder: Path, attempt: int, files: Collection[str]) -> None:
         """Fetch files, all of which are here already."""
+
+    def _check_lease(self) -> None:
+        if self._lease:
+            self._lease.check()
 
     def _damage(self, folder: Path, name: str, entry: tuple[int, str]) -> str:
         """Describe what is wrong with a file, or ''. A file that this store committed and that was not written since
@@ -132,9 +173,9 @@ class LocalCheckpointStore:
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 
-    def _committed(self) -> list[Path]:
-        """Folders of committed checkpoints, newest first."""
-        return sorted((path for path in self.folder.glob("step-*") if (path / MANIFEST).is_file()), reverse=True)
+    def _committed(self) -> list[CheckpointName]:
+        """The committed checkpoints, newest first."""
+        return newest_first(path.parent.name for path in self.folder.glob(f"step-*/{MANIFEST}"))
 
     def _quarantine(self, path: Path) -> Path:
         """Move a checkpoint out of the way, but keep it: somebody may want to look."""
@@ -145,10 +186,6 @@ class LocalCheckpointStore:
             aside = self.folder / f"damaged-{path.name}.{number}"
         os.rename(path, aside)
         return aside
-
-
-def _step(path: Path) -> int:
-    return int(path.name.partition("-")[2])
 
 
 def _text(path: Path) -> bytes | str | None:

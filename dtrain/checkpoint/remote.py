@@ -1,7 +1,9 @@
 """Checkpoints on remote storage: written and hashed on the node, copied there, committed by their manifest, which comes last.
 
 An object store cannot rename, so every attempt writes into folders of its own and a folder without a manifest is nothing:
-what a stale worker still copies is never believed. Copies on a node stay as a cache, each file checked before it is used.
+what a stale worker still copies is never believed. A manifest is created, never replaced: `GIVEN_UP` in its place says that the checkpoint is
+given up for good, so that a supervisor that was held up cannot commit what its successor has dropped. Copies on a node stay as a
+cache, each file checked before it is used.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from dtrain.checkpoint.names import CheckpointName, name_of, newest_by_step, newest_first, parsed_name
 from dtrain.checkpoint.store import (
     MANIFEST,
     QUARANTINED_KEPT,
@@ -32,72 +35,102 @@ from dtrain.checkpoint.store import (
 from dtrain.checkpoint.tensor_file import SUFFIX
 from dtrain.common.errors import CheckpointError, StorageError
 from dtrain.common.files import hashed, write_whole
-from dtrain.record.lock import taken_over
+from dtrain.record.lock import Lease, LeaseTaken
 from dtrain.storage.object_store import CHECKPOINTS, ObjectStore
-from dtrain.storage.run_lease import claimed
 
 DAMAGED = "damaged.json"
+GIVEN_UP = b"given up"
+"""In the place of a manifest, and shorter than any: nobody may commit this checkpoint."""
+ATTEMPTS = "attempts"
+"""Folder of the numbers of attempts that are taken, with the marks of the supervisors that took them."""
 CACHED = 2
 
 
 class RemoteCheckpointStore:
-    """The checkpoints of one run at a URL; `cache` is a folder of this node, `mark` the supervisor's, if it is one."""
+    """The checkpoints of one run at a URL; `cache` is a folder of this node, `lease` the supervisor's, for its own store."""
 
-    def __init__(self, cache: Path, remote: ObjectStore, mark: str = "") -> None:
+    def __init__(self, cache: Path, remote: ObjectStore, lease: Lease | None = None) -> None:
         self._cache = cache
         self._remote = remote
-        self._mark = mark
+        self._lease = lease
+        self._own: set[int] = set()
+        """Attempts of this supervisor: nobody else commits their checkpoints."""
         self._known: dict[str, str] = {}
         """Objects of checkpoints that this store committed, and their versions then."""
 
+    def new_attempt(self, after: int) -> int:
+        """Reserve a number by making an object of its name."""
+        taken = (name.rpartition("/")[2] for name in self._remote.sizes(ATTEMPTS))
+        number = max([after, *(int(text) for text in taken if text.isdigit())]) + 1
+        mark = self._lease.mark if self._lease else ""
+        while not self._remote.create(f"{ATTEMPTS}/{number:08d}", f"attempt {number} of {mark}".encode()):
+            number += 1
+        self._check_lease()
+        self._own.add(number)
+        return number
+
     def staging(self, attempt: int, step: int) -> Path:
-        return self._cache / _name(attempt, step)
+        return self._cache / name_of(attempt, step)
 
     def publish(self, attempt: int, step: int, files: Files) -> None:
         """Copy the files to the storage and remove older copies on this node."""
-        name = _name(attempt, step)
+        name = parsed_name(name_of(attempt, step))
+        assert name
         for file in files:
-            self._remote.put(self._cache / name / file, f"{CHECKPOINTS}/{name}/{file}")
-        for old in sorted(path for path in self._cache.glob("step-*") if path.name <= name)[:-CACHED]:
-            shutil.rmtree(old, ignore_errors=True)
+            self._remote.put(self._cache / name.text / file, f"{CHECKPOINTS}/{name.text}/{file}")
+        cached = newest_first(path.name for path in self._cache.glob("step-*"))
+        for old in [one for one in cached if one <= name][CACHED:]:
+            shutil.rmtree(self._cache / old.text, ignore_errors=True)
 
     def clear_staging(self) -> None:
-        for name, files in self._folders().items():
-            if not files.keys() & {MANIFEST, DAMAGED}:
-                self._delete(name, files)
+        folders = self._folders()
+        self._check_lease()
+        for text, files in folders.items():
+            name = parsed_name(text)
+            uncommitted = files.get(MANIFEST) in (None, len(GIVEN_UP)) and DAMAGED not in files
+            if name and uncommitted and self._given_up(name, files):
+                self._remote.delete(f"{CHECKPOINTS}/{text}/{file}" for file in files if file != MANIFEST)
+
+    def _given_up(self, name: CheckpointName, files: dict[str, int]) -> bool:
+        """Keep everybody else from committing a checkpoint; False: it has just been committed."""
+        known = MANIFEST in files or name.attempt in self._own
+        return known or self._remote.create(f"{CHECKPOINTS}/{name.text}/{MANIFEST}", GIVEN_UP)
 
     def commit(self, attempt: int, step: int, parts: list[CheckpointShard], origin: CheckpointOrigin) -> CheckpointInfo:
-        name = _name(attempt, step)
+        """Commit by creating the manifest, after what explains the checkpoint is there."""
+        name = name_of(attempt, step)
         manifest = manifest_of(attempt, step, parts, origin)
         try:
-            self._check_mark()
             there = self._remote.sizes(f"{CHECKPOINTS}/{name}")
             for file, (size, _) in manifest.files.items():
                 if there.get(f"{CHECKPOINTS}/{name}/{file}") != size:
                     raise CheckpointError(f"the checkpoint of step {step} misses {file}, or it was cut short")
             with suppress(StorageError):  # without it, they are read before they are used
                 self._known = self._remote.versions(f"{CHECKPOINTS}/{name}")
-            self._remote.write(f"{CHECKPOINTS}/{name}/{MANIFEST}", manifest.text.encode())
+            if self._lease:
+                self._lease.push_history()
+            self._check_lease()
+            if not self._remote.create(f"{CHECKPOINTS}/{name}/{MANIFEST}", manifest.text.encode()):
+                raise LeaseTaken(f"another supervisor gave up the checkpoint of step {step} of attempt {attempt}")
         except StorageError as error:
             raise CheckpointError(f"the checkpoint of step {step} was not committed: {error.message}") from error
         return manifest.committed(name)
 
-    def _check_mark(self) -> None:
-        other = claimed(self._remote) if self._mark else None
-        if other and other.mark != self._mark:
-            raise taken_over(other.mark)
+    def _check_lease(self) -> None:
+        if self._lease:
+            self._lease.check()
 
     def abandon(self, attempt: int, step: int) -> None:
-        name = _name(attempt, step)
+        name = name_of(attempt, step)
         shutil.rmtree(self._cache / name, ignore_errors=True)
         with suppress(StorageError):
             self._delete(name, self._folders().get(name, {}))
 
     def steps(self) -> list[int]:
-        return [_step(name) for name in self._committed()]
+        return list(newest_by_step(self._committed()))
 
     def latest_valid(self) -> Iterator[CheckpointInfo | Quarantined]:
-        for name in self._committed():
+        for name in (one.text for one in self._committed()):
             manifest = parsed(self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}"))
             versions = self._remote.versions(f"{CHECKPOINTS}/{name}")
             changed = {path for path, version in versions.items() if self._known.get(path) != version}
@@ -113,26 +146,26 @@ class RemoteCheckpointStore:
 
     def verified(self, step: int | None = None) -> tuple[Path, Manifest]:
         """Verify a checkpoint: files that are here are hashed, the others fetched."""
-        newest = {_step(name): name for name in reversed(self._committed())}
-        steps = sorted(newest, reverse=True)
-        chosen = chosen_step(steps, step)
-        folder = self._cache / newest[chosen]
+        newest = newest_by_step(self._committed())
+        chosen = chosen_step(list(newest), step)
+        folder = self._cache / newest[chosen].text
         manifest = self._manifest_here(folder)
         problem = manifest if isinstance(manifest, str) else verify(manifest.files, partial(self._brought, folder))
         if isinstance(manifest, str) or problem:
-            raise refused(chosen, problem, steps)
+            raise refused(chosen, problem, list(newest))
         return folder, manifest
 
     def prune(self, stays: Stays) -> None:
         """Remove checkpoints; of several attempts' checkpoints of one step, the last one stays."""
         with suppress(StorageError):
             folders = self._folders()
-            committed = sorted((name for name, files in folders.items() if MANIFEST in files), reverse=True)
-            damaged = sorted(name for name, files in folders.items() if DAMAGED in files)
-            newest = {_step(name): name for name in reversed(committed)}
-            kept = {newest[step] for step in stays(list(reversed(newest)))}
-            for name in [*(name for name in committed if name not in kept), *damaged[:-QUARANTINED_KEPT]]:
-                self._delete(name, folders[name])
+            self._check_lease()
+            committed = newest_first(name for name, files in folders.items() if _is_committed(files))
+            damaged = newest_first(name for name, files in folders.items() if DAMAGED in files)
+            newest = newest_by_step(committed)
+            kept = {newest[step] for step in stays(list(newest))}
+            for name in [*(one for one in committed if one not in kept), *damaged[QUARANTINED_KEPT:]]:
+                self._delete(name.text, folders[name.text])
 
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
         """Return a folder whose missing files come when they are fetched."""
@@ -192,9 +225,9 @@ class RemoteCheckpointStore:
             found.setdefault(name, {})[file] = size
         return found
 
-    def _committed(self) -> list[str]:
-        """Names of the committed ones, newest first."""
-        return sorted((name for name, files in self._folders().items() if MANIFEST in files), reverse=True)
+    def _committed(self) -> list[CheckpointName]:
+        """The committed ones, newest first."""
+        return newest_first(name for name, files in self._folders().items() if _is_committed(files))
 
     def _wrong(self, name: str, known: set[str], file: str, entry: tuple[int, str]) -> str:
         """Describe what is wrong with an object, or ''. An object that this store committed and that was not written
@@ -211,6 +244,7 @@ class RemoteCheckpointStore:
     def _quarantine(self, name: str) -> None:
         """Keep it for whoever wants to look, but not as a checkpoint."""
         manifest = self._remote.read(f"{CHECKPOINTS}/{name}/{MANIFEST}") or b""
+        self._check_lease()
         self._remote.write(f"{CHECKPOINTS}/{name}/{DAMAGED}", manifest)
         self._remote.delete([f"{CHECKPOINTS}/{name}/{MANIFEST}"])
 
@@ -220,12 +254,8 @@ class RemoteCheckpointStore:
         self._remote.delete(f"{CHECKPOINTS}/{name}/{file}" for file in ordered)
 
 
-def _name(attempt: int, step: int) -> str:
-    return f"step-{step:08d}-attempt-{attempt:04d}"
-
-
-def _step(name: str) -> int:
-    return int(name.split("-")[1])
+def _is_committed(files: dict[str, int]) -> bool:
+    return files.get(MANIFEST, 0) > len(GIVEN_UP)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Checkpoints: staged by the workers, committed by the supervisor, verified before use.
 
-Only the supervisor commits, and only parts of the attempt it runs now: a stale worker can write, but not be believed.
+Only the supervisor commits, and only parts of the attempt it runs now: a stale worker can write, but not be believed. A store that
+was given the supervisor's lease raises `LeaseTaken` instead of a change once another supervisor has taken over the run.
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class Manifest:
 
 class CheckpointStore(Protocol):
     """Where the checkpoints of a run are kept."""
+
+    def new_attempt(self, after: int) -> int:
+        """Reserve the number of the next attempt, above `after` and above all that were ever reserved in this run: no two supervisors
+        get the same one. Raises `StorageError` and `LeaseTaken`."""
 
     def staging(self, attempt: int, step: int) -> Path:
         """Where the workers of a node write the checkpoint of a step; no reader looks there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from typing import Annotated
 
@@ -28,7 +27,7 @@ def nodes(
     from dtrain.cli import node_list
     from dtrain.record import node_history
 
-    now = time.time()
+    now = node_history.clock(runs)
     if forget is not None:
         print(node_list.forget(runs, forget, now))
         return

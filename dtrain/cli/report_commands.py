@@ -210,8 +210,7 @@ def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
 
 def write_page(path: Path, text: str) -> None:
     """Write a page and say where; what stands in it may be private."""
-    from dtrain.common.files import write_whole
-    from dtrain.record.folder import PRIVATE_FILE
+    from dtrain.common.files import PRIVATE_FILE, write_whole
     from dtrain.show.render import size
 
     try:

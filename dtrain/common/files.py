@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
 SAFE_NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 
 
@@ -21,7 +23,7 @@ def is_safe_name(name: str) -> bool:
 
 def private_folder(path: Path) -> Path:
     """A folder of this user alone, made if it is not there; raises `PermissionError` for one that others own or may enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     facts = path.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
         raise PermissionError(errno.EPERM, "not a folder of this user alone", str(path))
@@ -33,6 +35,16 @@ def users_folder(base: str) -> Path:
     return private_folder(Path(base) / f"dtrain-{os.getuid()}")
 
 
+def folder_clock(folder: Path) -> float:
+    """Seconds since 1970 by the clock of a folder's file system, which is the same for all machines that see it. Raises `OSError`."""
+    probe = folder / f".clock.{os.getpid()}.{os.urandom(4).hex()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def read_at(path: Path, offset: int, count: int) -> bytes:
     """Read at most `count` bytes of a file from an offset on."""
     with open(path, "rb") as file:
@@ -41,13 +53,14 @@ def read_at(path: Path, offset: int, count: int) -> bytes:
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
-    """Write aside, flush to disk, rename: the file is whole or the old one stays."""
+    """Write aside, flush to disk, rename: the file is whole or the old one stays, also after a power loss."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+    flush_folder(path.parent)
 
 
 def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
@@ -61,8 +74,13 @@ class Appender:
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._pending = bytearray()
-        self.problem = ""
-        """Why the last write failed; '' if it did not."""
+        self._unwritten = ""
+        self._lost = ""
+
+    @property
+    def problem(self) -> str:
+        """Why the last write failed, or why some data may never reach the disk; '' if there is nothing."""
+        return self._lost or self._unwritten
 
     @property
     def pending(self) -> int:
@@ -76,20 +94,21 @@ class Appender:
             while self._pending:
                 del self._pending[: os.write(self._fd, self._pending)]
         except OSError as error:
-            self.problem = error.strerror or str(error)
+            self._unwritten = error.strerror or str(error)
         else:
-            self.problem = ""
+            self._unwritten = ""
 
     def flush(self) -> None:
-        """Make what is written durable (fsync); a problem is kept in `problem`."""
+        """Make what is written durable (fsync). A failure stays a problem: the kernel may have dropped the data, and says so once."""
         try:
             os.fsync(self._fd)
         except OSError as error:
-            self.problem = error.strerror or str(error)
+            self._lost = error.strerror or str(error)
 
     def close(self) -> None:
-        """Write what waits, if it can be, and close."""
+        """Write what waits, if it can be, make it durable, and close."""
         self.append(b"")
+        self.flush()
         os.close(self._fd)
 
 
@@ -121,9 +140,12 @@ def flush_file(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable, on file systems that can."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)

@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -15,6 +16,14 @@ STACKS_SIGNAL = signal.SIGQUIT
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "traced", "Z": "ended"}
 """States of a thread, as /proc/PID/stat names them."""
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@cache
+def boot_id() -> str:
+    """Tells this boot of this machine's kernel from every other one; '' if the system does not say."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 def send_output_to(log: Path) -> None:

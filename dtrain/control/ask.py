@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 from dtrain.common.errors import UsageError
-from dtrain.common.files import write_whole
+from dtrain.common.files import PRIVATE_FILE, folder_clock, write_whole
 from dtrain.control.state import state_of
 from dtrain.record import inspection
-from dtrain.record.folder import PRIVATE_FILE, RunDir
+from dtrain.record.folder import RunDir
 from dtrain.record.inspection import InspectionRequest
 from dtrain.record.status import RunState
 from dtrain.storage import run_sync
-from dtrain.storage.run_sync import RunCopy
+from dtrain.storage.run_copy import RunCopy
 
 AGAIN_SECONDS = 5.0
 """After which it is asked again: another request may have taken the place of this one."""
@@ -43,6 +41,6 @@ def ask(run: RunDir, copy: RunCopy | None, request: InspectionRequest) -> None:
 def others_wait(run: RunDir) -> bool:
     """Whether another request was left so lately that the supervisor is going to take it."""
     try:
-        return time.time() - run.inspection_request.stat().st_mtime < AGAIN_SECONDS / 2
+        return folder_clock(run.path) - run.inspection_request.stat().st_mtime < AGAIN_SECONDS / 2
     except OSError:
         return False

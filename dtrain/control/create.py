@@ -11,13 +11,14 @@ from pathlib import Path
 import yaml
 
 from dtrain.common.errors import Exit, UsageError
+from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.serde import to_dict
 from dtrain.control.overrides import Overrides
 from dtrain.control.state import refuse_while_it_goes_on, state_of
 from dtrain.job.job import Job
 from dtrain.launch import recipe, sweep, yaml_source
 from dtrain.launch.yaml_source import Document
-from dtrain.record.folder import PRIVATE_FILE, RunDir
+from dtrain.record.folder import RunDir
 from dtrain.record.folder import create as create_folder
 from dtrain.record.status import RunState
 

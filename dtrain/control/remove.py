@@ -17,7 +17,7 @@ from dtrain.control.state import RunRow
 from dtrain.record.folder import RunDir
 from dtrain.record.metric_curves import HELD_OUT, lower_is_better
 from dtrain.show.render import counted, size
-from dtrain.storage.object_store import of_run
+from dtrain.storage import run_sync
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,10 @@ def forget_checkpoints(run: RunDir) -> None:
 def remove(removal: Removal, *, checkpoints_only: bool = False) -> None:
     """Remove a run, with its copy on remote storage, while nobody can begin to supervise it."""
     run, job = removal.run, removal.run.job()
-    with run.lock():
+    with run.lock() as lease:
         refuse_supervised_elsewhere(run)
-        if job.storage.url:
-            there = of_run(job.storage, run.id)
-            names = there.sizes("checkpoints" if checkpoints_only else "")
-            there.delete(names)
+        if there := run_sync.claimed(run, job, lease):
+            there.remove("checkpoints" if checkpoints_only else "")
         for path in run.checkpoints.iterdir() if checkpoints_only and run.checkpoints.is_dir() else ():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if not checkpoints_only:

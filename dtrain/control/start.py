@@ -31,8 +31,9 @@ def submit(run: RunDir) -> Submitted:
     """Start a run inside its cluster, detached from this process."""
     launch = planner.make(run.job())
     announce(run, launch.job)
+    position = run.log_bytes()
     reference = registry.cluster_of(launch.job).submit(plan_without(launch, run), run)
-    submitted = Submitted(launch.job.cluster.name, reference, time.time())
+    submitted = Submitted(launch.job.cluster.name, reference, time.time(), position)
     run.write_submitted(submitted)
     return submitted
 

@@ -54,7 +54,7 @@ def _is_unfinished(run: RunDir, state: RunState, history: Sequence[Event]) -> bo
     if state.exit_code is None or any(isinstance(event, Requeued) for event in history[-2:]):
         return True
     submitted = run.submitted()
-    return submitted is not None and submitted.time > history[-1].time
+    return submitted is not None and submitted.position >= run.log_bytes()
 
 
 def _correct_by_cluster(run: RunDir, state: RunState, *, requeued: bool) -> None:

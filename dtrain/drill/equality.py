@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from dtrain.checkpoint import difference
+from dtrain.checkpoint.names import folder_of
 from dtrain.checkpoint.tensor_file import SUFFIX
 from dtrain.drill.checks import History
 from dtrain.record.events import CheckpointSaved
@@ -80,5 +82,7 @@ def _comparable(history: History, undisturbed: History, step: int) -> bool:
 
 
 def _folder(history: History, step: int) -> Path | None:
-    folder = history.run.checkpoints / f"step-{step:08d}"
-    return folder if any(folder.glob(f"*{SUFFIX}")) else None
+    with suppress(FileNotFoundError):
+        folder = folder_of(history.run.checkpoints, step)
+        return folder if any(folder.glob(f"*{SUFFIX}")) else None
+    return None

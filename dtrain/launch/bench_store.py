@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.bench_choice import Measured, MeasuredStrategies, MeasuredStrategy
-from dtrain.common.files import private_folder, write_json
+from dtrain.common.files import PRIVATE_FILE, private_folder, write_json
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.job import entrypoint
 from dtrain.job.job import Job
 from dtrain.launch import registry
-from dtrain.record.folder import PRIVATE_FILE
 
 FOLDER = ".measured"
 """In the folder of runs."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.common.files import Appender
+from dtrain.common.files import Appender, flush_folder
 from dtrain.record.events import Event, from_log
 
 RESERVE_BYTES = 1 << 17
@@ -26,6 +26,7 @@ class EventLog:
     def __init__(self, path: Path, *listeners: Callable[[Event], None]) -> None:
         self.path = path
         self._file = Appender(path)
+        flush_folder(path.parent)
         self._adding = threading.Lock()
         self._listeners = listeners
         self._reserve = path.with_name(f".{path.name}.reserve")
@@ -60,12 +61,18 @@ class EventLog:
 class Reader:
     """The reading end: each call gives the events of whole lines that are new since the last one."""
 
-    def __init__(self, path: Path, only: type[Event] | None = None) -> None:
+    def __init__(self, path: Path, only: type[Event] | None = None, begin: int = 0) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = begin
+        """Of the next line."""
         names = (only.kind_name, only.former_name) if only else ()
         self._marks = tuple(f'"event":"{name}"'.encode() for name in names if name)
         """Byte strings of which every line of the only wanted kind of event has one: other lines are not parsed."""
+
+    @property
+    def position(self) -> int:
+        """In the log, behind the last event that was given."""
+        return self._offset
 
     def new(self) -> Iterator[Event]:
         """Events not seen yet; lines that are not whole, or no JSON, are left out."""
@@ -93,6 +100,11 @@ def _parsed(line: bytes) -> Event | None:
     return from_log(fields) if isinstance(fields, dict) and "event" in fields else None
 
 
-def read(path: Path) -> list[Event]:
-    """Return all events so far."""
-    return list(Reader(path).new())
+def read(path: Path, end: int | None = None) -> list[Event]:
+    """Return all events so far, or those before a position in the log."""
+    reader, found = Reader(path), list[Event]()
+    for event in reader.new():
+        if end is not None and reader.position > end:
+            break
+        found.append(event)
+    return found

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from dtrain.common import environment
 from dtrain.common.errors import RunNotFound, UsageError
-from dtrain.common.files import write_json
+from dtrain.common.files import PRIVATE_FILE, flush_folder, folder_clock, write_json
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.job.job import Job
-from dtrain.record.lock import SILENT_SECONDS, Lease, is_locked, locked
-
-PRIVATE_FILE = 0o600
+from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,8 @@ class Submitted:
     reference: str
     time: float
     """Seconds since 1970, of the submission by a person."""
+    position: int = 0
+    """Length of the event log then, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,13 @@ class RunDir:
 
     @property
     def lock_file(self) -> Path:
-        """Held by the run's one supervisor, with its host and process id in it."""
+        """Held by the run's one supervisor."""
         return self.path / "supervisor.lock"
+
+    @property
+    def claims(self) -> Path:
+        """The claims of the run's supervisors, with host and process id; see `dtrain.record.lock`."""
+        return self.path / CLAIMS
 
     def rank_log(self, rank: int) -> Path:
         """Output of one worker, over all attempts."""
@@ -154,6 +159,13 @@ class RunDir:
     def arithmetic(self) -> Path:
         """Fingerprint of the arithmetic that a run with `train.exact` began on."""
         return self.path / "arithmetic"
+
+    def log_bytes(self) -> int:
+        """Length of the event log: a position in it, which says what came before and after."""
+        try:
+            return self.events.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def append_only_files(self) -> list[Path]:
         """The workers' and agents' files that only grow."""
@@ -191,14 +203,26 @@ class RunDir:
         """Remember where this run was submitted to."""
         write_json(self.submission, to_dict(submitted))
 
+    def detach_log(self) -> None:
+        """Put a copy in the place of the event log: a supervisor that was held up, and has the old file open, adds no more to it."""
+        aside = self.events.with_name(f".{self.events.name}.{os.getpid()}")
+        with suppress(FileNotFoundError):
+            shutil.copyfile(self.events, aside)
+            os.replace(aside, self.events)
+
     def lock(self, patience_seconds: float = 0.0) -> AbstractContextManager[Lease]:
         """Be the run's only supervisor; see `dtrain.record.lock.locked`."""
         return locked(self.lock_file, self.id, patience_seconds)
 
     @property
     def remote_heartbeat_file(self) -> Path:
-        """When a supervisor on another machine last said on remote storage that it lives, in seconds since 1970 of this machine's clock."""
+        """When a supervisor on another machine last said on remote storage that it lives, by the clock of this folder's file system."""
         return self.path / "elsewhere"
+
+    @property
+    def remote_claim_file(self) -> Path:
+        """The number of the newest supervisor whose writes on remote storage were brought into this folder."""
+        return self.path / ".claim"
 
     def supervised(self) -> bool:
         """Whether a supervisor works on the run, here or, as far as is known, on another machine."""
@@ -207,7 +231,8 @@ class RunDir:
     def supervised_elsewhere(self) -> bool:
         """Whether a supervisor on another machine was heard of lately."""
         try:
-            return time.time() - float(self.remote_heartbeat_file.read_text()) < SILENT_SECONDS
+            heard = float(self.remote_heartbeat_file.read_text())
+            return folder_clock(self.path) - heard < SILENT_SECONDS
         except (OSError, ValueError):
             return False
 
@@ -239,6 +264,9 @@ def create(root: Path, job: Job) -> RunDir:
     try:
         run.create_folders()
         run.write_job(job)
+        flush_folder(root)
+        with suppress(PermissionError):
+            flush_folder(root.absolute().parent)  # which may have got `root` only now
     except OSError as error:
         shutil.rmtree(path, ignore_errors=True)
         raise UsageError(f"cannot write to {root}: {error.strerror}", "Choose another folder with --runs.") from None

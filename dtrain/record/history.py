@@ -22,11 +22,11 @@ def attempts(run: RunDir) -> int:
     )
 
 
-def ended_since(run: RunDir, since: float) -> Exit | None:
-    """How the run ended after a time, in seconds since 1970; None if it did not, or was requeued."""
+def ended_after(run: RunDir, position: int) -> Exit | None:
+    """How the run ended after a position in its event log; None if it did not, or was requeued."""
     found, requeued = None, False
-    for event in event_log.Reader(run.events).new():
-        if isinstance(event, RunEnded) and event.time > since and not requeued:
+    for event in event_log.Reader(run.events, begin=position).new():
+        if isinstance(event, RunEnded) and not requeued:
             found = Exit(event.exit_code)
         requeued = isinstance(event, Requeued)
     return found
@@ -35,10 +35,8 @@ def ended_since(run: RunDir, since: float) -> Exit | None:
 def requeued_at(run: RunDir) -> int | None:
     """The step at which the run was last requeued, since a person started it."""
     submitted = run.submitted()
-    since = submitted.time if submitted else 0.0
-    again = [
-        event for event in event_log.Reader(run.events).new() if isinstance(event, Requeued) and event.time > since
-    ]
+    events = event_log.Reader(run.events, Requeued, begin=submitted.position if submitted else 0).new()
+    again = [event for event in events if isinstance(event, Requeued)]
     return again[-1].step if again else None
 
 

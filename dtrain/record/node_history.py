@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtrain.common.files import folder_clock
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.record.folder import RunDir
@@ -36,6 +39,7 @@ class NodeFailure:
     time: float
     """Seconds since 1970."""
     expires: float
+    """By the clock of the folder of runs; see `clock`."""
     rank: int | None = None
     step: int | None = None
     fingerprint: str = ""
@@ -68,12 +72,12 @@ class NodeRecord:
         return latest[AVOIDED_AFTER - 1] if len(latest) >= AVOIDED_AFTER else None
 
 
-def counted(failure: Failure, attempt: int, run: RunDir, cluster: str, node: str, hours: float) -> NodeFailure | None:
-    """Pure. The failure as it counts against this node; None if it does not."""
+def counted(failure: Failure, attempt: int, run: RunDir, cluster: str, node: str, expires: float) -> NodeFailure | None:
+    """Pure. The failure as it counts against this node until it expires; None if it does not."""
     if failure.kind not in COUNTED:
         return None
     return NodeFailure(
-        cluster, node, run.id, attempt, failure.kind.value, failure.message, failure.time, failure.time + hours * 3600,
+        cluster, node, run.id, attempt, failure.kind.value, failure.message, failure.time, expires,
         failure.rank, failure.step, failure.fingerprint,
     )  # fmt: skip
 
@@ -86,6 +90,13 @@ def file_in(runs: Path) -> Path:
 def add(runs: Path, failure: NodeFailure) -> None:
     """Keep a failure; raises `OSError` if that cannot be written."""
     _append(runs, to_dict(failure))
+
+
+def clock(runs: Path) -> float:
+    """The time that failures expire by: that of the folder's file system, since many machines write to the file and read it."""
+    with suppress(OSError):
+        return folder_clock(runs)
+    return time.time()
 
 
 def forget(runs: Path, node: str, now: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dtrain.checkpoint import difference
 from dtrain.checkpoint.difference import TensorDifference
+from dtrain.checkpoint.names import folder_of
 from dtrain.common.secrets import PRIVATE_KEYS, SECRET
 from dtrain.common.serde import JsonObject, to_dict
 from dtrain.job.job import Job
@@ -134,10 +135,7 @@ def verdict(first: RunRecord, other: RunRecord) -> str:
 def _first_difference(one: RunDir, other: RunDir, step: int) -> TensorDifference | None:
     """Of two checkpoints whose digests differ, perhaps only because other ranks hold other parts; raises `OSError` or `ValueError` if
     one of them cannot be read."""
-    folders = [run.checkpoints / f"step-{step:08d}" for run in (one, other)]
-    for folder in folders:
-        folder.stat()
-    return difference.first_difference(*folders)
+    return difference.first_difference(*(folder_of(run.checkpoints, step) for run in (one, other)))
 
 
 def differing_columns(comparison: Comparison) -> list[str]:

@@ -85,18 +85,18 @@ class ObjectStore:
             self._files.pipe_file(self._at(name), data, **self._patience())
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a small file if it is not there; False: it is. Two callers at once both succeed on a store without
-        conditional writes (`If-None-Match`)."""
+        """Make a small file if it is not there; False: it is, with other content. Of several callers at once, each with content of its
+        own, one succeeds; on a store without conditional writes (`If-None-Match`), all of them may."""
         with self._trouble("write", name):
             try:
                 self._files.pipe_file(self._at(name), data, mode="create", **self._patience())
             except FileExistsError:
-                return False
+                return self.read(name) == data  # a library that tries again after a lost answer meets its own file
             except OSError as error:
                 if error.errno != errno.ENOSYS:
                     raise
                 if self._files.exists(self._at(name)):
-                    return False
+                    return self.read(name) == data
                 self._files.pipe_file(self._at(name), data, **self._patience())
             return True
 

@@ -1,23 +1,27 @@
-"""The claims of a run's supervisors on remote storage, numbered: the highest number has the run.
+"""The claims of a run's supervisors on remote storage, numbered: the highest number has the run, also when it was given free.
 
-Where the store has conditional writes, only one of several supervisors gets a number. Each renews its own claim alone, so that
-one that was held up never undoes the claim of its successor. When a claim was made is what the store's own clock says.
+Where the store has conditional writes, only one of several supervisors gets a number. The number is the fencing token: a supervisor
+looks whether its own is still the highest before it writes there, and its number is in the names of what it writes. Each renews and
+releases its own claim alone. When a claim was made is what the store's own clock says.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import time
 from dataclasses import dataclass
-from pathlib import Path
 
+from dtrain.common.processes import boot_id
 from dtrain.common.serde import from_dict, to_dict
+from dtrain.record.lock import SILENT_SECONDS, Lease, taken_over
 from dtrain.storage.object_store import ObjectStore
 
 CLAIMS = "supervisors"
 """Folder of the claims, each named by its number."""
 CLOCK = "clock"
 """An object that is written only to learn the store's time."""
+UNKNOWN = "somebody unknown"
+"""Whose claim is not written yet, or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,55 @@ class Claim:
     mark: str
     """Mark of the lease; '': the run was released."""
     place: str
-    """Host and run folder; in that very folder, the run's lock says more."""
+    """The boot of its machine (`boot_id`), for people."""
+
+
+class RunClaim:
+    """This supervisor's claim."""
+
+    def __init__(self, remote: ObjectStore, number: int, mark: str) -> None:
+        self._remote = remote
+        self.number = number
+        self._mark = mark
+        self._renew_at = time.monotonic() + SILENT_SECONDS / 4
+
+    def check(self) -> None:
+        """Raises `LeaseTaken` if another claim was made since, and `StorageError` if that cannot be known."""
+        number = newest(self._remote)
+        if number != self.number:
+            holder = _read(self._remote, number)
+            raise taken_over(holder.mark if holder else "")
+
+    def renew(self) -> None:
+        """Say again that this supervisor lives, when the claim is about to be taken for a dead one's."""
+        if time.monotonic() >= self._renew_at:
+            self._remote.write(_name(self.number), _text(self._mark))
+            self._renew_at = time.monotonic() + SILENT_SECONDS / 4
+
+    def release(self) -> None:
+        """This supervisor has given the run free."""
+        self._remote.write(_name(self.number), _text(""))
+
+    @property
+    def name(self) -> str:
+        """Of the claim's object."""
+        return _name(self.number)
+
+
+def take(remote: ObjectStore, lease: Lease) -> RunClaim | None:
+    """Claim the run whose lock this supervisor has; None: another supervisor lives elsewhere, or was faster.
+
+    A claim is dead if it was silent for long, or if the supervisor of before had the lock that is held now, on this boot of the machine."""
+    number = newest(remote)
+    holder = _read(remote, number)
+    if holder and holder.mark:
+        died_here = lease.before and holder.mark == lease.before.mark and not lease.before.may_live
+        if not died_here and age_seconds(remote) < SILENT_SECONDS:
+            return None
+    if not remote.create(_name(number + 1), _text(lease.mark)):
+        return None
+    remote.delete(name for name in remote.sizes(CLAIMS) if _number(name) <= number)
+    return RunClaim(remote, number + 1, lease.mark)
 
 
 def newest(remote: ObjectStore) -> int:
@@ -37,26 +89,8 @@ def newest(remote: ObjectStore) -> int:
 
 def claimed(remote: ObjectStore) -> Claim | None:
     """Who supervises the run of this folder, as far as anybody has said."""
-    number = newest(remote)
-    text = remote.read(_name(number)) if number else None
-    claim = from_dict(Claim, json.loads(text)) if text else None
+    claim = _read(remote, newest(remote))
     return claim if claim and claim.mark else None
-
-
-def claim(remote: ObjectStore, mark: str, run: Path, above: int | None = None) -> int | None:
-    """Be the run's supervisor: the number of the new claim, or None if somebody else was faster.
-
-    `above` is the number of the claim that was found to be dead; the newest one if it is not given."""
-    number = (newest(remote) if above is None else above) + 1
-    if not remote.create(_name(number), _text(mark, run)):
-        return None
-    remote.delete(name for name in remote.sizes(CLAIMS) if _number(name) < number)
-    return number
-
-
-def renew(remote: ObjectStore, mark: str, run: Path, number: int) -> None:
-    """Say again that the supervisor of this claim lives, or with an empty mark that it has given the run free."""
-    remote.write(_name(number), _text(mark, run))
 
 
 def age_seconds(remote: ObjectStore) -> float:
@@ -65,18 +99,24 @@ def age_seconds(remote: ObjectStore) -> float:
     return remote.modified(CLOCK) - remote.modified(_name(newest(remote)))
 
 
-def place(run: Path) -> str:
-    """Host and run folder of the supervisor, as a claim names them."""
-    return f"{os.uname().nodename}:{run.resolve()}"
-
-
 def renewed(remote: ObjectStore) -> float:
     """When the newest claim was made or renewed, in seconds since 1970 of the store's clock."""
     return remote.modified(_name(newest(remote)))
 
 
-def _text(mark: str, run: Path) -> bytes:
-    return json.dumps(to_dict(Claim(mark, place(run)))).encode()
+def _read(remote: ObjectStore, number: int) -> Claim | None:
+    """A claim; None if there is none of this number."""
+    text = remote.read(_name(number)) if number else None
+    if text is None:
+        return None
+    try:
+        return from_dict(Claim, json.loads(text))
+    except (ValueError, TypeError):
+        return Claim(UNKNOWN, "")
+
+
+def _text(mark: str) -> bytes:
+    return json.dumps(to_dict(Claim(mark, boot_id()))).encode()
 
 
 def _name(number: int) -> str:

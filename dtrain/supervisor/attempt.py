@@ -37,7 +37,6 @@ from dtrain.record import events
 from dtrain.record.debug_session import DebugRequest
 from dtrain.record.event_log import EventLog
 from dtrain.record.inspection import InspectionRequest
-from dtrain.record.lock import Lease
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.beside.debugging import DebuggerReport, Debugging
 from dtrain.supervisor.beside.profile_window import profile_steps, step_ahead
@@ -75,7 +74,6 @@ class AttemptContext:
     lane: Lane
     """For what waits for storage."""
     log: EventLog
-    lease: Lease
     debugging: Debugging
     memory: MemoryCheckpoints
 
@@ -118,7 +116,7 @@ class Attempt:
         self._progress = ProgressLog(number, context.log)
         self.stragglers = Stragglers(number, context.log, self._owner)
         self._commits = CheckpointCommits(
-            number, context.store, context.lane, context.log, context.lease,
+            number, context.store, context.lane, context.log,
             ranks=len(self._owner), retention=self._retention,
             origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
             saved_step=begin.saved_step, begun_step=begin.step, changed=self._close,

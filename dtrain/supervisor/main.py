@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,8 @@ from dtrain.record.events import Event, RunEnded, RunStarted
 from dtrain.record.folder import RunDir
 from dtrain.record.goodput import account
 from dtrain.record.inspection import parsed_request
-from dtrain.record.lock import Lease, LeaseTaken
-from dtrain.storage import run_sync
+from dtrain.record.lock import AlreadySupervised, Lease, LeaseTaken
+from dtrain.storage import run_copy, run_sync
 from dtrain.storage.object_store import of_run
 from dtrain.supervisor.beside.notifications import Notifications
 from dtrain.supervisor.beside.tracking import Tracking
@@ -89,50 +90,49 @@ def supervise(
     `launch` is its plan, where that is known. `on_event` hears every event as it is logged, from several threads."""
     gc.freeze()
     gc.enable()  # which the command line does without
-    began = time.time()
+    known = run.log_bytes()
     with run.lock(patience_seconds) as lease:
-        ended = history.ended_since(run, began) if patience_seconds else None
+        ended = history.ended_after(run, known) if lease.waited else None
         if ended is not None:  # by the supervisor that held the lock
             return ended
+        if lease.before and (lease.before.may_live or lease.heartbeat):
+            run.detach_log()
         run.forget_old_stop_request()
         tracking, notifications = Tracking(run), Notifications(run)
         log = _open_log(run, tracking.hear, notifications.hear, *([on_event] if on_event else []))
         try:
-            notifications.start(launch.job if launch else run.job())
-            return _supervise(run, lease, log, tracking, patience_seconds, launch)
+            return _supervise(run, lease, log, tracking, notifications, patience_seconds, launch)
         finally:
             log.close()
             notifications.finish()
 
 
 def _supervise(
-    run: RunDir, lease: Lease, log: EventLog, tracking: Tracking, patience_seconds: float, launch: LaunchPlan | None
+    run: RunDir,
+    lease: Lease,
+    log: EventLog,
+    tracking: Tracking,
+    notifications: Notifications,
+    patience_seconds: float,
+    launch: LaunchPlan | None,
 ) -> Exit:
     inbox: SupervisorInbox = queue.SimpleQueue()
 
     def put(notice: Notice) -> None:
         inbox.put(("", notice))
 
-    def on_stop(how: str) -> None:
-        put(StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop"))
-
-    def on_inspect(text: str) -> None:
-        if request := parsed_request(text):
-            put(request)
-
     def on_drain(node: str) -> None:
         inbox.put((node, NodeDraining("it is about to be taken away (injected by dtrain drill)")))
 
     hooks.install(os.environ.get(environment.HOOKS, ""), run=run, notice=on_drain)
     job = launch.job if launch else run.job()
-    requests = {run_sync.STOP: on_stop, run_sync.INSPECT: on_inspect}
-    sync = run_sync.RunSyncer(
-        run, job, lease, log, on_request=requests, on_lease_lost=lambda holder: put(LeaseLost(holder))
-    )
+    sync = run_sync.RunSyncer(run, _requests(put), lambda holder: put(LeaseLost(holder)))
     watcher = RunFolderWatcher(run, lease, put)
     try:
         with signal_handlers(put):
-            launch = plan_without(launch or planner.make(job), run)
+            lease = sync.claim(job, lease, patience_seconds)
+            notifications.start(job)
+            launch = replace(plan_without(launch or planner.make(job), run), supervisor=lease.number)
             log.add(
                 RunStarted(
                     run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
@@ -140,16 +140,16 @@ def _supervise(
                     storage=of_run(job.storage, run.id).url if job.storage.url else None,
                 )
             )  # fmt: skip
-            sync.start(patience_seconds)
+            sync.start(log)
             tracking.start(job, log)
             watcher.start()
             code = Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
-            # No worker is left that writes: unfinished checkpoints only take space.
-            LocalCheckpointStore(run.checkpoints).clear_staging()
+            with suppress(StorageError):  # no worker is left that writes: unfinished checkpoints only take space
+                LocalCheckpointStore(run.checkpoints, lease).clear_staging()
             shutil.rmtree(run.memory, ignore_errors=True)  # an agent that was killed left it
             return code
-    except LeaseTaken:
-        raise
+    except (LeaseTaken, AlreadySupervised):
+        raise  # the event log is another supervisor's
     except DtrainError as error:
         _log_end(run, log, int(error.exit_code), str(error))
         raise
@@ -161,6 +161,19 @@ def _supervise(
         watcher.stop()
         tracking.finish()
         sync.finish()
+
+
+def _requests(put: Callable[[Notice], None]) -> dict[str, Callable[[str], None]]:
+    """What may be asked of the supervisor through remote storage: the name of the object, and who answers it."""
+
+    def on_stop(how: str) -> None:
+        put(StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop"))
+
+    def on_inspect(text: str) -> None:
+        if request := parsed_request(text):
+            put(request)
+
+    return {run_copy.STOP: on_stop, run_copy.INSPECT: on_inspect}
 
 
 def _open_log(run: RunDir, *listeners: Callable[[Event], None]) -> EventLog:
@@ -201,10 +214,15 @@ def _supervise_apart(run_id: str, job: Job) -> Exit:
     try:
         return supervise(run)
     finally:
-        copy = run_sync.of(run, job)
-        try:
-            if copy:
-                copy.push()
+        if _is_elsewhere(run, job):
             shutil.rmtree(above, ignore_errors=True)
-        except StorageError as error:
-            print(f"dtrain: the run folder stays in {run.path}: {error}", file=sys.stderr)
+        else:
+            print(f"dtrain: the run folder stays in {run.path}: not all of it is on remote storage", file=sys.stderr)
+
+
+def _is_elsewhere(run: RunDir, job: Job) -> bool:
+    """Whether all that is in the run folder is on remote storage, too."""
+    copy = run_sync.of(run, job)
+    with suppress(StorageError):
+        return copy is None or copy.is_complete()
+    return False

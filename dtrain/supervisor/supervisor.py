@@ -72,11 +72,11 @@ class Supervisor:
         self._inbox = inbox
         self._lease = lease
         self._settings = launch.job.recovery
-        self._store = store_of(run, launch.job, lease.mark)
+        self._store = store_of(run, launch.job, lease)
         self._storage = Lane("storage", self._put)
         self._cluster_calls = Lane("cluster", self._put)
         self._strategy = registry.strategy_of(launch.job)
-        self._memory = MemoryCheckpoints(launch, self._store, log, lease, run.id)
+        self._memory = MemoryCheckpoints(launch, self._store, log, run.id)
         self._pool = NodePool(self._settings.heartbeat_seconds)
         self._inspections = Inspections(run, log, self._put)
         self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
@@ -99,6 +99,7 @@ class Supervisor:
         try:
             with self._cluster.allocate(self._plan, self._run, self._inbox) as allocation:
                 result = self._work(allocation)
+                self._lease.check(unknown_is_held=True)
                 if not result.requeue:
                     return self._end(result)
         finally:
@@ -132,14 +133,16 @@ class Supervisor:
 
     def _provision(self, allocation: Allocation) -> State:
         """Wait for the newest checkpoint and for enough nodes; raises `ClusterError` if they do not come in time."""
-        restore = Restore(self._store, self._storage, self._log, script=self._plan.job.kind == "script")
+        script = self._plan.job.kind == "script"
+        restore = Restore(self._store, self._storage, self._log, after=self._attempts, script=script)
         deadline = time.monotonic() + self._settings.provision_seconds
         while not self._stopping.asked:
             late = time.monotonic() > deadline
             restore.check(late=late)
             if (result := self._check_nodes(allocation, late=late)) is not None:
                 return self._end_with(result)
-            if restore.done and self._nodes_suffice(late=late):
+            if restore.done and self._nodes_suffice(late=late) and restore.numbered():
+                self._attempts = restore.attempt
                 return self._begin_attempt(allocation, restore.found)
             self._pump_events()
         return self._end_with(self._stopping.left(" before the workers were started", self._avoidance.excluded))
@@ -212,14 +215,13 @@ class Supervisor:
     # --- an attempt ---
 
     def _begin_attempt(self, allocation: Allocation, resume: CheckpointInfo | None) -> State:
-        self._attempts += 1
         memory = self._memory.newest(after=resume.step if resume else 0)
         begin = StartPoint(resume, memory, tuple(sorted(self._rolled_back)))
         chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
         self._avoidance.say_used(chosen)
         plan = self._plan.on(len(chosen))
         context = AttemptContext(
-            self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log, self._lease,
+            self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log,
             self._inspections.debugging, self._memory,
         )  # fmt: skip
         self._attempt = Attempt(self._attempts, plan, chosen, context, begin)
@@ -229,8 +231,6 @@ class Supervisor:
                 nodes=tuple(node.name for node in chosen), workers=plan.workers, processes=plan.processes,
             )
         )  # fmt: skip
-        # An attempt number must never be used twice, even after a power loss.
-        self._log.flush()
         self._attempt.begin()
         self._preflight.begin(chosen)
         return State.TRAINING

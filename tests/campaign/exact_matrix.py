@@ -57,7 +57,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=18)
     chosen = parser.parse_args()
-    last = f"checkpoints/step-{chosen.steps:08d}"
     with tempfile.TemporaryDirectory(prefix="exact-") as name:
         folder = Path(name)
         rows = [
@@ -68,9 +67,9 @@ def main() -> int:
             (" then ".join(f"{one[0]} {one[1]}{' killed' if one[3] else ''}" for one in parts), chained(parts, chosen.steps, folder / f"chain{number}"))
             for number, parts in enumerate(CHAINS)
         ]  # fmt: skip
-        first, wrong = rows[0][1].run.path / last, 0
+        first, wrong = rows[0][1].checkpoint(chosen.steps), 0
         for what, live in rows:
-            found = first_difference(first, live.run.path / last)
+            found = first_difference(first, live.checkpoint(chosen.steps))
             wrong += found is not None
             print(f"{what:45} {'equal to the last bit' if found is None else f'{found.name} {found.text}'}", flush=True)
     return 1 if wrong else 0

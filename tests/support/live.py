@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import warm_agents
 from processes import in_groups
 
+from dtrain.checkpoint.names import folder_of
 from dtrain.common.processes import alive, children
 from dtrain.record import sample_ledger
 from dtrain.record.folder import RunDir, all_runs
@@ -104,6 +105,25 @@ def process_tree(pid: int) -> set[int]:
 def running(pids: set[int]) -> set[int]:
     """Those of the processes that are still there and no zombies."""
     return set(filter(alive, pids))
+
+
+@contextmanager
+def suspended(pids: set[int]) -> Iterator[None]:
+    """These processes stand still, as on a machine that is suspended; at the end they are woken."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def silence(claims: Path) -> None:
+    """The claims of a run's supervisors have not been renewed for an hour."""
+    for claim in claims.iterdir():
+        os.utime(claim, (time.time() - 3600,) * 2)
 
 
 @contextmanager
@@ -217,6 +237,10 @@ class Live:
     def weights(self) -> str:
         """Digest of the newest committed checkpoint's weights."""
         return str(self.events("checkpoint_saved")[-1]["weights"])
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of a committed checkpoint."""
+        return folder_of(self.run.checkpoints, step)
 
     def losses(self) -> dict[int, float]:
         """Step → loss of the last attempt that did it."""

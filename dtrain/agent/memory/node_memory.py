@@ -3,6 +3,7 @@ and written to disk if there is none."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class NodeMemory:
 
     def __init__(self, run: RunDir, node: str, send: Callable[[AgentEvent], None]) -> None:
         self._run = run
-        self._copies = MemoryCopies(run.memory / node)
+        self._copies = MemoryCopies(run.memory / f"{node}-{os.getpid()}")  # agents of two supervisors may have one name
         self._send = send
         self._key = ""
         self._attempt = 0

@@ -53,6 +53,9 @@ OF_A_TERMINAL = frozenset(
 OF_A_LAUNCHER = ("DTRAIN_", "RAY_", "SLURM", "SRUN_")
 """How the variables begin that tell a process its place, and that every run sets anew."""
 
+OF_A_SUPERVISOR = "--supervisor="
+"""How the option begins that tells an agent whom it works for."""
+
 
 def folder() -> Path:
     """Return the folder of the sockets; raises `PermissionError` for one that another user prepared."""
@@ -72,15 +75,16 @@ def key(command: Sequence[str], environment: Mapping[str, str], run_variables: M
     """Return a key under which an agent can be reused: equal commands and equal variables of the recipe. The command is
     `… agent RUN --node=NAME OPTIONS`; run and node may differ.
 
-    The command is `… agent RUN --node=NAME OPTIONS`: the run and the node may differ."""
+    The command is `… agent RUN --node=NAME OPTIONS`: the run, the node and the supervisor may differ."""
     place = command.index("agent")
     told = {
         name: value
         for name, value in environment.items()
         if name not in OF_A_TERMINAL and not name.startswith(OF_A_LAUNCHER)
     }
+    options = [option for option in command[place + 3 :] if not option.startswith(OF_A_SUPERVISOR)]
     facts = [
-        sys.version, __file__, Path(__file__).stat().st_mtime_ns, command[:place], command[place + 3 :], sorted(told.items()),
+        sys.version, __file__, Path(__file__).stat().st_mtime_ns, command[:place], options, sorted(told.items()),
         sorted(run_variables.items()), environment.get(variables.CPUS), sorted(os.sched_getaffinity(0)),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]

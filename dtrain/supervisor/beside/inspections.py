@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from dtrain.api.protocol import Inspected
 from dtrain.api.reports import RankTimes
-from dtrain.common.files import write_whole
+from dtrain.common.files import PRIVATE_FILE, write_whole
 from dtrain.common.serde import to_dict
 from dtrain.record import inspection
 from dtrain.record.event_log import EventLog
-from dtrain.record.folder import PRIVATE_FILE, RunDir
+from dtrain.record.folder import RunDir
 from dtrain.record.inspection import Inspection, InspectionRequest, WorkerUsage
 from dtrain.supervisor.attempt import Attempt
 from dtrain.supervisor.beside.background import Lane, TaskDone

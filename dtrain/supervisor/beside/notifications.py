@@ -30,7 +30,8 @@ class Notifications:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._notices = Notices()
-        self._began = time.time()
+        self._known = 0
+        """Length of the event log at the start: what earlier supervisors logged."""
         self._heard: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._telling: list[subprocess.Popen[str]] = []
@@ -42,6 +43,7 @@ class Notifications:
 
     def start(self, job: Job) -> None:
         """Begin to send notifications, if the recipe has `notify`."""
+        self._known = self._run.log_bytes()
         if job.notify.command or job.notify.webhook or job.notify.mail:
             self._thread = threading.Thread(target=self._tell_all, args=(job,), name="notify", daemon=True)
             self._thread.start()
@@ -58,9 +60,8 @@ class Notifications:
                 process.wait(max(0.0, until - time.monotonic()))
 
     def _tell_all(self, job: Job) -> None:
-        for earlier in event_log.read(self._run.events):
-            if earlier.time < self._began:
-                list(self._notices.add(earlier))
+        for earlier in event_log.read(self._run.events, self._known):
+            list(self._notices.add(earlier))
         while (event := self._heard.get()) is not None:
             for notice in self._notices.add(event):
                 if notice.moment in job.notify.when:

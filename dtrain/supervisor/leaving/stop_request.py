@@ -120,9 +120,9 @@ class RunFolderWatcher:
     def _poll(self) -> None:
         """Raises `OSError` if the folder cannot be read."""
         self._lease.beat()
-        holder = self._lease.holder()
-        if holder != self._lease.mark:
-            self._put(LeaseLost(holder.strip() or "another process"))
+        holder = self._lease.successor()
+        if holder is not None:
+            self._put(LeaseLost(holder))
             self._over.set()
             return
         request = parsed_request(_taken(self._run.inspection_request) or "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
@@ -24,7 +23,7 @@ def plan_without(plan: LaunchPlan, run: RunDir) -> LaunchPlan:
     """The plan with the nodes that its cluster is to leave out if it has others."""
     if not plan.job.recovery.avoid_hours:
         return plan
-    known = node_history.read(run.path.parent, time.time())
+    known = node_history.read(run.path.parent, node_history.clock(run.path.parent))
     return dataclasses.replace(plan, avoided=tuple(node_history.avoided(known, plan.job.cluster.name)))
 
 
@@ -55,7 +54,8 @@ class NodeAvoidance:
         if self._allocation is None or not failure.node or not (node := self._allocation.machine(failure.node)):
             return
         job = self._plan.job
-        known = node_history.counted(failure, attempt, self._run, job.cluster.name, node, job.recovery.avoid_hours)
+        expires = node_history.clock(self._run.path.parent) + job.recovery.avoid_hours * 3600
+        known = node_history.counted(failure, attempt, self._run, job.cluster.name, node, expires)
         if known is None:
             return
         try:
@@ -145,7 +145,8 @@ class NodeAvoidance:
     def _records(self) -> dict[str, NodeRecord]:
         if self._allocation is None:
             return {}
-        return node_history.avoided(node_history.read(self._run.path.parent, time.time()), self._plan.job.cluster.name)
+        runs = self._run.path.parent
+        return node_history.avoided(node_history.read(runs, node_history.clock(runs)), self._plan.job.cluster.name)
 
     def _suffice(self, nodes: int) -> bool:
         return nodes >= self._plan.nodes or any(self._plan.fits(count) for count in range(1, nodes + 1))

@@ -10,7 +10,6 @@ from dtrain.common import hooks
 from dtrain.common.errors import CheckpointError
 from dtrain.record.event_log import EventLog
 from dtrain.record.events import CheckpointFailed, CheckpointSaved
-from dtrain.record.lock import Lease
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.saving.retention import CheckpointRetention
 
@@ -24,7 +23,6 @@ class CheckpointCommits:
         store: CheckpointStore,
         lane: Lane,
         log: EventLog,
-        lease: Lease,
         *,
         ranks: int,
         retention: CheckpointRetention,
@@ -37,7 +35,6 @@ class CheckpointCommits:
         self._store = store
         self._lane = lane
         self._log = log
-        self._lease = lease
         self._ranks = ranks
         self._retention = retention
         self._origin = origin
@@ -84,7 +81,6 @@ class CheckpointCommits:
 
     def _commit(self, step: int, reports: list[ShardWritten]) -> CheckpointInfo:
         hooks.reach("commit", step, self._attempt)
-        self._lease.check()
         shards = [CheckpointShard(report.files, report.weights) for report in reports]
         return self._store.commit(self._attempt, step, shards, self._origin)
 

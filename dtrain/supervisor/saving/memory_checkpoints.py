@@ -19,7 +19,6 @@ from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, Checkpoint
 from dtrain.common.errors import CheckpointError
 from dtrain.record import events
 from dtrain.record.event_log import EventLog
-from dtrain.record.lock import Lease
 from dtrain.supervisor.beside.background import Lane
 
 WRITE_SECONDS = 120.0
@@ -34,11 +33,10 @@ MOST_USES = 2
 class MemoryCheckpoints:
     """The in-memory checkpoints of all nodes, over all attempts of a run."""
 
-    def __init__(self, launch: LaunchPlan, store: CheckpointStore, log: EventLog, lease: Lease, run_id: str) -> None:
+    def __init__(self, launch: LaunchPlan, store: CheckpointStore, log: EventLog, run_id: str) -> None:
         job = launch.job
         self._store = store
         self._log = log
-        self._lease = lease
         self._origin = CheckpointOrigin(job.strategy.name, launch.workers, run_id)
         self._on = job.kind != "script" and job.checkpoint.memory_every_steps != 0
         self._key = secrets.token_hex(KEY_BYTES)
@@ -152,7 +150,6 @@ class MemoryCheckpoints:
         try:
             if problem:
                 raise CheckpointError(problem)
-            self._lease.check()
             shards = [CheckpointShard(one.files, one.weights) for _, one in sorted(self._written.items())]
             return self._store.commit(memory.attempt, memory.step, shards, self._origin)
         except CheckpointError:

@@ -45,7 +45,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]
         runs = tmp_path_factory.getbasetemp() / f"{framework}-{strategy}-{size}"
         recipe = str(PROGRAMS / f"contract_{framework}.yaml")
         live = finished(recipe, *options(strategy, size, framework), "--set", "train.steps=3", runs=runs)
-        folders[framework].append(str(live.run.checkpoints / "step-00000003"))
+        folders[framework].append(str(live.checkpoint(3)))
     return folders
 
 

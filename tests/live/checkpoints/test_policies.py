@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from live import PROGRAMS, Live, dtrain, finished, killed, start, wait_for
 
+from dtrain.checkpoint.names import newest_first
+
 RECIPE = f"""
 task: {PROGRAMS}/peaking.py:Peaking
 strategy: ddp
@@ -24,7 +26,7 @@ def recipe(folder: Path, train: str, checkpoint: str) -> str:
 
 
 def left(live: Live) -> list[int]:
-    return sorted(int(path.name[5:]) for path in live.run.checkpoints.glob("step-*"))
+    return sorted(name.step for name in newest_first(path.name for path in live.run.checkpoints.iterdir()))
 
 
 @pytest.mark.parametrize("at", [0, 42])

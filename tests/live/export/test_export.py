@@ -198,7 +198,8 @@ def test_mistakes_are_said_before_anything_is_built(digits_of_torch: Live, tmp_p
 def test_a_damaged_checkpoint_is_named_and_the_others_offered(digits_of_torch: Live, tmp_path: Path) -> None:
     run = tmp_path / "damaged"
     shutil.copytree(digits_of_torch.run.path, run)
-    tensors = run / "checkpoints/step-00000060/__0_0.safetensors"
+    folder = run / "checkpoints" / digits_of_torch.checkpoint(60).name
+    tensors = folder / "__0_0.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-100] ^= 1
     tensors.write_bytes(content)
@@ -206,9 +207,7 @@ def test_a_damaged_checkpoint_is_named_and_the_others_offered(digits_of_torch: L
     assert "__0_0.safetensors is not what was written (its digest differs)" in done.stderr
     assert "there are those of the steps 20, 40" in done.stderr
     dtrain("weights", str(run), "--step", "40", "--to", "m.pt", cwd=tmp_path)
-    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"step-00000060"}, (
-        "it is not set aside by a reader"
-    )
+    assert folder.is_dir(), "it is not set aside by a reader"
 
 
 def test_an_interrupted_export_leaves_nothing(digits_of_torch: Live, tmp_path: Path) -> None:

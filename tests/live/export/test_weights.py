@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_listed_all_at_once(sources: dict[str, Live]) -> No
 def test_the_checkpoint_that_was_meant_is_read(sources: dict[str, Live]) -> None:
     run = sources["torch"].run
     first = library.load(run.path, step=2)
-    assert_equal(first, library.load(run.checkpoints / "step-00000002"))
+    assert_equal(first, library.load(sources["torch"].checkpoint(2)))
     assert_equal(library.load(run.id, runs=run.path.parent), library.load(run.path, step=4))
     assert not np.array_equal(first["0.weight"], library.load(run.path)["0.weight"])
     with pytest.raises(UsageError, match=r"no checkpoint of step 3\s+There are those of the steps 2, 4"):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ def test_what_is_imported_anew_or_for_another_environment_is_not_kept(home: Home
     first = home.run(str(recipe), PYTHONPATH=str(package))
     assert "before None" in first.output(0)
     module.write_text("VALUE = 'after'\n")
-    os.utime(module, (time.time() + 1, time.time() + 1))
+    os.utime(module, (1e9, 1e9))  # an older file in its place, as `cp -p` or a package cache puts it there
     second = home.run(str(recipe), PYTHONPATH=str(package))
     assert "after None" in second.output(0)
     third = home.run(str(recipe), PYTHONPATH=str(package), FLAVOUR="sweet")

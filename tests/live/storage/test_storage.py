@@ -13,7 +13,7 @@ from s3_endpoint import BUCKET, S3, endpoint
 
 from dtrain.record.folder import RunDir
 from dtrain.storage.object_store import ObjectStore
-from dtrain.storage.run_lease import claim
+from dtrain.storage.run_lease import newest
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 TWO = ("--workers", "2")
@@ -102,12 +102,12 @@ def test_a_damaged_object_is_set_aside_and_the_checkpoint_before_it_is_used(
         live.process.send_signal(signal.SIGINT)
         live.finish(code=4)
     remote = on_storage(s3, live.run, monkeypatch)
-    newest = max(name for name in remote.sizes("checkpoints") if name.endswith(".safetensors"))
-    data = bytearray(remote.read(newest) or b"")
+    last = max(name for name in remote.sizes("checkpoints") if name.endswith(".safetensors"))
+    data = bytearray(remote.read(last) or b"")
     data[len(data) // 2] ^= 1
-    remote.write(newest, bytes(data))
+    remote.write(last, bytes(data))
     out = dtrain("resume", live.run.id, "--runs", str(tmp_path), **s3.environment).stdout
-    assert f"a damaged checkpoint was set aside as {newest.split('/')[1]}" in out
+    assert f"a damaged checkpoint was set aside as {last.split('/')[1]}" in out
     assert_as_if_nothing_happened(live, undisturbed)
 
 
@@ -164,7 +164,7 @@ def test_a_second_supervisor_on_another_machine_takes_over_only_from_a_dead_one(
         remote = on_storage(s3, live.run, monkeypatch)
         refused = dtrain("resume", remote.url, "--runs", str(tmp_path / "copy"), check=2, **s3.environment)
         assert "still going on" in refused.stderr
-        claim(remote, "process 1 of elsewhere", Path("elsewhere"))
+        remote.create(f"supervisors/{newest(remote) + 1:08d}", b'{"mark": "process 1 of elsewhere", "place": "there"}')
         out = live.finish(code=3)
     assert "another supervisor has taken over" in out
 

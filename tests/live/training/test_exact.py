@@ -28,8 +28,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Live:
 
 def assert_equal(live: Live, other: Live, step: int = 12) -> None:
     """Weights, optimizer state and losses."""
-    name = f"checkpoints/step-{step:08d}"
-    assert first_difference(live.run.path / name, other.run.path / name) is None
+    assert first_difference(live.checkpoint(step), other.checkpoint(step)) is None
     assert live.losses() == other.losses()
 
 
@@ -85,10 +84,7 @@ def test_a_chain_of_kills_shrinks_grows_and_other_strategies_ends_as_undisturbed
     dtrain("resume", name, "--workers", "4", "--nodes", "4", "--set", "strategy=hsdp", "--set", "strategy.replicas=2", "--set", "train.until=9")  # fmt: skip
     dtrain("resume", name, "--workers", "1", "--nodes", "1", "--set", "strategy=ddp", "--set", "train.until=null")
     assert [event["kind"] for event in live.events("failure_occurred")] == ["killed"]
-    assert (
-        first_difference(live.run.path / "checkpoints/step-00000012", alone.run.path / "checkpoints/step-00000012")
-        is None
-    )
+    assert first_difference(live.checkpoint(12), alone.checkpoint(12)) is None
     assert "the weights are equal at step 12" in dtrain("compare", name, str(alone.run.path)).stdout
     assert (
         "equal to the last bit" in dtrain("verify", name, "--step", "9", "--workers", "2", "--strategy", "fsdp").stdout
@@ -105,8 +101,7 @@ def test_a_function_that_computes_its_shards_one_by_one_has_the_same_bits_and_an
     many = finished(recipe, "--set", "params.by_shards=true", *at(4, "fsdp", "--nodes", "2"), runs=tmp_path / "many")
     assert_equal(many, one)
     task = finished(RECIPE, "--set", "train.clip_norm=null", *at(2, "ddp"), runs=tmp_path / "task")
-    model = "checkpoints/step-00000012"
-    assert first_difference(one.run.path / model, task.run.path / model) is None, "the same as dtrain's own loop"
+    assert first_difference(one.checkpoint(12), task.checkpoint(12)) is None, "the same as dtrain's own loop"
     assert "so are the gradients of 32 shards" in dtrain("verify", str(many.run.path), "--workers", "2").stdout
     with start(recipe, "--workers", "2", runs=tmp_path / "refused") as live:
         assert "step 0 was done without context.shards" in live.finish(code=1)
@@ -116,8 +111,7 @@ def test_without_it_other_sizes_give_other_bits(tmp_path: Path) -> None:
     loose = ("--set", "train.exact=false", "--set", "train.shards=8")
     one = finished(RECIPE, *loose, runs=tmp_path / "one")
     four = finished(RECIPE, *at(4, "ddp"), *loose, runs=tmp_path / "four")
-    last = "checkpoints/step-00000012"
-    assert first_difference(one.run.path / last, four.run.path / last) is not None, "this test could not fail otherwise"
+    assert first_difference(one.checkpoint(12), four.checkpoint(12)) is not None, "this test could not fail otherwise"
 
 
 def test_one_flipped_bit_in_one_gradient_is_found_and_the_rank_named(tmp_path: Path) -> None:

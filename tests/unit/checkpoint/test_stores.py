@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dtrain.checkpoint import local
 from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.checkpoint.names import name_of
 from dtrain.checkpoint.remote import RemoteCheckpointStore
 from dtrain.checkpoint.store import (
     MANIFEST,
@@ -25,24 +26,24 @@ from dtrain.checkpoint.store import (
     Quarantined,
     manifest_of,
 )
-from dtrain.common.errors import CheckpointError, ClusterError
+from dtrain.common.errors import CheckpointError
 from dtrain.common.files import hashed
+from dtrain.record.lock import Lease, LeaseTaken, claim_file
 from dtrain.storage.object_store import ObjectStore
-from dtrain.storage.run_lease import claim
 
 ORIGIN = CheckpointOrigin("ddp", 2, "a-run")
-Make = Callable[[Path], tuple[CheckpointStore, Path]]
-"""From a folder to a store and the folder in which its committed checkpoints are."""
+Make = Callable[..., tuple[CheckpointStore, Path]]
+"""From a folder, and a supervisor's lease, to a store and the folder in which its committed checkpoints are."""
 
 
-def in_a_folder(folder: Path) -> tuple[CheckpointStore, Path]:
-    return LocalCheckpointStore(folder), folder
+def in_a_folder(folder: Path, lease: Lease | None = None) -> tuple[CheckpointStore, Path]:
+    return LocalCheckpointStore(folder, lease), folder
 
 
-def on_remote_storage(folder: Path) -> tuple[CheckpointStore, Path]:
+def on_remote_storage(folder: Path, lease: Lease | None = None) -> tuple[CheckpointStore, Path]:
     """Another folder, through fsspec."""
     remote = ObjectStore(f"file://{folder}/there", {})
-    return RemoteCheckpointStore(folder / "cache", remote), folder / "there/checkpoints"
+    return RemoteCheckpointStore(folder / "cache", remote, lease), folder / "there/checkpoints"
 
 
 @pytest.fixture(params=[in_a_folder, on_remote_storage])
@@ -56,7 +57,7 @@ def staged(store: CheckpointStore, attempt: int, step: int) -> list[CheckpointSh
     folder.mkdir(parents=True)
     parts = []
     for rank in range(2):
-        (folder / f"rank{rank}").write_bytes(bytes([rank, step]) * 500)
+        (folder / f"rank{rank}").write_bytes(bytes([rank, step % 256]) * 500)
         files = {f"rank{rank}": hashed(folder / f"rank{rank}")}
         store.publish(attempt, step, files)
         parts.append(CheckpointShard(files, f"{rank + 1:064x}"))
@@ -243,20 +244,10 @@ def test_only_what_is_read_is_fetched(tmp_path: Path) -> None:
         elsewhere.fetch(found, 2, ["__0_0.safetensors"])
 
 
-def test_a_supervisor_that_lost_the_run_commits_nothing(tmp_path: Path) -> None:
-    remote = ObjectStore(f"file://{tmp_path}/there", {})
-    store = RemoteCheckpointStore(tmp_path / "cache", remote, mark="me")
-    parts = staged(store, 1, 10)
-    claim(remote, "somebody else", Path("anywhere"))
-    with pytest.raises(ClusterError, match="another supervisor"):
-        store.commit(1, 10, parts, ORIGIN)
-    assert list(store.latest_valid()) == []
-
-
 def test_a_manifest_that_names_a_file_outside_is_not_believed(make: Make, tmp_path: Path) -> None:
     store, there = make(tmp_path)
     manifest = manifest_of(1, 10, [CheckpointShard({"../../outside": (1, "0")}, "")], ORIGIN)
-    name = store.staging(1, 10).name.replace(".staging-0001-", "step-")
+    name = name_of(1, 10)
     (there / name).mkdir(parents=True)
     (there / name / MANIFEST).write_text(manifest.text)
     (found,) = store.latest_valid()
@@ -273,3 +264,101 @@ def test_quarantined_checkpoints_are_kept_for_a_look_and_no_longer(make: Make, t
     store.prune(lambda steps: steps[:3])
     left = [path for path in there.iterdir() if any(path.iterdir())]
     assert len(left) == 2, left
+
+
+def name_is_free(path: Path) -> bool:
+    """A file system that knows folders keeps empty ones, and a given-up checkpoint its mark."""
+    return not path.exists() or not (path / "rank0").exists()
+
+
+class HeldUp:
+    """A supervisor that stands still just after it has seen that the run is still its own."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self.meanwhile: Callable[[], object] | None = meanwhile
+
+    def check(self) -> None:
+        if self.meanwhile:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+
+    def push_history(self) -> None:
+        """Of nothing."""
+
+
+def held_up(folder: Path, meanwhile: Callable[[], object]) -> Lease:
+    claims = folder / "supervisors"
+    claims.mkdir(exist_ok=True)
+    claim_file(claims, 1).write_text("me\n")
+    return Lease(claims, 1, "me", there=HeldUp(meanwhile))
+
+
+def test_no_two_attempts_get_the_same_number_whoever_asks(make: Make, tmp_path: Path) -> None:
+    one, two = make(tmp_path)[0], make(tmp_path)[0]
+    assert [store.new_attempt(0) for store in (one, two, two, one)] == [1, 2, 3, 4]
+    assert two.new_attempt(after=7) == 8
+    assert one.new_attempt(after=4) == 9
+
+
+def test_a_commit_that_was_held_up_until_the_next_supervisor_came_does_nothing(make: Make, tmp_path: Path) -> None:
+    """It passed its last check; then the other one took over, dropped what was staged and committed the same step."""
+    next_store, there = make(tmp_path)
+    committed: list[CheckpointInfo] = []
+
+    def take_over() -> None:
+        next_store.clear_staging()
+        committed.append(next_store.commit(2, 100, staged(next_store, 2, 100), ORIGIN))
+
+    store, _ = make(tmp_path, held_up(tmp_path, take_over))
+    with pytest.raises((CheckpointError, LeaseTaken)):
+        store.commit(1, 100, staged(store, 1, 100), ORIGIN)
+    assert list(make(tmp_path)[0].latest_valid()) == committed
+    assert next_store.steps() == [100]
+    assert name_is_free(there / name_of(1, 100))
+
+
+def test_deleting_that_was_held_up_spares_what_the_next_supervisor_made(make: Make, tmp_path: Path) -> None:
+    next_store, _ = make(tmp_path)
+    old, _ = make(tmp_path)
+    for step in (10, 20):
+        old.commit(1, step, staged(old, 1, step), ORIGIN)
+    held: list[CheckpointShard] = []
+
+    def take_over() -> None:
+        for step in (20, 30):
+            next_store.commit(2, step, staged(next_store, 2, step), ORIGIN)
+        held.extend(staged(next_store, 2, 40))
+
+    store, _ = make(tmp_path, held_up(tmp_path, take_over))
+    store.prune(lambda steps: steps[:1])
+    assert next_store.steps() == [30, 20]
+    store, _ = make(tmp_path, held_up(tmp_path, lambda: held.extend(staged(next_store, 2, 50))))
+    store.clear_staging()
+    assert next_store.commit(2, 50, held[-2:], ORIGIN).step == 50
+
+
+def test_the_newest_checkpoint_is_that_of_the_greatest_step_whatever_its_name_looks_like(
+    make: Make, tmp_path: Path
+) -> None:
+    store, there = make(tmp_path)
+    steps = (99_999_000, 100_000_000, 101_000_000)
+    for attempt, step in zip((9999, 10_000, 10_000), steps, strict=True):
+        parts = staged(store, attempt, step)
+        newest = store.commit(attempt, step, parts, ORIGIN)
+        store.prune(lambda steps: steps[:2])
+    assert store.steps() == [101_000_000, 100_000_000]
+    assert list(store.latest_valid()) == [newest]
+    (there / "step-old").mkdir()
+    (there / "step-old" / MANIFEST).write_text("{}" * 100)
+    assert store.steps() == [101_000_000, 100_000_000], "a folder of somebody else's"
+
+
+def test_of_two_attempts_that_saved_a_step_the_later_one_counts(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    for attempt in (9999, 10_000):
+        newest = store.commit(attempt, 10, staged(store, attempt, 10), ORIGIN)
+    assert list(store.latest_valid()) == [newest]
+    assert store.steps() == [10]
+    store.prune(lambda steps: steps)
+    assert name_is_free(there / name_of(9999, 10))
+    assert (there / newest.name / MANIFEST).exists()

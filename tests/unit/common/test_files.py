@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from dtrain.common.files import is_safe_name, private_folder, write_whole
+from dtrain.common.files import Appender, is_safe_name, private_folder, write_whole
 from dtrain.common.secrets import redacted
 
 
@@ -49,3 +50,22 @@ def test_secrets_are_hidden_by_their_names() -> None:
     assert redacted({"AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "y", "PATH": "/bin", "EMPTY_TOKEN": ""}) == {
         "AWS_SECRET_ACCESS_KEY": "***", "HF_TOKEN": "***", "PATH": "/bin", "EMPTY_TOKEN": "",
     }  # fmt: skip
+
+
+def test_an_error_of_fsync_is_not_forgotten_by_the_next_append_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reports it once and may have dropped the data."""
+    appender = Appender(tmp_path / "log")
+
+    def broken(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", broken)
+        appender.append(b"one\n")
+        appender.flush()
+    appender.append(b"two\n")
+    appender.flush()
+    assert appender.problem == "Input/output error"
+    appender.close()

@@ -20,7 +20,7 @@ def failed(
     kind: FailureKind, step: int = 0, at: float = NOW, hours: float = 1.0, node: str = "n1"
 ) -> NodeFailure | None:
     failure = Failure(kind, "gone", rank=0, node=node, step=step, code=-9, time=at)
-    return node_history.counted(failure, 1, RunDir(Path("/runs/a")), "local", node, hours)
+    return node_history.counted(failure, 1, RunDir(Path("/runs/a")), "local", node, failure.time + hours * 3600)
 
 
 def kept(runs: Path, *failures: NodeFailure | None) -> None:

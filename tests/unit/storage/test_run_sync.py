@@ -9,7 +9,7 @@ import pytest
 from dtrain.record import log_retention
 from dtrain.record.folder import RunDir
 from dtrain.storage.object_store import ObjectStore
-from dtrain.storage.run_sync import PART_BYTES, RunCopy
+from dtrain.storage.run_copy import PART_BYTES, RunCopy
 
 RANKS = 30
 LIMIT = 10
@@ -28,12 +28,12 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_a_round_writes_a_bounded_number_of_objects_and_ranks_take_turns(run: RunDir, tmp_path: Path) -> None:
     remote = ObjectStore(f"file://{tmp_path}/there", {})
-    copy = RunCopy(run, remote)
+    copy = RunCopy(run, remote, claim=1)
     seen = 0
     for turn in range(1, 5):
         copy.push(LIMIT)
         objects = remote.sizes()
-        assert "events.jsonl/000000000000" in objects
+        assert "events.jsonl/000000000000-00000001" in objects
         assert len(objects) - seen <= LIMIT + 1
         seen = len(objects)
         ranks = {name.split("/")[1] for name in objects if name.startswith("logs/")}
@@ -42,7 +42,7 @@ def test_a_round_writes_a_bounded_number_of_objects_and_ranks_take_turns(run: Ru
 
 def test_the_last_round_writes_everything(run: RunDir, tmp_path: Path) -> None:
     remote = ObjectStore(f"file://{tmp_path}/there", {})
-    RunCopy(run, remote).push()
+    RunCopy(run, remote, claim=1).push()
     assert sum(remote.sizes("logs").values()) == 100 * PART_BYTES + 10 * (RANKS - 1)
 
 
@@ -52,7 +52,7 @@ def test_what_was_removed_of_a_log_is_deleted_there_too(tmp_path: Path) -> None:
     run.events.write_text("{}\n")
     line = b"x" * 99 + b"\n"
     run.rank_log(0).write_bytes(line * 90_000)
-    copy = RunCopy(run, remote)
+    copy = RunCopy(run, remote, claim=1)
     copy.push()
     removed = log_retention.shorten(run.rank_log(0), 4 << 20)
     with open(run.rank_log(0), "ab") as log:

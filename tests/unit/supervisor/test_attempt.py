@@ -16,7 +16,6 @@ from dtrain.launch import planner, registry
 from dtrain.record.event_log import EventLog, read
 from dtrain.record.events import Progress, WorkersStarted
 from dtrain.record.folder import RunDir
-from dtrain.record.lock import Lease
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.beside.debugging import Debugging
@@ -48,7 +47,7 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
     """One that runs, with two workers on each of two nodes."""
     job = Job("a-run", script="true", folder=str(tmp_path), strategy=PluginChoice("script"), resources=Resources(4, 2))
     nodes = [AgentInfo(name, "127.0.0.1", name) for name in NODES]
-    log, lease = EventLog(tmp_path / "events.jsonl"), Lease(tmp_path / "lock", "mark")
+    log = EventLog(tmp_path / "events.jsonl")
     context = AttemptContext(
         "a-run",
         registry.strategy_of(job),
@@ -56,9 +55,8 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
         LocalCheckpointStore(tmp_path),
         Lane("test", lambda done: done.answer()),
         log,
-        lease,
         Debugging(RunDir(tmp_path), log, lambda typed: None),
-        MemoryCheckpoints(planner.make(job), LocalCheckpointStore(tmp_path), log, lease, "a-run"),
+        MemoryCheckpoints(planner.make(job), LocalCheckpointStore(tmp_path), log, "a-run"),
     )
     attempt = Attempt(1, planner.make(job), nodes, context, StartPoint())
     attempt.begin()

@@ -153,6 +153,9 @@ class BlockedFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec is unt
     protocol = "blocked"
     gate = threading.Event()
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"auto_mkdir": True})
+
     def _wait(self) -> None:
         assert self.gate.wait(60)
 

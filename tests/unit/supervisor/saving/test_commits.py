@@ -10,7 +10,6 @@ from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.store import CheckpointOrigin
 from dtrain.job.job import Checkpoint
 from dtrain.record.event_log import EventLog
-from dtrain.record.lock import Lease
 from dtrain.supervisor.beside.background import Lane, TaskDone
 from dtrain.supervisor.saving.commits import CheckpointCommits
 from dtrain.supervisor.saving.retention import CheckpointRetention
@@ -20,7 +19,7 @@ def test_a_part_that_arrives_after_its_checkpoint_failed_takes_no_space(tmp_path
     done: queue.SimpleQueue[TaskDone] = queue.SimpleQueue()
     log, store = EventLog(tmp_path / "events.jsonl"), LocalCheckpointStore(tmp_path)
     commits = CheckpointCommits(
-        1, store, Lane("test", done.put), log, Lease(tmp_path / "lock", "mark"), ranks=2,
+        1, store, Lane("test", done.put), log, ranks=2,
         retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 2, "a-run"), saved_step=0, begun_step=0,
         changed=lambda: None,
     )  # fmt: skip
@@ -38,7 +37,7 @@ def test_a_part_that_arrives_after_its_checkpoint_failed_takes_no_space(tmp_path
 def test_an_attempt_that_began_in_memory_must_save(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     commits = CheckpointCommits(
-        2, LocalCheckpointStore(tmp_path), Lane("storage", lambda done: None), log, Lease(tmp_path / "lease", "me"), ranks=1,
+        2, LocalCheckpointStore(tmp_path), Lane("storage", lambda done: None), log, ranks=1,
         retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 1, "a-run"), saved_step=10,
         begun_step=15, changed=lambda: None,
     )  # fmt: skip

@@ -12,7 +12,6 @@ from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.job.job import Checkpoint, Job, PluginChoice, Resources, Train
 from dtrain.launch import planner
 from dtrain.record.event_log import EventLog
-from dtrain.record.lock import Lease
 from dtrain.supervisor.saving.memory_checkpoints import MOST_USES, MemoryCheckpoints
 
 NODES = ("node0", "node1", "node2", "node3")
@@ -24,7 +23,7 @@ def votes_of(folder: Path, every: int = 5) -> MemoryCheckpoints:
         train=Train(steps=10, global_batch=4), checkpoint=Checkpoint(memory_every_steps=every),
     )  # fmt: skip
     store = LocalCheckpointStore(folder)
-    return MemoryCheckpoints(planner.make(job), store, EventLog(folder / "e"), Lease(folder / "l", ""), "a-run")
+    return MemoryCheckpoints(planner.make(job), store, EventLog(folder / "e"), "a-run")
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ class Strategy(ABC):
         return False
 
     def explain(self, error: BaseException) -> str:
-        """What an error of the framework means and what to do, in one line; '' if it says so itself or is not known."""
+        """Explain an error of the framework and what to do, in one line; '' if it says so itself or is not known."""
         return ""
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
@@ -140,7 +140,7 @@ class Strategy(ABC):
         return None
 
     def learned(self, by_rule: StrategyChoice, measured: MeasuredStrategies) -> StrategyChoice:
-        """What to use, and why, if `resolve` chose `by_rule` and this was measured by `dtrain bench`."""
+        """Choose what to use, with the reason, if `resolve` chose `by_rule` and this was measured by `dtrain bench`."""
         return by_rule
 
     def splits_unevenly(self, job: Job) -> bool:
@@ -149,17 +149,17 @@ class Strategy(ABC):
         return False
 
     def inexact(self, job: Job) -> list[str] | None:
-        """What keeps this job from the same bits on every number of workers (`train.exact`), each with what to do instead; None: this
+        """List what keeps this job from the same bits on every number of workers (`train.exact`), each with what to do instead; None: this
         strategy never has them."""
         return None
 
     def unchecked(self, job: Job) -> str | None:
-        """What keeps its backend from looking at the steps of this job before the optimizer steps; '' if nothing does, None: this
+        """Say what keeps its backend from looking at the steps of this job before the optimizer steps; '' if nothing does, None: this
         strategy never can."""
         return None
 
     def problems(self, resources: Resources) -> list[str]:
-        """What cannot work with these resources, each with what to do instead."""
+        """List what cannot work with these resources, each with what to do instead."""
         return []
 
     def peak_device_memory(self) -> int:

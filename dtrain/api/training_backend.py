@@ -146,7 +146,7 @@ class TrainingBackend(ABC):
         state it had."""
 
     def restore_last(self) -> None:  # noqa: B027  an ability
-        """Before the first step, once everything with a state exists: restore what constructors of the user's may have changed since
+        """Restore, before the first step and once everything with a state exists, what constructors of the user's may have changed since
         `load`."""
 
     @abstractmethod
@@ -199,7 +199,7 @@ class TrainingBackend(ABC):
         return None
 
     def judge_by(self, judge: Judge) -> None:  # noqa: B027  an ability
-        """Before the first step: have every `step` ask this on all ranks with the same numbers before the optimizer steps. After a
+        """Have every `step`, from the first one on, ask this on all ranks with the same numbers before the optimizer steps. After a
         False the model is as it was before the step."""
 
     def leave_out(self) -> None:  # noqa: B027  an ability
@@ -217,12 +217,12 @@ class TrainingBackend(ABC):
         return nullcontext()
 
     def gradient_checksums(self) -> list[int]:
-        """With `train.exact`: for each shard of the newest step, the sum of its gradient's bits modulo 2^32; see
+        """Return, with `train.exact` and for each shard of the newest step, the sum of its gradient's bits modulo 2^32; see
         `dtrain.record.gradient_ledger`. [] if it has none."""
         return []
 
     def shard_passes(self, batch: Any, seeds: Sequence[int]) -> Iterator[Any]:
-        """With `train.exact`: equal parts of this worker's batch, one for each seed. What was computed of a part (forward and backward)
+        """Yield, with `train.exact`, equal parts of this worker's batch, one for each seed. What was computed of a part (forward and backward)
         when the next one is asked for is a pass of its own; after the last one the gradients are the mean over all shards of all ranks."""
         raise NotImplementedError
 

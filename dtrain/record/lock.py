@@ -30,11 +30,11 @@ LOOK_SECONDS = 0.005
 ATTEMPTS = 20
 """Reads of a claim before an error of the file system counts."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What flock says on a file system without locks (Lustre without `-o flock`, NFS without lockd)."""
+"""Errors of flock on a file system without locks (Lustre without `-o flock`, NFS without lockd)."""
 CLAIMS = "supervisors"
 """Folder of the claims, beside the lock file."""
 LEFT = "left\n"
-"""What a claim says when its supervisor has given the run free."""
+"""Text of a claim whose supervisor has released the run."""
 SOMEBODY = "another process"
 
 

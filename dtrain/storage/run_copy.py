@@ -217,7 +217,7 @@ class RunCopy:
         self._store.write(INSPECT, request.encode())
 
     def take_request(self, name: str) -> str | None:
-        """What somebody elsewhere asks of the supervisor, once."""
+        """Take a request that was made elsewhere, once."""
         text = self._store.read(name)
         if text is None:
             return None

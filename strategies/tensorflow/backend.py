@@ -236,7 +236,7 @@ class TensorFlowBackend(TrainingBackend):
             return found
 
         def everyones(names: list[str]) -> list[list[str]]:
-            """As bytes in a row for each rank, of the length of the longest."""
+            """Gather the names as bytes in a row for each rank, of the length of the longest."""
             text = np.frombuffer("\n".join(names).encode(), np.uint8)
             ranks, rank = self._rank_info.world_size, self._rank_info.rank
             sizes = totals([len(text) if one == rank else 0 for one in range(ranks)])
@@ -309,7 +309,7 @@ class TensorFlowBackend(TrainingBackend):
         return self._registered.unclaimed()
 
     def whole(self) -> Any:
-        """It is built once more, outside of the strategy."""
+        """Build the model once more, outside of the strategy."""
         if self._rank_info.rank:
             return None
         model = made(self._built.task, self._name)

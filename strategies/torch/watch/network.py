@@ -40,7 +40,7 @@ def measure(rank: int, leaders: Sequence[int], world_size: int) -> NetworkMeasur
 
 
 def suspend_timeouts() -> None:
-    """Of all process groups of this worker."""
+    """Raise the timeouts of all process groups of this worker."""
     from torch.distributed import distributed_c10d
 
     for group in list(distributed_c10d._world.pg_map):

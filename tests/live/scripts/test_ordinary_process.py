@@ -68,7 +68,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("seen")
     (folder / PROGRAM).write_text((PROGRAMS / PROGRAM).read_text())
     (folder / "r.yaml").write_text(f"script: {PROGRAM}\nargs: ['{folder}/dtrain']\nresources: {{workers: 2}}\n")
-    live = finished(str(folder / "r.yaml"), runs=folder / "runs")
+    live = finished(str(folder / "r.yaml"), runs=folder / "runs", warm=False)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     return {
         "python": dump("python", sys.executable, PROGRAM, folder=folder),
@@ -82,8 +82,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 def test_environment_variables_are_torchruns(seen: dict[str, dict[str, Any]]) -> None:
     python, torchrun, ours = (seen[name]["environment"] for name in ("python", "torchrun", "dtrain"))
     expected = {**torchrun, **python, **{name: torchrun[name] for name in TORCHRUN}}
-    shared = {"DTRAIN_WARM", "XDG_RUNTIME_DIR"}  # set for agents that tests share
-    assert ours.keys() - expected.keys() - shared == ONLY_DTRAIN.keys() - python.keys()
+    assert ours.keys() - expected.keys() == ONLY_DTRAIN.keys() - python.keys()
     assert expected.keys() - ours.keys() == ONLY_TORCHRUN.keys()
     differing = {name for name in ours.keys() & expected.keys() if ours[name] != expected[name]}
     assert differing - {"PWD"} <= DIFFERENT_VALUES.keys(), {name: (ours[name], expected[name]) for name in differing}

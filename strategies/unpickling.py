@@ -1,4 +1,4 @@
-"""Reading checkpoints without arbitrary pickle: a file can name only the classes listed here, since a pickle can run any
+"""Reading the pickles in checkpoints of older versions: a file can name only the classes listed here, since a pickle can run any
 program. Importing this module imports no framework.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dtrain.common.errors import CheckpointError, UserError
+from dtrain.common.errors import CheckpointError
 
 CLASSES = {
     "builtins": {"set", "frozenset", "complex", "bytearray", "slice", "range"},
@@ -36,7 +36,6 @@ CLASSES = {
     "torch.serialization": {"_get_layout"},
 }  # fmt: skip
 """Module → its classes and functions that a checkpoint may name; besides them, PyTorch's types of numbers and storages."""
-WHAT_TO_DO = "Keep plain values, lists, dicts and tensors in state_dict(), not objects of classes of your own."
 
 
 class Unpickler(pickle.Unpickler):
@@ -80,18 +79,6 @@ PICKLE = SimpleNamespace(
     __name__=__name__, Unpickler=Unpickler, load=lambda file, **named: Unpickler(file, **named).load()
 )
 """A module for `torch.load(pickle_module=…)`."""
-
-
-def require_loadable(state: Any, name: str) -> None:
-    """Raise `UserError` if a checkpoint would hold what is not read back: better now than after a failure."""
-    try:
-        Unpickler(io.BytesIO(pickle.dumps(state, protocol=2))).load()
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"the state_dict of {name} holds an object of {error}, which checkpoints do not: {WHAT_TO_DO}"
-        ) from None
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UserError(f"the state_dict of {name} cannot be saved: {error}. {WHAT_TO_DO}") from None
 
 
 def refused(folder: Path, what: object) -> CheckpointError:

@@ -21,6 +21,11 @@ def is_safe_name(name: str) -> bool:
     return bool(SAFE_NAME.fullmatch(name)) and ".." not in name.split("/") and "." not in name.split("/")
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name from outside is that of a file in a folder itself."""
+    return "/" not in name and is_safe_name(name)
+
+
 def private_folder(path: Path) -> Path:
     """A folder of this user alone, made if it is not there; raises `PermissionError` for one that others own or may enter."""
     path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def children(pid: int) -> list[int]:
     found = list[int]()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
-            found += map(int, task.read_text().split())
+            found += map(int, _said(task).split())
     return found
 
 
@@ -67,7 +67,7 @@ def command_line(pid: int) -> list[str]:
     deadline = time.monotonic() + 0.5
     while True:
         try:
-            arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1]
+            arguments = _said(Path(f"/proc/{pid}/cmdline")).split("\0")[:-1]
         except OSError:
             return []
         if arguments or not alive(pid) or time.monotonic() > deadline:
@@ -133,7 +133,7 @@ def tree_cpu_seconds(pid: int) -> float:
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal; one without would be killed by it."""
     with suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in _said(Path(f"/proc/{pid}/status")).splitlines():
             if line.startswith("SigCgt:"):
                 return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
@@ -145,10 +145,10 @@ def threads(pid: int) -> list[str]:
     with suppress(OSError):
         for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name)):
             with suppress(OSError):
-                stat = (task / "stat").read_text()
+                stat = _said(task / "stat")
                 state = STATES.get(stat[stat.rindex(")") + 2], "unknown")
-                waits = (task / "wchan").read_text().strip("0\n")
-                name = (task / "comm").read_text().strip()
+                waits = _said(task / "wchan").strip("0\n")
+                name = (task / "comm").read_text(errors="replace").strip()
                 found.append(f"{name}: {state}" + (f" in {waits}" if waits else ""))
     for child in children(pid):
         found += [f"  {line}" for line in threads(child)]
@@ -158,7 +158,7 @@ def threads(pid: int) -> list[str]:
 def resident_megabytes(pid: int) -> float:
     """Memory that a process takes (VmRSS); 0 if it is gone."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in _said(Path(f"/proc/{pid}/status")).splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) / 1e3
     return 0.0
@@ -167,10 +167,16 @@ def resident_megabytes(pid: int) -> float:
 def peak_resident_bytes() -> int:
     """The most memory that this process has taken since it was forked (VmHWM); 0 if the system does not say."""
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in _said(Path("/proc/self/status")).splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def _said(path: Path) -> str:
+    """What the kernel says in a file of /proc. The name of a process in it is any bytes: it is cut after 15, in the middle of a letter,
+    too. Raises `OSError`."""
+    return path.read_text(errors="surrogateescape")
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ class _Stat:
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = _said(Path(f"/proc/{pid}/stat"))
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()

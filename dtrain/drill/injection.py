@@ -307,5 +307,5 @@ _ACTS: dict[str, Callable[[_Plan, int], None]] = {
 
 
 def _parent(pid: int) -> int:
-    text = Path(f"/proc/{pid}/stat").read_text()
+    text = Path(f"/proc/{pid}/stat").read_text(errors="surrogateescape")
     return int(text[text.rindex(")") + 2 :].split()[1])

@@ -6,8 +6,8 @@ Importing this module imports no framework; every function that needs TensorFlow
 from __future__ import annotations
 
 import copy
+import json
 import mmap
-import pickle
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,13 @@ from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_o
 from dtrain.common.errors import CheckpointError, UserError
 from dtrain.common.files import hashed
 
-from .. import unpickling
+from .. import plain_values, unpickling
 
 STATE = f"state{SUFFIX}"
-REGISTERED = "registered.pickle"
+REGISTERED = "registered.json"
+PICKLED = "registered.pickle"
+"""Older versions wrote it instead."""
+FORMAT = 1
 NAMES = {short: name for name, short in DTYPES.items()}
 Arrays = dict[str, Any]
 """Name → numpy array."""
@@ -60,7 +63,7 @@ class Snapshots:
             for part, _, name in [entry.name.partition("/")]
             if part == "model"
         ]  # fmt: skip
-        return TensorFlowSnapshot(buffer, weights, pickle.dumps(registered) if registered else b"", self._writer)
+        return TensorFlowSnapshot(buffer, weights, _written(registered) if registered else b"", self._writer)
 
 
 class NoSnapshot:
@@ -80,7 +83,7 @@ class TensorFlowSnapshot:
     buffer: KeptBuffer
     weights: Sequence[WeightsRange]
     registered: bytes
-    """Pickled; empty if nothing is."""
+    """States of the registered objects as JSON; empty if there are none."""
     writer: FileWriter
 
     def write(self, folder: Path) -> SnapshotFiles:
@@ -112,13 +115,12 @@ class Registered:
         """Return copies of the generators' states."""
         states = {name: copy.deepcopy(thing.state_dict()) for name, thing in self._things.items()}
         for name, state in states.items():
-            unpickling.require_loadable(state, f"'{name}'")
+            plain_values.require_storable(state, f"'{name}'")
         return states
 
     def load(self, folder: Path) -> None:
         """Give those there are the states they had, and those that come later, too."""
-        path = folder / REGISTERED
-        self._folder, self._stored = folder.name, unpickling.loads(path.read_bytes(), folder) if path.exists() else {}
+        self._folder, self._stored = folder.name, _registered(folder)
         for name, thing in self._things.items():
             self._give(name, thing)
 
@@ -141,6 +143,31 @@ class Registered:
                 "Resume with what it was made with, or begin a new run.",
             )
         thing.load_state_dict(self._stored[name])
+
+
+def _written(registered: Mapping[str, Any]) -> bytes:
+    return json.dumps({"format": FORMAT, "values": plain_values.encoded(dict(registered))}, allow_nan=False).encode()
+
+
+def _registered(folder: Path) -> dict[str, Any]:
+    """Return the stored states of registered objects; raises `CheckpointError` if they cannot be read."""
+    if (folder / PICKLED).exists():
+        found: dict[str, Any] = unpickling.loads((folder / PICKLED).read_bytes(), folder)
+        return found
+    if not (folder / REGISTERED).exists():
+        return {}
+    try:
+        body = json.loads((folder / REGISTERED).read_bytes())
+        if body["format"] == FORMAT:
+            return dict(plain_values.decoded(body["values"]))
+        problem = f"its format is {body['format']}, and this dtrain reads {FORMAT}"
+    except plain_values.Unknown as error:
+        raise unpickling.refused(folder, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise CheckpointError(
+        f"{REGISTERED} of the checkpoint {folder.name} cannot be read: {problem}", "Take another one."
+    )
 
 
 def load(folder: Path, parts: dict[str, Sequence[Any]]) -> None:

@@ -18,7 +18,7 @@ from dtrain.api.memory_protocol import HeldPart
 from dtrain.api.reports import MemoryOffered
 from dtrain.checkpoint import memory_record
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile
-from dtrain.common.files import digest
+from dtrain.common.files import digest, is_file_name
 
 BUFFERS = 3
 """Buffers of one worker that are kept open; older ones are not in use."""
@@ -65,6 +65,9 @@ class MemoryCopies:
         self._without_part: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
         self._viewed: list[MemoryCopy] = []
+        self._kept: Container[int] = ()
+        self._before = 0
+        """Attempts before this one are given up but for those in `_kept`."""
 
     def offer(self, attempt: int, rank: int, pid: int, offered: MemoryOffered) -> None:
         """A worker has a new buffer. Raises `OSError` if this process may not open it."""
@@ -77,8 +80,10 @@ class MemoryCopies:
         self.add(attempt, rank, MemoryCopy(buffer, record), BUFFERS)
 
     def add(self, attempt: int, rank: int, copy: MemoryCopy, most: int) -> None:
-        """Add a copy of a rank; beyond `most`, the oldest is removed."""
+        """Add a copy of a rank; beyond `most`, the oldest is removed. One that comes late, of an attempt that was given up, is not kept."""
         with self._lock:
+            if attempt < self._before and attempt not in self._kept:
+                return
             self._copies.setdefault((attempt, rank), deque()).append(copy)
             while len(self._copies[attempt, rank]) > most:
                 self._copies[attempt, rank].popleft()
@@ -98,7 +103,7 @@ class MemoryCopies:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for (key, copy), valid in zip(every, pool.map(lambda one: one[1].valid(), every), strict=True):
                 if not valid:
-                    with self._lock:
+                    with self._lock, suppress(KeyError, ValueError):  # it has just gone
                         self._copies[key].remove(copy)
                 elif (step := copy.step) is not None:
                     parts.append(HeldPart(*key, step))
@@ -112,9 +117,10 @@ class MemoryCopies:
         with self._lock:
             return list(self._copies.get((attempt, rank), ()))
 
-    def keep_only(self, attempts: Container[int]) -> None:
-        """Give back the memory of all other attempts."""
+    def keep_only(self, attempts: Container[int], before: int = 0) -> None:
+        """Give back the memory of all other attempts, and what still comes of those before this one."""
         with self._lock:
+            self._kept, self._before = attempts, before
             self._copies = {key: copies for key, copies in self._copies.items() if key[0] in attempts}
             self._without_part = {key for key in self._without_part if key[0] in attempts}
         self._viewed = []
@@ -137,6 +143,8 @@ class MemoryCopies:
             found = copy.read()
             assert found is not None, "nobody writes to it any more"
             record, small = found
+            if not all(map(is_file_name, (record.file, *small))):
+                raise OSError(f"the record of rank {record.rank} names no file in a folder")
             (folder / record.file).symlink_to(f"/proc/{os.getpid()}/fd/{copy.buffer}")
             for name, content in small.items():
                 (folder / name).write_bytes(content)

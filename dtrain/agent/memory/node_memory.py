@@ -53,7 +53,7 @@ class NodeMemory:
         """An attempt begins: have the checkpoint that it goes on from here, and drop all others."""
         self._stop_partner()
         self._attempt, self._ranks = start.attempt, tuple(info.rank for info in start.ranks)
-        self._copies.keep_only({start.memory.attempt} if start.memory else ())
+        self._copies.keep_only({start.memory.attempt} if start.memory else (), before=start.attempt)
         if start.partner:
             from dtrain.agent.memory.transfer import PartnerCopies
 
@@ -87,7 +87,7 @@ class NodeMemory:
     def look(self) -> None:
         """Give back the memory of what this attempt has gone on from, as soon as all ranks have something newer."""
         if self._copies.superseded(self._attempt, self._ranks):
-            self._copies.keep_only((self._attempt,))
+            self._copies.keep_only((self._attempt,), before=self._attempt)
 
     def exited(self, rank: int, code: int) -> None:
         """A worker of the attempt ended with this exit code, or minus the signal."""

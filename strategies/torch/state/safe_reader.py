@@ -1,5 +1,5 @@
-"""`torch.distributed.checkpoint`'s reader and planner for the files of `snapshot`: tensors are copied out of the mapped file,
-and only what checkpoints hold is unpickled; torch's own unpickle whatever a file says. Importing this module imports no
+"""`torch.distributed.checkpoint`'s reader and planner for the files of `snapshot`: tensors are copied out of the mapped file, and no
+file runs a program. Also reads what older versions pickled, as far as it names nothing but values. Importing this module imports no
 framework.
 """
 
@@ -15,10 +15,18 @@ from dtrain.api.training_backend import Fetch, nothing_to_fetch
 from dtrain.common.files import is_safe_name
 
 from ...unpickling import PICKLE, loads, refused
+from .index import INDEX, VALUES, read_index, read_values
+
+METADATA = ".metadata"
+"""Older versions wrote it instead of the index."""
+ARCHIVE = b"PK\3\4"
+PROGRAM = ("code/", "constants.pkl")
+"""How the names begin in an archive of TorchScript, which is a program, also after the folder that all names are in."""
 
 
 def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
-    """A `FileSystemReader` of this checkpoint, which fetches the files that it is about to read; reading its metadata raises `CheckpointError` for what is not on the list."""
+    """A `FileSystemReader` of this checkpoint, which fetches the files that it is about to read; reading its metadata raises
+    `CheckpointError` for what is not on the list."""
     import torch
     import torch.distributed.checkpoint as dcp
     from torch.distributed._shard._utils import narrow_tensor_by_index
@@ -27,10 +35,7 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
 
     class Reader(dcp.FileSystemReader):  # type: ignore[misc,unused-ignore]
         def read_metadata(self, *arguments: Any, **named: Any) -> Any:
-            metadata = loads((folder / ".metadata").read_bytes(), folder)
-            for stored in metadata.storage_data.values():
-                if not is_safe_name(stored.relative_path):
-                    raise refused(folder, f"the file {stored.relative_path!r}")
+            metadata = read_index(folder) if (folder / INDEX).exists() else _pickled_metadata(folder)
             if getattr(metadata, "storage_meta", None) is None:
                 metadata.storage_meta = StorageMeta()
             metadata.storage_meta.load_id = self.load_id
@@ -43,16 +48,22 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             for item in plan.items:
                 place = self.storage_data[item.storage_index]
                 if place.relative_path not in files:
-                    files[place.relative_path] = _mapped(folder / place.relative_path)
+                    written_as_values = place.relative_path == VALUES
+                    files[place.relative_path] = (
+                        read_values(folder) if written_as_values else _mapped(folder / place.relative_path)
+                    )
                 self._read(item, files[place.relative_path], place, planner)
             done: Any = torch.futures.Future()
             done.set_result(None)
             return done
 
         def _read(self, item: Any, file: Any, place: Any, planner: Any) -> None:
+            if item.type == LoadItemType.BYTE_IO and isinstance(file, dict):
+                planner.load_value(item, file[item.storage_index.fqn])
+                return
             found = file[place.offset : place.offset + place.length]
             if item.type == LoadItemType.BYTE_IO:
-                planner.load_bytes(item, io.BytesIO(found.numpy().tobytes()))
+                planner.load_value(item, _unpickled(found.numpy().tobytes(), folder))
                 return
             entry = self._tensors[item.storage_index.fqn]
             offset = item.storage_index.offset or torch.Size([0] * len(entry.size))
@@ -65,28 +76,55 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
     return Reader(folder)
 
 
+def planner(folder: Path) -> Any:
+    """A `DefaultLoadPlanner` that takes the values which are no tensors as `reader` has read them."""
+    from torch.distributed.checkpoint import DefaultLoadPlanner
+    from torch.distributed.checkpoint._nested_dict import set_element  # type: ignore[attr-defined,unused-ignore]
+
+    class Planner(DefaultLoadPlanner):  # type: ignore[misc,unused-ignore]
+        def load_value(self, read_item: Any, value: Any) -> None:
+            set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], value)
+
+        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+            raise refused(folder, "bytes that somebody else's reader has read")
+
+    return Planner()
+
+
+def _pickled_metadata(folder: Path) -> Any:
+    metadata = loads((folder / METADATA).read_bytes(), folder)
+    for stored in metadata.storage_data.values():
+        if not is_safe_name(stored.relative_path):
+            raise refused(folder, f"the file {stored.relative_path!r}")
+    return metadata
+
+
+def _unpickled(data: bytes, folder: Path) -> Any:
+    """Return a value that an older version wrote with `torch.save`.
+
+    `torch.load` runs an archive of TorchScript, and reads formats of before 1.6 with code of its own: both are refused. The names are
+    those that its own parser of archives finds."""
+    import torch
+
+    if not data.startswith(ARCHIVE):
+        raise refused(folder, "a value in another format")
+    try:
+        names = torch._C.PyTorchFileReader(io.BytesIO(data)).get_all_records()
+    except RuntimeError as error:
+        raise refused(folder, f"a value in another format ({str(error).partition(chr(10))[0]})") from None
+    if any(name.startswith(PROGRAM) or f"/{start}" in name for name in names for start in PROGRAM):
+        raise refused(folder, "a program (TorchScript)")
+    try:
+        return torch.load(io.BytesIO(data), weights_only=False, pickle_module=PICKLE)
+    except pickle.UnpicklingError as error:
+        raise refused(folder, error) from None
+
+
 def _mapped(path: Path) -> Any:
-    """A file's bytes as a tensor."""
+    """Map a file's bytes as a tensor."""
     import torch
 
     if not path.stat().st_size:
         return torch.empty(0, dtype=torch.uint8)
     with open(path, "rb") as file:
         return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
-
-
-def planner(folder: Path) -> Any:
-    """A `DefaultLoadPlanner` that reads the values which are no tensors."""
-    import torch
-    from torch.distributed.checkpoint import DefaultLoadPlanner
-    from torch.distributed.checkpoint._nested_dict import set_element  # type: ignore[attr-defined,unused-ignore]
-
-    class Planner(DefaultLoadPlanner):  # type: ignore[misc,unused-ignore]
-        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-            try:
-                found = torch.load(value, weights_only=False, pickle_module=PICKLE)
-            except pickle.UnpicklingError as error:
-                raise refused(folder, error) from None
-            set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], found)
-
-    return Planner()

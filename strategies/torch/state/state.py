@@ -16,7 +16,7 @@ from typing import Any
 from dtrain.api.training_backend import Fetch, nothing_to_fetch
 from dtrain.common.errors import CheckpointError
 
-from ... import unpickling
+from ... import plain_values
 from . import safe_reader
 from .packing import leaves, packed, places, unpacked
 
@@ -55,7 +55,7 @@ class TorchState:
             if things:
                 state[section] = {name or "only": packed(thing.state_dict()) for name, thing in things.items()}
                 for name, part in state[section].items():
-                    unpickling.require_loadable(
+                    plain_values.require_storable(
                         part["structure"], f"'{name}'" if section == "registered" else "the scheduler"
                     )
         return state

@@ -21,8 +21,9 @@ from dtrain.common.errors import UserError
 from dtrain.job.task_answers import gave
 
 from ..train.models import made
+from .index import INDEX
 from .inference import TorchInference
-from .snapshot import METADATA
+from .safe_reader import METADATA
 from .state import ONLY, Stored, plain_name
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -45,7 +46,7 @@ class TorchWeights:
 
     @staticmethod
     def wrote(files: Collection[str]) -> bool:
-        return METADATA in files
+        return not {INDEX, METADATA}.isdisjoint(files)
 
     @staticmethod
     def read(folder: Path) -> Weights:

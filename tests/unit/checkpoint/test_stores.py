@@ -229,16 +229,16 @@ def test_only_what_is_read_is_fetched(tmp_path: Path) -> None:
     folder = store.staging(1, 10)
     folder.mkdir(parents=True)
     files = {}
-    for name in ("__0_0.safetensors", "__1_0.safetensors", ".metadata"):
+    for name in ("__0_0.safetensors", "__1_0.safetensors", "index.json"):
         (folder / name).write_bytes(name.encode() * 100)
         files[name] = hashed(folder / name)
     store.publish(1, 10, files)
     done = store.commit(1, 10, [CheckpointShard(files, "")], ORIGIN)
     elsewhere = RemoteCheckpointStore(tmp_path / "elsewhere", ObjectStore(f"file://{there.parent}", {}))
     found = elsewhere.local_folder(done.name, 2, whole=False)
-    assert {path.name for path in found.iterdir()} & files.keys() == {".metadata"}
+    assert {path.name for path in found.iterdir()} & files.keys() == {"index.json"}
     elsewhere.fetch(found, 2, ["__1_0.safetensors"])
-    assert {path.name for path in found.iterdir()} & files.keys() == {".metadata", "__1_0.safetensors"}
+    assert {path.name for path in found.iterdir()} & files.keys() == {"index.json", "__1_0.safetensors"}
     (there / done.name / "__0_0.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"in the checkpoint .*, __0_0.safetensors was damaged on its way"):
         elsewhere.fetch(found, 2, ["__0_0.safetensors"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from live import wait_for
 
 from dtrain.common import processes
@@ -41,3 +42,30 @@ def test_the_time_of_a_tree_is_that_of_all_below_it() -> None:
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
     assert processes.tree_cpu_seconds(shell.pid) == 0.0
+
+
+NAMES = ["загрузчик-данных".encode()[:15], b"\xff\xfe\x80", b"a) b (c", b"(", b"two\nlines", b""]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_a_process_may_have_any_name(name: bytes) -> None:
+    program = f"import time; open('/proc/self/comm', 'wb').write({name!r}); print('named', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout
+        process.stdout.readline()
+        found = processes.usage(process.pid)
+        assert found
+        assert not found.stopped
+        assert processes.alive(process.pid)
+        assert processes.tree_cpu_seconds(process.pid) >= 0
+        assert (
+            processes.threads(process.pid)[0].endswith(("sleeping", "running"))
+            or " in " in processes.threads(process.pid)[0]
+        )
+        assert processes.resident_megabytes(process.pid) > 1
+        assert not processes.catches(process.pid, signal.SIGUSR2)
+        assert processes.children(process.pid) == []
+    finally:
+        process.kill()
+        process.communicate()

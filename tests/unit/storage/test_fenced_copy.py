@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.record.folder import RunDir
@@ -98,6 +98,7 @@ def test_objects_of_older_versions_are_read_and_continued(tmp_path: Path, remote
     assert read_by(machine(tmp_path, "reader"), remote) == "x" * PART_BYTES + "old\nnew\n"
 
 
+@settings(deadline=None)
 @given(
     takes=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=5),
     late=st.lists(st.integers(0, 9), max_size=5),

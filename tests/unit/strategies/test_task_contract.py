@@ -337,7 +337,7 @@ def metrics(self, model, batch): return {"right": model(batch[0]).oops}
         trained(tmp_path, file, sanity_check=False)
     (ledger,) = tmp_path.glob("run-*/ledger/*")
     assert ledger.stat().st_size, "all steps were done"
-    assert list(tmp_path.glob("run-*/checkpoints/*-00000003/.metadata")), "and the last one was saved before"
+    assert list(tmp_path.glob("run-*/checkpoints/*-00000003/index.json")), "and the last one was saved before"
 
 
 def test_a_sanity_check_changes_nothing(tmp_path: Path) -> None:
@@ -423,4 +423,4 @@ def loss(self, model, batch):
     )
     with pytest.raises(UserError, match=r"the weights are not finite after 2 steps \(rank 0: extra has 1 of 1 values"):
         trained(tmp_path, file, steps=5)
-    assert not list(tmp_path.glob("run-*/checkpoints/*/.metadata"))
+    assert not list(tmp_path.glob("run-*/checkpoints/*/index.json"))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from live import wait_for
 
-from dtrain.agent.memory.copies import BUFFERS, MemoryCopies
-from dtrain.agent.memory.transfer import BLOCK, MemoryServer, PartnerCopies, all_parts, fetch
+from dtrain.agent.memory.copies import BUFFERS, MemoryCopies, MemoryCopy
+from dtrain.agent.memory.handshake import NONCE_BYTES, PROOF_BYTES, introduce
+from dtrain.agent.memory.transfer import BLOCK, MOST_STRANGERS, MemoryServer, PartnerCopies, all_parts, fetch
 from dtrain.api.memory_protocol import HeldPart, MemoryCheckpoint, MemoryPeer
 from dtrain.api.reports import MemoryOffered
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile
@@ -99,7 +104,7 @@ def test_memory_of_older_attempts_goes_when_every_rank_has_two_newer_ones(copies
     assert not copies.superseded(2, [0, 1]), "rank 1 has none"
     copies.offer(2, 1, os.getpid(), MemoryOffered())
     assert copies.superseded(2, [0, 1])
-    copies.keep_only((2,))
+    copies.keep_only((2,), before=2)
     assert {part.attempt for part in copies.held()} == {2}
 
 
@@ -150,13 +155,146 @@ def test_nobody_gets_anything_without_the_key(copies: MemoryCopies) -> None:
     peer = MemoryPeer("127.0.0.1", server.port, (0,))
     with pytest.raises(ConnectionError):
         fetch(peer, "another", 1, {0: 5}, exact=True)
-    for nonsense in (b"", b"\n", b"{}\n", b"[1]\n", b'{"key": 1}\n', b"\xff\xff\n"):
+    for nonsense in (b"", b"\n", b'{"key": 1}\n', b"\xff" * 64, b"x" * 1000):
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(nonsense)
             connection.shutdown(socket.SHUT_WR)
-            assert connection.recv(100) == b""
+            with connection.makefile("rb") as stream, suppress(ConnectionError):
+                assert len(stream.read()) == NONCE_BYTES, "nothing but the server's random number"
     assert fetch(peer, KEY, 1, {0: 5}, exact=True)[0].step == 5
     server.close()
+
+
+def test_one_who_has_the_port_of_an_agent_learns_no_key_and_is_not_believed() -> None:
+    """It answers as the agent did, as far as it can: it has heard a handshake before, too."""
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        told: list[bytes] = []
+
+        def answer() -> None:
+            connection, _ = squatter.accept()
+            with connection:
+                connection.sendall(bytes(NONCE_BYTES))
+                told.append(connection.recv(1 << 16))
+                connection.sendall(told[0][NONCE_BYTES:])
+                record = {"step": 5, "rank": 0, "file": "x", "size": 0, "small": {"../../.profile": 3}}
+                connection.sendall(json.dumps({"rank": 0, "record": record}).encode() + b"\nabc")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(ConnectionError, match="does not know the key"):
+            fetch(MemoryPeer("127.0.0.1", squatter.getsockname()[1], (0,)), KEY, 1, {0: 5}, exact=True)
+        thread.join()
+        assert KEY.encode() not in told[0]
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "/etc/passwd", ".."])
+def test_a_name_outside_of_the_folder_is_refused(name: str, copies: MemoryCopies, tmp_path: Path) -> None:
+    record = RecordFile()
+    record.complete(MemoryRecord(5, 0, "part0", 0, (), {name: 3}), {name: b"abc"})
+    copies.offer(1, 0, os.getpid(), MemoryOffered(os.memfd_create("buffer"), record.fd))
+    server, other = served(copies), MemoryCopies(tmp_path / "other")
+    memory = MemoryCheckpoint(1, 5, (MemoryPeer("127.0.0.1", server.port, (0,)),))
+    with pytest.raises(OSError, match="a name"):
+        all_parts(other, memory, KEY)
+    with pytest.raises(OSError, match="names no file"):
+        copies.view(1, 5, {0: copies.steps(1, 0)[5]})
+    server.close()
+
+
+def test_what_somebody_on_the_way_changes_is_found(copies: MemoryCopies) -> None:
+    """Each byte of an answer, one after the other; the handshake is relayed as it is."""
+    worker = Worker(0)
+    worker.offered_to(copies)
+    worker.snapshot(5, b"tensors")
+    server = served(copies)
+    length = len(through(server.port, damaged=None))
+    for position in range(0, length, 7):
+        with pytest.raises(OSError):
+            through(server.port, damaged=position)
+    server.close()
+
+
+def through(port: int, damaged: int | None) -> bytes:
+    """What a relay saw of an answer, of which it changed one byte after the handshake."""
+    seen = bytearray()
+
+    def relay(listener: socket.socket) -> None:
+        with listener.accept()[0] as client, socket.create_connection(("127.0.0.1", port)) as server:
+            client.sendall(exactly(server, NONCE_BYTES))
+            server.sendall(exactly(client, NONCE_BYTES + PROOF_BYTES))
+            client.sendall(exactly(server, PROOF_BYTES))
+            server.sendall(client.recv(1 << 16))
+            while data := server.recv(1):
+                flip = damaged is not None and len(seen) == damaged
+                seen.extend(data)
+                with suppress(OSError):
+                    client.sendall(bytes([data[0] ^ 1]) if flip else data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=relay, args=(listener,))
+        thread.start()
+        try:
+            fetch(MemoryPeer("127.0.0.1", listener.getsockname()[1], (0,)), KEY, 1, {0: 5}, exact=True)
+        finally:
+            thread.join()
+    return bytes(seen)
+
+
+def exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += connection.recv(size - len(data))
+    return data
+
+
+def test_strangers_cost_a_bounded_number_of_threads_and_descriptors_and_keep_nobody_out(copies: MemoryCopies) -> None:
+    worker = Worker(0)
+    worker.offered_to(copies)
+    worker.snapshot(5, b"data")
+    server = served(copies)
+    known, silent = threading.active_count(), []
+    for _ in range(200):
+        silent.append(socket.create_connection(("127.0.0.1", server.port)))
+    for _ in range(3):
+        assert fetch(MemoryPeer("127.0.0.1", server.port, (0,)), KEY, 1, {0: 5}, exact=True)[0].step == 5
+    wait_for(lambda: threading.active_count() <= known + MOST_STRANGERS + 1, "the end of older strangers", 10)
+    for one in silent:
+        one.close()
+    server.close()
+
+
+def test_a_server_without_a_descriptor_left_serves_again_when_there_are_some(copies: MemoryCopies) -> None:
+    worker = Worker(0)
+    worker.offered_to(copies)
+    worker.snapshot(5, b"data")
+    server = served(copies)
+    peer = MemoryPeer("127.0.0.1", server.port, (0,))
+    asked = socket.socket()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 20, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        asked.connect(("127.0.0.1", server.port))
+        time.sleep(0.3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+    assert fetch(peer, KEY, 1, {0: 5}, exact=True)[0].step == 5
+    asked.close()
+    server.close()
+
+
+def test_a_part_that_comes_late_of_an_attempt_that_was_given_up_is_not_kept(copies: MemoryCopies) -> None:
+    for attempt, kept in ((1, False), (2, True), (3, True)):
+        record = RecordFile()
+        record.complete(MemoryRecord(5, 0, "part0"), {})
+        copies.keep_only({2}, before=3)
+        copies.add(attempt, 0, MemoryCopy(os.memfd_create("buffer"), record.fd), 2)
+        assert bool(copies.steps(attempt, 0)) == kept
 
 
 def test_a_part_that_was_overwritten_while_it_was_sent_is_not_taken(copies: MemoryCopies) -> None:
@@ -166,12 +304,13 @@ def test_a_part_that_was_overwritten_while_it_was_sent_is_not_taken(copies: Memo
     worker.snapshot(5, os.urandom(4 * BLOCK))
     server = served(copies)
     with socket.create_connection(("127.0.0.1", server.port)) as connection, connection.makefile("rwb") as stream:
-        stream.write(json.dumps({"key": KEY, "attempt": 1, "ranks": {"0": 5}, "exact": True}).encode() + b"\n")
+        introduce(connection, KEY)
+        stream.write(json.dumps({"attempt": 1, "ranks": {"0": 5}, "exact": True}).encode() + b"\n")
         stream.flush()
         stream.readline()
         worker.record.begin()
-        *_, last, newline = stream.read()
-    assert (last, bytes([newline])) == (0, b"\n")
+        unchanged, end = stream.read()[-2 * PROOF_BYTES - 2 :: PROOF_BYTES + 1][:2]
+    assert (unchanged, bytes([end])) == (0, b"\n")
     server.close()
 
 

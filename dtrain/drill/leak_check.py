@@ -12,6 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from dtrain.checkpoint.local import ATTEMPT
 from dtrain.common.processes import alive, children, signal_process
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -110,5 +111,6 @@ def _is_used(name: str) -> bool:
 def _aside(run: Path) -> str:
     """Files that dtrain writes aside in a run's folder, and renames or removes."""
     folders = [run, *(path for path in run.iterdir() if path.is_dir())]
-    names = sorted(str(path.relative_to(run)) for folder in folders for path in folder.glob(".*"))
+    hidden = (path for folder in folders for path in folder.glob(".*") if not path.name.startswith(ATTEMPT))
+    names = sorted(str(path.relative_to(run)) for path in hidden)
     return f"files in its folder: {', '.join(names)}" if names else ""

@@ -60,7 +60,7 @@ def ray(folder: Path) -> Iterator[Site]:
 SITES: dict[str, Callable[[Path], AbstractContextManager[Site]]] = {"slurm": slurm, "ray": ray}
 
 
-@pytest.fixture(scope="module", params=SITES)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in SITES])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with SITES[request.param](tmp_path_factory.mktemp("lab")) as found:
         yield found

@@ -22,6 +22,7 @@ from processes import is_alive
 import dtrain
 from dtrain.strategies.horovod import build
 
+pytestmark = pytest.mark.horovod
 FRAMEWORKS = {"torch": "9.1.0+cpu", "tensorflow-cpu": "9.2.0"}
 SOURCE = {
     "CMakeLists.txt": "before\nset(CMAKE_CXX_STANDARD 14)\nafter\n",

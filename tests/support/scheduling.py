@@ -20,6 +20,11 @@ def shares(file: str) -> bool:
     return bool(SHARED.search((ROOT / file).read_text()))
 
 
+ON_RAY = re.compile(r"/ray/|\[ray-")
+"""Tests of Ray, in the names of their files or of their parameters: every node of a cluster keeps a dozen processes busy, and is
+taken for dead if they are late, so there is one cluster at a time."""
+
+
 class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
     """Gives the tests of a file that share something to one worker, and every other test to whoever is free."""
 
@@ -28,5 +33,7 @@ class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
         config.option.loadscopereorder = False  # the tests are in their order already
 
     def _split_scope(self, nodeid: str) -> str:
+        if ON_RAY.search(nodeid):
+            return "ray"
         file = nodeid.partition("::")[0]
         return file if shares(file) else nodeid

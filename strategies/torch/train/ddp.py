@@ -72,6 +72,8 @@ class Replicated(Parallel):
         super().__init__(precision=options.precision, exact=sums)
         self.options = options
         self.alone = world_size == 1
+        self._records_graph = options.static_graph
+        """Whether DDP has yet to see a whole step, which it cannot record in a pass that averages nothing."""
 
     def wrap(self, model: Any, device: Any) -> Any:
         from torch.nn.parallel import DistributedDataParallel
@@ -109,7 +111,9 @@ class Replicated(Parallel):
         return model.module if _is_parallel(model) else model
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last or not _is_parallel(model) else model.no_sync()
+        averages = last or self._records_graph
+        self._records_graph &= not last
+        return nullcontext() if averages or not _is_parallel(model) else model.no_sync()
 
 
 def _settle_buckets(parallel: Any) -> None:

@@ -58,7 +58,7 @@ def test_pytorch_keeps_its_promises_under_faults_and_the_page_says_so(tmp_path: 
     }
     assert rows["kill"]["detected_seconds"] < rows["kill"]["next_step_seconds"]
     assert "kill" in page.read_text() and "every promise was kept under 13 faults in 12 runs" in page.read_text()
-    assert not list(tmp_path.glob("drill-*/*/checkpoints/*")), "a drill keeps no weights"
+    assert not list(tmp_path.glob("drill-*/*/checkpoints/[!.]*")), "a drill keeps no weights"
     assert json.loads(dtrain("ps", "--json", "--runs", str(tmp_path)).stdout) == [], (
         "its runs are in a folder of their own"
     )

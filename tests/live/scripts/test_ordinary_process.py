@@ -68,7 +68,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("seen")
     (folder / PROGRAM).write_text((PROGRAMS / PROGRAM).read_text())
     (folder / "r.yaml").write_text(f"script: {PROGRAM}\nargs: ['{folder}/dtrain']\nresources: {{workers: 2}}\n")
-    live = finished(str(folder / "r.yaml"), runs=folder / "runs")
+    live = finished(str(folder / "r.yaml"), runs=folder / "runs", warm=False)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     return {
         "python": dump("python", sys.executable, PROGRAM, folder=folder),

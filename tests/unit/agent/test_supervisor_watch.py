@@ -24,7 +24,7 @@ def test_a_look_that_fails_is_followed_by_others(tmp_path: Path) -> None:
         )
         try:
             assert agent.stdout
-            assert b"AgentReady" in agent.stdout.readline()
+            assert b"agent_ready" in agent.stdout.readline()
             own, kept = claim_file(run.claims, lease.number), tmp_path / "kept"
             own.rename(kept)
             own.mkdir()  # reading it is an error of the file system

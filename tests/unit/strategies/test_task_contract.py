@@ -372,10 +372,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_rank_and_shard(value: 
 calls = 0
 def loss(self, model, batch):
     self.calls += 1
-    return Base.loss(self, model, batch) * (float("{value}") if self.calls == 5 else 1.0)
+    return Base.loss(self, model, batch) * (float("{value}") if self.calls == 4 else 1.0)
 """,
     )
-    # One more call is the pass that DDP warms up with.
     with pytest.raises(
         UserError,
         match=rf"the loss is {value} at step 1 on rank 0, shard 1 \(samples \d, \d\): lower the learning rate",

@@ -15,7 +15,7 @@ from itertools import count
 
 from dtrain.agent import devices
 from dtrain.agent.warm import pool, prewarm
-from dtrain.api.cluster import Inbox, Submission, SubmissionState
+from dtrain.api.cluster import Allocation, Cluster, Inbox, Submission, SubmissionState
 from dtrain.api.pipes import AgentProcess, PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common import environment as variables
@@ -35,7 +35,7 @@ _detached: list[subprocess.Popen[bytes]] = []
 """Supervisors that this process started and does not wait for, kept so that their exit statuses are collected."""
 
 
-class LocalAllocation:
+class LocalAllocation(Allocation):
     """The agents of one run."""
 
     def __init__(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> None:
@@ -113,7 +113,7 @@ class LocalAllocation:
             thread.join()
 
 
-class Local:
+class Local(Cluster):
     """Runs in the foreground, or detached in a session of its own."""
 
     Options = LocalOptions

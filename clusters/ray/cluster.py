@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dtrain.api.cluster import Inbox, NodeDraining, NodeLost, Submission, SubmissionState
+from dtrain.api.cluster import Allocation, Cluster, Inbox, NodeDraining, NodeLost, Submission, SubmissionState
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.api.protocol import Quit, decode
 from dtrain.common import environment as variables
@@ -55,7 +55,7 @@ class RayOptions:
     folder is its working_dir."""
 
 
-class Ray:
+class Ray(Cluster):
     """Attached to a running cluster, or an embedded one on this machine."""
 
     Options = RayOptions
@@ -175,7 +175,7 @@ class Ray:
             raise ClusterError(f"no Ray cluster answers at {address}: {error}", "Is it up? See `ray status`.") from None
 
 
-class RayAllocation:
+class RayAllocation(Allocation):
     """A placement group with an agent in each of its bundles."""
 
     def __init__(self, cluster: Ray, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> None:

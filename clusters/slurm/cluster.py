@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dtrain.api.cluster import Inbox, Submission, SubmissionState
+from dtrain.api.cluster import Allocation, Cluster, Inbox, Submission, SubmissionState
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import Command
 from dtrain.common.errors import ClusterError, UsageError
@@ -52,7 +52,7 @@ class Member:
         self.step.send(command, self.name)
 
 
-class SlurmAllocation:
+class SlurmAllocation(Allocation):
     """The agents of one run in the job that this process runs in."""
 
     def __init__(self, agent: list[str], container: list[str], nodes: list[str], inbox: Inbox) -> None:
@@ -62,18 +62,13 @@ class SlurmAllocation:
         self._start = AgentLaunch(tuple(nodes), tuple(agent), tuple(container), addresses(nodes))
         step = SrunStep(self._start, inbox)
         self._steps = [step]
-        self._members = {node: Member(step, node, node) for node in nodes}
-
-    @property
-    def channels(self) -> Mapping[str, Member]:
-        """Node → channel."""
-        return self._members
+        self.channels: dict[str, Member] = {node: Member(step, node, node) for node in nodes}
 
     def replace(self, node: str) -> bool:
         """Another agent on the same node, if SLURM takes that for alive."""
-        if node not in self._members:
+        if node not in self.channels:
             return True
-        lost = self._members.pop(node)
+        lost = self.channels.pop(node)
         if lost.node in self._avoided or not usable(lost.node):
             return False
         self._replaced += 1
@@ -81,7 +76,7 @@ class SlurmAllocation:
         stale = lost.step.pids.get(node)
         step = SrunStep(replace(self._start, nodes=(lost.node,), suffix=suffix, stale=stale), self._inbox)
         self._steps.append(step)
-        self._members[f"{lost.node}{suffix}"] = Member(step, f"{lost.node}{suffix}", lost.node)
+        self.channels[f"{lost.node}{suffix}"] = Member(step, f"{lost.node}{suffix}", lost.node)
         return True
 
     def machine(self, node: str) -> str:
@@ -89,10 +84,6 @@ class SlurmAllocation:
 
     def avoid(self, machines: Collection[str]) -> None:
         self._avoided = frozenset(machines)
-
-    def has_others(self, machines: Collection[str]) -> bool:
-        """A job gets no more nodes, and each that it has runs an agent."""
-        return False
 
     def end(self) -> None:
         """Stop every agent."""
@@ -103,11 +94,12 @@ class SlurmAllocation:
             thread.join()
 
 
-class Slurm:
+class Slurm(Cluster):
     """Batch jobs of SLURM, or an allocation that `dtrain run` is started in."""
 
     Options = SlurmOptions
     same_machine = False
+    requeues = True
 
     def __init__(self, options: SlurmOptions) -> None:
         self.options = options

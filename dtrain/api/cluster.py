@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import AgentEvent, Command
@@ -34,14 +35,6 @@ class NodeDraining:
     reason: str
 
 
-@runtime_checkable
-class DescribesShortage(Protocol):
-    """An allocation that can describe what it waits for."""
-
-    def shortage(self) -> str:
-        """Describe what is requested, what is free and what there is in total."""
-
-
 ClusterEvent = NodeLost | PreemptionNotice | NodeDraining
 
 
@@ -59,31 +52,33 @@ class Channel(Protocol):
         """Does not wait and does not fail: a broken channel shows up as `NodeLost` in the inbox."""
 
 
-class Allocation(Protocol):
+class Allocation(ABC):
     """Nodes that the run holds; their agents' events arrive in the inbox that `allocate` was given."""
 
     channels: Mapping[str, Channel]
-    """Node → channel, of the agents that were started and are not known to be lost."""
+    """Node → channel, of the agents that were started and are not known to be lost. The run begins without the machines of
+    `LaunchPlan.avoided`, if there are others and `machine` names them."""
 
+    @abstractmethod
     def replace(self, node: str) -> bool:
         """Idempotent, does not wait. Start another agent in place of a lost one, on the same node or a new one; its
         `AgentReady` arrives in the inbox. False: the cluster has nothing to give."""
 
-
-@runtime_checkable
-class AvoidsNodes(Protocol):
-    """An allocation that can tell its machines apart and leave some of them out; one that is asked to begins without those of
-    `LaunchPlan.avoided`."""
-
     def machine(self, node: str) -> str:
         """Does not wait. The cluster's own name of the machine that a node is on, the same in later runs, of nodes that were lost,
         too; '' if there is nothing to choose from."""
+        return ""
 
-    def avoid(self, machines: Collection[str]) -> None:
+    def avoid(self, machines: Collection[str]) -> None:  # noqa: B027  an ability
         """Idempotent, does not wait. From now on `replace` gives none of these machines."""
 
     def has_others(self, machines: Collection[str]) -> bool:
         """May ask the cluster. Whether `replace` could give a machine that is none of these."""
+        return False
+
+    def shortage(self) -> str:
+        """Describe what is requested, what is free and what there is in total; '' if that is not known."""
+        return ""
 
 
 class SubmissionState(Enum):
@@ -121,33 +116,7 @@ class Submission:
         return self.state in (SubmissionState.ENDED, SubmissionState.GONE)
 
 
-@runtime_checkable
-class SupportsRequeue(Protocol):
-    """A cluster that takes nodes away from runs and gives them new ones later."""
-
-    def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
-        """Called by the supervisor inside the cluster when a run must leave: have it started again, without these
-        nodes; returns what was done, in words. Raises `ClusterError` if the cluster refuses."""
-
-
-@runtime_checkable
-class TellsTimeLeft(Protocol):
-    """A cluster that gives nodes for a time; `dtrain doctor` asks its class, on a node."""
-
-    @staticmethod
-    def time_left() -> str:
-        """How long the allocation that this process is in lasts, in words; '' if it is in none."""
-
-
-@runtime_checkable
-class ChecksReach(Protocol):
-    """A cluster that a machine may be unable to start runs on, though it can plan them."""
-
-    def out_of_reach(self, plan: LaunchPlan) -> list[str]:
-        """May ask the cluster. What keeps this machine from starting the run there now, each with what to do instead."""
-
-
-class Cluster(Protocol):
+class Cluster(ABC):
     """A place where runs run."""
 
     Options: ClassVar[type]
@@ -156,23 +125,48 @@ class Cluster(Protocol):
     same_machine: ClassVar[bool]
     """Whether all its nodes are this machine: the frameworks of this environment are theirs, and addresses are loopback."""
 
+    requeues: ClassVar[bool] = False
+    """Whether it takes nodes away from runs and gives them new ones later; it then has `requeue`."""
+
+    @abstractmethod
     def supervises_locally(self) -> bool:
         """Whether `dtrain run` may supervise from its own process; otherwise it submits and follows."""
 
+    @abstractmethod
     def problems(self, plan: LaunchPlan) -> list[str]:
         """Return what this cluster can tell will not work (more GPUs than it has …), each with what to do instead."""
 
+    @abstractmethod
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
         """Pure. What would be run, to the letter."""
 
+    @abstractmethod
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> AbstractContextManager[Allocation]:
         """Start one agent a node; does not wait for them. Leaving the context ends every process it started."""
 
+    @abstractmethod
     def submit(self, plan: LaunchPlan, run: RunDir) -> str:
         """Start the supervisor inside the cluster, detached; returns the cluster's reference."""
 
+    @abstractmethod
     def state(self, run: RunDir, reference: str) -> Submission:
         """Ask the cluster for the state of a submission."""
 
+    @abstractmethod
     def cancel(self, run: RunDir, reference: str) -> None:
         """Idempotent. End a submission the hard way, where its supervisor does not answer."""
+
+    def requeue(self, run: RunDir, without: tuple[str, ...]) -> str:
+        """Called by the supervisor inside the cluster when a run must leave: have it started again, without these
+        nodes; returns what was done, in words. Raises `ClusterError` if the cluster refuses."""
+        raise NotImplementedError(f"{type(self).__name__} does not requeue")
+
+    def out_of_reach(self, plan: LaunchPlan) -> list[str]:
+        """May ask the cluster. What keeps this machine from starting the run there now though it can plan it, each with what to do
+        instead."""
+        return []
+
+    @staticmethod
+    def time_left() -> str:
+        """How long the allocation that this process is in lasts, in words; '' if it is in none. `dtrain doctor` asks on a node."""
+        return ""

@@ -37,7 +37,7 @@ class LaunchPlan:
     uneven: bool = False
     """Workers may take parts of the batch that differ by a sample."""
     avoided: tuple[str, ...] = ()
-    """Nodes, as the cluster calls them, that it leaves out if it has others; see `AvoidsNodes`."""
+    """Nodes, as the cluster calls them, that it leaves out if it has others; see `Allocation.machine`."""
     supervisor: int = 0
     """Number of the supervisor's claim (`dtrain.record.lock`): its agents end when another one has the run. 0: they do not look."""
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain.agent import devices
-from dtrain.api.cluster import TellsTimeLeft
 from dtrain.common.errors import DtrainError
 from dtrain.common.memory import machine_memory
 from dtrain.launch import registry
@@ -144,8 +143,7 @@ def _address() -> Iterator[Finding]:
 
 def _time_left(cluster: str) -> Iterator[Finding]:
     """Of the allocation that this process is in, where the cluster gives one for a time."""
-    kind = registry.plugin_class("cluster", cluster)
-    if isinstance(kind, TellsTimeLeft) and (left := kind.time_left()):
+    if left := registry.plugin_class("cluster", cluster).time_left():
         yield Finding("time left", "ok", left)
 
 

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dtrain.api.cluster import ChecksReach
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import TrainingStrategy
 from dtrain.common.errors import nearest
@@ -74,7 +73,7 @@ def checked(job: Job, *, here: bool = True, runs: Path | None = None) -> tuple[J
 def out_of_reach(plan: LaunchPlan) -> list[str]:
     """Return the reasons why this machine cannot start a run on its cluster."""
     cluster = registry.cluster_of(plan.job)
-    return cluster.out_of_reach(plan) if isinstance(cluster, ChecksReach) else []
+    return cluster.out_of_reach(plan)
 
 
 def _of_target(job: Job) -> Iterator[Problem]:

@@ -24,6 +24,8 @@ GROUPS: dict[Kind, str] = {
     "exporter": "dtrain.exporters",
     "layout": "dtrain.layouts",
 }
+BASES: dict[Kind, type] = {"strategy": Strategy, "cluster": Cluster}
+"""Base classes, which hold the defaults of what a plugin need not have."""
 DEFAULTS = "dtrain.defaults"
 """A group of entry points whose values are names of plugins."""
 
@@ -56,12 +58,19 @@ def plugin_class(kind: Kind, name: str) -> Any:
     if name not in points:
         raise UsageError(f"unknown {kind} '{name}'. {nearest(name, list(points))}")
     try:
-        return points[name].load()
+        found = points[name].load()
     except Exception as error:  # a third party's module may raise anything while it is imported
         raise UsageError(
             f"the {kind} '{name}' ({points[name].value}) does not load: {type(error).__name__}: {error}",
             "Reinstall the package it comes from, or choose another one.",
         ) from error
+    base = BASES.get(kind)
+    if base and not issubclass(found, base):
+        raise UsageError(
+            f"the {kind} '{name}' ({points[name].value}) is not derived from {base.__module__}.{base.__name__}",
+            "Derive its class from that one, which has defaults for what it does not need.",
+        )
+    return found
 
 
 def strategy(name: str, options: dict[str, Any]) -> Strategy:

@@ -13,11 +13,9 @@ from collections.abc import Callable
 from dtrain.api.cluster import (
     Allocation,
     Cluster,
-    DescribesShortage,
     NodeDraining,
     NodeLost,
     PreemptionNotice,
-    SupportsRequeue,
 )
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import AgentEvent, AgentReady, FileAppended, Fragment, NodeAnswered, PeersChecked
@@ -86,7 +84,7 @@ class Supervisor:
         """Steps to go on without; events that a full disk keeps pending count, too."""
         self._attempt: Attempt | None = None
         self._result: RunResult | None = None
-        self._stopping = Stopping(log, requeues=isinstance(cluster, SupportsRequeue))
+        self._stopping = Stopping(log, requeues=cluster.requeues)
         self._resizing = False
         """The attempt under way was asked to save and leave only to go on with other nodes."""
         self._resume_at = 0.0
@@ -104,7 +102,6 @@ class Supervisor:
                     return self._end(result)
         finally:
             self._keep_last_files()
-        assert isinstance(self._cluster, SupportsRequeue)
         return self._end(requeue_run(result, self._plan.job, self._cluster, self._run, self._log))
 
     def _work(self, allocation: Allocation) -> RunResult:
@@ -190,15 +187,13 @@ class Supervisor:
         if (coming and not late) or self._fitting_nodes():
             return None
         ready = f"{len(self._pool.usable())} of {self._plan.nodes} nodes"
-        if self._failures and isinstance(self._cluster, SupportsRequeue):
+        if self._failures and self._cluster.requeues:
             bad = tuple(sorted(self._pool.irreplaceable | self._pool.failed_to_start.keys()))
             return RunResult(Exit.GAVE_UP, f"{ready} are left", requeue=True, exclude=bad + self._avoidance.excluded())
         if not late and allocation.channels:
             return None
         seconds = self._settings.provision_seconds
-        hint = f"The agents' logs are in {self._run.logs}."
-        if isinstance(allocation, DescribesShortage):
-            hint = allocation.shortage()
+        hint = allocation.shortage() or f"The agents' logs are in {self._run.logs}."
         raise ClusterError(f"{ready} were ready after {seconds:g} s", hint)
 
     def _retry_failed_starts(self) -> None:

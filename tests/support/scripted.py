@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.cluster import NodeLost
+from dtrain.api.cluster import Allocation, NodeLost
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import (
     AgentReady,
@@ -81,7 +81,7 @@ class ScriptedAgent:
 
 
 @dataclass
-class ScriptedCluster:
+class ScriptedCluster(Allocation):
     """Gives as many agents as the plan has nodes; `spare` more replace lost ones."""
 
     spare: int = 0
@@ -91,6 +91,7 @@ class ScriptedCluster:
     """Agents never become ready."""
     agents: dict[str, ScriptedAgent] = field(default_factory=dict)
     channels: dict[str, ScriptedAgent] = field(default_factory=dict)
+    requeues = False
     replaced: list[str] = field(default_factory=list)
     slow_seconds: float = 0.0
     """How long the cluster needs to answer `replace`."""

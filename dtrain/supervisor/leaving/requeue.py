@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import suppress
 
-from dtrain.api.cluster import SupportsRequeue
+from dtrain.api.cluster import Cluster
 from dtrain.checkpoint.factory import store_of
 from dtrain.common.errors import ClusterError, Exit, StorageError
 from dtrain.job.job import Job
@@ -15,9 +15,7 @@ from dtrain.record.folder import RunDir
 from dtrain.supervisor.outcome import RunResult
 
 
-def requeue_run(
-    result: RunResult, job: Job, cluster: SupportsRequeue, run: RunDir, log: event_log.EventLog
-) -> RunResult:
+def requeue_run(result: RunResult, job: Job, cluster: Cluster, run: RunDir, log: event_log.EventLog) -> RunResult:
     """Called last of all, since the cluster ends this process then; returns what became of it."""
     step = None if job.kind == "script" else _saved_step(job, run)
     if step is not None and step == history.requeued_at(run):

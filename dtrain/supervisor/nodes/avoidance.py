@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
-from dtrain.api.cluster import Allocation, AvoidsNodes
+from dtrain.api.cluster import Allocation
 from dtrain.api.plan import LaunchPlan
 from dtrain.common import environment
 from dtrain.job.failure_kinds import Failure
@@ -40,8 +40,7 @@ class NodeAvoidance:
         self._log = log
         hours = plan.job.recovery.avoid_hours
         # What the drill does to a node is not the node's fault.
-        able = isinstance(allocation, AvoidsNodes) and hours and environment.HOOKS not in os.environ
-        self._allocation: AvoidsNodes | None = allocation if able else None  # type: ignore[assignment]
+        self._allocation = allocation if hours and environment.HOOKS not in os.environ else None
         self._told: set[tuple[str, str]] = set()
         """(Node, what was said of it)."""
         self._slow: set[str] = set()

@@ -13,21 +13,22 @@ SAMPLED = 1024
 MOST_SHOWN = 3
 
 
-def check(named: Sequence[tuple[str, Any]], ranks: int, name: str) -> None:
-    """Collective. Raise `UserError`, which begins with the task's name, on every rank if a tensor differs between them."""
+def check(named: Sequence[tuple[str, Any]], ranks: int, group: Any, name: str) -> None:
+    """Collective in a gloo group of all ranks that user code does not know. Raise `UserError`, which begins with the task's name, on
+    every rank if a tensor differs between them."""
     import torch
     import torch.distributed as dist
 
     if ranks == 1 or not named:
         return
-    own = torch.stack([_fingerprint(tensor) for _, tensor in named])
+    own = torch.stack([_fingerprint(tensor) for _, tensor in named]).cpu()
     extremes = torch.cat([own, -own])
-    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    dist.all_reduce(extremes, dist.ReduceOp.MAX, group)
     apart = (extremes[: len(named)] != -extremes[len(named) :]).nonzero().reshape(-1).tolist()
     if not apart:
         return
     everyones = [torch.empty_like(own) for _ in range(ranks)]
-    dist.all_gather(everyones, own)
+    dist.all_gather(everyones, own, group)
     shown = [
         f"{named[place][0]} (on {_others([int(one[place]) for one in everyones])})" for place in apart[:MOST_SHOWN]
     ]

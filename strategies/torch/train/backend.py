@@ -340,7 +340,7 @@ class TorchBackend(TrainingBackend):
 
     def check_replicas(self) -> None:
         named = [] if self._parallel.shards else list(self._state.named_parameters())
-        replicas.check(named, self._rank_info.world_size, self._name)
+        replicas.check(named, self._rank_info.world_size, self._saving, self._name)
 
     def snapshot(self) -> TorchSnapshot:
         self._late.check()

@@ -342,7 +342,7 @@ def test_scancel_ends_the_run_for_good(lab: SlurmLab, runs: Path) -> None:
 def test_stop_saves_and_resume_goes_on_with_another_number_of_nodes(lab: SlurmLab, runs: Path) -> None:
     command(lab, runs, "submit", RECIPE, *SLURM, *TWO)
     run = all_runs(runs)[-1]
-    wait_for(lambda: '"checkpoint",' in (run.events.read_text() if run.events.exists() else ""), "a checkpoint")
+    wait_for(lambda: '"checkpoint_saved"' in (run.events.read_text() if run.events.exists() else ""), "a checkpoint")
     assert shown(lab, runs) == "running"
     assert "still going on" in command(lab, runs, "resume", "last", check=2)
     watching = attached("last", runs, **lab.environment)
@@ -393,7 +393,7 @@ def test_a_sweep_is_a_run_for_each_value_and_a_requeue_starts_the_right_one(lab:
     members = {run.job().train.seed: run for run in all_runs(runs)}
     assert sorted(run.job().name for run in members.values()) == [f"contract-seed{seed}" for seed in (4, 5, 6)]
     wait_for(lambda: members[5].rank_log(0).exists(), "the start of a member")
-    wait_for(lambda: '"checkpoint"' in members[5].events.read_text(), "its first checkpoint")
+    wait_for(lambda: '"checkpoint_saved"' in members[5].events.read_text(), "its first checkpoint")
     lab.run("scontrol", "requeue", job(members[5]))
     for run in members.values():
         wait_for(lambda run=run: '"exit_code":0' in run.events.read_text(), f"the end of {run.id}")  # type: ignore[misc]
@@ -409,7 +409,8 @@ def test_no_progress_between_two_requeues_ends_the_run(lab: SlurmLab, runs: Path
     with on_slurm(lab, runs) as live:
         wait_for(live.run.submitted, "the submission")
         with open(live.run.events, "a") as diary:
-            diary.write(json.dumps({"time": time.time() + 1, "event": "requeued", "step": 0, "words": ""}) + "\n")
+            event = {"time": time.time() + 1, "event": "requeued", "step": 0, "words": ""}
+            diary.write(json.dumps(event, separators=(",", ":")) + "\n")
         live.wait_event("run_started")
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         live.finish(code=3)

@@ -152,6 +152,7 @@ def test_ctrl_c_ends_the_run_under_way_and_shows_what_was_drilled(tmp_path: Path
     options = ("--only", "kill@8:1,slow@3:0", "--steps", "200")
     with start(TINY, *options, runs=tmp_path, command="drill", TMPDIR=str(temporary)) as live:
         log = wait_for(lambda: next(iter(tmp_path.glob("drill-*/slow-*/logs/drill.log")), None), "the second fault")
+        live._run = RunDir(log.parents[1])
         live.pids_seen |= process_tree(live.process.pid)
         assert len(live.pids_seen) > 4
         os.kill(live.process.pid, signal.SIGINT)

@@ -82,7 +82,7 @@ def test_an_object_that_was_registered_and_is_not_any_more_is_refused(tmp_path: 
     with start("last", *param(name="other"), runs=tmp_path, command="resume") as again:
         again._run = live.run
         out = again.finish(code=3)
-    assert re.search(r"the checkpoint step-\d+ has no state of 'other', which this run registers", out)
+    assert re.search(r"the checkpoint step-\d+-attempt-\d+ has no state of 'other', which this run registers", out)
 
 
 def test_two_calls_of_prepare_are_refused(tmp_path: Path) -> None:

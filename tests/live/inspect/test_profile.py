@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_both_ranks_profile_the_same_steps(strategy: str, tmp_path: Path) -> Non
         live.wait_step(step + 10)
         shown = dtrain("profile", name, "--steps", "1").stdout
         assert f"rank 0, steps {live.events('steps_profiled')[-1]['step']} to " in shown
-        assert "aten::" in shown
+        assert re.search(r"\w::\w", shown), shown
         stopped(live)
 
 

@@ -189,6 +189,7 @@ def test_memory_bounds_how_far_data_workers_are_ahead(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) <= max(asked_first, 30 + 3)
 
 
+@pytest.mark.quiet
 def test_auto_starts_data_workers_only_if_the_training_waits() -> None:
     wait = DataWait()
     with closing(Prefetcher(lambda number: number, range(100), settings(None), wait)) as quick:

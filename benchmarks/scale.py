@@ -21,7 +21,7 @@ from typing import Any
 from side_by_side import PROGRAMS, scratch
 
 from dtrain.api import plan
-from dtrain.api.cluster import Inbox
+from dtrain.api.cluster import Allocation, Inbox
 from dtrain.api.pipes import PipedAgents
 from dtrain.api.protocol import Command
 from dtrain.job.job import Job, PluginChoice, Recovery, Resources, Train
@@ -31,7 +31,7 @@ from dtrain.record.events import CheckpointSaved
 from dtrain.record.folder import RunDir, create
 from dtrain.supervisor.inbox import SupervisorInbox
 from dtrain.supervisor.leaving.stop_request import StopMode, StopRequest
-from dtrain.supervisor.supervisor import Supervisor
+from dtrain.supervisor.supervisor import run_attempts
 
 RANKS = 8
 KINDS = ("torchrun", "all", "task")
@@ -50,7 +50,7 @@ class Behind:
         self.agents.send(command, self.node)
 
 
-class Crowd:
+class Crowd(Allocation):
     """A cluster whose agents are one script; everything else about it is the local one's."""
 
     def __init__(self, nodes: int, said: Path, seconds: float) -> None:
@@ -59,6 +59,7 @@ class Crowd:
         """Until the run is stopped; a worker is lost halfway."""
         self.said = said
         """What the script measured."""
+        self.requeues = False
         self.channels: dict[str, Behind] = {}
 
     @contextmanager
@@ -106,10 +107,9 @@ def measure(kind: str, nodes: int, folder: Path, seconds: float) -> str:
     launch = planner.make(run.job())
     inbox: SupervisorInbox = queue.SimpleQueue()
     with run.lock() as lease:
-        supervisor = Supervisor(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
         threading.Timer(seconds, inbox.put, [("", StopRequest(StopMode.IMMEDIATE, "measured"))]).start()
         began, cpu = time.monotonic(), time.process_time()
-        supervisor.run()
+        run_attempts(run, launch, crowd, event_log.EventLog(run.events), inbox, lease)
         took, cpu = time.monotonic() - began, time.process_time() - cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     saved = [event.time for event in event_log.read(run.events) if isinstance(event, CheckpointSaved)]

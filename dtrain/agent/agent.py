@@ -1,7 +1,6 @@
 """The agent of one node: starts the node's workers, watches them, stops whole process groups, reports.
 
-It speaks JSON lines over stdin and stdout (see `dtrain.api.protocol`) and never imports a framework: the zygote does.
-When its stdin closes, nobody is there any more to work for, and it ends everything it started.
+It never imports a framework: the zygote does. When the link to the supervisor closes, it ends everything it started.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import threading
 import time
 from collections import deque
 from multiprocessing.connection import wait
@@ -19,6 +17,7 @@ from dtrain.agent import devices
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
 from dtrain.agent.inspector import Inspector
+from dtrain.agent.link import SupervisorLink
 from dtrain.agent.memory.node_memory import NodeMemory
 from dtrain.agent.preflight import Preflight
 from dtrain.agent.usage_meter import UsageMeter
@@ -28,7 +27,6 @@ from dtrain.api import reports
 from dtrain.api.memory_protocol import WriteMemory
 from dtrain.api.protocol import (
     TAG,
-    AgentEvent,
     AgentReady,
     CheckNode,
     CheckPeers,
@@ -45,9 +43,6 @@ from dtrain.api.protocol import (
     WorkerCommand,
     WorkerExited,
     WorkerReport,
-    decode,
-    encode,
-    fragments,
 )
 from dtrain.common import environment as variables
 from dtrain.common.memory import oom_kills
@@ -83,17 +78,12 @@ class Agent:
         events: int,
         zygote: ForkServer,
     ) -> None:
-        self.run = run
+        self._run = run
         self._private = private
         """Where this node does not see the run folder."""
-        self.node = node
-        self.beat_seconds = beat_seconds
-        self._commands = commands
-        self._events = events
-        self._buffer = b""
-        self._closed = False
-        self._told_to_quit = False
-        self._broken = False
+        self._node = node
+        self._beat_seconds = beat_seconds
+        self._link = SupervisorLink(node, commands, events)
         self._workers: dict[int, WorkerProcess] = {}
         self._attempt = 0
         self._keep_log_bytes = 0
@@ -103,40 +93,27 @@ class Agent:
         self._zygote = zygote
         self._late = False
         """Whether the supervisor has given up waiting for the zygote's imports."""
-        self._line_bytes = int(os.environ.get(variables.LINE_BYTES, 0))
-        self._sending = threading.Lock()
-        self._pulse = Pulse(self.send, beat_seconds, commands, self._abandon)
+        self._pulse = Pulse(self._link.send, beat_seconds, commands, self._abandon)
         self._meter = UsageMeter()
-        self._inspector = Inspector(node, self._meter, self.send)
-        self._memory = NodeMemory(run, node, self.send)
-        self._preflight = Preflight(run, node, self.send)
+        self._inspector = Inspector(node, self._meter, self._link.send)
+        self._memory = NodeMemory(run, node, self._link.send)
+        self._preflight = Preflight(run, node, self._link.send)
 
     @property
     def zygote(self) -> ForkServer:
         """The one in use, which may be another than at first."""
         return self._zygote
 
-    def send(self, event: AgentEvent) -> None:
-        """Write one line to the supervisor; if its end is closed, the end of stdin is about to follow."""
-        line = encode(event, self.node)
-        with self._sending:
-            try:
-                for data in fragments(line, self.node, self._line_bytes or len(line)):
-                    while data:
-                        data = data[os.write(self._events, data) :]
-            except ConnectionError:
-                self._closed = self._broken = True
-
     def serve(self) -> None:
         """Work until told to quit or left alone."""
         address = devices.address()
-        self.send(
+        self._link.send(
             AgentReady(socket.gethostname(), address, devices.cpus(), devices.gpus(), os.getpid(), not self._private)
         )
         self._pulse.start()
         self._meter.start()
-        look_at = time.monotonic() + self.beat_seconds
-        while not self._closed:
+        look_at = time.monotonic() + self._beat_seconds
+        while not self._link.closed:
             deadline = min(look_at, self._kill_at or look_at, self._inspector.look_at or look_at)
             self._poll(max(0.0, deadline - time.monotonic()))
             self._inspector.poll()
@@ -145,7 +122,7 @@ class Agent:
                 self._kill_at = None
                 self._signal(signal.SIGKILL)
             if now >= look_at:
-                look_at = now + self.beat_seconds
+                look_at = now + self._beat_seconds
                 signs = {str(rank): one.look(now) for rank, one in self._workers.items()}
                 self._pulse.renew(Heartbeat(self._attempt, signs, usage=self._meter.take()))
                 self._send_what_grew()
@@ -159,8 +136,8 @@ class Agent:
 
     def _send_what_grew(self) -> None:
         for piece in self._private.grown() if self._private else ():
-            self.send(piece)
-            if self._broken:
+            self._link.send(piece)
+            if self._link.broken:
                 return
 
     def _shorten_log(self, rank: int, one: WorkerProcess) -> None:
@@ -170,7 +147,7 @@ class Agent:
 
     def _poll(self, timeout: float) -> None:
         pipes: dict[Any, int] = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
-        sources: list[Any] = [self._commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
+        sources: list[Any] = [self._link.commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
         fetching = self._waiting and not self._memory.ready(self._waiting[0])
         sent = [one.pipe.flush() for one in self._workers.values()]
         ready = wait(sources, min(timeout, FETCHING_SECONDS) if fetching or not all(sent) else timeout)
@@ -178,8 +155,9 @@ class Agent:
             if source in pipes:
                 self._drain_pipe(pipes[source])
         self._hear_zygote()
-        if self._commands in ready:
-            self._read()
+        if self._link.commands in ready:
+            for command in self._link.read():
+                self._handle_command(command)
         while (self._zygote.warm or self._zygote.broken) and self._waiting and self._memory.ready(self._waiting[0]):
             self._fork(self._waiting.popleft())
             self._hear_zygote()
@@ -211,25 +189,11 @@ class Agent:
         self._send_report(rank, reports.WorkerFailed(kind.value, message, traceback))
 
     def _send_report(self, rank: int, report: reports.Report) -> None:
-        self.send(WorkerReport(self._attempt, rank, tagged(report, TAG)))
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._commands, 1 << 16)
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._closed = True
-        self._buffer += data
-        *lines, self._buffer = self._buffer.split(b"\n")
-        for line in lines:
-            to, command = decode(line)
-            if to in ("", self.node):
-                self._handle_command(command)
+        self._link.send(WorkerReport(self._attempt, rank, tagged(report, TAG)))
 
     def _handle_command(self, command: Command) -> None:
         if isinstance(command, Quit):
-            self._closed = self._told_to_quit = True
+            self._link.closed = self._link.quit = True
         elif isinstance(command, SetJob):
             self._adopt(command.job)
         elif isinstance(command, CheckNode | CheckPeers):
@@ -247,7 +211,9 @@ class Agent:
         elif isinstance(command, StopWorkers):
             while self._waiting:
                 for rank_info in self._waiting.popleft().ranks:
-                    self.send(WorkerExited(command.attempt, rank_info.rank, -signal.SIGKILL, None, out_of_memory=False))
+                    self._link.send(
+                        WorkerExited(command.attempt, rank_info.rank, -signal.SIGKILL, None, out_of_memory=False)
+                    )
             self._signal(signal.SIGTERM if command.grace_seconds else signal.SIGKILL)
             self._kill_at = time.monotonic() + command.grace_seconds if command.grace_seconds else None
         elif isinstance(command, DumpStacks):
@@ -267,7 +233,7 @@ class Agent:
         """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""
         if self._private:
             self._private.adopt(job)
-            environment = self._zygote.environment | self.run.job().env
+            environment = self._zygote.environment | self._run.job().env
             if environment != self._zygote.environment:
                 self._zygote = self._zygote.again(environment)
 
@@ -285,7 +251,9 @@ class Agent:
             port.bind((devices.address(), 0))
             self._ports.append(port)
         memory_port = self._memory.listen(devices.address(), command.memory_key)
-        self.send(PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports), memory_port))
+        self._link.send(
+            PortsReserved(command.attempt, tuple(port.getsockname()[1] for port in self._ports), memory_port)
+        )
 
     def _fork(self, start: StartWorkers) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in variables.OF_AGENTS}
@@ -293,21 +261,21 @@ class Agent:
         for rank_info in start.ranks:
             try:
                 assignment = Assignment(
-                    str(self.run.path), rank_info, start.rendezvous, environment, start.checkpoint, start.step,
+                    str(self._run.path), rank_info, start.rendezvous, environment, start.checkpoint, start.step,
                     self._memory.folder(start), start.rolled_back,
                 )  # fmt: skip
                 self._workers[rank_info.rank] = self._forked(start.attempt, assignment)
             except (ForkRefused, OSError) as error:
                 refused[rank_info.rank] = str(error)
         pids = {str(rank): one.pid for rank, one in self._workers.items()}
-        self.send(WorkersStarted(attempt=start.attempt, node=self.node, pids=pids))
+        self._link.send(WorkersStarted(attempt=start.attempt, node=self._node, pids=pids))
         broken = self._zygote.broken
         for rank, reason in refused.items():
             if broken and broken.module:
                 self._report(rank, FailureKind.SETUP, broken.reason, broken.traceback)
             else:
                 self._report(rank, FailureKind.CRASH, reason)
-            self.send(WorkerExited(start.attempt, rank, 1, None, out_of_memory=False))
+            self._link.send(WorkerExited(start.attempt, rank, 1, None, out_of_memory=False))
 
     def _forked(self, attempt: int, assignment: Assignment) -> WorkerProcess:
         rank_info = assignment.rank_info
@@ -324,7 +292,7 @@ class Agent:
                 raise
         pipe = WorkerPipe(ours)
         pipe.send(assignment)
-        log, record = self.run.rank_log(rank_info.rank), self.run.ledger(attempt, rank_info.rank)
+        log, record = self._run.rank_log(rank_info.rank), self._run.ledger(attempt, rank_info.rank)
         return WorkerProcess(rank_info, pid, pipe, log, record, oom_kills())
 
     def _drain_pipe(self, rank: int) -> None:
@@ -345,14 +313,14 @@ class Agent:
             one.reported |= isinstance(report, reports.WorkerFailed)
             if self._private and isinstance(report, StepsProfiled) and report.file:
                 for piece in self._private.written(report.file):
-                    self.send(piece)
-            self.send(WorkerReport(self._attempt, rank, body))
+                    self._link.send(piece)
+            self._link.send(WorkerReport(self._attempt, rank, body))
 
     def _reap(self, rank: int, code: int) -> None:
         self._drain_pipe(rank)
         one = self._workers.pop(rank)
         kill_group(one.pid)
-        if code and not one.reported and (report := failure_report.from_error_file(self.run.error_file(rank))):
+        if code and not one.reported and (report := failure_report.from_error_file(self._run.error_file(rank))):
             self._send_report(rank, report)
         step = sample_ledger.last_step(one.ledger)
         killed_for_memory = oom_kills() > one.oom_kills
@@ -361,7 +329,7 @@ class Agent:
         self._memory.exited(rank, code)
         if not self._workers:
             self._memory.ended()
-        self.send(WorkerExited(self._attempt, rank, code, step, killed_for_memory))
+        self._link.send(WorkerExited(self._attempt, rank, code, step, killed_for_memory))
         one.pipe.close()
         if not self._workers:
             self._close_ports()
@@ -392,5 +360,5 @@ class Agent:
             self._hear_zygote()
         self._memory.close()
         self._send_what_grew()
-        if self._private and self._told_to_quit and not self._broken:
+        if self._private and self._link.quit and not self._link.broken:
             self._private.remove()

@@ -15,13 +15,13 @@ from dtrain.api.cluster import Channel
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import (
     AgentEvent,
-    Command,
     DumpStacks,
     Heartbeat,
     Inspect,
     Inspected,
     LeaveAt,
     PortsReserved,
+    ProfileSteps,
     ProposeStop,
     StopWorkers,
     WorkerCommand,
@@ -33,24 +33,22 @@ from dtrain.api.strategy import Strategy, error_kind
 from dtrain.checkpoint.store import CheckpointOrigin, CheckpointStore
 from dtrain.common.serde import to_dict
 from dtrain.job.failure_kinds import Failure, FailureKind
+from dtrain.job.job import Recovery
 from dtrain.record import events
 from dtrain.record.debug_session import DebugRequest
 from dtrain.record.event_log import EventLog
 from dtrain.record.inspection import InspectionRequest
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.beside.debugging import DebuggerReport, Debugging
-from dtrain.supervisor.beside.profile_window import profile_steps, step_ahead
-from dtrain.supervisor.beside.progress_log import ProgressLog
-from dtrain.supervisor.beside.usage_log import UsageLog
 from dtrain.supervisor.failures.attribution import FailureAttribution, settle_seconds
-from dtrain.supervisor.failures.hang_detector import HangDetector
+from dtrain.supervisor.failures.hang_detector import Hang
 from dtrain.supervisor.failures.hang_stacks import HangStacks, known_of
 from dtrain.supervisor.failures.stragglers import Stragglers
-from dtrain.supervisor.leaving.drain import DrainAgreement
+from dtrain.supervisor.failures.watch import Watch
 from dtrain.supervisor.leaving.ending import Ending
 from dtrain.supervisor.nodes.pool import AgentInfo
 from dtrain.supervisor.nodes.rendezvous import Rendezvous, of_rank_zero
-from dtrain.supervisor.nodes.start_watch import StartWatch
+from dtrain.supervisor.nodes.workers import Workers
 from dtrain.supervisor.outcome import Drained, Failed, Outcome, Succeeded
 from dtrain.supervisor.saving.commits import CheckpointCommits
 from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
@@ -59,8 +57,6 @@ from dtrain.supervisor.saving.start_point import StartPoint
 from dtrain.supervisor.states import Phase
 
 STACKS_SECONDS = 1.0
-LOOK_SECONDS = 0.5
-"""Pause between two looks for hanging ranks: each goes through all of them."""
 
 
 @dataclass(frozen=True)
@@ -89,59 +85,60 @@ class Attempt:
         context: AttemptContext,
         begin: StartPoint,
     ) -> None:
+        job = plan.job
         self.number = number
-        self.nodes = len(nodes)
         self.outcome: Outcome | None = None
         self._plan = plan
-        self._is_script = plan.job.kind == "script"
-        self._settings = plan.job.recovery
-        self._nodes = nodes
         self._context = context
         self._begin = begin
         self._phase = Phase.RENDEZVOUS
-        self._ranks = dict(zip((node.name for node in nodes), plan.ranks_by_node(), strict=True))
-        self._owner = {rank.rank: node for node, ranks in self._ranks.items() for rank in ranks}
-        self._running = set(self._owner)
-        self._started = False
-        self._rendezvous = Rendezvous({node.name: node.address for node in nodes}, self._ranks)
-        self._hangs = HangDetector(self._settings.hang_seconds)
-        self._start_watch = StartWatch(self._settings.provision_seconds)
+        self._workers = Workers(nodes, plan.ranks_by_node(), context.channels)
+        self._rendezvous = Rendezvous({node.name: node.address for node in nodes}, self._workers.ranks)
+        self._watch = Watch(number, job.recovery, self._workers.owner, context.log)
         self._failures = FailureAttribution(
-            self._owner, partial(error_kind, context.strategy), script=plan.job.kind == "script",
-            retry_exit_codes=self._settings.retry_exit_codes, classes=self._settings.classes,
+            self._workers.owner, partial(error_kind, context.strategy), script=self._is_script,
+            retry_exit_codes=job.recovery.retry_exit_codes, classes=job.recovery.classes,
         )  # fmt: skip
-        self._drain = DrainAgreement()
-        self._retention = CheckpointRetention(plan.job.checkpoint, context.log.path)
-        self._usage = UsageLog(context.log)
-        self._progress = ProgressLog(number, context.log)
-        self.stragglers = Stragglers(number, context.log, self._owner)
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log,
-            ranks=len(self._owner), retention=self._retention,
-            origin=CheckpointOrigin(plan.job.strategy.name, plan.workers, context.run_id),
+            ranks=len(self._workers), retention=CheckpointRetention(job.checkpoint, context.log.path),
+            origin=CheckpointOrigin(job.strategy.name, plan.workers, context.run_id),
             saved_step=begin.saved_step, begun_step=begin.step, changed=self._close,
         )  # fmt: skip
-        self._rate = 0.0
-        """Steps a second."""
-        self._stacks = HangStacks()
-        self._leaving = False
-        self._ending = Ending(len(self._owner), script=self._is_script)
+        self._ending = Ending(len(self._workers), script=self._is_script)
         self._deadline: float | None = None
-        self._looks_at = 0.0
         self._ending_since: float | None = None
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes it runs on."""
+        return len(self._workers.nodes)
+
+    @property
+    def stragglers(self) -> Stragglers:
+        """The ranks that the others wait for."""
+        return self._watch.stragglers
+
+    @property
+    def _is_script(self) -> bool:
+        return self._plan.job.kind == "script"
+
+    @property
+    def _settings(self) -> Recovery:
+        return self._plan.job.recovery
 
     def begin(self) -> None:
         """Ask every node for its ports."""
-        for one in self._nodes:
+        for one in self._workers.nodes:
             if not one.sees_run:
-                self._send(one.name, protocol.SetJob(to_dict(self._plan.job)))
-        for node in self._ranks:
+                self._workers.send(one.name, protocol.SetJob(to_dict(self._plan.job)))
+        for node in self._workers.ranks:
             wanted, key = self._rendezvous.ports_wanted(node), self._context.memory.key(self.nodes)
-            self._send(node, protocol.ReservePorts(self.number, wanted, key))
+            self._workers.send(node, protocol.ReservePorts(self.number, wanted, key))
 
     def handle(self, node: str, event: AgentEvent, now: float) -> None:
         """Something an agent said about this attempt."""
-        if node not in self._ranks:
+        if node not in self._workers.ranks:
             return
         if isinstance(event, PortsReserved):
             self._rendezvous.add(node, event.ports)
@@ -149,16 +146,13 @@ class Attempt:
             if self._rendezvous.complete and self._phase is Phase.RENDEZVOUS:
                 self._start(now)
         elif isinstance(event, events.WorkersStarted):
-            self._start_watch.started(node)
+            self._watch.start.started(node)
             self._context.log.add(event)
-            if self._leaving and self._phase is Phase.RUNNING and not self._is_script:
+            if self._ending.asked and self._phase is Phase.RUNNING and not self._is_script:
                 # A proposal that was asked for before the workers were there reached none of them; twice does no harm.
-                self._send(node, ProposeStop(self.number))
+                self._workers.send(node, ProposeStop(self.number))
         elif isinstance(event, Heartbeat):
-            signs = {int(rank): sign.aged(event.age_seconds) for rank, sign in event.signs.items()}
-            self._hangs.update(signs, now)
-            self._progress.heard(self._hangs.steps(), now)
-            self._usage.heard(node, event.usage, now)
+            self._watch.beat(node, event, now)
         elif isinstance(event, WorkerReport):
             self._on_report(event.rank, report_of(event.report))
         elif isinstance(event, WorkerExited):
@@ -166,9 +160,9 @@ class Attempt:
 
     def lost(self, node: str, reason: str, now: float) -> None:
         """A node is gone, and its workers with it."""
-        if node not in self._ranks:
+        if node not in self._workers.ranks:
             return
-        self._running -= {info.rank for info in self._ranks[node]}
+        self._workers.lose(node)
         failure = Failure(FailureKind.NODE_LOST, f"node {node} was lost: {reason}", node=node)
         self._on_failure(self._failures.add(failure, self._commits.saved_step), now)
         self._close()
@@ -179,11 +173,13 @@ class Attempt:
             self._deadline = None
             if self._phase in (Phase.SETTLING, Phase.RUNNING):
                 self.kill()
-        if self._phase is Phase.RUNNING and not self._leaving and now >= self._looks_at:
-            self._looks_at = now + LOOK_SECONDS
-            self._hangs.suspend(now, suspended=self._context.debugging.open)
-            self._look_for_slow_start(now)
-            self._look_for_hang(now)
+        if self._phase is Phase.RUNNING and not self._ending.asked:
+            found = self._watch.look(self._workers.running, now, suspended=self._context.debugging.open)
+            if isinstance(found, Hang):
+                self._on_hang(found, now)
+            elif found:
+                self._workers.send_all(DumpStacks(self.number))
+                self._wait_for_stacks(found, now)
         if self._phase is Phase.ENDING and self._ending_since is None:
             self._ending_since = now
 
@@ -192,62 +188,64 @@ class Attempt:
         if self._phase is not Phase.ENDING or self._ending_since is None:
             return set()
         waited = now - self._ending_since
-        return {self._owner[rank] for rank in self._running} if waited > self._settings.heartbeat_seconds else set()
+        return (
+            {self._workers.owner[rank] for rank in self._workers.running}
+            if waited > self._settings.heartbeat_seconds
+            else set()
+        )
 
     def leave(self, now: float) -> None:
         """Have the workers agree on a step, save at it and end; scripts get a SIGTERM. Killed after the grace."""
-        if self._leaving or self._phase is Phase.COMMITTING:
+        if self._ending.asked or self._phase is Phase.COMMITTING:
             return
         if self._phase is not Phase.RUNNING:
-            self._leaving = True
+            self._ending.asked = True
             self.kill()
             return
-        self._leaving = True
+        self._ending.asked = True
         self._deadline = now + self._settings.grace_seconds
         if self._is_script:
-            self._send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))
+            self._workers.send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))
         else:
-            self._send_all(ProposeStop(self.number))
+            self._workers.send_all(ProposeStop(self.number))
 
     def inspect(self, request: InspectionRequest) -> set[str]:
         """Have the agents of these ranks look into them; the nodes that are going to answer."""
-        wanted, asked = set(request.ranks) or self._running, set[str]()
-        for node, ranks in self._ranks.items() if self._started else ():
-            own = tuple(info.rank for info in ranks if info.rank in wanted & self._running)
-            if own:
-                self._send(node, Inspect(self.number, request.id, own, request.stacks, request.native))
-                asked.add(node)
-        return asked
+        asked = self._workers.running_on(request.ranks)
+        for node, own in asked.items():
+            self._workers.send(node, Inspect(self.number, request.id, own, request.stacks, request.native))
+        return set(asked)
 
     def inspected(self, node: str, answer: Inspected) -> None:
         """The stacks that were asked for because of a hang; once all are there, nothing is waited for."""
-        if self._stacks.add(node, answer) and self._phase is Phase.SETTLING:
+        if self._watch.stacks.add(node, answer) and self._phase is Phase.SETTLING:
             self._deadline = 0.0
 
     def profile(self, request: InspectionRequest) -> None:
         """Have some ranks profile the same steps, which none of them has reached when it hears of it."""
-        self._send_all(profile_steps(self.number, request, self._hangs.steps(), self._rate))
+        step, ranks = self._watch.step_ahead(), request.ranks or (0,)
+        self._workers.send_all(ProfileSteps(self.number, request.id, step, request.profile_steps, ranks))
 
     def debug(self, request: DebugRequest) -> int | None:
         """Tell all workers where to stop for a debugger (rank -1: nowhere); the step, if one is meant."""
-        step = None if request.on_exception else max(step_ahead(self._hangs.steps(), self._rate), request.at_step or 0)
+        step = None if request.on_exception else max(self._watch.step_ahead(), request.at_step or 0)
         rank = request.rank if request.on_exception or request.rank is not None else 0
-        self._send_all(protocol.DebugStop(self.number, rank, step, request.on_exception))
+        self._workers.send_all(protocol.DebugStop(self.number, rank, step, request.on_exception))
         return step
 
     def tell(self, rank: int, command: WorkerCommand) -> None:
         """Send this to the node of a rank."""
-        self._send(self._owner[rank], command)
+        self._workers.send(self._workers.owner[rank], command)
 
     def has_rank(self, rank: int) -> bool:
         """Whether the rank runs."""
-        return self._started and rank in self._running
+        return self._workers.runs(rank)
 
     @property
     def over(self) -> bool:
         """Ended, or asked to end."""
         ends = self._phase in (Phase.ENDING, Phase.COMMITTING, Phase.OVER)
-        return self._leaving or bool(self._ending.stopped) or ends
+        return self._ending.asked or bool(self._ending.stopped) or ends
 
     def kill(self) -> None:
         """End all workers now, and do not wait for a commit that is under way."""
@@ -256,28 +254,28 @@ class Attempt:
         if self._phase is Phase.COMMITTING:
             self._phase = Phase.OVER
             unsaved = "stopped before its last checkpoint was committed"
-            self.outcome = Drained(None) if self._leaving else Succeeded(unsaved)
+            self.outcome = Drained(None) if self._ending.asked else Succeeded(unsaved)
             return
         self._phase = Phase.ENDING
-        self._send_all(StopWorkers(self.number, 0.0))
-        if not self._started:
-            self._running.clear()
+        self._workers.send_all(StopWorkers(self.number, 0.0))
+        if not self._workers.started:
+            self._workers.running.clear()
         self._close()
 
     def _start(self, now: float) -> None:
         """Fork the workers everywhere: all ports are known."""
-        self._start_watch.begin(self._ranks, now)
+        self._watch.start.begin(self._workers.ranks, now)
         self._phase = Phase.RUNNING
-        self._started = True
+        self._workers.started = True
         info = self._rendezvous.info(self._context.run_id, self.number, self._settings.restarts)
         strategy = self._context.strategy
-        if not strategy.needs_all_addresses(len(self._owner)):
+        if not strategy.needs_all_addresses(len(self._workers)):
             info = of_rank_zero(info)
         keep, votes = self._plan.job.logs.keep_bytes, self._context.memory
-        votes.begin(self.number, len(self._owner), self._begin.memory)
-        for node, ranks in self._ranks.items():
-            partner = votes.partner(node, self._ranks)
-            self._send(node, self._begin.command(self.number, ranks, info, keep, partner))
+        votes.begin(self.number, len(self._workers), self._begin.memory)
+        for node, ranks in self._workers.ranks.items():
+            partner = votes.partner(node, self._workers.ranks)
+            self._workers.send(node, self._begin.command(self.number, ranks, info, keep, partner))
 
     def _on_report(self, rank: int, report: reports.Report) -> None:
         if isinstance(report, reports.ShardWritten):
@@ -285,14 +283,14 @@ class Attempt:
         elif isinstance(report, reports.SaveFailed):
             self._commits.fail(report.step, report.error)
         elif isinstance(report, reports.StopProposal):
-            self._drain.propose(rank, report.step)
+            self._ending.propose(rank, report.step)
             self._agree()
         elif isinstance(report, reports.StopAsked):
             self._stop_by_function(report.reason)
         elif isinstance(report, reports.LeftAtStep | reports.EndedEarly):
             self._ending.hear(report)
         elif isinstance(report, reports.LoopPhase):
-            self._hangs.phase(rank, stepping=report.stepping)
+            self._watch.phase(rank, stepping=report.stepping)
         elif isinstance(report, reports.LoopLeft):
             self._failures.left_loop(rank, report.step)
         elif isinstance(report, reports.StepsDone):
@@ -300,37 +298,37 @@ class Attempt:
         elif isinstance(report, reports.WorkerFailed):
             self._failures.report(rank, report)
         elif isinstance(report, reports.RankTimes):
-            self.stragglers.heard(rank, report)
+            self._watch.stragglers.heard(rank, report)
         elif isinstance(report, DebuggerReport):
             self._context.debugging.hear(self, rank, report)
         elif not isinstance(report, reports.MemoryOffered):  # which is for the agent
             event = replace(report, attempt=self.number) if isinstance(report, events.AttemptEvent) else report
             if isinstance(event, events.Metrics) and event.samples_per_second:
-                self._rate = event.samples_per_second / self._plan.job.train.global_batch
+                self._watch.rate = event.samples_per_second / self._plan.job.train.global_batch
             self._ending.see(event)
-            self._retention.see(event)
+            self._commits.see(event)
             self._context.log.add(event)
 
     def _stop_by_function(self, reason: str) -> None:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
         if not self._ending.stopped:
             self._ending.stopped = reason
-            self._send_all(ProposeStop(self.number))
+            self._workers.send_all(ProposeStop(self.number))
 
     def _agree(self) -> None:
-        step = self._drain.agree(self._running)
+        step = self._ending.agree(self._workers.running)
         if step is not None:
             self._context.log.add(events.DrainAgreed(attempt=self.number, step=step))
-            self._send_all(LeaveAt(self.number, step))
+            self._workers.send_all(LeaveAt(self.number, step))
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
-        self._running.discard(event.rank)
+        self._workers.running.discard(event.rank)
         self._ending.exited(event.code)
         reported = self._failures.has_report(event.rank)
-        asked_to = self._leaving and (self._is_script or event.code == -signal.SIGTERM)
+        asked_to = self._ending.asked and (self._is_script or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
             self._on_failure(self._failures.exited(event, self._commits.saved_step), now)
-        ends = self._leaving or self._phase is Phase.ENDING
+        ends = self._ending.asked or self._phase is Phase.ENDING
         if event.code == 0 and not ends and self._failures.exited_with_zero(event, self._commits.saved_step):
             self.kill()
         self._agree()
@@ -347,48 +345,33 @@ class Attempt:
 
     def _close(self) -> None:
         """When no worker runs any more, this attempt is over; a good end waits for the commits under way."""
-        if self._running or self._phase is Phase.OVER:
+        if self._workers.running or self._phase is Phase.OVER:
             return
         failure = self._failures.cause()
         if failure is None and self._commits.under_way:
             self._phase = Phase.COMMITTING
             return
         self._phase = Phase.OVER
-        self.stragglers.end()
+        self._watch.stragglers.end()
         if failure is not None:
             known = known_of(self._context.strategy, self._plan.job)
-            self.outcome = Failed(self._stacks.explain(failure, known, self._owner), self._failures.also(failure))
+            self.outcome = Failed(
+                self._watch.stacks.explain(failure, known, self._workers.owner), self._failures.also(failure)
+            )
         else:
-            self.outcome = self._ending.outcome(self._commits.unsaved, leaving=self._leaving)
+            self.outcome = self._ending.outcome(self._commits.unsaved)
 
-    def _look_for_hang(self, now: float) -> None:
-        hang = self._hangs.find(self._running, now)
-        if hang is None:
-            return
+    def _on_hang(self, hang: Hang, now: float) -> None:
         self._context.log.add(events.HangDetected(attempt=self.number, rank=hang.rank, steps=hang.steps))
-        failure = Failure(FailureKind.HANG, hang.message, hang.rank, self._owner[hang.rank], hang.step)
+        failure = Failure(FailureKind.HANG, hang.message, hang.rank, self._workers.owner[hang.rank], hang.step)
         if hang.stopped:  # it is woken, to say where it was
-            self._send_all(DumpStacks(self.number))
+            self._workers.send_all(DumpStacks(self.number))
         request = InspectionRequest(f"hang-{self.number}")
-        self._stacks = HangStacks(request.id, self.inspect(request))
-        self._on_hang(failure, now)
+        self._watch.stacks = HangStacks(request.id, self.inspect(request))
+        self._wait_for_stacks(failure, now)
 
-    def _look_for_slow_start(self, now: float) -> None:
-        if failure := self._start_watch.overdue(now):
-            self._send_all(DumpStacks(self.number))
-            self._on_hang(failure, now)
-
-    def _on_hang(self, failure: Failure, now: float) -> None:
-        """Not an end at once: the workers need a moment to write their stacks."""
+    def _wait_for_stacks(self, failure: Failure, now: float) -> None:
+        """A hang is not an end at once: the workers need a moment to write their stacks."""
         self._failures.add(failure, self._commits.saved_step)
         self._phase = Phase.SETTLING
         self._deadline = now + STACKS_SECONDS
-
-    def _send(self, node: str, command: Command) -> None:
-        channel = self._context.channels.get(node)
-        if channel:
-            channel.send(command)
-
-    def _send_all(self, command: Command) -> None:
-        for node in self._ranks:
-            self._send(node, command)

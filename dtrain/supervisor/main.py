@@ -46,7 +46,7 @@ from dtrain.supervisor.leaving.stop_request import (
     signal_handlers,
 )
 from dtrain.supervisor.nodes.avoidance import plan_without
-from dtrain.supervisor.supervisor import Supervisor
+from dtrain.supervisor.supervisor import run_attempts
 
 LOCK_SECONDS = 120.0
 """The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
@@ -143,7 +143,7 @@ def _supervise(
             sync.start(log)
             tracking.start(job, log)
             watcher.start()
-            code = Supervisor(run, launch, registry.cluster_of(job), log, inbox, lease).run()
+            code = run_attempts(run, launch, registry.cluster_of(job), log, inbox, lease)
             with suppress(StorageError):  # no worker is left that writes: unfinished checkpoints only take space
                 LocalCheckpointStore(run.checkpoints, lease).clear_staging()
             shutil.rmtree(run.memory, ignore_errors=True)  # an agent that was killed left it

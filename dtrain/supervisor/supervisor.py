@@ -21,7 +21,7 @@ from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import AgentEvent, AgentReady, FileAppended, Fragment, NodeAnswered, PeersChecked
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import CheckpointInfo
-from dtrain.common.errors import ClusterError, Exit
+from dtrain.common.errors import Exit
 from dtrain.job.failure_kinds import Failure
 from dtrain.launch import registry
 from dtrain.record import events, history
@@ -40,10 +40,7 @@ from dtrain.supervisor.inbox import Item, SupervisorInbox
 from dtrain.supervisor.leaving.requeue import requeue_run
 from dtrain.supervisor.leaving.stop_request import FolderTrouble, LeaseLost, StopMode, StopRequest
 from dtrain.supervisor.leaving.stopping import Stopping
-from dtrain.supervisor.nodes.avoidance import NodeAvoidance
-from dtrain.supervisor.nodes.pool import AgentInfo, NodePool, node_problem
-from dtrain.supervisor.nodes.preflight import NodePreflight
-from dtrain.supervisor.nodes.replacement import NodeReplacement
+from dtrain.supervisor.nodes.nodes import Nodes
 from dtrain.supervisor.nodes.slow_nodes import SlowNodes
 from dtrain.supervisor.outcome import Drained, Failed, Outcome, RolledBack, RunResult, Succeeded
 from dtrain.supervisor.saving.memory_checkpoints import MemoryCheckpoints
@@ -54,36 +51,65 @@ from dtrain.supervisor.states import TRANSITIONS, State
 TICK_SECONDS = 0.25
 HELD_UP_SECONDS = 2.0
 """A loop that did not turn for so long was held up itself (a stopped process, a file server)."""
-MOST_FAILED_STARTS = 3
+
+
+def run_attempts(
+    run: RunDir, launch: LaunchPlan, cluster: Cluster, log: EventLog, inbox: SupervisorInbox, lease: Lease
+) -> Exit:
+    """Run attempts on an allocation of the cluster until the run ends; the exit code of the process."""
+    received = ReceivedFiles(run, launch.job.logs.keep_bytes)
+    try:
+        with cluster.allocate(launch, run, inbox) as allocation:
+            result = Supervisor(run, launch, cluster, allocation, log, inbox, lease, received).work()
+            lease.check(unknown_is_held=True)
+            if not result.requeue:
+                return _end(run, log, result)
+    finally:  # what agents without the run folder still sent of their logs and ledgers before they ended
+        while not inbox.empty():
+            node, item = inbox.get()
+            if isinstance(item, Fragment | FileAppended):
+                received.take(node, item)
+    return _end(run, log, requeue_run(result, launch.job, cluster, run, log))
+
+
+def _end(run: RunDir, log: EventLog, result: RunResult) -> Exit:
+    report = account(run, time.time())
+    log.add(events.RunEnded(exit_code=int(result.exit_code), reason=result.reason, report=report))
+    return result.exit_code
 
 
 class Supervisor:
     """The loop of one run on one allocation."""
 
     def __init__(
-        self, run: RunDir, launch: LaunchPlan, cluster: Cluster, log: EventLog, inbox: SupervisorInbox, lease: Lease
+        self,
+        run: RunDir,
+        launch: LaunchPlan,
+        cluster: Cluster,
+        allocation: Allocation,
+        log: EventLog,
+        inbox: SupervisorInbox,
+        lease: Lease,
+        received: ReceivedFiles,
     ) -> None:
+        store = store_of(run, launch.job, lease)
         self._run = run
         self._plan = launch
-        self._cluster = cluster
         self._log = log
         self._inbox = inbox
-        self._lease = lease
-        self._settings = launch.job.recovery
-        self._store = store_of(run, launch.job, lease)
-        self._storage = Lane("storage", self._put)
-        self._cluster_calls = Lane("cluster", self._put)
-        self._strategy = registry.strategy_of(launch.job)
-        self._memory = MemoryCheckpoints(launch, self._store, log, run.id)
-        self._pool = NodePool(self._settings.heartbeat_seconds)
+        self._received = received
         self._inspections = Inspections(run, log, self._put)
-        self._received = ReceivedFiles(run, launch.job.logs.keep_bytes)
+        self._shared = AttemptContext(
+            run.id, registry.strategy_of(launch.job), allocation.channels, store, Lane("storage", self._put), log,
+            self._inspections.debugging, MemoryCheckpoints(launch, store, log, run.id),
+        )  # fmt: skip
+        self._nodes = Nodes(run, launch, allocation, log, self._put)
+        self._slow_nodes = SlowNodes(self._nodes.avoidance, launch.job.recovery, log, self._request_resize)
         self._failures: list[Failure] = []
         self._attempts = history.attempts(run)
         self._rolled_back = {*history.rolled_back(run)}
         """Steps to go on without; events that a full disk keeps pending count, too."""
         self._attempt: Attempt | None = None
-        self._result: RunResult | None = None
         self._stopping = Stopping(log, requeues=cluster.requeues)
         self._resizing = False
         """The attempt under way was asked to save and leave only to go on with other nodes."""
@@ -92,59 +118,46 @@ class Supervisor:
         self._turned = time.monotonic()
         self._log_trouble = LogTrouble(log)
 
-    def run(self) -> Exit:
-        """The whole run; the exit code of the process."""
-        try:
-            with self._cluster.allocate(self._plan, self._run, self._inbox) as allocation:
-                result = self._work(allocation)
-                self._lease.check(unknown_is_held=True)
-                if not result.requeue:
-                    return self._end(result)
-        finally:
-            self._keep_last_files()
-        return self._end(requeue_run(result, self._plan.job, self._cluster, self._run, self._log))
-
-    def _work(self, allocation: Allocation) -> RunResult:
+    def work(self) -> RunResult:
         """From state to state, until there is a result."""
-        self._replacement = NodeReplacement(allocation, self._pool, self._cluster_calls)
-        self._preflight = NodePreflight(self._run, self._plan, allocation, self._log)
-        self._avoidance = NodeAvoidance(self._run, self._plan, allocation, self._pool, self._cluster_calls, self._log)
-        steps: dict[State, Callable[[Allocation], State]] = {
+        steps: dict[State, Callable[[], State | RunResult]] = {
             State.PROVISIONING: self._provision,
             State.TRAINING: self._train,
             State.BACKING_OFF: self._back_off,
         }
-        self._slow_nodes = SlowNodes(self._avoidance, self._settings, self._log, self._request_resize)
         state = State.PROVISIONING
-        while state is not State.ENDED:
-            following = steps[state](allocation)
+        while True:
+            following = steps[state]()
+            if isinstance(following, RunResult):
+                assert State.ENDED in TRANSITIONS[state], state
+                break
             assert following in TRANSITIONS[state], (state, following)
             state = following
-        assert self._result is not None
-        if self._result.exit_code is not Exit.DONE and not self._stopping.at_once:
-            self._memory.save(allocation.channels, self._storage, self._pump_events)
-        return self._result
+        if following.exit_code is not Exit.DONE and not self._stopping.at_once:
+            self._shared.memory.save(self._shared.channels, self._shared.lane, self._pump_events)
+        return following
 
     def _put(self, item: Item) -> None:
         self._inbox.put(("", item))
 
-    def _provision(self, allocation: Allocation) -> State:
+    def _provision(self) -> State | RunResult:
         """Wait for the newest checkpoint and for enough nodes; raises `ClusterError` if they do not come in time."""
         script = self._plan.job.kind == "script"
-        restore = Restore(self._store, self._storage, self._log, after=self._attempts, script=script)
-        deadline = time.monotonic() + self._settings.provision_seconds
+        restore = Restore(self._shared.store, self._shared.lane, self._log, after=self._attempts, script=script)
+        deadline = time.monotonic() + self._plan.job.recovery.provision_seconds
         while not self._stopping.asked:
             late = time.monotonic() > deadline
             restore.check(late=late)
-            if (result := self._check_nodes(allocation, late=late)) is not None:
-                return self._end_with(result)
-            if restore.done and self._nodes_suffice(late=late) and restore.numbered():
+            result = self._nodes.check(late=late, failed=bool(self._failures), requeues=self._stopping.requeues)
+            if result is not None:
+                return result
+            if restore.done and self._nodes.suffice(late=late) and restore.numbered():
                 self._attempts = restore.attempt
-                return self._begin_attempt(allocation, restore.found)
+                return self._begin_attempt(restore.found)
             self._pump_events()
-        return self._end_with(self._stopping.left(" before the workers were started", self._avoidance.excluded))
+        return self._stopping.left(" before the workers were started", self._nodes.avoidance.excluded)
 
-    def _train(self, allocation: Allocation) -> State:
+    def _train(self) -> State | RunResult:
         """Run one attempt until it has an outcome."""
         assert self._attempt is not None
         attempt = self._attempt
@@ -153,73 +166,21 @@ class Supervisor:
         self._attempt = None
         return self._handle_outcome(attempt.outcome)
 
-    def _back_off(self, allocation: Allocation) -> State:
+    def _back_off(self) -> State:
         """Leave nodes with a past, replace lost and draining ones, and wait as long as the failure policy says."""
-        self._avoidance.look(self._on_node_lost, self._leave_draining_nodes)
-        while (self._avoidance.looking or time.monotonic() < self._resume_at) and not self._stopping.asked:
+        self._nodes.avoidance.look(self._on_node_lost, self._leave_draining_nodes)
+        while (self._nodes.avoidance.looking or time.monotonic() < self._resume_at) and not self._stopping.asked:
             self._pump_events()
         return State.PROVISIONING
 
-    def _end_with(self, result: RunResult) -> State:
-        self._result = result
-        return State.ENDED
-
-    # --- provisioning ---
-
-    def _nodes_suffice(self, *, late: bool) -> bool:
-        """Whether all nodes are ready, or no more are coming and the run can do with those that are."""
-        if len(self._pool.usable()) >= self._plan.nodes:
-            return True
-        return (late or not self._replacement.coming()) and self._fitting_nodes() > 0
-
-    def _fitting_nodes(self) -> int:
-        """The largest number of usable nodes that an attempt can run on; 0 if there is none."""
-        most = min(len(self._pool.usable()), self._plan.nodes)
-        return next((n for n in range(most, 0, -1) if n == self._plan.nodes or self._plan.fits(n)), 0)
-
-    def _check_nodes(self, allocation: Allocation, *, late: bool) -> RunResult | None:
-        """A result if too few nodes are left and the cluster can requeue the run; raises `ClusterError` if it cannot."""
-        if len(self._pool.usable()) >= self._plan.nodes:
-            return None
-        if self._pool.failed_to_start:
-            self._retry_failed_starts()
-        coming = self._replacement.coming()
-        if (coming and not late) or self._fitting_nodes():
-            return None
-        ready = f"{len(self._pool.usable())} of {self._plan.nodes} nodes"
-        if self._failures and self._cluster.requeues:
-            bad = tuple(sorted(self._pool.irreplaceable | self._pool.failed_to_start.keys()))
-            return RunResult(Exit.GAVE_UP, f"{ready} are left", requeue=True, exclude=bad + self._avoidance.excluded())
-        if not late and allocation.channels:
-            return None
-        seconds = self._settings.provision_seconds
-        hint = allocation.shortage() or f"The agents' logs are in {self._run.logs}."
-        raise ClusterError(f"{ready} were ready after {seconds:g} s", hint)
-
-    def _retry_failed_starts(self) -> None:
-        """Some agents exited before they were ready: try each a few times."""
-        failed = self._pool.failed_to_start
-        if len(failed) <= MOST_FAILED_STARTS:
-            self._replacement.request()
-        elif not self._failures:
-            node, reason = list(failed.items())[-1]
-            raise ClusterError(
-                f"the agents end as soon as they are started: {node}: {reason}", f"See {self._run.logs}/agent-*.log."
-            )
-
     # --- an attempt ---
 
-    def _begin_attempt(self, allocation: Allocation, resume: CheckpointInfo | None) -> State:
-        memory = self._memory.newest(after=resume.step if resume else 0)
+    def _begin_attempt(self, resume: CheckpointInfo | None) -> State:
+        memory = self._shared.memory.newest(after=resume.step if resume else 0)
         begin = StartPoint(resume, memory, tuple(sorted(self._rolled_back)))
-        chosen = self._pool.in_order(list(allocation.channels))[: self._fitting_nodes() or self._plan.nodes]
-        self._avoidance.say_used(chosen)
+        chosen = self._nodes.choose()
         plan = self._plan.on(len(chosen))
-        context = AttemptContext(
-            self._run.id, self._strategy, allocation.channels, self._store, self._storage, self._log,
-            self._inspections.debugging, self._memory,
-        )  # fmt: skip
-        self._attempt = Attempt(self._attempts, plan, chosen, context, begin)
+        self._attempt = Attempt(self._attempts, plan, chosen, self._shared, begin)
         self._log.add(
             events.AttemptStarted(
                 attempt=self._attempts, step=begin.step, checkpoint=begin.checkpoint, memory=begin.memory is not None,
@@ -227,37 +188,37 @@ class Supervisor:
             )
         )  # fmt: skip
         self._attempt.begin()
-        self._preflight.begin(chosen)
+        self._nodes.preflight.begin(chosen)
         return State.TRAINING
 
-    def _handle_outcome(self, outcome: Outcome) -> State:
+    def _handle_outcome(self, outcome: Outcome) -> State | RunResult:
         """Decide what follows from an attempt: the run's end, or another attempt."""
         if isinstance(outcome, Succeeded):
             if outcome.unsaved:
                 reason = f"trained to the end, but its state could not be saved: {outcome.unsaved}"
-                return self._end_with(RunResult(Exit.GAVE_UP, reason))
-            return self._end_with(RunResult(Exit.DONE, outcome.stopped or "finished"))
+                return RunResult(Exit.GAVE_UP, reason)
+            return RunResult(Exit.DONE, outcome.stopped or "finished")
         if isinstance(outcome, Drained | RolledBack) and not self._stopping.asked:
             self._rolled_back |= {outcome.step} if isinstance(outcome, RolledBack) else set()
             return self._on_resized()
         if isinstance(outcome, Drained | RolledBack) or self._stopping.asked:
             step = outcome.step if isinstance(outcome, Drained) else None
             saved = f", saved at step {step}" if step is not None else ""
-            return self._end_with(self._stopping.left(saved, self._avoidance.excluded))
+            return self._stopping.left(saved, self._nodes.avoidance.excluded)
         return self._recover(outcome)
 
-    def _recover(self, outcome: Failed) -> State:
+    def _recover(self, outcome: Failed) -> State | RunResult:
         failure = outcome.failure
         self._failures.append(failure)
-        self._avoidance.on_failure(failure, self._attempts)
+        self._nodes.avoidance.on_failure(failure, self._attempts)
         self._resizing = False
-        decision = decide(self._failures, self._settings)
+        decision = decide(self._failures, self._plan.job.recovery)
         self._log.add(failure_record.event_of(outcome, self._attempts, self._run))
         self._log.add(
             events.DecisionMade(retry=decision.retry, reason=decision.reason, delay_seconds=decision.delay_seconds)
         )
         if not decision.retry:
-            return self._end_with(RunResult(decision.exit_code, decision.reason))
+            return RunResult(decision.exit_code, decision.reason)
         self._resume_at = time.monotonic() + decision.delay_seconds
         return State.BACKING_OFF
 
@@ -265,7 +226,7 @@ class Supervisor:
 
     def _can_scale_up(self, attempt: Attempt) -> bool:
         """Whether an attempt that runs on fewer nodes than planned could have more of them now."""
-        return self._fitting_nodes() > attempt.nodes
+        return self._nodes.fitting() > attempt.nodes
 
     def _request_resize(self, why: str) -> None:
         """Have the workers save and leave at an agreed step, to go on from it with other nodes."""
@@ -280,9 +241,9 @@ class Supervisor:
         return State.PROVISIONING
 
     def _leave_draining_nodes(self) -> None:
-        for node in self._pool.ready_and_draining():
+        for node in self._nodes.pool.ready_and_draining():
             self._on_node_lost(node, "it was drained")
-        self._replacement.request()
+        self._nodes.replace_lost()
 
     # --- events ---
 
@@ -298,21 +259,22 @@ class Supervisor:
             if (self._attempt and self._attempt.outcome) or self._inbox.empty():
                 break
         self._log_trouble.look()
+        self._received.write()
         self._inspections.tick()
         now = time.monotonic()
         if now - self._turned > HELD_UP_SECONDS + TICK_SECONDS:
-            self._pool.restart_clocks(now)
+            self._nodes.pool.restart_clocks(now)
         self._turned = now
         if self._inbox.empty():  # or what the nodes said is yet to be heard
-            for node in self._pool.silent(now):
-                self._on_node_lost(node, f"it said nothing for {self._settings.heartbeat_seconds:g} s")
+            for node in self._nodes.pool.silent(now):
+                self._on_node_lost(node, f"it said nothing for {self._plan.job.recovery.heartbeat_seconds:g} s")
         if self._attempt and not self._attempt.outcome:
             self._attempt.tick(now)
             for node in self._attempt.stuck(now):
                 self._on_node_lost(node, "its workers were killed and do not end")
             self._slow_nodes.look(self._attempt.stragglers)
             if self._can_scale_up(self._attempt):
-                self._request_resize(f"{len(self._pool.usable())} nodes are ready again")
+                self._request_resize(f"{len(self._nodes.pool.usable())} nodes are ready again")
 
     def _dispatch(self, node: str, item: Item) -> None:
         if isinstance(item, TaskDone):
@@ -334,43 +296,31 @@ class Supervisor:
             raise taken_over(item.holder)
         elif isinstance(item, FolderTrouble):
             self._log.add(item.event)
-        elif node not in self._pool.lost:  # a lost one may still talk; it is replaced under another name
+        elif node not in self._nodes.pool.lost:  # a lost one may still talk; it is replaced under another name
             self._on_node_event(node, item)
 
     def _on_node_event(self, node: str, item: AgentEvent | NodeLost | NodeDraining) -> None:
         now = time.monotonic()
         if isinstance(item, NodeDraining):
-            self._pool.draining.add(node)
+            self._nodes.pool.draining.add(node)
             self._request_resize(f"{item.reason}: {node}")
         elif isinstance(item, NodeLost):
             self._on_node_lost(node, item.reason)
         elif isinstance(item, AgentReady):
-            self._on_agent_ready(node, item, now)
+            self._nodes.add(node, item, now)
         elif isinstance(item, NodeAnswered | PeersChecked):
-            self._preflight.handle(node, item)
+            self._nodes.preflight.handle(node, item)
         else:
-            self._pool.heard(node, now)
-            self._memory.handle(node, item)
+            self._nodes.pool.heard(node, now)
+            self._shared.memory.handle(node, item)
             if self._attempt and getattr(item, "attempt", None) == self._attempt.number:
                 self._attempt.handle(node, item, now)
 
-    def _on_agent_ready(self, node: str, ready: AgentReady, now: float) -> None:
-        agent = AgentInfo(node, ready.address, ready.host, ready.sees_run)
-        self._log.add(
-            events.NodeReady(
-                node=node, host=ready.host, address=ready.address, cpus=ready.cpus, gpus=ready.gpus, pid=ready.pid
-            )
-        )
-        self._pool.add(agent, now)
-        problem = node_problem(self._plan, self._run, ready, self._pool.unreachable())
-        if problem:
-            raise problem
-
     def _on_node_lost(self, node: str, reason: str) -> None:
-        if node in self._pool.lost:
+        if node in self._nodes.pool.lost:
             return
-        was_ready = self._pool.lose(node, reason)
-        self._memory.lose(node)
+        was_ready = self._nodes.pool.lose(node, reason)
+        self._shared.memory.lose(node)
         self._log.add(events.NodeLost(node=node, reason=reason))
         if self._attempt and was_ready and not self._attempt.outcome:
             self._attempt.lost(node, reason, time.monotonic())
@@ -381,15 +331,3 @@ class Supervisor:
             self._attempt.leave(time.monotonic())
             if self._stopping.at_once:
                 self._attempt.kill()
-
-    def _keep_last_files(self) -> None:
-        """Keep what agents without the run folder still sent of their logs and ledgers before they ended."""
-        while not self._inbox.empty():
-            node, item = self._inbox.get()
-            if isinstance(item, Fragment | FileAppended):
-                self._received.take(node, item)
-
-    def _end(self, result: RunResult) -> Exit:
-        report = account(self._run, time.time())
-        self._log.add(events.RunEnded(exit_code=int(result.exit_code), reason=result.reason, report=report))
-        return result.exit_code

@@ -32,7 +32,7 @@ from dtrain.record.event_log import EventLog, read
 from dtrain.record.events import Event, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.supervisor.inbox import Item, SupervisorInbox
-from dtrain.supervisor.supervisor import Supervisor
+from dtrain.supervisor.supervisor import run_attempts
 
 PATIENCE_SECONDS = 30.0
 
@@ -146,7 +146,7 @@ class Supervised:
             with self.run.lock() as lease:
                 cluster: Any = self.cluster
                 launch = planner.make(self.run.job())
-                self.code = Supervisor(self.run, launch, cluster, self._log, self.inbox, lease).run()
+                self.code = run_attempts(self.run, launch, cluster, self._log, self.inbox, lease)
         except BaseException as error:  # noqa: BLE001  the test looks at it
             self.error = error
 

@@ -1,6 +1,8 @@
-"""How an attempt ends that nothing failed in: trained to its end, ended early, left as it was asked to, or rolled back."""
+"""How an attempt ends that nothing failed in: trained to its end, ended early, left at an agreed step, or rolled back."""
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 from dtrain.api import reports
 from dtrain.record.events import BadStep, Event
@@ -11,7 +13,7 @@ Told = reports.LeftAtStep | reports.EndedEarly
 
 
 class Ending:
-    """The workers' reports of the end of one attempt."""
+    """The agreement on the step to leave one attempt at, and the workers' reports of its end."""
 
     def __init__(self, workers: int, *, script: bool) -> None:
         self._workers = workers
@@ -22,6 +24,10 @@ class Ending:
         """Workers that exited with code 0."""
         self.stopped = ""
         """Why the user's function asked for the end."""
+        self.asked = False
+        """Whether the workers were asked to leave."""
+        self._proposals: dict[int, int] = {}
+        self._agreed = False
         self._rolled_back: int | None = None
         """The step because of which all workers leave, to go on without it."""
 
@@ -41,12 +47,23 @@ class Ending:
         """Note that a worker has exited."""
         self._ended_well += code == 0
 
-    def outcome(self, unsaved: str, *, leaving: bool) -> Outcome:
-        """Return the outcome of the attempt; `unsaved`: why the state at its end is not on disk, `leaving`: it was
-        asked to leave."""
+    def propose(self, rank: int, step: int) -> None:
+        """A rank waits at this step, the first one that it will not begin without an answer."""
+        self._proposals[rank] = step
+
+    def agree(self, running: Set[int]) -> int | None:
+        """The step to save and leave at, once, as soon as every rank that still runs has proposed: the highest proposal. Every rank can
+        still reach it and none is beyond it, so the agreement costs the training no collective."""
+        if self._agreed or not self._proposals or not self._proposals.keys() >= running:
+            return None
+        self._agreed = True
+        return max(self._proposals.values())
+
+    def outcome(self, unsaved: str) -> Outcome:
+        """Return the outcome of the attempt; `unsaved`: why the state at its end is not on disk."""
         if self._rolled_back is not None:
-            return Drained(None) if leaving else RolledBack(self._rolled_back)
-        if leaving and not self._finished_first():
+            return Drained(None) if self.asked else RolledBack(self._rolled_back)
+        if self.asked and not self._finished_first():
             return Drained(self._left_step)
         return Succeeded(unsaved, self._stopped_early())
 

@@ -16,7 +16,7 @@ class Stopping:
 
     def __init__(self, log: EventLog, *, requeues: bool) -> None:
         self._log = log
-        self._requeues = requeues
+        self.requeues = requeues
         """Whether the cluster can start the run again."""
         self._preempted = False
         """The cluster wants the run to leave, and no person does."""
@@ -45,5 +45,5 @@ class Stopping:
         started again."""
         interrupted = self.at_once and self.reason == INTERRUPTED
         code = Exit.INTERRUPTED if interrupted else Exit.RESUMABLE
-        requeue = self._preempted and self._requeues
+        requeue = self._preempted and self.requeues
         return RunResult(code, f"{self.reason}{what}", requeue=requeue, exclude=excluded() if requeue else ())

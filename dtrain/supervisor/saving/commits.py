@@ -9,7 +9,7 @@ from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, Checkpoint
 from dtrain.common import hooks
 from dtrain.common.errors import CheckpointError
 from dtrain.record.event_log import EventLog
-from dtrain.record.events import CheckpointFailed, CheckpointSaved
+from dtrain.record.events import CheckpointFailed, CheckpointSaved, Event
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.saving.retention import CheckpointRetention
 
@@ -56,6 +56,10 @@ class CheckpointCommits:
             return self._failed[last]
         lost = self.saved_step < self._begun_step
         return f"the in-memory checkpoint of step {self._begun_step} was not written" if lost else ""
+
+    def see(self, event: Event) -> None:
+        """Take an event that may say which checkpoints stay."""
+        self._retention.see(event)
 
     def add(self, rank: int, report: ShardWritten) -> None:
         """A rank's shard is on disk; the last one begins the commit."""

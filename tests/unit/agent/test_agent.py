@@ -369,7 +369,7 @@ def test_a_program_that_is_not_python_survives_and_the_kernel_tells_what_it_wait
 ) -> None:
     agent = agents("import os\nprint('up', flush=True)\nos.execvp('sleep', ['sleep', '1000'])\n")
     pids = agent.started()
-    wait_for(lambda: Path(f"/proc/{pids[0]}/comm").read_text() == "sleep\n", "the other program")
+    wait_for(lambda: "(sleep) S" in Path(f"/proc/{pids[0]}/stat").read_text(), "the other program")
     agent.send(Inspect(1, "now"))
     (group,) = agent.wait(Inspected).stacks
     assert "sleep: sleeping" in group.text

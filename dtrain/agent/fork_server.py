@@ -12,9 +12,9 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from dtrain.agent.zygote import MESSAGE_BYTES
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import STACKS_SIGNAL, signal_process
 
 PROGRAM = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.agent.zygote import main; main()"

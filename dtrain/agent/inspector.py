@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +20,7 @@ from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.protocol import Inspect, Inspected
 from dtrain.common.files import read_at
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import STACKS_SIGNAL, catches, resident_megabytes, signal_process, threads, usage
 from dtrain.record import inspection, sample_ledger
 from dtrain.record.inspection import WorkerUsage

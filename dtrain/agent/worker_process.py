@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.agent.worker_pipe import WorkerPipe
 from dtrain.api.protocol import WorkerLiveness
 from dtrain.api.strategy import RankInfo
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import usage
 from dtrain.record import log_retention, sample_ledger
 from dtrain.record.events import LogShortened

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from dtrain.common.lazy_dataclass import dataclass
 
 CLOSE = 0.95
 """Times the highest speed: what reaches it is as fast, and other things decide."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import AgentEvent, Command
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.folder import RunDir
 
 

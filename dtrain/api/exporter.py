@@ -6,11 +6,11 @@ What an exporter writes is believed only when its runtime, in a fresh process, g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from dtrain.common.errors import DtrainError, Exit
+from dtrain.common.lazy_dataclass import dataclass
 
 Arrays = list[Any]
 """numpy arrays, in the order of a signature."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from dtrain.checkpoint.file_writer import WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer
+from dtrain.common.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
 
 from dtrain.api.strategy import RankInfo
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Job
 from dtrain.record.folder import RunDir
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryHeld, MemoryPeer, MemoryWritten, WriteMemory
 from dtrain.api.reports import Report
 from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.message import Message, OtherVersion, tagged, untagged
 from dtrain.common.serde import JsonObject
 from dtrain.record.events import WorkersStarted

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dtrain.checkpoint.store import Files
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.message import Message
 from dtrain.record.event import Event
 

@@ -4,8 +4,8 @@ optimizer steps (`train.on_nonfinite`, `train.spike`)."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Train
 
 

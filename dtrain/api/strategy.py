@@ -9,10 +9,10 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.failure_kinds import FailureKind, exception_kind
 from dtrain.job.job import Device, Job, Resources
 

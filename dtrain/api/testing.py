@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from dtrain.api.protocol import AgentEvent, AgentReady, PortsReserved, ReservePo
 from dtrain.api.strategy import RankInfo, RendezvousInfo, Strategy
 from dtrain.api.tracker import Ending, Entry, TrackedRun, Tracker
 from dtrain.api.weights import Framework
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import alive
 from dtrain.job.job import Job, PluginChoice, Resources
 from dtrain.record import folder

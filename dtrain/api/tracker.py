@@ -6,10 +6,10 @@ A tracker may raise, hang or die: the run neither waits for it nor ends with it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.record.tracker_entries import Ending, Entry
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from dtrain.common.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:  # an agent imports this module, and must be light
     from dtrain.api.in_memory import SnapshotPart

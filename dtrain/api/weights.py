@@ -7,12 +7,12 @@ One class for each framework, found through the entry points `dtrain.frameworks`
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from dtrain.api.exporter import Inference
 from dtrain.common.errors import UserError
+from dtrain.common.lazy_dataclass import dataclass
 
 Weights = dict[str, Any]
 """Name → tensor: of PyTorch as in a state dict, a numpy array otherwise."""

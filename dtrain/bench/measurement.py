@@ -6,8 +6,9 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import event_log
 from dtrain.record.events import AttemptStarted, Evaluation, Event, MemoryUsed, Metrics, RunStarted, TrainingStarted
 from dtrain.record.folder import RunDir

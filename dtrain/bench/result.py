@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 from dtrain.api.bench_choice import Measured, choice
 from dtrain.bench.measurement import Measurement
 from dtrain.bench.variants import WORKERS, Variant
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.show.render import counted, seconds, size
 
 START_WORTH_SAYING = 2.0

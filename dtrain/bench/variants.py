@@ -7,10 +7,11 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dtrain.common.errors import UsageError, nearest
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control.overrides import Overrides
 from dtrain.job.job import Checkpoint, Job, Notify
 from dtrain.launch import recipe, registry, sweep

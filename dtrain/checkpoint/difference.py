@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtrain.checkpoint.tensor_file import ITEM_BYTES, SUFFIX, TensorEntry, entries_of
+from dtrain.common.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,11 +9,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.checkpoint import write_process
 from dtrain.checkpoint.kept_buffer import KeptBuffer
+from dtrain.common.lazy_dataclass import dataclass
 
 TRIES = 3
 """The process may have been killed, before this file or with it; what it was to write is still in memory."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import from_dict, to_dict
 
 WORD = 8

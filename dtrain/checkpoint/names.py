@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+
+from dtrain.common.lazy_dataclass import dataclass
 
 PATTERN = re.compile(r"step-(\d+)(?:-attempt-(\d+))?")
 """Names without an attempt are those of older versions."""

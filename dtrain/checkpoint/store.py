@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from dtrain.common.errors import CheckpointError, UsageError
 from dtrain.common.files import digest, is_safe_name
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject, to_dict
 
 MANIFEST = "manifest.json"

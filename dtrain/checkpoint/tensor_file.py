@@ -10,8 +10,9 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from dtrain.common.lazy_dataclass import dataclass
 
 SUFFIX = ".safetensors"
 ALIGNMENT = 64

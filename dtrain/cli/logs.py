@@ -7,13 +7,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from dtrain.cli.live_view import LineReader
 from dtrain.common import durations
 from dtrain.common.errors import UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import state
 from dtrain.record import history, log_times
 from dtrain.record.event_log import Reader

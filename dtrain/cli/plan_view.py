@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RankInfo, RendezvousInfo
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.secrets import redacted
 from dtrain.job.job import shards_on
 from dtrain.launch import initial_weights, planner, registry

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dtrain.common.errors import UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.launch import registry
 
 

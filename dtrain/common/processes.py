@@ -6,9 +6,10 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from dtrain.common.lazy_dataclass import dataclass
 
 PR_SET_PDEATHSIG = 1
 STACKS_SIGNAL = signal.SIGQUIT

@@ -8,10 +8,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.common.errors import DtrainError, UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import state as queries
 from dtrain.control.state import RunRow
 from dtrain.record.folder import RunDir

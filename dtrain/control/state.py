@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dtrain.api.cluster import Submission, SubmissionState
 from dtrain.common.errors import ClusterError, UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.launch import registry
 from dtrain.record import event_log
 from dtrain.record.events import Event, Requeued, RunEnded

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from dtrain.api.cluster import SubmissionState
 from dtrain.common.errors import ClusterError
 from dtrain.common.files import write_whole
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control.state import state_of, submission
 from dtrain.launch import registry
 from dtrain.record.event_log import Reader

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from dtrain.common.errors import Exit
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import start
 from dtrain.control.state import goes_on, state_of
 from dtrain.record.folder import RunDir, Submitted

@@ -18,11 +18,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import STACKS_SIGNAL, die_with_parent, set_name
 
 HEADER = struct.Struct("=q?ddqq")

@@ -13,10 +13,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from dtrain.common.errors import UserError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.data.data_worker import DataWorker, Fetched, same
 
 NOTICED = 0.02
@@ -58,7 +58,7 @@ class PrefetchSettings:
     """Tells the user something."""
 
 
-@dataclass
+@dataclass()
 class DataWait:
     """How long the training waited for data."""
 

@@ -7,13 +7,13 @@ left out at the end of an epoch, and a resumed run needs nothing but its step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from dtrain.common.errors import UserError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Train
 
 Indices = npt.NDArray[np.int64]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from dtrain.common.errors import UserError, add_note
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.data.batches import Batches, Collate, as_batch, is_loader, is_stream
 from dtrain.data.randomness import seed_all
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, sample_seed

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.common.errors import UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.drill.fault import BEFORE_STEPS, STEP, TYPES, Fault, Schedule, Side, Wanted, named, parsed
 from dtrain.job.job import Checkpoint, Job, Notify
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -13,6 +12,7 @@ from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import MANIFEST, CheckpointInfo, parsed, verify
 from dtrain.common.errors import DtrainError, Exit
 from dtrain.common.files import hashed
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.drill import injection
 from dtrain.drill.fault import Schedule, Side
 from dtrain.job.failure_kinds import FailureKind

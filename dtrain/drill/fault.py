@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import Enum
 
 from dtrain.common.errors import UsageError, nearest
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.failure_kinds import FailureKind
 
 STEP = "step"

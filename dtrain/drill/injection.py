@@ -16,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dtrain.common.hooks import Batch, Hooks
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import children, signal_process
 from dtrain.drill import network_faults
 from dtrain.drill.fault import Fault, Schedule, Side, decode

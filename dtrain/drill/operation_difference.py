@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import zip_longest
 
 from dtrain.api.operations import Entry
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import from_dict
 from dtrain.job.job import Job
 from dtrain.launch import registry

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.drill.cases import Case
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.common.durations import seconds_of
 from dtrain.common.errors import Exit, UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control.overrides import Overrides
 from dtrain.drill import cases
 from dtrain.drill.cases import Case, Span

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dtrain.api.exporter import Exporter, Layout
 from dtrain.common.errors import UsageError, nearest
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.launch import recipe, registry
 from dtrain.weights.source import SavedWeights

@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.api.exporter import Exported, ExportError, Layout
 from dtrain.api.weights import FOLDER
 from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.files import flush_folder, write_json
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import kill_group
 from dtrain.common.serde import JsonObject, from_dict, to_dict
 from dtrain.export import main

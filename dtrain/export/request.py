@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from dtrain.api.exporter import TensorSpec, Tolerance
+from dtrain.common.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dtrain.api.exporter import Call, Inference
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.data.batches import Batches
 from dtrain.data.stream import Stream
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dtrain.api.exporter import Call, Inference
 from dtrain.api.weights import Framework
 from dtrain.common.errors import UsageError, UserError, nearest
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.export.function_subject import FunctionModel, FunctionSubject
 from dtrain.export.request import ExportRequest
 from dtrain.export.shown import Shown, batches_of, resized

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dtrain.api.exporter import Arrays, Exporter, ExportError, TensorSpec, Tolerance
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.export import runner, timing
 from dtrain.export.function_subject import FunctionSubject
 from dtrain.export.request import Speed, Verification

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dtrain.common.errors import DtrainError, UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import overrides
 from dtrain.inspect.node_checks import MARK
 from dtrain.launch import planner, recipe, registry

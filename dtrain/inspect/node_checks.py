@@ -20,12 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from dtrain.agent import devices
 from dtrain.common.errors import DtrainError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.memory import machine_memory
 from dtrain.launch import registry
 

@@ -7,10 +7,10 @@ import os
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 
 from dtrain.common.errors import Exit
+from dtrain.common.lazy_dataclass import dataclass
 
 
 class FailureKind(str, Enum):

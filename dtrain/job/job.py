@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
+
+from dtrain.common.lazy_dataclass import dataclass
 
 Device = Literal["cpu", "gpu", "tpu"]
 FailureClass = Literal["bug", "transient", "out of memory", "crash"]
@@ -19,9 +21,7 @@ MOMENTS: tuple[Moment, ...] = get_args(Moment)
 
 
 class Limit:
-    """The bounds of a number, in the form that pydantic reads (`annotated_types.GroupedMetadata`).
-
-    Agents and zygotes import this module and check nothing: only who checks pays for `annotated_types`."""
+    """The bounds of a number, in the form that pydantic reads (`annotated_types.GroupedMetadata`), which costs only who checks them."""
 
     __is_annotated_types_grouped_metadata__ = True
 

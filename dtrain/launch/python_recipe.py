@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from dtrain.common.errors import UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Checkpoint, Data, Logs, Notify, Recovery, Resources, Storage, Train
 from dtrain.launch.yaml_source import Document
 

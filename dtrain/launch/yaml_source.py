@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import yaml
 
 from dtrain.common.errors import nearest
+from dtrain.common.lazy_dataclass import dataclass
 
 Path = tuple[str | int, ...]
 MOST_NODES = 10_000
@@ -37,7 +38,7 @@ class Mark:
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
 
 
-@dataclass
+@dataclass()
 class Document:
     """A YAML file's data, the place of every key, and what is wrong with it as YAML."""
 

@@ -6,8 +6,7 @@ An event that is unknown or lacks a field becomes an `UnknownEvent`, so older an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.message import Message, tagged, untagged
 from dtrain.common.serde import JsonObject
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.event import AttemptEvent as AttemptEvent
 from dtrain.record.event import Event as Event
 from dtrain.record.event import UnknownEvent as UnknownEvent

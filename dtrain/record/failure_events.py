@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.event import AttemptEvent, Event
 
 

@@ -8,12 +8,12 @@ import os
 import shutil
 import time
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.common import environment
 from dtrain.common.errors import RunNotFound, UsageError
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, flush_folder, folder_clock, write_json
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.job.job import Job
 from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked

@@ -7,9 +7,10 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import event_log
 from dtrain.record.events import (
     AttemptStarted,
@@ -83,7 +84,7 @@ class Span:
         return self.end - self.begin
 
 
-@dataclass
+@dataclass()
 class FailureCost:
     """The cost of a failure, in seconds."""
 
@@ -139,7 +140,7 @@ class Timeline:
         return seconds[Kind.TRAINING.value] / wall if wall else 0.0
 
 
-@dataclass
+@dataclass()
 class _AttemptFacts:
     """Facts about one attempt in the event log."""
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.common.files import Appender
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.folder import RunDir
 
 RECORD = struct.Struct("<qqQ")

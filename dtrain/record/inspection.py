@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.record.debug_session import DebugRequest
 

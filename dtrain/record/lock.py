@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Protocol
 
 from dtrain.common.errors import ClusterError, StorageError, UsageError
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, folder_clock
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import boot_id
 
 POLL_SECONDS = 0.2

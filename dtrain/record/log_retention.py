@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from dtrain.common.lazy_dataclass import dataclass
 
 HEAD_BYTES = 1 << 20
 """Of the beginning, where versions, settings and the first warnings are."""

@@ -7,8 +7,9 @@ import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.events import AttemptStarted, Evaluation, Event, Metrics
 
 HELD_OUT = "held-out "

@@ -11,10 +11,10 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.common.files import folder_clock
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.record.folder import RunDir

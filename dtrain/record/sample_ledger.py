@@ -8,12 +8,12 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtrain.common.files import Appender
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.folder import RunDir
 
 if TYPE_CHECKING:  # the agent and the supervisor read ledgers, and are not to pay for numpy

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from dtrain.common.errors import Exit
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.record import events
 from dtrain.record.events import Event

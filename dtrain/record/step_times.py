@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from dataclasses import dataclass
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.events import Metrics, Progress, TrainingStarted
 from dtrain.record.sample_ledger import Entry, LedgerFile
 

@@ -7,9 +7,10 @@ the number where it stopped. Steps never fall, and a step that was trained again
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import events
 from dtrain.record.events import Event
 

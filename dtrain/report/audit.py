@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import event_log, sample_ledger
 from dtrain.record.events import BadStep, CheckpointSaved, TrainingStarted
 from dtrain.record.folder import RunDir

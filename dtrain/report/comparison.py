@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dtrain.checkpoint import difference
 from dtrain.checkpoint.difference import TensorDifference
 from dtrain.checkpoint.names import folder_of
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.secrets import PRIVATE_KEYS, SECRET
 from dtrain.common.serde import JsonObject, to_dict
 from dtrain.job.job import Job

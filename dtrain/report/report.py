@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.record.goodput import SHARES, FailureCost
 from dtrain.record.metric_curves import Curve, lower_is_better

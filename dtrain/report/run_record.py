@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import event_log, goodput
 from dtrain.record.events import CheckpointSaved, StragglerFound, StragglerOver
 from dtrain.record.folder import RunDir
@@ -13,7 +13,7 @@ from dtrain.record.metric_curves import MetricCurves
 from dtrain.record.status import RunState
 
 
-@dataclass
+@dataclass()
 class Straggler:
     """A rank that the others waited for."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.show.charts import WIDTH
 
 LETTER = 6.4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.metric_curves import Curve, Point
 from dtrain.show.render import seconds
 

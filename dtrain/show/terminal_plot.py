@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.metric_curves import Point
 from dtrain.show.charts import LOG_FROM, number
 

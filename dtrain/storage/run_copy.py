@@ -14,11 +14,12 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dtrain.common.errors import StorageError
 from dtrain.common.files import PRIVATE_FILE, folder_clock, read_at, write_whole
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import log_retention
 from dtrain.record.folder import RunDir
 from dtrain.record.lock import last_mark

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import boot_id
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.record.lock import SILENT_SECONDS, Lease, taken_over

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from dtrain.api import protocol, reports
@@ -31,6 +31,7 @@ from dtrain.api.protocol import (
 )
 from dtrain.api.strategy import Strategy, error_kind
 from dtrain.checkpoint.store import CheckpointOrigin, CheckpointStore
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import to_dict
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.job.job import Recovery

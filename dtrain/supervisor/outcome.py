@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dtrain.common.errors import Exit
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.failure_kinds import Failure
 
 

@@ -7,13 +7,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from dtrain.checkpoint import difference
 from dtrain.checkpoint.difference import TensorDifference
 from dtrain.checkpoint.factory import store_of
 from dtrain.common.errors import DtrainError, Exit, UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.control import create, remove, start, state
 from dtrain.control.overrides import Overrides

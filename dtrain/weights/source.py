@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from dtrain.checkpoint import choice
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import Manifest
 from dtrain.common.errors import FrameworkMissing, UsageError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Job
 from dtrain.launch import registry
 from dtrain.record.folder import RunDir, default_root

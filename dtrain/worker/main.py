@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +17,7 @@ from dtrain.api.strategy import ERROR_FILE, RankInfo, RendezvousInfo, Strategy, 
 from dtrain.common import environment as variables
 from dtrain.common import hooks
 from dtrain.common.errors import ClusterError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.message import Message
 from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
 from dtrain.job.failure_kinds import FailureKind

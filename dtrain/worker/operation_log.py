@@ -6,13 +6,13 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
 
 from dtrain.api.operations import Entry, Operation
 from dtrain.api.training_backend import TrainingBackend
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import to_dict
 from dtrain.record.folder import RunDir
 from dtrain.worker.users_code import UsersCode

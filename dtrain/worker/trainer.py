@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dtrain.api.strategy import WorkerContext
 from dtrain.api.training_backend import Fetch, TrainingBackend, nothing_to_fetch
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards

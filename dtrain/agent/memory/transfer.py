@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from dtrain.agent.memory.copies import MemoryCopies, MemoryCopy, copied
@@ -26,6 +25,7 @@ from dtrain.agent.memory.handshake import PROOF_BYTES, Seals, greet, introduce
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPeer
 from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.common.files import digest, is_file_name
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.memory import granted_memory
 from dtrain.common.serde import from_dict, to_dict
 

@@ -20,12 +20,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.common import durations
 from dtrain.common import environment as variables
 from dtrain.common.files import private_folder, users_folder
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 
 OPTION = "--warm"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from dtrain.common.lazy_dataclass import dataclass
 
 T = TypeVar("T")
 

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from dtrain.api import protocol, reports
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import debug_session, events
 from dtrain.record.debug_session import DebugLine, DebugOutput, DebugRequest
 from dtrain.record.event_log import EventLog
@@ -53,7 +54,7 @@ class Debugged(Protocol):
         """Whether the rank runs."""
 
 
-@dataclass
+@dataclass()
 class _Stopped:
     """A rank in a debugger."""
 
@@ -65,7 +66,7 @@ class _Stopped:
     prompt: str = ""
 
 
-@dataclass
+@dataclass()
 class _Session:
     """A terminal that is connected."""
 

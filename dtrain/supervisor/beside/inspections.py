@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from dtrain.api.protocol import Inspected
 from dtrain.api.reports import RankTimes
 from dtrain.common.files import PRIVATE_FILE, write_whole
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import to_dict
 from dtrain.record import inspection
 from dtrain.record.event_log import EventLog

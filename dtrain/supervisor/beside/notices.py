@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from dtrain.common.errors import Exit
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.job.job import Moment
 from dtrain.record import events

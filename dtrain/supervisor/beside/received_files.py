@@ -7,11 +7,11 @@ import os
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.api.protocol import AgentEvent, FileAppended, Fragment, Reassembler
 from dtrain.common.files import PRIVATE_FOLDER, is_safe_name
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import log_retention
 from dtrain.record.folder import RunDir
 from dtrain.record.log_times import LogTimes

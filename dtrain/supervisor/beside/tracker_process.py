@@ -17,10 +17,10 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.api.tracker import TrackedRun
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import send_output_to, set_name
 from dtrain.common.secrets import PRIVATE_KEYS
 from dtrain.common.serde import JsonObject, from_dict, to_dict

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dtrain.api.protocol import WorkerLiveness
+from dtrain.common.lazy_dataclass import dataclass
 
 LEAST_SECONDS = 120.0
 """No step for less than this is no hang by step times: a recompilation, a slow file server."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dtrain.api.protocol import Inspected
 from dtrain.api.strategy import Strategy
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.ranks import ranks
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.job.job import Job

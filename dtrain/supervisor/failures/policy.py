@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dtrain.common.errors import Exit
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.job.job import Recovery
 

@@ -7,11 +7,11 @@ wait for the others does (`dtrain.api.phases`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import median_low
 
 from dtrain.api.phases import PHASES, REDUCE, SAVE, own_seconds
 from dtrain.api.reports import RankTimes
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import events
 from dtrain.record.event_log import EventLog
 

@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import FrameType
 
 from dtrain.api.cluster import PreemptionNotice
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.events import StorageFailed, StorageWorks
 from dtrain.record.folder import RunDir
 from dtrain.record.inspection import InspectionRequest, parsed_request

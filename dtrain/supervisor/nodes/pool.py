@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import AgentReady
 from dtrain.common.errors import ClusterError, DtrainError
+from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.folder import RunDir
 
 

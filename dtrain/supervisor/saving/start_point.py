@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPeer
 from dtrain.api.protocol import StartWorkers
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.checkpoint.store import CheckpointInfo
+from dtrain.common.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

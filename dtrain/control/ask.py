@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dtrain.common.errors import UsageError
-from dtrain.common.files import PRIVATE_FILE, folder_clock, write_whole
 from dtrain.control.state import state_of
-from dtrain.record import inspection
+from dtrain.record import inspection, mailbox
 from dtrain.record.folder import RunDir
 from dtrain.record.inspection import InspectionRequest
 from dtrain.record.status import RunState
 from dtrain.storage import run_sync
 from dtrain.storage.run_copy import RunCopy
-
-AGAIN_SECONDS = 5.0
-"""After which it is asked again: another request may have taken the place of this one."""
 
 
 def require_running(run: RunDir, hint: str) -> RunState:
@@ -35,12 +31,4 @@ def ask(run: RunDir, copy: RunCopy | None, request: InspectionRequest) -> None:
     if copy:
         copy.ask_to_inspect(text)
     else:
-        write_whole(run.inspection_request, text, PRIVATE_FILE)
-
-
-def others_wait(run: RunDir) -> bool:
-    """Whether another request was left so lately that the supervisor is going to take it."""
-    try:
-        return folder_clock(run.path) - run.inspection_request.stat().st_mtime < AGAIN_SECONDS / 2
-    except OSError:
-        return False
+        run.mailbox.post(mailbox.INSPECT, text)

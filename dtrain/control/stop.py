@@ -6,10 +6,10 @@ import time
 
 from dtrain.api.cluster import SubmissionState
 from dtrain.common.errors import ClusterError
-from dtrain.common.files import write_whole
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control.state import state_of, submission
 from dtrain.launch import registry
+from dtrain.record import mailbox
 from dtrain.record.event_log import Reader
 from dtrain.record.events import RunEnded
 from dtrain.record.folder import RunDir
@@ -64,7 +64,7 @@ def stop(run: RunDir, *, now: bool, wait: bool) -> Stopped:
 
 def ask(run: RunDir, how: str) -> None:
     """Write the stop request of a run, "now" or "leave", so that its supervisor reads all of it or nothing."""
-    write_whole(run.stop_request, how)
+    run.mailbox.post(mailbox.STOP, how)
     copy = run_sync.of(run, run.job())
     if copy and not run.locked():
         copy.ask_to_stop(how)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain.agent import devices
+from dtrain.common import node_limits as limits
 from dtrain.common.errors import DtrainError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.memory import machine_memory
@@ -31,12 +32,9 @@ from dtrain.launch import registry
 
 MARK = "dtrain-doctor "
 """Begins the line with the findings."""
-LEAST_SHARED_MEMORY = 1e9
-LEAST_DISK = 10e9
 LEAST_FILES = 4096
 SLOW_FOLDER_SECONDS = 0.1
 """Longest time for one small file with fsync: checkpoints, locks and event logs write such files all the time."""
-MOST_CLOCK_SECONDS = 1.0
 SLOW_BYTES_PER_SECOND = 100e6
 
 
@@ -113,10 +111,8 @@ def _gpus() -> Iterator[Finding]:
 def _shared_memory() -> Iterator[Finding]:
     free = shutil.disk_usage("/dev/shm").free
     text = f"/dev/shm has {free / 1e9:.1f} GB free"
-    if free < LEAST_SHARED_MEMORY:
-        yield Finding(
-            "shared memory", "warning", text, "Data loaders and NCCL use it: start the container with --shm-size=8g."
-        )
+    if free < limits.LEAST_SHARED_MEMORY:
+        yield Finding("shared memory", "warning", text, f"Data loaders and NCCL use it: {limits.SHARED_MEMORY_REMEDY}.")
     else:
         yield Finding("shared memory", "ok", text)
 
@@ -151,8 +147,10 @@ def _folder(folder: Path) -> Iterator[Finding]:
     """Locks, renames and the time of a small write, as every run needs them in its folder."""
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.1f} GB free in {folder}"
-    low = free < LEAST_DISK
-    yield Finding("disk", "warning" if low else "ok", text, "Checkpoints need room: see dtrain clean." if low else "")
+    low = free < limits.LEAST_DISK
+    yield Finding(
+        "disk", "warning" if low else "ok", text, f"Checkpoints need room: {limits.DISK_REMEDY}." if low else ""
+    )
     path = folder / f".doctor-{socket.gethostname()}-{os.getpid()}"
     began = time.perf_counter()
     with open(path, "w") as file:
@@ -190,8 +188,8 @@ def of_group(rank: int, leaders: Sequence[int], world: int) -> Iterator[Finding]
         yield Finding("network", "warning", "not measured", f"It is measured by a framework: {extras}.")
         return
     measured = kind.measure_network(rank, leaders, world)
-    late = measured.clocks_apart > MOST_CLOCK_SECONDS
-    todo = "Let the nodes keep time (chrony, ntpd)." if late else ""
+    late = measured.clocks_apart > limits.MOST_CLOCK_SECONDS
+    todo = f"{limits.CLOCK_REMEDY.capitalize()}." if late else ""
     yield Finding("clock", "warning" if late else "ok", f"all within {measured.clocks_apart:.3f} s", todo)
     for other, speed in measured.bytes_per_second.items():
         slow = speed < SLOW_BYTES_PER_SECOND

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.common.serde import JsonObject, to_dict
-from dtrain.control.ask import AGAIN_SECONDS, ask, copy_of, others_wait, require_running
+from dtrain.control.ask import ask, copy_of, require_running
 from dtrain.record import inspection
 from dtrain.record.folder import RunDir
 from dtrain.record.inspection import Inspection, InspectionRequest, ThreadStack
@@ -34,14 +34,8 @@ def inspected(run: RunDir, wanted: Sequence[int], *, stacks: bool, native: bool 
     copy = copy_of(run)
     begin = run.inspections.stat().st_size if run.inspections.exists() else 0
     deadline = time.monotonic() + (REMOTE_PATIENCE_SECONDS if copy else PATIENCE_SECONDS)
-    ask_at = 0.0
+    ask(run, copy, request)
     while time.monotonic() < deadline:
-        if copy and not ask_at:
-            ask(run, copy, request)
-            ask_at = deadline
-        elif not copy and time.monotonic() >= ask_at and not others_wait(run):
-            ask(run, copy, request)
-            ask_at = time.monotonic() + AGAIN_SECONDS
         time.sleep(POLL_SECONDS)
         run_sync.refresh(run)
         if found := _answer(run, request, begin):

@@ -17,6 +17,7 @@ from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.job.job import Job
 from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked
+from dtrain.record.mailbox import Mailbox
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,9 @@ class RunDir:
         return self.path / "submission.json"
 
     @property
-    def stop_request(self) -> Path:
-        """File that asks the supervisor to stop, with the mode in it."""
-        return self.path / "stop"
-
-    @property
-    def inspection_request(self) -> Path:
-        """File that asks the supervisor to look into the workers; see `dtrain.record.inspection`."""
-        return self.path / "inspect"
+    def mailbox(self) -> Mailbox:
+        """Requests to the run's supervisor."""
+        return Mailbox(self.path / "requests")
 
     @property
     def inspections(self) -> Path:
@@ -186,11 +182,10 @@ class RunDir:
         """Replace the job as a whole; it may hold secrets, so that only its owner may read it."""
         write_json(self.job_file, to_dict(job), PRIVATE_FILE)
 
-    def forget_old_stop_request(self) -> None:
-        """Drop a request that is older than the last start by a person; one made while the run was queued counts."""
+    def forget_old_requests(self) -> None:
+        """Drop requests that are older than the last start by a person; one made while the run was queued counts."""
         with suppress(FileNotFoundError):
-            if self.stop_request.stat().st_mtime < self.job_file.stat().st_mtime:
-                self.stop_request.unlink()
+            self.mailbox.forget_before(self.job_file.stat().st_mtime)
 
     def submitted(self) -> Submitted | None:
         """Where this run was submitted to last, or None for one that never was."""

@@ -41,9 +41,8 @@ from dtrain.supervisor.leaving.stop_request import (
     LeaseLost,
     Notice,
     RunFolderWatcher,
-    StopMode,
-    StopRequest,
     signal_handlers,
+    stop_request,
 )
 from dtrain.supervisor.nodes.avoidance import plan_without
 from dtrain.supervisor.supervisor import run_attempts
@@ -97,7 +96,7 @@ def supervise(
             return ended
         if lease.before and (lease.before.may_live or lease.heartbeat):
             run.detach_log()
-        run.forget_old_stop_request()
+        run.forget_old_requests()
         tracking, notifications = Tracking(run), Notifications(run)
         log = _open_log(run, tracking.hear, notifications.hear, *([on_event] if on_event else []))
         try:
@@ -168,7 +167,7 @@ def _requests(put: Callable[[Notice], None]) -> dict[str, Callable[[str], None]]
     """What may be asked of the supervisor through remote storage: the name of the object, and who answers it."""
 
     def on_stop(how: str) -> None:
-        put(StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop"))
+        put(stop_request(how))
 
     def on_inspect(text: str) -> None:
         if request := parsed_request(text):

@@ -13,8 +13,7 @@ TIMES = {"time", "st_mtime", "expires", "began", "ended", "changed"}
 FOLDER_CLOCK = "both times are of the clock of the folder's file system"
 ALLOWED = {
     "folder_clock(claim.parent) - claim.stat().st_mtime < SILENT_SECONDS": FOLDER_CLOCK,
-    "folder_clock(run.path) - run.inspection_request.stat().st_mtime < AGAIN_SECONDS / 2": FOLDER_CLOCK,
-    "self.stop_request.stat().st_mtime < self.job_file.stat().st_mtime": FOLDER_CLOCK,
+    "path.stat().st_mtime < moment": FOLDER_CLOCK,
     "one.expires > now": FOLDER_CLOCK,
     "state.began > 0": "whether it is known at all",
     "event.time >= at - 0.001": "a drill, its supervisor and its nodes are on one machine; a figure to show",

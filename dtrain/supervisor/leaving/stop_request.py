@@ -1,15 +1,13 @@
-"""Stop requests, and what turns signals and the stop file into them; a request to look into the workers comes the same way."""
+"""Stop requests, and what turns signals and the requests in the run folder into them."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
 from types import FrameType
 
 from dtrain.api.cluster import PreemptionNotice
@@ -18,6 +16,7 @@ from dtrain.record.events import StorageFailed, StorageWorks
 from dtrain.record.folder import RunDir
 from dtrain.record.inspection import InspectionRequest, parsed_request
 from dtrain.record.lock import Lease
+from dtrain.record.mailbox import STOP
 
 INTERRUPTED = "interrupted"
 """Why a run stops after a Ctrl-C."""
@@ -126,13 +125,10 @@ class RunFolderWatcher:
             self._put(LeaseLost(holder))
             self._over.set()
             return
-        request = parsed_request(_taken(self._run.inspection_request) or "")
-        if request:
-            self._put(request)
-        text = _taken(self._run.stop_request)
-        if text is not None:
-            mode = StopMode.IMMEDIATE if text.strip() == "now" else StopMode.GRACEFUL
-            self._put(StopRequest(mode, "stopped by dtrain stop"))
+        for kind, text in self._run.mailbox.take():
+            request = stop_request(text) if kind == STOP else parsed_request(text)
+            if request:
+                self._put(request)
 
     def _on_error(self, error: OSError) -> None:
         now = time.monotonic()
@@ -148,13 +144,6 @@ class RunFolderWatcher:
             self._put(FolderTrouble(""))
 
 
-def _taken(path: Path) -> str | None:
-    """Read and remove a file; None if there is none."""
-    aside = path.with_name(f".{path.name}.taken")
-    try:
-        os.replace(path, aside)  # another request that is made now is a file of its own
-    except FileNotFoundError:
-        return None
-    text = aside.read_text()
-    aside.unlink()
-    return text
+def stop_request(how: str) -> StopRequest:
+    """What `dtrain stop` left: `now`, or anything else for a graceful stop."""
+    return StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop")

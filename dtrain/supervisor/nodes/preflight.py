@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dtrain.api.cluster import Allocation
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
+from dtrain.common import node_limits as limits
 from dtrain.common.errors import ClusterError
 from dtrain.record import events
 from dtrain.record.event_log import EventLog
@@ -19,9 +20,6 @@ from dtrain.record.folder import RunDir
 from dtrain.supervisor.nodes.pool import AgentInfo
 
 SKIP = "(resources.check_nodes: false looks at none of this.)"
-LEAST_DISK = 1e9
-LEAST_SHARED_MEMORY = 256e6
-MOST_CLOCK_SECONDS = 1.0
 
 
 class NodePreflight:
@@ -83,13 +81,13 @@ class NodePreflight:
         now = time.time()
         # The node read its clock at some moment between the question and the answer.
         apart = max(self._asked[node] - answer.clock, answer.clock - now, 0.0)
-        if apart > MOST_CLOCK_SECONDS:
-            yield f"the clock of {self._told(node)} is off by {apart:.1f} s: let the nodes keep time (chrony, ntpd)"
-        if answer.disk_free is not None and answer.disk_free < LEAST_DISK:
-            yield f"{self._told(node)} has {answer.disk_free / 1e9:.2f} GB free in {self._run.path}: see dtrain clean"
+        if apart > limits.MOST_CLOCK_SECONDS:
+            yield f"the clock of {self._told(node)} is off by {apart:.1f} s: {limits.CLOCK_REMEDY}"
+        if answer.disk_free is not None and answer.disk_free < limits.LEAST_DISK:
+            yield f"{self._told(node)} has {answer.disk_free / 1e9:.2f} GB free in {self._run.path}: {limits.DISK_REMEDY}"
         shared = answer.shared_memory_free
-        if shared is not None and shared < LEAST_SHARED_MEMORY:
-            yield f"{self._told(node)} has {shared / 1e6:.0f} MB free in /dev/shm: start the container with --shm-size=8g"
+        if shared is not None and shared < limits.LEAST_SHARED_MEMORY:
+            yield f"{self._told(node)} has {shared / 1e6:.0f} MB free in /dev/shm: {limits.SHARED_MEMORY_REMEDY}"
 
     def _ask_for_peers(self) -> None:
         """Have each node try the next one and the first one, where the rendezvous is: that takes no longer on many

@@ -146,9 +146,13 @@ class TrainingBackend(ABC):
         """Collective. Keep `thing.state_dict()` in checkpoints under this name; if a checkpoint was loaded, give it the
         state it had."""
 
-    def restore_last(self) -> None:  # noqa: B027  an ability
-        """Restore, before the first step and once everything with a state exists, what constructors of the user's may have changed since
-        `load`."""
+    def restore_last(self) -> list[str]:
+        """Collective. Restore, before the first step and once everything with a state exists, what constructors of the user's may have
+        changed since `load`; returns the settings that the user's code has otherwise than when the run began, which are applied."""
+        return []
+
+    def completed(self) -> None:  # noqa: B027  an ability
+        """A step of the user's own loop is done, and saved if that was due."""
 
     @abstractmethod
     def unclaimed(self) -> list[str]:

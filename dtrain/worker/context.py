@@ -316,7 +316,7 @@ class Context:
                 f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "
                 f"{self._name} did not context.register before its first step"
             )
-        self.backend.restore_last()
+        self._trainer.restore_last()
         self._trainer.announce(total_steps, samples)
         self._trainer.channel.listen()
         self._report = Report(self._trainer, total_steps)
@@ -334,6 +334,7 @@ class Context:
         self._report.count(self._done, self._values)
         self._values = {}
         self._trainer.after_step(self._done, self.total_steps)
+        self.backend.completed()
         if self._done == self._trainer.train.until and not self._reason:
             self.stop(f"train.until is {self._done}")
 

@@ -106,6 +106,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     if stopping:
         backend.register(STOP_WHEN, stopping)
     trainer.begin()
+    trainer.restore_last()
     guard = StepGuard(trainer, sampler)
     guard.begin(task)
     began = time.perf_counter()

@@ -155,6 +155,11 @@ class Trainer:
         if left:
             self.warn(f"init_from: {left.told()}")
 
+    def restore_last(self) -> None:
+        """Collective, before the first step, when everything with a state exists."""
+        if edited := self.backend.restore_last():
+            self.warn(f"since the run began, the optimizer's settings were edited: {', '.join(edited)}")
+
     @contextmanager
     def no_steps(self) -> Iterator[None]:
         """Around what keeps dtrain's own loop from steps for a while that steps say nothing about."""

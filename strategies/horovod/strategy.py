@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
+from dtrain.common.errors import UserError
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
 
@@ -127,6 +128,8 @@ class Horovod(TrainingStrategy):
 class Averaged(Parallel):
     """A model whose gradients Horovod averages while they are computed."""
 
+    takes_closures = False
+
     def __init__(self, options: HorovodOptions) -> None:
         super().__init__()
         self.options = options
@@ -135,7 +138,9 @@ class Averaged(Parallel):
         """Rank 0's weights for all."""
         import horovod.torch as hvd
 
-        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        # What a module gives as its extra state is no tensor.
+        tensors = {name: value for name, value in model.state_dict().items() if hasattr(value, "dtype")}
+        hvd.broadcast_parameters(tensors, root_rank=0)
         return model
 
     def optimizer(self, optimizer: Any, named_parameters: list[tuple[str, Any]], passes: int) -> Any:
@@ -144,7 +149,7 @@ class Averaged(Parallel):
 
         # No `broadcast_optimizer_state`: it takes a step to fill an empty state, which decays the weights.
         distributed = hvd.DistributedOptimizer(
-            optimizer,
+            _copied_by_constructor(optimizer),
             named_parameters=named_parameters,
             compression=hvd.Compression.fp16 if self.options.compression == "fp16" else hvd.Compression.none,
             backward_passes_per_step=passes,
@@ -165,6 +170,13 @@ class Averaged(Parallel):
             if self.phases:
                 self.phases.reduced()
 
+        def add_param_group(group: Any) -> None:
+            raise UserError(
+                "a group was added to an optimizer that trains: Horovod averages the gradients of the parameters that it was made with; "
+                "make it with all groups (a rate of 0 for later ones), or take strategy: ddp"
+            )
+
+        distributed.add_param_group = add_param_group
         distributed.zero_grad = zero_grad
         distributed.synchronize = synchronize
         return distributed
@@ -184,3 +196,16 @@ class Averaged(Parallel):
                 optimizer.synchronize()
                 stack.enter_context(optimizer.skip_synchronize())
             return super().apply(optimizers, parameters, clip_norm, measures, check, name)
+
+
+def _copied_by_constructor(optimizer: Any) -> Any:
+    """The optimizer, of a class whose constructor makes a copy of it: Horovod calls the constructor with the groups alone, and an optimizer
+    may want more, or have been changed since."""
+    made, kind = dict(optimizer.__dict__), type(optimizer)
+    made.pop("step", None)  # a scheduler's, around the method that Horovod overrides
+
+    def constructor(self: Any, _groups: Any) -> None:
+        self.__dict__.update(made)
+
+    optimizer.__class__ = type(kind.__name__, (kind,), {"__init__": constructor})
+    return optimizer

@@ -68,6 +68,8 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             entry = self._tensors[item.storage_index.fqn]
             offset = item.storage_index.offset or torch.Size([0] * len(entry.size))
             shape = next(chunk.sizes for chunk in entry.chunks if tuple(chunk.offsets) == tuple(offset))
+            if found.data_ptr() % entry.properties.dtype.itemsize:
+                found = found.clone()  # files are laid out for types of 8 bytes at most
             stored = found.view(entry.properties.dtype).view(shape)
             wanted = planner.resolve_tensor(item).detach()
             wanted.copy_(narrow_tensor_by_index(stored, item.storage_offsets, item.lengths))

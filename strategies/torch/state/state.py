@@ -7,6 +7,7 @@ imports no framework.
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.training_backend import Fetch, nothing_to_fetch
-from dtrain.common.errors import CheckpointError
+from dtrain.common.errors import CheckpointError, UserError
 
 from ... import plain_values
-from . import safe_reader
+from . import optimizer_state, safe_reader
 from .packing import leaves, packed, places, unpacked
 
 ONLY = ""
 """The name of a task's only model and only optimizer, which have none."""
+SETTINGS = "settings"
+"""Section of what the groups of the optimizers were made with, by the optimizer's name."""
+GRADIENTS, TRAINING_WEIGHTS = "gradients", "training_weights"
+"""Sections, by names of parameters: gradients that no step has used yet; weights of optimizers that have others for evaluation."""
 MOST_SHOWN = 5
 SAME = "Resume with the model and the optimizer that it was made with, or begin a new run."
 
@@ -34,6 +39,22 @@ class TorchState:
     optimizers: dict[str, Any] = field(default_factory=dict)
     schedulers: dict[str, Any] = field(default_factory=dict)
     registered: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Name of an optimizer → the settings of its groups as the user's code made them, as JSON."""
+
+    def note_settings(self) -> None:
+        """Keep the settings of groups that are new; raises `UserError` for a value that checkpoints do not hold."""
+        for name, optimizer in self.optimizers.items():
+            known = self.settings.setdefault(name, [])
+            if len(known) == len(optimizer.param_groups):
+                continue
+            try:
+                known += optimizer_state.settings_of(optimizer)[len(known) :]
+            except plain_values.Unknown as error:
+                raise UserError(
+                    f"a group of the optimizer{f' {name!r}' if name else ''} holds an object of {error}, which checkpoints do not: "
+                    "keep plain values, lists, dicts and tensors in its groups"
+                ) from None
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]:
         """Yield parameters by the names in checkpoints; those of one of several models begin with its name."""
@@ -49,7 +70,7 @@ class TorchState:
         models = {name: get_model_state_dict(model) for name, model in self.models.items()}
         state |= {"model": models[ONLY]} if ONLY in models else {"models": models}
         names = {id(parameter): name for name, parameter in self.named_parameters()}
-        optimizers = {name: _of_optimizer(optimizer, names) for name, optimizer in self.optimizers.items()}
+        optimizers = {name: optimizer_state.state_of(optimizer, names) for name, optimizer in self.optimizers.items()}
         state |= {"optimizer": optimizers[ONLY]} if ONLY in optimizers else {"optimizers": optimizers}
         for section, things in (("schedulers", self.schedulers), ("registered", self.registered)):
             if things:
@@ -58,6 +79,8 @@ class TorchState:
                     plain_values.require_storable(
                         part["structure"], f"'{name}'" if section == "registered" else "the scheduler"
                     )
+        self.note_settings()
+        state[SETTINGS] = {name or "only": json.dumps(settings) for name, settings in self.settings.items()}
         return state
 
     def load(self, folder: Path, group: Any, fetch: Fetch = nothing_to_fetch) -> Stored:
@@ -78,21 +101,52 @@ class TorchState:
             set_model_state_dict(model, state["model"] if name == ONLY else state["models"][name])
         for name, optimizer in self.optimizers.items():
             found = state["optimizer"] if name == ONLY else state["optimizers"][name]
-            _into_optimizer(optimizer, found, parameters)
-            stored.groups[name] = found["param_groups"]
+            optimizer_state.restore(optimizer, found, parameters)
+            stored.groups[name] = found[optimizer_state.GROUPS]
         stored.check_names("schedulers", [name or "only" for name in self.schedulers])
         for name, scheduler in self.schedulers.items():
             stored.give("schedulers", name or "only", scheduler)
         for name, thing in self.registered.items():
             stored.give("registered", name, thing)
+        for section in (GRADIENTS, TRAINING_WEIGHTS):
+            self._restore_tensors(section, stored, parameters)
         return stored
 
-    def restore_groups(self, stored: Stored) -> None:
+    def _restore_tensors(self, section: str, stored: Stored, parameters: Mapping[str, Any]) -> None:
+        """Collective. Give parameters the gradients or the weights of training that a checkpoint may have."""
+        import torch
+
+        found = stored.tensors_like(section, parameters)
+        with torch.no_grad():
+            for name, value in found.items():
+                if section == GRADIENTS:
+                    parameters[name].grad = value
+                else:
+                    parameters[name].copy_(value)
+
+    def restore_groups(self, stored: Stored) -> list[str]:
         """Give the optimizers the rates and other settings of a loaded checkpoint once more: the constructor of a scheduler, which a
-        function makes after its optimizer was loaded, has written its own into them."""
+        function makes after its optimizer was loaded, has written its own into them. What the user's code sets otherwise than it did in
+        the beginning is applied, and returned in words."""
+        told = []
         for name, groups in stored.groups.items():
-            for group, then in zip(self.optimizers[name].param_groups, groups, strict=True):
-                group.update({key: value for key, value in then.items() if key != "params"})
+            before, now = stored.settings(name), self.settings[name]
+            now += before[len(now) : len(groups)]
+            self.note_settings()
+            edited = _edited(now, before)
+            for number, (group, then) in enumerate(zip(self.optimizers[name].param_groups, groups, strict=True)):
+                new = edited[number] if number < len(edited) else {}
+                if "initial_lr" in then:  # a scheduler has the rate that it began with in its own state
+                    new.pop("lr", None)
+                for key in group.keys() - then.keys() - now[number].keys() - {"params"}:
+                    del group[
+                        key
+                    ]  # a scheduler's constructor put it into a group that is older than the scheduler in the run
+                group.update({key: value for key, value in then.items() if key != "params"} | new)
+                told += [
+                    f"{key} of {f'{name} ' if name else ''}group {number}: {then.get(key)} → {value}" for key, value in new.items()
+                ]  # fmt: skip
+        return told
 
 
 class Stored:
@@ -107,6 +161,24 @@ class Stored:
         """Name of an optimizer → its groups as they were saved, once they are loaded."""
         self._entries: dict[str, Any] = dict(metadata.state_dict_metadata)
         self._paths: dict[str, tuple[Any, ...]] = dict(metadata.planner_data or {})
+
+    def settings(self, name: str) -> list[dict[str, Any]]:
+        """Collective. Return what was kept by `TorchState.note_settings`; [] in a checkpoint of an older version."""
+        if (name or "only") not in self.names(SETTINGS):
+            return []
+        state: dict[str, Any] = {SETTINGS: {name or "only": None}}
+        self.read(state)
+        found: list[dict[str, Any]] = json.loads(state[SETTINGS][name or "only"])
+        return found
+
+    def tensors_like(self, section: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Collective. The tensors of a section that has names of parameters; {} if the checkpoint has none."""
+        names = [name for name in self.names(section) if name in parameters]
+        if not names:
+            return {}
+        state = {section: {name: self._template(f"{section}.{name}", parameters[name]) for name in names}}
+        self.read(state)
+        return state[section]
 
     def read(self, state: dict[str, Any]) -> None:
         """Collective. Fill a state of this checkpoint's names."""
@@ -178,6 +250,7 @@ class Stored:
         return self._optimizer((section,), optimizers[ONLY], parameters)
 
     def _optimizer(self, path: tuple[str, ...], optimizer: Any, parameters: dict[str, Any]) -> dict[str, Any]:
+        self._add_groups(path, optimizer, parameters)
         found: dict[str, Any] = {"state": {}, "param_groups": [{} for _ in optimizer.param_groups]}
         wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         own = {name for name, parameter in parameters.items() if id(parameter) in wanted}
@@ -185,8 +258,11 @@ class Stored:
             if entry_path[: len(path)] != path:
                 continue
             kind, *rest = entry_path[len(path) :]
-            if kind == "param_groups":
-                self._into_group(found["param_groups"], key, rest, optimizer)
+            if kind == optimizer_state.GROUPS:
+                self._into_group(found[kind], key, rest, optimizer)
+                continue
+            if kind in (optimizer_state.OWN, optimizer_state.MORE):
+                _put(found.setdefault(kind, {}), rest, self._template(key))
                 continue
             name, *inner = rest
             if name not in own:
@@ -194,10 +270,25 @@ class Stored:
             _put(found["state"].setdefault(name, {}), inner, self._template(key, parameters[name]))
         return found
 
+    def _add_groups(self, path: tuple[str, ...], optimizer: Any, parameters: dict[str, Any]) -> None:
+        """Collective. Add the groups that were added while the run trained, with the parameters they had."""
+        here, trained = len(path) + 1, len(optimizer.param_groups)
+        inside = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        numbers = {int(one[here]) for one in self._paths.values() if one[:here] == (*path, optimizer_state.GROUPS)}
+        if max(numbers, default=-1) < trained:
+            return
+        state: dict[str, Any] = {}
+        for number in sorted(numbers):
+            _put(state, (*path, optimizer_state.GROUPS, number, "params"), None)
+        self.read(state)
+        for group in _got(state, (*path, optimizer_state.GROUPS))[trained:]:
+            chosen = [parameters.get(name) for name in group["params"]]
+            if any(one is None or id(one) in inside for one in chosen):
+                raise self.refused(f"has state of an optimizer with more than the {trained} groups of this one")
+            optimizer.add_param_group({"params": chosen})
+
     def _into_group(self, groups: list[dict[str, Any]], entry: str, rest: list[Any], optimizer: Any) -> None:
         number, key = int(rest[0]), str(rest[1])
-        if number >= len(groups):
-            raise self.refused(f"has state of an optimizer with more than the {len(groups)} groups of this one")
         own = optimizer.param_groups[number]
         if key not in own and (lacking := own.keys() - self._group_keys(entry, key)):
             # Another optimizer's; otherwise it was added by a scheduler or by the user's code.
@@ -254,42 +345,12 @@ def plain_name(name: str) -> str:
     return name.replace("_checkpoint_wrapped_module.", "")
 
 
-def _of_optimizer(optimizer: Any, names: dict[int, str]) -> dict[str, Any]:
-    """Return an optimizer's state with the names of parameters for their numbers, as `get_optimizer_state_dict` has
-    it; that function takes a step to fill a state that is empty yet."""
-    state = optimizer.state_dict()
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    return {
-        "state": {order[number]: part for number, part in state["state"].items()},
-        "param_groups": [
-            {key: _plain(value) for key, value in group.items()}
-            | {"params": [order[number] for number in group["params"]]}
-            for group in state["param_groups"]
-        ],
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy as Python's; everything else as it is."""
-    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
-
-
-def _into_optimizer(optimizer: Any, found: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """The opposite of `_of_optimizer`: parameters find their state by name, whatever group and place they are in."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    now, groups = optimizer.state_dict()["param_groups"], optimizer.param_groups
-    optimizer.load_state_dict({
-        "state": {number: found["state"][name] for number, name in enumerate(order) if name in found["state"]},
-        "param_groups": [
-            group | {key: value for key, value in then.items() if key != "params"}
-            for group, then in zip(now, found["param_groups"], strict=True)
-        ],
-    })  # fmt: skip
-    # A scheduler knows the groups themselves, which loading replaces.
-    for group, loaded in zip(groups, optimizer.param_groups, strict=True):
-        group.update(loaded)
-    optimizer.param_groups = groups
+def _edited(now: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each group, the settings that the user's code makes otherwise than when the run began."""
+    return [
+        {key: plain_values.decoded(value) for key, value in new.items() if key in old and old[key] != value}
+        for new, old in zip(now, before, strict=False)
+    ]
 
 
 def _flat(state: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from dtrain.data.randomness import seed_host
 from dtrain.job.job import Train
 from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
 
-from ... import means
+from ... import means, plain_values
 from ..exact import tree_sums
-from ..state import initial, replicas
+from ..state import initial, optimizer_state, replicas
 from ..state.snapshot import Snapshots, TorchSnapshot
-from ..state.state import ONLY, Stored, TorchState
+from ..state.state import GRADIENTS, ONLY, TRAINING_WEIGHTS, Stored, TorchState
 from ..watch import network
 from ..watch.measures import StepMeasures
 from ..watch.operations import Operations
@@ -36,9 +37,10 @@ from .batches import Mover, evaluating, part_of
 from .buffers import BufferSync
 from .losses import LateLosses
 from .models import gathered, made
-from .optimizers import check_trained, sorted_out
+from .optimizers import check_trained, refuse_closures, sorted_out
 from .own_step import OwnStep, reported
 from .parallel import Parallel
+from .process_group import everyones, totals
 from .step_check import StepCheck
 
 PRELOAD = (
@@ -67,6 +69,8 @@ class TorchBackend(TrainingBackend):
         self._state = TorchState({})
         self._stored: Stored | None = None
         self._weights: Sequence[float] = (1.0,)
+        self._stepped = True
+        """Whether an optimizer stepped in the step under way, so that its gradients are used."""
         self._buffer_sync = BufferSync()
         self._late = LateLosses()
         self._operations = Operations()
@@ -85,6 +89,7 @@ class TorchBackend(TrainingBackend):
         self._task = task
         self._name = getattr(task, "name", type(task).__name__)
         self._own_step = hasattr(task, "train_step")
+        self._by_function = not (self._own_step or hasattr(task, "loss"))
         if self._exact and self._own_step:
             raise UserError(
                 f"{self._name}.train_step takes its gradients itself: train.exact needs a task with `loss`, whose shards dtrain "
@@ -106,14 +111,21 @@ class TorchBackend(TrainingBackend):
             raise UserError(f"{method} gave a scheduler, and there is {self._name}.schedule too: leave out one of them")
         named = list(self._state.named_parameters())
         check_trained(optimizers, named, method)
-        passes = 1 if self._own_step or not hasattr(task, "loss") else (train.shards or 1) // self._rank_info.world_size
+        refuse_closures(
+            optimizers, method, own=self._own_step or self._by_function, possible=self._parallel.takes_closures
+        )
+        passes = 1 if self._own_step or self._by_function else (train.shards or 1) // self._rank_info.world_size
         self._optimizers = self._state.optimizers = {
             name: self._parallel.optimizer(optimizer, named, passes) for name, optimizer in optimizers.items()
         }
-        self._rates = [group["lr"] for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        self._state.note_settings()
+        self._scheduled = hasattr(task, "schedule")
+        self._moded = [] if self._by_function else optimizer_state.with_modes(self._optimizers.values())
+        for optimizer in self._optimizers.values():
+            optimizer.register_step_post_hook(self._note_step)
         self._late.active = train.on_nonfinite == "stop"
         self._measures = StepMeasures(train.log_every)
-        if self._own_step or not hasattr(task, "loss"):
+        if self._own_step or self._by_function:
             for model in self._models.values():
                 model.register_forward_hook(self._phases.watch_output)
         return self._view(self._models), self._view(self._optimizers)
@@ -221,11 +233,7 @@ class TorchBackend(TrainingBackend):
         return self._exact.checksums() if self._exact else []
 
     def fingerprints(self) -> list[str]:
-        import torch.distributed as dist
-
-        found: list[Any] = [None] * self._rank_info.world_size
-        dist.all_gather_object(found, tree_sums.fingerprint(self._device), group=self._saving)
-        return found
+        return everyones(tree_sums.fingerprint(self._device), self._saving)
 
     def phases(self) -> Mapping[str, float]:
         return self._phases.take()
@@ -259,15 +267,25 @@ class TorchBackend(TrainingBackend):
         return loss.reshape(()), metrics
 
     def _set_rates(self, rate: float) -> None:
-        """The base learning rates times the schedule's factor; a scheduler of the user's own sets them otherwise."""
-        if self._state.schedulers:
+        """Set the learning rates that groups were made with times the factor of the task's `schedule`, if it has one. Without one they are
+        the optimizer's, a scheduler's or the user's."""
+        if not self._scheduled:
             return
-        groups = (group for optimizer in self._optimizers.values() for group in optimizer.param_groups)
-        for group, base in zip(groups, self._rates, strict=True):
-            group["lr"] = base * rate
+        self._state.note_settings()
+        for name, optimizer in self._optimizers.items():
+            for group, settings in zip(optimizer.param_groups, self._state.settings[name], strict=True):
+                group["lr"] = plain_values.decoded(settings["lr"]) * rate
+
+    def _note_step(self, *_: Any) -> None:
+        self._stepped = True
+
+    def completed(self) -> None:
+        self._stepped = False
 
     def _to_training(self) -> None:
         """Models that are trained are in training mode; one without an optimizer (a teacher) stays as the user left it."""
+        for optimizer in self._moded:
+            optimizer.train()
         for model in self._models.values():
             if not model.training and any(parameter.requires_grad for parameter in model.parameters()):
                 model.train()
@@ -298,7 +316,13 @@ class TorchBackend(TrainingBackend):
 
         sums: dict[str, Any] = {}
         weights: dict[str, float] = {}
-        with evaluating(self._models.values()), torch.no_grad(), self._parallel.autocast(self._device):
+        weights_of_evaluation = optimizer_state.evaluating(self._moded, self._state.named_parameters())
+        with (
+            weights_of_evaluation,
+            evaluating(self._models.values()),
+            torch.no_grad(),
+            self._parallel.autocast(self._device),
+        ):
             for batch, count in batches:
                 for name, value in self._measured(self._moved(batch), metrics).items():
                     sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
@@ -317,23 +341,8 @@ class TorchBackend(TrainingBackend):
         return {"loss": loss.reshape(())} | more
 
     def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
-        import torch
-        import torch.distributed as dist
-
         self._late.check()
-
-        def totals(numbers: Sequence[float]) -> list[float]:
-            summed = torch.tensor(numbers, dtype=torch.float64, device=self._device)
-            dist.all_reduce(summed)
-            found: list[float] = summed.tolist()
-            return found
-
-        def everyones(names: list[str]) -> list[list[str]]:
-            found: list[Any] = [None] * self._rank_info.world_size
-            dist.all_gather_object(found, names)
-            return found
-
-        return means.by_name(values, weights, self._rank_info.world_size, totals, everyones)
+        return means.by_name(values, weights, self._rank_info.world_size, partial(totals, self._device), everyones)
 
     def measured(self) -> dict[str, float]:
         return self._measures.values(self._optimizers)
@@ -347,8 +356,15 @@ class TorchBackend(TrainingBackend):
         self._buffer_sync.share(self._buffers())
         state = self._state.gathered()
         section = "model" if "model" in state else "models"
-        parameters = {f"{section}.{name}" for name, _ in self._state.named_parameters()}
-        return self._snapshots.take(state, parameters)
+        named = list(self._state.named_parameters())
+        if self._by_function and not self._stepped:
+            state[GRADIENTS] = optimizer_state.pending_gradients(named, self._rank_info.world_size)
+        with optimizer_state.evaluating(self._optimizers.values(), named) as weights:
+            state |= {TRAINING_WEIGHTS: weights} if weights else {}
+            snapshot = self._snapshots.take(state, {f"{section}.{name}" for name, _ in named})
+            if weights:
+                self._snapshots.wait()
+        return snapshot
 
     def start_profile(self, file: Path) -> TorchProfiler:
         return TorchProfiler(self._device)
@@ -366,9 +382,8 @@ class TorchBackend(TrainingBackend):
         if self._stored:
             self._stored.give("registered", name, thing)
 
-    def restore_last(self) -> None:
-        if self._stored:
-            self._state.restore_groups(self._stored)
+    def restore_last(self) -> list[str]:
+        return self._state.restore_groups(self._stored) if self._stored else []
 
     def unclaimed(self) -> list[str]:
         there = self._stored.names("registered") if self._stored else []

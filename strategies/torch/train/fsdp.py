@@ -116,6 +116,7 @@ class Sharded(Parallel):
 
     shards = True
     waits_inside = True  # for the parameters of the other ranks
+    takes_closures = False  # LBFGS lays all gradients out as one vector, which those spread over a mesh cannot be
 
     def __init__(self, options: FSDPOptions, mesh: Any, sums: ExactSums | None = None) -> None:
         super().__init__(exact=sums)

@@ -9,6 +9,7 @@ from typing import Any
 from dtrain.common.errors import UserError
 from dtrain.job.task_answers import gave
 
+from ..state import optimizer_state
 from ..state.state import ONLY
 
 Sorted = tuple[dict[str, Any], dict[str, Any]]
@@ -83,3 +84,18 @@ def check_trained(optimizers: Mapping[str, Any], named: list[tuple[str, Any]], m
                         f"{method} gave an optimizer of a parameter of shape {tuple(parameter.shape)} that is in no model: "
                         "make it from the model that the method is given, whose parameters may be other objects than before"
                     )
+
+
+def refuse_closures(optimizers: Mapping[str, Any], method: str, *, own: bool, possible: bool) -> None:
+    """Raise `UserError` for an optimizer that computes the loss itself, as often as it likes: dtrain's own step does it once, and some
+    strategies average the gradients of one pass a step."""
+    if own and possible:
+        return
+    for optimizer in optimizers.values():
+        if optimizer_state.needs_closure(optimizer):
+            what = f"{method} gave {gave(optimizer)}, whose step(closure) computes the loss several times"
+            if not possible:
+                raise UserError(f"{what}, which this strategy cannot average: take strategy: ddp, or another optimizer")
+            raise UserError(
+                f"{what}: give the task a method train_step(step) that calls step.optimizer.step(closure), in place of loss"
+            )

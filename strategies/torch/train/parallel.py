@@ -24,6 +24,8 @@ class Parallel:
     """Whether a worker holds only a part of the model."""
     waits_inside = False
     """Whether a worker waits for others in the midst of its forward and backward passes."""
+    takes_closures = True
+    """Whether an optimizer may compute the loss itself, in `step(closure)`."""
     measures_gradient = True
     """Whether the norm of the gradient can be had on the device where the gradient is."""
 

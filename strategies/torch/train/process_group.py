@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -51,3 +51,23 @@ def connected(context: WorkerContext) -> Iterator[Any]:
     yield device
     # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
     dist.destroy_process_group()
+
+
+def totals(device: Any, numbers: Sequence[float]) -> list[float]:
+    """Collective. Sum numbers over the ranks, as many on each."""
+    import torch
+    import torch.distributed as dist
+
+    summed = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(summed)
+    found: list[float] = summed.tolist()
+    return found
+
+
+def everyones(value: Any, group: Any = None) -> list[Any]:
+    """Collective. Gather a value of each rank."""
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value, group=group)
+    return found

@@ -1,0 +1,196 @@
+"""The grammar that training programs are drawn from: a choice for each of these dimensions, the plainest first."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+OPTIMIZERS = {
+    "SGD": "torch.optim.SGD({}, lr=0.05)",
+    "momentum": "torch.optim.SGD({}, lr=0.02, momentum=0.9, nesterov=True)",
+    "Adam": "torch.optim.Adam({}, lr=0.01)",
+    "amsgrad": "torch.optim.Adam({}, lr=0.01, amsgrad=True, foreach=True)",
+    "AdamW": "torch.optim.AdamW({}, lr=0.01, weight_decay=0.1)",
+    "fused": "torch.optim.AdamW({}, lr=0.01, fused=True)",
+    "Adamax": "torch.optim.Adamax({}, lr=0.01)",
+    "NAdam": "torch.optim.NAdam({}, lr=0.01)",
+    "RAdam": "torch.optim.RAdam({}, lr=0.01)",
+    "Adagrad": "torch.optim.Adagrad({}, lr=0.05)",
+    "Adadelta": "torch.optim.Adadelta({}, lr=0.5)",
+    "RMSprop": "torch.optim.RMSprop({}, lr=0.01, centered=True, momentum=0.5)",
+    "Rprop": "torch.optim.Rprop({}, lr=0.01)",
+    "ASGD": "torch.optim.ASGD({}, lr=0.05, t0=3)",
+    "Adafactor": "torch.optim.Adafactor({}, lr=0.05)",
+    "LBFGS": "torch.optim.LBFGS({}, lr=0.1, max_iter=3, history_size=4)",
+    "SparseAdam": "torch.optim.SparseAdam({}, lr=0.01)",
+    "Muon": "torch.optim.Muon({}, lr=0.02)",
+    "lookahead": "Lookahead({}, lr=0.05)",
+    "schedule-free": "ScheduleFree({}, lr=0.05)",
+}
+"""How an optimizer is made of parameters; the last two are written out in the program."""
+SCHEDULES = {
+    "none": "",
+    "step": "lr_scheduler.StepLR(optimizer, 3, 0.5)",
+    "multistep": "lr_scheduler.MultiStepLR(optimizer, [2, 5, 9], 0.5)",
+    "exponential": "lr_scheduler.ExponentialLR(optimizer, 0.9)",
+    "linear": "lr_scheduler.LinearLR(optimizer, 0.1, total_iters=5)",
+    "constant": "lr_scheduler.ConstantLR(optimizer, 0.2, total_iters=7)",
+    "cosine": "lr_scheduler.CosineAnnealingLR(optimizer, T_max=9)",
+    "restarts": "lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=4)",
+    "polynomial": "lr_scheduler.PolynomialLR(optimizer, total_iters=20, power=2.0)",
+    "lambda": "lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 6))",
+    "multiplicative": "lr_scheduler.MultiplicativeLR(optimizer, lambda step: 0.93)",
+    "one-cycle": "lr_scheduler.OneCycleLR(optimizer, max_lr=0.03, total_steps=60, cycle_momentum=False)",
+    "cyclic": "lr_scheduler.CyclicLR(optimizer, base_lr=0.01, max_lr=0.05, step_size_up=3, cycle_momentum=False)",
+    "swa": "SWALR(optimizer, swa_lr=0.005, anneal_epochs=4)",
+    "sequence": "lr_scheduler.SequentialLR(optimizer, [lr_scheduler.LinearLR(optimizer, 0.1, total_iters=4), "
+    "lr_scheduler.ExponentialLR(optimizer, 0.9)], [4])",
+    "chained": "lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(optimizer, 0.1, total_iters=4), "
+    "lr_scheduler.ExponentialLR(optimizer, 0.9)])",
+    "plateau": "lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)",
+}
+DIMENSIONS: Mapping[str, tuple[str, ...]] = {
+    "form": ("task", "train_step", "function"),
+    "strategy": ("ddp", "fsdp", "horovod"),
+    "workers": ("2", "1", "3"),
+    "model": ("linear", "conv", "embedding", "sparse"),
+    "norm": ("none", "batch", "layer"),
+    "dropout": ("no", "yes"),
+    "extra": ("none", "tied", "frozen", "mean", "counter", "extra_state", "unused", "complex", "not_saved", "attribute"),
+    "optimizer": tuple(OPTIMIZERS),
+    "groups": ("one", "two", "named", "added"),
+    "values": ("plain", "tensor", "numpy", "array", "set"),
+    "schedule": tuple(SCHEDULES),
+    "place": ("none", "scheduler", "factor", "hand", "decay"),
+    "passes": ("one", "halves", "across"),
+    "clip": ("no", "yes"),
+    "average": ("no", "ema", "swa"),
+    "registered": ("nothing", "counter", "numpy", "set", "generator"),
+    "loss": ("mean", "sum", "dict"),
+    "metrics": ("none", "every", "odd", "missing", "nan"),
+    "data": ("arrays", "map", "stream", "stateful", "loader", "noise"),
+    "size": ("32", "37", "50"),
+    "batch": ("12", "8", "7"),
+    "log": ("1", "3"),
+    "event": ("disk", "memory", "stop", "shrink", "grow"),
+    "at": ("7", "5", "9", "4", "11"),
+    "every": ("3", "2", "5", "4"),
+}  # fmt: skip
+STEPS = 13
+WEIGHTS: Mapping[str, Mapping[str, int]] = {
+    "norm": {"none": 3}, "dropout": {"no": 3}, "extra": {"none": 6}, "groups": {"one": 4}, "values": {"plain": 6},
+    "place": {"none": 2, "scheduler": 6}, "passes": {"one": 3}, "clip": {"no": 2}, "average": {"no": 2},
+    "registered": {"nothing": 4}, "metrics": {"none": 3}, "data": {"arrays": 3}, "workers": {"2": 6}, "strategy": {"ddp": 4},
+    "event": {"disk": 3, "memory": 2},
+}  # fmt: skip
+"""How often a choice is drawn, if not once in its dimension."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One choice for each dimension; those that mean nothing beside others are the plainest."""
+
+    of: Mapping[str, str]
+
+    def __getitem__(self, dimension: str) -> str:
+        return self.of[dimension]
+
+    def __str__(self) -> str:
+        """Those that are not the plainest."""
+        return " ".join(f"{name}={value}" for name, value in self.of.items() if value != DIMENSIONS[name][0]) or "plain"
+
+    def simpler(self) -> Iterator[Choices]:
+        """Yield programs with one choice made plainer."""
+        for name, value in self.of.items():
+            for plainer in DIMENSIONS[name][: DIMENSIONS[name].index(value)]:
+                made = fitting(dict(self.of) | {name: plainer})
+                if made != self:
+                    yield made
+
+
+def drawn(source: random.Random, fixed: Mapping[str, str] = {}) -> Choices:
+    """Draw a program."""
+    found = {}
+    for name, values in DIMENSIONS.items():
+        often = WEIGHTS.get(name, {})
+        (found[name],) = source.choices(values, [often.get(value, 1) for value in values])
+    return fitting(found | dict(fixed))
+
+
+def parsed(text: str) -> Choices:
+    """The opposite of `str`."""
+    given = dict(part.split("=", 1) for part in text.split() if part != "plain")
+    return fitting({name: given.get(name, values[0]) for name, values in DIMENSIONS.items()})
+
+
+def fitting(found: dict[str, str]) -> Choices:
+    """Make plain what has no meaning, or cannot be written, beside the other choices."""
+    plain = {name: values[0] for name, values in DIMENSIONS.items()}
+
+    def drop(*names: str) -> None:
+        for name in names:
+            found[name] = plain[name]
+
+    if found["form"] != "function":
+        drop("average", "registered")
+        if found["passes"] == "across":
+            drop("passes")
+    if found["form"] == "task" and found["place"] in ("hand", "decay"):
+        drop("place")
+    if found["form"] != "task" and found["place"] == "factor":
+        drop("place")
+    if found["form"] == "train_step" and found["passes"] == "halves":
+        drop("passes")
+    if found["place"] != "scheduler":
+        drop("schedule")
+    elif found["schedule"] == "none":
+        found["schedule"] = "linear"
+    if found["schedule"] == "plateau" and found["form"] != "function":
+        found["schedule"] = "step"
+    if found["optimizer"] == "SparseAdam":
+        found["model"] = "sparse"
+        drop("norm", "extra", "groups", "clip", "passes")
+        if found["registered"] == "generator":
+            drop("registered")
+    elif found["model"] == "sparse":
+        found["model"] = "embedding"
+    if (found["form"] == "function" and found["batch"] == "7") or (found["workers"] == "3" and found["batch"] == "8"):
+        drop("batch")
+    if found["optimizer"] == "LBFGS":
+        drop("groups", "passes", "clip", "dropout")
+        if found["extra"] == "complex":
+            drop("extra")
+    if found["optimizer"] == "Muon":
+        found["model"], found["groups"] = "linear", "one"
+        drop("norm", "extra")
+    if (
+        found["optimizer"] in ("Adafactor", "Rprop", "ASGD", "Muon", "lookahead", "schedule-free")
+        and found["values"] == "tensor"
+    ):
+        drop("values")
+    if found["extra"] == "complex" and found["optimizer"] in (
+        "Adafactor",
+        "fused",
+        "Muon",
+        "lookahead",
+        "schedule-free",
+    ):
+        drop("extra")
+    if found["strategy"] == "fsdp":  # torch has nothing sharded for these, and says so in the first step
+        if found["optimizer"] in ("Adafactor", "Muon", "SparseAdam"):
+            drop("optimizer", "model")
+        if found["extra"] in ("complex", "attribute"):
+            drop("extra")
+        if found["registered"] == "generator":
+            drop("registered")
+    if found["strategy"] == "horovod":
+        if found["extra"] == "complex":
+            drop("extra")
+        if found["form"] == "function":
+            drop("passes")  # Horovod wants to know of them beforehand
+        if found["groups"] == "added":
+            drop("groups")
+    if found["event"] == "shrink" and found["workers"] == "1":
+        found["event"] = "grow"
+    return Choices({name: found[name] for name in DIMENSIONS})

@@ -1,0 +1,67 @@
+"""Programs that nobody thought of: by hand, under dtrain, and through a kill, a stop or another size they are the same training."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+import warm_agents
+from faults import FAULTS
+from grammar import drawn, parsed
+from oracles import Refused, differences
+from trial import Trial
+
+SEED = 25
+PROGRAMS = 40
+KNOWN_REFUSALS = (r"whose step\(closure\) computes the loss several times",)
+"""What no drawn program may be refused for but this."""
+FINDING = {
+    "rate-not-restored": "form=function place=scheduler schedule=linear",
+    "momentum-skipped": "optimizer=momentum",
+    "one-buffer-skipped": "norm=batch",
+    "sample-skipped": "plain",
+    "sample-twice": "plain",
+    "dropout-by-attempt": "dropout=yes",
+    "scheduler-not-restored": "place=scheduler schedule=step",
+    "registered-not-restored": "form=function average=ema",
+    "buffers-not-shared": "extra=mean event=stop",
+    "parts-unweighted": "batch=7",
+    "schedule-of-the-step-before": "place=factor",
+    "gradients-not-kept": "form=function passes=across at=5",
+    "metrics-by-position": "metrics=missing",
+    "saved-in-training-mode": "optimizer=schedule-free",
+    "clipped-twice-as-far": "clip=yes",
+}  # fmt: skip
+"""Fault → a program by which it is found; the campaign looks for it among drawn ones."""
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process take warm agents."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name, value in warm_agents.environment().items():
+        monkeypatch.setenv(name, value)
+    for name in set(os.environ) - warm_agents.environment().keys():
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("number", range(PROGRAMS))
+def test_a_drawn_program_is_the_same_training_everywhere(number: int, tmp_path: Path) -> None:
+    chosen = drawn(random.Random(f"{SEED}-{number}"), {"strategy": ("ddp", "ddp", "fsdp")[number % 3]})
+    try:
+        found = differences(Trial(chosen, tmp_path))
+    except Refused as error:
+        assert any(re.search(known, str(error)) for known in KNOWN_REFUSALS), f"{chosen} is refused: {error}"
+        return
+    assert not found, f"python tests/campaign/programs.py --program '{chosen}'\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_dtrain_is_found(name: str, tmp_path: Path) -> None:
+    assert differences(Trial(parsed(FINDING[name]), tmp_path, FAULTS[name])), f"nothing is found with the fault {name}"

@@ -1,0 +1,177 @@
+"""Runs of a drawn program: by hand, undisturbed, and with its event."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from grammar import STEPS, Choices
+from program_text import recipe, source
+
+import dtrain
+from dtrain.checkpoint.names import folder_of
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Seen:
+    """What can be known of a run after its end."""
+
+    run: dtrain.Run
+    code: int
+    """Its exit code, or that of the first part that did not end well."""
+    text: str = ""
+    passes: dict[int, list[list[dict[str, Any]]]] = field(default_factory=dict)
+    """Step → for each rank what its passes saw, when the step was done for the last time."""
+
+    @property
+    def refusal(self) -> str:
+        """The sentence by which dtrain refused the program; "" for an error of the program's own."""
+        found = [event for event in self.run.events() if event["event"] == "failure_occurred"]
+        return str(found[0]["message"]) if found and not found[0]["traceback"] else ""
+
+    @property
+    def last(self) -> Path:
+        """The folder of the last checkpoint."""
+        return folder_of(self.run.path / "checkpoints", self.run.checkpoints()[-1])
+
+    @property
+    def history(self) -> dict[int, dict[str, float]]:
+        """Step → the reported values."""
+        return {event["step"]: event["values"] for event in self.run.events() if event["event"] == "metrics"}
+
+    @property
+    def rates(self) -> dict[int, list[float]]:
+        """Step → the learning rates that rank 0's first pass saw."""
+        return {step: ranks[0][0]["rates"] for step, ranks in sorted(self.passes.items()) if ranks and ranks[0]}
+
+    @property
+    def attempts(self) -> int:
+        """How often training began."""
+        return sum(event["event"] == "attempt_started" for event in self.run.events())
+
+
+class Trial:
+    """One program in a folder of its own."""
+
+    def __init__(self, chosen: Choices, folder: Path, fault: str = "") -> None:
+        self.chosen = chosen
+        self.folder = folder
+        self.workers = int(chosen["workers"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "program.py").write_text(source(chosen))
+        if fault:
+            (folder / "fault.py").write_text(fault)
+            (folder / "program.py").write_text(source(chosen).replace("from watch", "import fault\nfrom watch"))
+        (folder / "watch.py").write_text((HERE / "watch.py").read_text())
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe(chosen, self.workers), sort_keys=False))
+
+    def module(self) -> dict[str, Any]:
+        """What the program's file defines, in this process."""
+        names: dict[str, Any] = {"__name__": "drawn_program"}
+        exec(compile(source(self.chosen), str(self.folder / "program.py"), "exec"), names)
+        return names
+
+    def by_hand(self, samples: Mapping[int, list[int]]) -> tuple[list[float], list[list[float]], Mapping[str, Any]]:
+        """Losses, rates and last weights of a loop without dtrain over these samples of each step."""
+        names = self.module()
+        rows = [samples[step] for step in sorted(samples)]
+        batches = [(names["X"][row], names["Y"][row]) for row in rows]
+        losses, rates, model = [], [], None
+        for loss, rate, made in names["by_hand"](batches):
+            model = made
+            if made is None:
+                losses.append(loss)
+                rates.append(rate)
+        assert model is not None
+        return losses, rates, model.state_dict()
+
+    def undisturbed(self) -> Seen:
+        """Train without an event."""
+        return self._seen("undisturbed", ({}, {}))
+
+    def disturbed(self) -> Seen:
+        """Train with the program's event."""
+        event, at = self.chosen["event"], int(self.chosen["at"])
+        if event in ("disk", "memory"):
+            every = int(self.chosen["every"])
+            saved = at // every * every if event == "disk" else 0
+            return self._seen(
+                "disturbed", ({"kill": [min(1, self.workers - 1), at * self.passes_a_step + 1, saved]}, {})
+            )
+        size = {"stop": self.workers, "shrink": self.workers - 1, "grow": self.workers + 1}[event]
+        return self._seen(
+            "disturbed", ({}, {"train.until": at}), ({}, {"train.until": None, "resources.workers": size})
+        )
+
+    @property
+    def passes_a_step(self) -> int:
+        """How often `watch.forward` is called in a step."""
+        if self.chosen["form"] != "task" or self.chosen["passes"] != "halves":
+            return 1
+        part = math.ceil(int(self.chosen["batch"]) / self.workers)
+        return math.ceil(part / 3)
+
+    def _seen(self, name: str, *parts: tuple[dict[str, Any], dict[str, Any]]) -> Seen:
+        watched = self.folder / name
+        watched.mkdir()
+        run, code, text = None, 0, ""
+        for params, settings in parts:
+            given = (
+                {"params.folder": str(watched)} | {f"params.{key}": value for key, value in params.items()} | settings
+            )
+            try:
+                if run is None:
+                    run = dtrain.run(
+                        str(self.folder / "recipe.yaml"), runs=self.folder / "runs", show=False, settings=given
+                    )
+                else:
+                    run = dtrain.resume(run, show=False, settings=settings)
+            except dtrain.runs.RunFailed as error:
+                return Seen(error.run, int(error.exit_code), f"{error}\n{_failures(error.run)}")
+        assert run is not None
+        seen = Seen(run, code, text)
+        seen.passes = dict(self._passes(run, watched))
+        return seen
+
+    def _passes(self, run: dtrain.Run, watched: Path) -> Iterator[tuple[int, list[list[dict[str, Any]]]]]:
+        """Put what each process wrote down into the order of steps."""
+        begins = {}
+        attempt = 0
+        for event in run.events():
+            if event["event"] == "attempt_started":
+                attempt = event["attempt"]
+            elif event["event"] == "training_started":
+                begins[attempt] = event["step"]
+        found: dict[int, dict[int, list[dict[str, Any]]]] = defaultdict(dict)
+        for attempt, begin in sorted(begins.items()):
+            for path in sorted(watched.glob(f"{attempt}-*.jsonl")):
+                lines = [json.loads(line) for line in path.read_text().splitlines()]
+                rank = int(path.stem.split("-")[1])
+                each = self.passes_a_step
+                for number in range(len(lines) // each):
+                    found[begin + number][rank] = lines[number * each : (number + 1) * each]
+            # a later attempt with fewer workers leaves no rank of an earlier one behind
+            ranks = {int(path.stem.split("-")[1]) for path in watched.glob(f"{attempt}-*.jsonl")}
+            for step in [one for one in found if one >= begin]:
+                found[step] = {rank: seen for rank, seen in found[step].items() if rank in ranks}
+        for step in range(STEPS):
+            yield step, [found[step][rank] for rank in sorted(found.get(step, {}))]
+
+
+def _failures(run: dtrain.Run) -> str:
+    told = [str(event) for event in run.events() if "fail" in event["event"]]
+    return "\n".join(told)[-3000:]
+
+
+def one_line(text: str) -> str:
+    """A message without what changes from run to run."""
+    return re.sub(r"\s+", " ", text)[:400]

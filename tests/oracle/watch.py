@@ -1,0 +1,56 @@
+"""Lies beside a drawn program: writes down what its author's code sees in each pass, and has one of its workers killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 5.0
+
+
+class Watch:
+    """The passes of one process."""
+
+    def __init__(self, folder: str = "", kill: list[int] | None = None) -> None:
+        """`kill`: the rank that is killed, the number of the pass at whose beginning it is, counted from 1, and the step whose checkpoint
+        is waited for before (0: some time for the one in memory)."""
+        self.rank = int(os.environ.get("RANK") or os.environ.get("HOROVOD_RANK") or "0")
+        self._folder = Path(folder) if folder else None
+        self._kill = kill
+        self._passes = 0
+
+    def forward(self, inputs: Any, optimizer: Any, *, training: bool) -> None:
+        """A forward pass of the training begins. The last column of the inputs is the number of the sample."""
+        self._passes += 1
+        self._strike()
+        seen = {
+            "samples": [round(100 * float(one)) for one in inputs.detach().reshape(len(inputs), -1)[:, -1]],
+            "rates": [float(group["lr"]) for group in optimizer.param_groups] if optimizer is not None else [],
+            "training": training,
+        }
+        if self._folder is not None:
+            name = f"{os.environ.get('DTRAIN_ATTEMPT', '1')}-{self.rank}.jsonl"
+            with open(self._folder / name, "a") as file:
+                file.write(json.dumps(seen) + "\n")
+
+    def _strike(self) -> None:
+        if self._kill is None or self._folder is None or [self.rank, self._passes] != self._kill[:2]:
+            return
+        mark = self._folder / "struck"
+        if not mark.exists():
+            mark.write_text("")
+            saved = (
+                self._folder.parent
+                / "runs"
+                / os.environ["DTRAIN_RUN"]
+                / "checkpoints"
+                / f"step-{self._kill[2]:08d}-attempt-0001"
+            )
+            until = time.monotonic() + (PATIENCE_SECONDS if self._kill[2] else 0.1)
+            while time.monotonic() < until and not saved.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)

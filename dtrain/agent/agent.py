@@ -346,6 +346,8 @@ class Agent:
             if self._private and isinstance(report, StepsProfiled) and report.file:
                 for piece in self._private.written(report.file):
                     self.send(piece)
+            if isinstance(report, reports.ShardWritten):
+                self._send_what_grew()  # the ledger arrives before the checkpoint that it explains
             self.send(WorkerReport(self._attempt, rank, body))
 
     def _reap(self, rank: int, code: int) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
+from functools import partial
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +54,7 @@ from dtrain.api.protocol import (
 from dtrain.common import environment as variables
 from dtrain.common.memory import oom_kills
 from dtrain.common.message import tagged
-from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, signal_process
+from dtrain.common.processes import STACKS_SIGNAL, alive, catches
 from dtrain.common.serde import JsonObject
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.record import sample_ledger
@@ -105,7 +107,7 @@ class Agent:
         """Whether the supervisor has given up waiting for the zygote's imports."""
         self._line_bytes = int(os.environ.get(variables.LINE_BYTES, 0))
         self._sending = threading.Lock()
-        self._pulse = Pulse(self.send, beat_seconds, commands, self._abandon)
+        self._pulse = Pulse(self.send, beat_seconds, commands, partial(os._exit, 1))
         self._meter = UsageMeter()
         self._inspector = Inspector(node, self._meter, self.send)
         self._memory = NodeMemory(run, node, self.send)
@@ -196,7 +198,7 @@ class Agent:
     def _lose_workers(self, broken: Broken) -> None:
         """The zygote is gone, and its workers, which die with it, have nobody to tell how they ended."""
         for rank, one in list(self._workers.items()):
-            kill_group(one.pid)
+            one.process.send_to_group()
             self._drain_pipe(rank)
             if not one.reported:
                 self._report(rank, FailureKind.CRASH, broken.reason)
@@ -223,7 +225,11 @@ class Agent:
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
-            to, command = decode(line)
+            try:
+                to, command = decode(line)
+            except (ValueError, RecursionError) as error:
+                print(f"a command that cannot be read: {error}", file=sys.stderr, flush=True)
+                continue
             if to in ("", self.node):
                 self._handle_command(command)
 
@@ -337,7 +343,7 @@ class Agent:
             if not one.reported:
                 self._report(rank, FailureKind.CRASH, f"rank {rank}: {error}")
             one.reported = True
-            kill_group(one.pid)
+            one.process.send_to_group()
         for body, report in received:
             if isinstance(report, reports.MemoryOffered):
                 self._memory.offer(self._attempt, rank, one.pid, report)
@@ -353,7 +359,7 @@ class Agent:
     def _reap(self, rank: int, code: int) -> None:
         self._drain_pipe(rank)
         one = self._workers.pop(rank)
-        kill_group(one.pid)
+        one.process.close()
         if code and not one.reported and (report := failure_report.from_error_file(self.run.error_file(rank))):
             self._send_report(rank, report)
         step = sample_ledger.last_step(one.ledger)
@@ -372,13 +378,9 @@ class Agent:
     def _signal(self, number: int) -> None:
         for one in self._workers.values():
             if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGCONT):
-                kill_group(one.pid, number)
+                one.process.send_to_group(number)
             elif number != STACKS_SIGNAL or catches(one.pid, number):  # it would kill a program that does not expect it
-                signal_process(one.pid, number)
-
-    def _abandon(self) -> None:
-        """End this process at once, from another thread: its zygote and the workers die with it."""
-        os._exit(1)
+                one.process.send(number)
 
     def _close_ports(self) -> None:
         for port in self._ports:

@@ -213,7 +213,7 @@ def _fork(channel: socket.socket, descriptors: list[int], own: set[int]) -> bool
 def _bury(channel: socket.socket, own: set[int]) -> None:
     """Tell the agent of every process of its that has ended; with the last one, end what they have left behind."""
     codes = {pid: code for pid, code in _ended(own) if pid in own}
-    own -= codes.keys()
+    own.difference_update(codes)
     if codes and not own:
         _end_children()
     for pid, code in codes.items():

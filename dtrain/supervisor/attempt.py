@@ -39,6 +39,7 @@ from dtrain.record.event_log import EventLog
 from dtrain.record.inspection import InspectionRequest
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.beside.debugging import DebuggerReport, Debugging
+from dtrain.supervisor.beside.metric_log import MetricLog
 from dtrain.supervisor.beside.profile_window import profile_steps, step_ahead
 from dtrain.supervisor.beside.progress_log import ProgressLog
 from dtrain.supervisor.beside.usage_log import UsageLog
@@ -114,6 +115,7 @@ class Attempt:
         self._retention = CheckpointRetention(plan.job.checkpoint, context.log.path)
         self._usage = UsageLog(context.log)
         self._progress = ProgressLog(number, context.log)
+        self._metrics = MetricLog(context.log)
         self.stragglers = Stragglers(number, context.log, self._owner)
         self._commits = CheckpointCommits(
             number, context.store, context.lane, context.log,
@@ -125,7 +127,7 @@ class Attempt:
         """Steps a second."""
         self._stacks = HangStacks()
         self._leaving = False
-        self._ending = Ending(len(self._owner), script=self._is_script)
+        self._ending = Ending(len(self._owner), kind=plan.job.kind)
         self._deadline: float | None = None
         self._looks_at = 0.0
         self._ending_since: float | None = None
@@ -160,7 +162,7 @@ class Attempt:
             self._progress.heard(self._hangs.steps(), now)
             self._usage.heard(node, event.usage, now)
         elif isinstance(event, WorkerReport):
-            self._on_report(event.rank, report_of(event.report))
+            self._on_report(event.rank, report_of(event.report), now)
         elif isinstance(event, WorkerExited):
             self._on_exit(event, now)
 
@@ -279,7 +281,7 @@ class Attempt:
             partner = votes.partner(node, self._ranks)
             self._send(node, self._begin.command(self.number, ranks, info, keep, partner))
 
-    def _on_report(self, rank: int, report: reports.Report) -> None:
+    def _on_report(self, rank: int, report: reports.Report, now: float) -> None:
         if isinstance(report, reports.ShardWritten):
             self._commits.add(rank, report)
         elif isinstance(report, reports.SaveFailed):
@@ -309,7 +311,7 @@ class Attempt:
                 self._rate = event.samples_per_second / self._plan.job.train.global_batch
             self._ending.see(event)
             self._retention.see(event)
-            self._context.log.add(event)
+            self._metrics.add(event, now)
 
     def _stop_by_function(self, reason: str) -> None:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
@@ -325,7 +327,7 @@ class Attempt:
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._running.discard(event.rank)
-        self._ending.exited(event.code)
+        self._ending.exited(event.code, event.step)
         reported = self._failures.has_report(event.rank)
         asked_to = self._leaving and (self._is_script or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
@@ -354,6 +356,7 @@ class Attempt:
             self._phase = Phase.COMMITTING
             return
         self._phase = Phase.OVER
+        self._metrics.end()
         self.stragglers.end()
         if failure is not None:
             known = known_of(self._context.strategy, self._plan.job)

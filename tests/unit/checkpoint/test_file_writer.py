@@ -179,14 +179,13 @@ time.sleep(600)
 
 
 def test_it_ends_with_the_worker_whoever_else_has_its_socket() -> None:
-    worker = subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True)
-    assert worker.stdout
-    pids = set(map(int, worker.stdout.readline().split()))
-    (process,) = (pid for pid in pids if "write_process" in " ".join(command_line(pid)))
-    worker.kill()
-    worker.communicate() if not pids - {process} else worker.wait()
-    try:
-        wait_for(lambda: not alive(process), "its end", 20)
-    finally:
-        for pid in pids:
-            signal_process(pid, signal.SIGKILL)
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout
+        pids = set(map(int, worker.stdout.readline().split()))
+        try:
+            (process,) = (pid for pid in pids if any("write_process" in word for word in command_line(pid)))
+            worker.kill()
+            wait_for(lambda: not alive(process), "its end", 30)
+        finally:
+            for pid in (worker.pid, *pids):
+                signal_process(pid, signal.SIGKILL)

@@ -211,6 +211,11 @@ def _taken(file: IO[str], claims: Path, mark: str) -> Lease | None:
         _write_new(claim_file(claims, number + 1), f"{mark}\n{boot_id()}\n{FORMAT}\n")
     except FileExistsError:
         return None
+    if (
+        newest_claim(claims) != number + 1
+    ):  # this one was held up: others made the same number, then a higher one, and deleted it
+        claim_file(claims, number + 1).unlink(missing_ok=True)
+        return None
     for older in sorted(path for path in claims.iterdir() if path.name.isdigit() and int(path.name) <= number):
         older.unlink(missing_ok=True)
     before = Predecessor(_mark(text), lines[1].strip() if len(lines) > 1 else "") if _mark(text) else None

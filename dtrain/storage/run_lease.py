@@ -85,6 +85,11 @@ def take(remote: ObjectStore, lease: Lease) -> RunClaim | None:
             return None
     if not remote.create(_name(number + 1), _text(lease.mark)):
         return None
+    if (
+        newest(remote) != number + 1
+    ):  # this one was held up: others made the same number, then a higher one, and deleted it
+        remote.delete([_name(number + 1)])
+        return None
     remote.delete(name for name in remote.sizes(CLAIMS) if _number(name) <= number)
     return RunClaim(remote, number + 1, lease.mark)
 

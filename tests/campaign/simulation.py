@@ -34,7 +34,9 @@ def main() -> int:
     for seed in range(chosen.seed, chosen.seed + chosen.seeds):
         if text := problem_of(seed):
             wrong += 1
-            print(f"seed {seed}: {text}\n  again: python tests/campaign/simulation.py --seed {seed} --seeds 1", flush=True)
+            print(
+                f"seed {seed}: {text}\n  again: python tests/campaign/simulation.py --seed {seed} --seeds 1", flush=True
+            )
     print(f"simulation: {chosen.seeds} seeds from {chosen.seed}, {wrong} wrong", flush=True)
     return int(wrong > 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import queue
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,7 @@ class Played:
         while True:
             try:
                 command = self.commands.get(timeout=chance.uniform(0.2, 1.0))
-            except main.queue.Empty:
+            except queue.Empty:
                 command = None
             if isinstance(command, Quit):
                 return
@@ -212,7 +213,9 @@ class Life:
         """See `Cluster.allocate`."""
         self.inbox = inbox
         simulation = self.world.simulation
-        agent = Played(self.world, self, lambda item: inbox.put(("node", item)), main.queue.SimpleQueue())
+        agent = Played(
+            self.world, self, lambda item: inbox.put(("node", item)), self.world.simulation.modules().SimpleQueue()
+        )
         self.channels = {"node": agent}
         simulation.start(self.machine, "agent", agent.work)
         try:
@@ -279,6 +282,7 @@ class World:
             for target, name, value in (
                 (main, "signal_handlers", lambda put: ExitStack()),
                 (main, "RunFolderWatcher", lambda *_: watcher),
+                (main, "Tracking", lambda run: mock.Mock()),
                 (registry, "cluster_of", lambda job: self._life()),
                 (object_store, "of_run", lambda storage, run_id: self._life().store),
                 (run_sync, "of_run", lambda storage, run_id: self._life().store),

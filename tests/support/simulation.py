@@ -74,7 +74,9 @@ class Thread:
     def resume(self) -> None:
         """Let it run to its next operation."""
         self.turn.release()
-        assert self._simulation.back.acquire(timeout=PATIENCE_SECONDS), f"{self.machine.name} {self.role} does not come back"
+        assert self._simulation.back.acquire(timeout=PATIENCE_SECONDS), (
+            f"{self.machine.name} {self.role} does not come back"
+        )
 
     def may_run(self, now: float) -> bool:
         paused = max(self.machine.paused_until.get(role, 0.0) for role in ("", self.role))
@@ -97,7 +99,9 @@ class Simulation:
         self.back = threading.Semaphore(0)
         self.threads: list[Thread] = []
         self.steps = 0
-        self.pause_chance = self.chance.choice([0.0, 0.002, 0.01])
+        self.pause_chance = self.chance.choice([0.01, 0.03, 0.1])
+        self.pauses = self.chance.choice([0, 2, 5, 15])
+        """That are still to come, at most."""
 
     @property
     def current(self) -> Thread | None:
@@ -133,7 +137,8 @@ class Simulation:
         if chosen.error:
             raise chosen.error
         self.now += self.chance.random() * 0.02
-        if self.chance.random() < self.pause_chance:
+        if self.pauses and self.chance.random() < self.pause_chance:
+            self.pauses -= 1
             self._disturb(chosen.machine)
 
     def _disturb(self, machine: Machine) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections import deque
+from functools import partial
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ from dtrain.api.protocol import (
 from dtrain.common import environment as variables
 from dtrain.common.memory import oom_kills
 from dtrain.common.message import tagged
-from dtrain.common.processes import STACKS_SIGNAL, alive, catches, kill_group, signal_process
+from dtrain.common.processes import STACKS_SIGNAL, alive, catches
 from dtrain.common.serde import JsonObject
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.record import sample_ledger
@@ -93,7 +94,7 @@ class Agent:
         self._zygote = zygote
         self._late = False
         """Whether the supervisor has given up waiting for the zygote's imports."""
-        self._pulse = Pulse(self._link.send, beat_seconds, commands, self._abandon)
+        self._pulse = Pulse(self._link.send, beat_seconds, commands, partial(os._exit, 1))
         self._meter = UsageMeter()
         self._inspector = Inspector(node, self._meter, self._link.send)
         self._memory = NodeMemory(run, node, self._link.send)
@@ -174,7 +175,7 @@ class Agent:
     def _lose_workers(self, broken: Broken) -> None:
         """The zygote is gone, and its workers, which die with it, have nobody to tell how they ended."""
         for rank, one in list(self._workers.items()):
-            kill_group(one.pid)
+            one.process.send_to_group()
             self._drain_pipe(rank)
             if not one.reported:
                 self._report(rank, FailureKind.CRASH, broken.reason)
@@ -305,7 +306,7 @@ class Agent:
             if not one.reported:
                 self._report(rank, FailureKind.CRASH, f"rank {rank}: {error}")
             one.reported = True
-            kill_group(one.pid)
+            one.process.send_to_group()
         for body, report in received:
             if isinstance(report, reports.MemoryOffered):
                 self._memory.offer(self._attempt, rank, one.pid, report)
@@ -314,12 +315,14 @@ class Agent:
             if self._private and isinstance(report, StepsProfiled) and report.file:
                 for piece in self._private.written(report.file):
                     self._link.send(piece)
+            if isinstance(report, reports.ShardWritten):
+                self._send_what_grew()  # the ledger arrives before the checkpoint that it explains
             self._link.send(WorkerReport(self._attempt, rank, body))
 
     def _reap(self, rank: int, code: int) -> None:
         self._drain_pipe(rank)
         one = self._workers.pop(rank)
-        kill_group(one.pid)
+        one.process.close()
         if code and not one.reported and (report := failure_report.from_error_file(self._run.error_file(rank))):
             self._send_report(rank, report)
         step = sample_ledger.last_step(one.ledger)
@@ -338,13 +341,9 @@ class Agent:
     def _signal(self, number: int) -> None:
         for one in self._workers.values():
             if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGCONT):
-                kill_group(one.pid, number)
+                one.process.send_to_group(number)
             elif number != STACKS_SIGNAL or catches(one.pid, number):  # it would kill a program that does not expect it
-                signal_process(one.pid, number)
-
-    def _abandon(self) -> None:
-        """End this process at once, from another thread: its zygote and the workers die with it."""
-        os._exit(1)
+                one.process.send(number)
 
     def _close_ports(self) -> None:
         for port in self._ports:

@@ -21,7 +21,7 @@ from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.protocol import Inspect, Inspected
 from dtrain.common.files import read_at
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.processes import STACKS_SIGNAL, catches, resident_megabytes, signal_process, threads, usage
+from dtrain.common.processes import STACKS_SIGNAL, catches, resident_megabytes, threads, usage
 from dtrain.record import inspection, sample_ledger
 from dtrain.record.inspection import WorkerUsage
 
@@ -120,7 +120,7 @@ class Inspector:
         elif catches(one.pid, STACKS_SIGNAL):
             size = one.begin_inspection()
             self._waiting[rank] = _Waiting(one, size, size, now)
-            signal_process(one.pid, STACKS_SIGNAL)
+            one.process.send(STACKS_SIGNAL)
         else:
             self._texts[rank] = "\n".join(threads(one.pid)) or "has ended"
 

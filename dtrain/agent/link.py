@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -50,6 +51,10 @@ class SupervisorLink:
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
-            to, command = decode(line)
+            try:
+                to, command = decode(line)
+            except (ValueError, RecursionError) as error:
+                print(f"a command that cannot be read: {error}", file=sys.stderr, flush=True)
+                continue
             if to in ("", self._node):
                 yield command

@@ -10,7 +10,7 @@ from dtrain.agent.worker_pipe import WorkerPipe
 from dtrain.api.protocol import WorkerLiveness
 from dtrain.api.strategy import RankInfo
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.processes import usage
+from dtrain.common.processes import ProcessHandle, usage
 from dtrain.record import log_retention, sample_ledger
 from dtrain.record.events import LogShortened
 from dtrain.record.log_times import LogTimes
@@ -52,6 +52,7 @@ class WorkerProcess:
 
     def __post_init__(self) -> None:
         self._times = LogTimes(self.log)
+        self.process = ProcessHandle(self.pid)
 
     def log_size(self) -> int:
         """Return the size of the worker's log in bytes."""

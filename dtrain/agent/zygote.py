@@ -1,11 +1,12 @@
 """The template and the zygote of an agent: the template imports the framework once and forks the zygote, and that forks every worker.
 
 If the zygote is killed, its workers die with it, and the template forks another one at once: nothing is imported again.
+Both adopt what the workers start and leave behind, in sessions of its own, too; it is ended with the last worker.
 `dtrain.agent.fork_server` starts the template and speaks to each of both over a socket: a request brings the file descriptor of a new
 zygote's socket, or those of a new worker; answers tell of its process. They are no `multiprocessing` processes, so that workers
 find that module untouched. Both end when their agent does, since they then read the end of the socket. On its way out each of them
-kills the process groups of the workers: they would die with the zygote anyway (`PR_SET_PDEATHSIG`), but their own children (data
-loaders) would not.
+kills everything below it: the workers would die with the zygote anyway (`PR_SET_PDEATHSIG`), but their own children (data loaders) would
+not.
 """
 
 from __future__ import annotations
@@ -21,15 +22,28 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dtrain.common.processes import STACKS_SIGNAL, children, die_with_parent, kill_group, outlive_parent, set_name
+from dtrain.common.processes import (
+    STACKS_SIGNAL,
+    adopt_orphans,
+    alive,
+    children,
+    die_with_parent,
+    kill_group,
+    outlive_parent,
+    set_name,
+)
 
 MESSAGE_BYTES = 1 << 16
 MOST_DESCRIPTORS = 2
+END_SECONDS = 5.0
+"""For processes that were killed to be gone; one that waits for a device may take longer."""
 GPU_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
 """Device files that CUDA and ROCm open when they are initialised; a process that is forked afterwards cannot use
 them."""
@@ -70,8 +84,9 @@ def main() -> None:
     if descriptors is None:
         if os.getpid() == template:
             for zygote in children(template):
-                _end_children(zygote)
-        _end_children(os.getpid())
+                for child in children(zygote):
+                    kill_group(child)
+        _end_children()
         os._exit(0)
     global _exit_code
     _exit_code = os.getpid(), 1
@@ -144,6 +159,9 @@ def _changed(files: Files) -> str:
 
 def _serve(channel: socket.socket, files: Files) -> tuple[int, ...] | None:
     """Fork a zygote or a worker for every request: its descriptors in the worker, None in the others when the agent is gone."""
+    adopt_orphans()
+    own: set[int] = set()
+    """Processes that were asked for and have not ended."""
     ended, wake = os.pipe()
     os.set_blocking(ended, False)
     os.set_blocking(wake, False)
@@ -153,7 +171,7 @@ def _serve(channel: socket.socket, files: Files) -> tuple[int, ...] | None:
         ready, _, _ = select.select([channel.fileno(), ended], [], [])
         if ended in ready:
             os.read(ended, MESSAGE_BYTES)
-            _bury(channel)
+            _bury(channel, own)
         if channel.fileno() in ready:
             request, descriptors, _, _ = socket.recv_fds(
                 channel, MESSAGE_BYTES, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
@@ -162,7 +180,7 @@ def _serve(channel: socket.socket, files: Files) -> tuple[int, ...] | None:
                 return None
             if request == b"check":
                 _say(channel, kind="checked", changed=_changed(files))
-            elif _fork(channel, descriptors):
+            elif _fork(channel, descriptors, own):
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.close(ended)
@@ -173,7 +191,7 @@ def _serve(channel: socket.socket, files: Files) -> tuple[int, ...] | None:
                 return tuple(descriptors)
 
 
-def _fork(channel: socket.socket, descriptors: list[int]) -> bool:
+def _fork(channel: socket.socket, descriptors: list[int], own: set[int]) -> bool:
     """Whether this is the new process."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -185,23 +203,40 @@ def _fork(channel: socket.socket, descriptors: list[int]) -> bool:
         if pid == 0:
             channel.close()
             return True
+        own.add(pid)
         _say(channel, kind="forked", pid=pid)
     for one in descriptors:
         os.close(one)
     return False
 
 
-def _bury(channel: socket.socket) -> None:
-    """Tell the agent of every process that has ended."""
+def _bury(channel: socket.socket, own: set[int]) -> None:
+    """Tell the agent of every process of its that has ended; with the last one, end what they have left behind."""
+    codes = {pid: code for pid, code in _ended(own) if pid in own}
+    own.difference_update(codes)
+    if codes and not own:
+        _end_children()
+    for pid, code in codes.items():
+        _say(channel, kind="ended", pid=pid, code=code)
+
+
+def _ended(own: Set[int]) -> Iterator[tuple[int, int]]:
+    """The children that have ended, with their exit codes. The group of each of these is killed while its number is still its own."""
     with suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            _say(channel, kind="ended", pid=found[0], code=os.waitstatus_to_exitcode(found[1]))
+        while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if found.si_pid in own:
+                kill_group(found.si_pid)
+            yield found.si_pid, os.waitstatus_to_exitcode(os.waitpid(found.si_pid, 0)[1])
 
 
-def _end_children(pid: int) -> None:
-    """Kill every child of a process, and the process group that it leads."""
-    for child in children(pid):
-        kill_group(child)
+def _end_children() -> None:
+    """Kill everything below this process, which adopts what a process leaves when it ends."""
+    deadline = time.monotonic() + END_SECONDS
+    while (there := children(os.getpid())) and time.monotonic() < deadline:
+        for child in filter(alive, there):
+            kill_group(child)
+        if not list(_ended(frozenset())):
+            time.sleep(0.002)
 
 
 def _leave() -> None:

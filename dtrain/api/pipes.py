@@ -96,7 +96,7 @@ class PipedAgents:
                 except OtherVersion as error:
                     problem = f"its agent is of another version of dtrain: {error}"
                     break
-                except ValueError:  # what a login shell or ssh printed
+                except (ValueError, RecursionError):  # what a login shell or ssh printed
                     continue
                 self._inbox.put((node, event))
         if problem:

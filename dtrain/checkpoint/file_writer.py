@@ -71,12 +71,12 @@ class FileWriter:
     def write(self, buffer: KeptBuffer | MemoryFile, path: Path, weights: Sequence[WeightsRange]) -> WrittenFile:
         """Write a buffer to a new file and to the disk. Raises `OSError` as the process met it."""
         ranges = [(one.name, one.begin, one.length, one.finite) for one in weights]
-        request = {"path": str(path), "weights": ranges}
+        request, descriptor = {"path": str(path), "weights": ranges}, buffer.fd
         for _ in range(TRIES):
             with self._lock:
                 channel = self._started()
                 try:
-                    write_process.send(channel, request, (buffer.fd,))
+                    write_process.send(channel, request, (descriptor,))
                     received = write_process.receive(channel)
                 except OSError:
                     received = None
@@ -95,7 +95,7 @@ class FileWriter:
             self._channel, theirs = socket.socketpair()
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", write_process.__name__, str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", write_process.__name__, str(theirs.fileno()), str(os.getpid())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from dtrain.checkpoint.memory_record import RecordFile
 from dtrain.checkpoint.tensor_file import TensorFile
 from dtrain.common import hooks
+from dtrain.common.files import Descriptor
 from dtrain.common.memory import granted_memory
 
 Buffer = TypeVar("Buffer", bound="KeptBuffer")
@@ -27,13 +28,13 @@ class KeptBuffer:
             # The kernel would end some process instead.
             raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)} for a copy of {file.size / 1e6:,.0f} MB")
         self.file = file
-        self.fd = os.memfd_create("dtrain-snapshot", os.MFD_CLOEXEC)
+        self._file = Descriptor(os.memfd_create("dtrain-snapshot", os.MFD_CLOEXEC))
         try:
             # Takes the pages now: memory that is short is an error here, and no SIGBUS in the middle of a copy.
             os.posix_fallocate(self.fd, 0, file.size)
             self.memory = mmap.mmap(self.fd, file.size)
         except OSError:
-            os.close(self.fd)
+            self._file.close()
             raise
         self.memory[: len(file.header)] = file.header
         self.record = RecordFile()
@@ -41,6 +42,11 @@ class KeptBuffer:
         """Set while it holds no snapshot that is still to be written."""
         self.step = -1
         """Of the in-memory checkpoint that it holds; -1: of none."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; raises `OSError` if user code has closed it."""
+        return self._file.number
 
     @property
     def size(self) -> int:
@@ -51,7 +57,7 @@ class KeptBuffer:
         """Give the memory back; the mapping goes with the last tensor that looks at it."""
         self.record.begin()
         self.record.close()
-        os.close(self.fd)
+        self._file.close()
 
 
 class KeptBuffers(Generic[Buffer]):

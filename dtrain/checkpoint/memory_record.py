@@ -12,8 +12,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 
+from dtrain.common.files import Descriptor
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.serde import from_dict, to_dict
+from dtrain.common.serde import JsonObject, checked, from_dict, to_dict
 
 WORD = 8
 """Bytes of a number."""
@@ -21,6 +22,9 @@ DIGEST_BYTES = 32
 UNKNOWN = bytes(DIGEST_BYTES)
 BODY = WORD + DIGEST_BYTES
 """Where the length of the JSON is."""
+
+FORMAT = 2
+"""Format number of a record; one of another is none."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,19 @@ class MemoryRecord:
     """The model's tensors in it; see `file_writer.WeightsRange`."""
     small: Mapping[str, int] = field(default_factory=dict)
     """Name → bytes of the files that follow the record."""
+    format: int = FORMAT
 
 
 class RecordFile:
     """The memory file of one record; a snapshot is valid from `complete` to the next `begin`."""
 
     def __init__(self) -> None:
-        self.fd = os.memfd_create("dtrain-record", os.MFD_CLOEXEC)
+        self._file = Descriptor(os.memfd_create("dtrain-record", os.MFD_CLOEXEC))
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; raises `OSError` if user code has closed it."""
+        return self._file.number
 
     def begin(self) -> None:
         """The buffer is about to be written to."""
@@ -62,7 +72,7 @@ class RecordFile:
 
     def close(self) -> None:
         """Give the memory back, if nobody else has it open."""
-        os.close(self.fd)
+        self._file.close()
 
 
 def step_in(fd: int) -> int | None:
@@ -77,8 +87,19 @@ def sealed(fd: int) -> bytes | None:
     return None if digest in (b"", UNKNOWN) else digest
 
 
+def decoded(body: JsonObject) -> MemoryRecord:
+    """The record of such an object; raises `ValueError` if it is none, or of another format."""
+    try:
+        record = checked(from_dict(MemoryRecord, body))
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"no record of an in-memory checkpoint: {error}") from None
+    if record.format != FORMAT:
+        raise ValueError(f"a record of the format {record.format}, and this dtrain reads {FORMAT}")
+    return record
+
+
 def read(fd: int) -> tuple[MemoryRecord, dict[str, bytes]] | None:
-    """The record of a complete snapshot and its small files; None if there is none."""
+    """The record of a complete snapshot and its small files; None if there is none that this version of dtrain wrote."""
     before = step_in(fd)
     if before is None:
         return None
@@ -86,7 +107,10 @@ def read(fd: int) -> tuple[MemoryRecord, dict[str, bytes]] | None:
     if step_in(fd) != before:
         return None
     length = int.from_bytes(data[:WORD], "little")
-    record: MemoryRecord = from_dict(MemoryRecord, json.loads(data[WORD : WORD + length]))
+    try:
+        record = decoded(json.loads(data[WORD : WORD + length]))
+    except ValueError:
+        return None
     small, end = {}, WORD + length
     for name, size in record.small.items():
         small[name] = data[end : end + size]

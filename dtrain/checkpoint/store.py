@@ -17,6 +17,8 @@ from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject, to_dict
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of manifests and of what they list; 1, or none: dtrain 0.1.0, which pickled values that are no tensors."""
 QUARANTINED_KEPT = 2
 """Damaged checkpoints that stay for somebody to look at."""
 READERS = 8
@@ -136,16 +138,29 @@ def manifest_of(attempt: int, step: int, parts: list[CheckpointShard], origin: C
     files = {name: entry for part in parts for name, entry in part.files.items()}
     weights = f"{sum(int(part.weights or '0', 16) for part in parts) % DIGESTS:064x}"
     size = sum(size for size, _ in files.values())
-    body = {"step": step, "attempt": attempt, "weights": weights, "bytes": size, "files": files} | to_dict(origin)
+    body = {
+        "format": FORMAT,
+        "step": step,
+        "attempt": attempt,
+        "weights": weights,
+        "bytes": size,
+        "files": files,
+    } | to_dict(origin)
     return Manifest(step, size, weights, files, json.dumps(body | {"digest": _digest(body)}, indent=1))
 
 
 def parsed(text: bytes | str | None) -> Manifest | str:
-    """A manifest as it was read (None: it is not there), or what is wrong with it."""
+    """A manifest as it was read (None: it is not there), or what is wrong with it. Raises `CheckpointError` for one of a newer version:
+    it is not damaged, and must not be set aside."""
     if text is None:
         return "its manifest is gone"
     try:
         body = json.loads(text)
+        if body.get("format", 1) > FORMAT:
+            raise CheckpointError(
+                f"a checkpoint has the format {body['format']}, and this dtrain reads up to {FORMAT}",
+                "A newer version of dtrain wrote it: update.",
+            )
         files = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
         unsafe = [name for name in files if not is_safe_name(name)]
         if unsafe:

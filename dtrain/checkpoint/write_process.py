@@ -1,8 +1,8 @@
-"""The process that writes a worker's snapshots: `python -m dtrain.checkpoint.write_process DESCRIPTOR`.
+"""The process that writes a worker's snapshots: `python -m dtrain.checkpoint.write_process DESCRIPTOR PARENT`.
 
 It maps the worker's shared memory and, in one go, writes it to a file, hashes it, and looks for values that are not finite,
 so that none of this holds the training or its interpreter. It answers one request at a time over a Unix socket, and ends
-when the worker closes it.
+when the worker closes it or ends: processes that the user's code forked may have the other end, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
@@ -46,8 +47,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the worker decides how long it is needed
     os.nice(NICENESS)
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    while received := receive(channel):
+    channel, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    while _asked(channel, parent) and (received := receive(channel)):
         request, (descriptor,) = received
         try:
             answer = _written(descriptor, **request)
@@ -58,6 +59,18 @@ def main() -> None:
         finally:
             os.close(descriptor)
         send(channel, answer)
+
+
+def _asked(channel: socket.socket, parent: int) -> bool:
+    """Wait for a request; False: the parent has ended."""
+    try:
+        watched = os.pidfd_open(parent)
+    except ProcessLookupError:
+        return False
+    try:
+        return watched not in select.select([channel.fileno(), watched], [], [])[0]
+    finally:
+        os.close(watched)
 
 
 def send(channel: socket.socket, message: Any, descriptors: tuple[int, ...] = ()) -> None:

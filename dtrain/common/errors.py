@@ -41,6 +41,19 @@ class RunNotFound(UsageError):
     """No run, or more than one, answers to the name that was given."""
 
 
+class NewerFormat(UsageError):
+    """A newer version of dtrain wrote what is to be read."""
+
+
+def require_format(what: str, found: object, known: int) -> None:
+    """Raise `NewerFormat` for what has a greater format number than this version reads."""
+    if isinstance(found, int) and found > known:
+        raise NewerFormat(
+            f"{what} has the format {found}, and this dtrain reads up to {known}",
+            "A newer version of dtrain wrote it: update dtrain.",
+        )
+
+
 class FrameworkMissing(UsageError):
     """The strategy's framework is not installed where the workers run."""
 

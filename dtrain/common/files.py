@@ -73,11 +73,49 @@ def write_json(path: Path, value: Any, mode: int = 0o666) -> None:
     write_whole(path, json.dumps(value, indent=1), mode)
 
 
+class Descriptor:
+    """The descriptor of an open file of dtrain's. User code may close it and open another file, which then has its number: nothing is
+    written to that."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._file = _identity(number)
+
+    @property
+    def number(self) -> int:
+        """The number, as long as it means the same file; raises `OSError` (EBADF) otherwise."""
+        if _identity(self._number) != self._file:
+            raise OSError(
+                errno.EBADF,
+                f"the program closed a file that is not its own (descriptor {self._number}), as os.closerange does",
+            )
+        return self._number
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the number still means the same file."""
+        return _identity(self._number) == self._file
+
+    def close(self) -> None:
+        """Close the file, unless somebody else has."""
+        if self.is_open:
+            os.close(self._number)
+            self._file = None
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    try:
+        facts = os.fstat(descriptor)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
 class Appender:
     """A file that is only appended to; what does not fit on a full disk is kept and written as soon as it does."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._file = Descriptor(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666))
         self._pending = bytearray()
         self._unwritten = ""
         self._lost = ""
@@ -93,11 +131,12 @@ class Appender:
         return len(self._pending)
 
     def append(self, data: bytes) -> None:
-        """Add data, in order and whole; does not fail for want of room."""
+        """Add data, in order and whole; does not fail for want of room, but raises `OSError` if user code has closed the file."""
         self._pending += data
+        number = self._file.number
         try:
             while self._pending:
-                del self._pending[: os.write(self._fd, self._pending)]
+                del self._pending[: os.write(number, self._pending)]
         except OSError as error:
             self._unwritten = error.strerror or str(error)
         else:
@@ -106,7 +145,7 @@ class Appender:
     def flush(self) -> None:
         """Make what is written durable (fsync). A failure stays a problem: the kernel may have dropped the data, and says so once."""
         try:
-            os.fsync(self._fd)
+            os.fsync(self._file.number)
         except OSError as error:
             self._lost = error.strerror or str(error)
 
@@ -114,7 +153,7 @@ class Appender:
         """Write what waits, if it can be, make it durable, and close."""
         self.append(b"")
         self.flush()
-        os.close(self._fd)
+        self._file.close()
 
 
 CHUNK = 1 << 20

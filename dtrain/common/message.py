@@ -10,7 +10,7 @@ import re
 from functools import cache
 from typing import Any, ClassVar
 
-from dtrain.common.serde import JsonObject, from_dict, to_dict
+from dtrain.common.serde import JsonObject, checked, from_dict, to_dict
 
 KINDS: dict[str, type[Message]] = {}
 """Name on the wire → class."""
@@ -39,7 +39,8 @@ def tagged(message: Message, tag: str) -> JsonObject:
 
 
 def untagged(body: Any, tag: str) -> Message:
-    """The message of such an object; raises `OtherVersion` if it is unknown or lacks a field, `ValueError` for anything else."""
+    """The message of such an object; raises `OtherVersion` if it is unknown, lacks a field, or a field is of another type, `ValueError` for
+    anything else."""
     if not isinstance(body, dict) or tag not in body:
         raise ValueError("not a message")
     kind = KINDS.get(str(body[tag]))
@@ -49,8 +50,8 @@ def untagged(body: Any, tag: str) -> Message:
     known = field_names(cls)
     try:
         message: Message = from_dict(cls, {name: value for name, value in body.items() if name in known})
-        return message
-    except (TypeError, AttributeError) as error:
+        return checked(message)
+    except (TypeError, AttributeError, ValueError, KeyError) as error:
         raise OtherVersion(f"{kind.kind_name}: {error}") from error
 
 

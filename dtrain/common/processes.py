@@ -12,6 +12,7 @@ from pathlib import Path
 from dtrain.common.lazy_dataclass import dataclass
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 STACKS_SIGNAL = signal.SIGQUIT
 """Has a worker or a zygote write the stacks of its threads."""
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "traced", "Z": "ended"}
@@ -96,6 +97,43 @@ def signal_process(pid: int, number: int) -> None:
     """Signal one process; one that is gone, or was just waited for, is fine."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
+
+
+def adopt_orphans() -> None:
+    """Be the parent of every process below whose own parent ends (prctl(2), PR_SET_CHILD_SUBREAPER), whatever its session is."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+class ProcessHandle:
+    """A process by its descriptor (pidfd_open(2)): once it was waited for, nothing is signalled that has its number then."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._fd: int | None = os.pidfd_open(pid)
+        except OSError:  # it was waited for already
+            self._fd = None
+
+    def send(self, number: int) -> None:
+        """Signal the process; one that is gone is fine."""
+        if self._fd is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._fd, number)
+
+    def send_to_group(self, number: int = signal.SIGKILL) -> None:
+        """Signal the group that the process leads, and the process itself in case it leads none yet."""
+        if self._fd is not None:
+            with suppress(OSError):
+                signal.pidfd_send_signal(self._fd, 0)  # it has not been waited for: its number is its own
+                kill_group(self.pid, number)
+
+    def close(self) -> None:
+        """Idempotent. Signal nothing any more."""
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = None
 
 
 def set_name(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import types
 import typing
@@ -62,6 +63,61 @@ def _decoder(hint: Any) -> Decoder | None:
     if typing.get_origin(hint) is dict:
         return _of_values(_decoder(typing.get_args(hint)[1]))
     return None
+
+
+def checked(value: T) -> T:
+    """The same dataclass, if every field holds what its annotation says; raises `TypeError` otherwise."""
+    kind: Any = type(value)
+    for name, fits in _field_checks(kind):
+        if not fits(getattr(value, name)):
+            raise TypeError(f"{name} is not what it should be")
+    return value
+
+
+Check = Callable[[Any], bool]
+
+
+@cache
+def _field_checks(cls: Any) -> tuple[tuple[str, Check], ...]:
+    return tuple((name, _check(hint)) for name, hint in typing.get_type_hints(cls).items() if name in _names(cls))
+
+
+@cache
+def _names(cls: Any) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(cls))
+
+
+def _check(hint: Any) -> Check:
+    """Return a function that says whether a value fits a type; an int is a float, too, and a list a tuple."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return lambda value: True
+    if origin is typing.Annotated:
+        return _check(parts[0])
+    if origin is typing.Literal:
+        return lambda value: value in parts
+    if origin in (typing.Union, types.UnionType):
+        checks = tuple(map(_check, parts))
+        return lambda value: any(fits(value) for fits in checks)
+    if origin in (tuple, list, collections.abc.Sequence):
+        elements = [part for part in parts if part is not ...]
+        if len(elements) == 1:
+            element = _check(elements[0])
+            return lambda value: isinstance(value, list | tuple) and all(map(element, value))
+        each = tuple(map(_check, elements))
+        return lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) == len(each)
+            and all(fits(one) for fits, one in zip(each, value, strict=True))
+        )
+    if origin in (dict, collections.abc.Mapping):
+        key, element = map(_check, parts)
+        return lambda value: isinstance(value, dict) and all(map(key, value)) and all(map(element, value.values()))
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return lambda value: isinstance(value, hint) and all(fits(getattr(value, n)) for n, fits in _field_checks(hint))
+    if hint is float:
+        return lambda value: isinstance(value, int | float)
+    return (lambda value: isinstance(value, hint)) if isinstance(hint, type) else lambda value: True
 
 
 def _unless_plain(decode: Decoder) -> Decoder:

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.common.errors import DtrainError, UsageError
+from dtrain.common.errors import DtrainError, NewerFormat, RunNotFound, UsageError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import state as queries
 from dtrain.control.state import RunRow
+from dtrain.job.job import Job
 from dtrain.record.folder import RunDir
 from dtrain.record.metric_curves import HELD_OUT, lower_is_better
 from dtrain.show.render import counted, size
@@ -41,8 +42,16 @@ def refuse_live(run: RunDir) -> None:
 def planned(run: RunDir) -> Removal:
     """Find what would be removed of a run."""
     row = queries.row(run)
-    url = str(run.job().storage.url or "")
+    url = str(job.storage.url or "") if (job := _job(run)) else ""
     return Removal(run, row.state, folder_bytes(run.path), f"{url.rstrip('/')}/{run.id}" if url else "")
+
+
+def _job(run: RunDir) -> Job | None:
+    """The job of a run; None if it is gone, damaged or of a newer version: then nobody knows of a copy on remote storage."""
+    try:
+        return run.job()
+    except (RunNotFound, NewerFormat):
+        return None
 
 
 def folder_bytes(path: Path) -> int:
@@ -84,11 +93,11 @@ def forget_checkpoints(run: RunDir) -> None:
 
 
 def remove(removal: Removal, *, checkpoints_only: bool = False) -> None:
-    """Remove a run, with its copy on remote storage, while nobody can begin to supervise it."""
-    run, job = removal.run, removal.run.job()
+    """Remove a run, with its copy on remote storage if its job can be read, while nobody can begin to supervise it."""
+    run, job = removal.run, _job(removal.run)
     with run.lock() as lease:
         refuse_supervised_elsewhere(run)
-        if there := run_sync.claimed(run, job, lease):
+        if job and (there := run_sync.claimed(run, job, lease)):
             there.remove("checkpoints" if checkpoints_only else "")
         for path in run.checkpoints.iterdir() if checkpoints_only and run.checkpoints.is_dir() else ():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -127,6 +136,6 @@ def worse_than_best(runs: Sequence[RunDir], keep: int, metric: str | None) -> It
         worst = math.inf
         if ranked:
             worst = ranked[1] if lower_is_better(ranked[0]) else -ranked[1]
-        groups[run.job().target].append((worst, run))
+        groups[job.target if (job := _job(run)) else ""].append((worst, run))
     for members in groups.values():
         yield from (run for _, run in sorted(members, key=lambda member: member[0])[keep:])

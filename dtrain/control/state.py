@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from dtrain.api.cluster import Submission, SubmissionState
-from dtrain.common.errors import ClusterError, UsageError
+from dtrain.common.errors import ClusterError, NewerFormat, RunNotFound, UsageError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.launch import registry
 from dtrain.record import event_log
@@ -26,10 +26,10 @@ def submission(run: RunDir) -> Submission | None:
     submitted = run.submitted()
     if submitted is None:
         return None
-    cluster = registry.cluster(submitted.cluster, run.job().cluster.options)
     try:
+        cluster = registry.cluster(submitted.cluster, run.job().cluster.options)
         return cluster.state(run, submitted.reference)
-    except ClusterError as error:
+    except (ClusterError, RunNotFound, NewerFormat) as error:
         reason = " ".join(str(error).split())
         return Submission(SubmissionState.UNKNOWN, word="UNKNOWN", reason=reason, reference=submitted.reference)
 
@@ -40,8 +40,8 @@ def state_of(run: RunDir) -> RunState:
     history = event_log.read(run.events)
     state = fold(history)
     state.run = run.id
-    job = run.job()
     if not state.target:
+        job = run.job()
         state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
         state.workers, state.phase = job.resources.workers, "created"
     if _is_unfinished(run, state, history) and not run.supervised():
@@ -85,14 +85,17 @@ def _show_submission(state: RunState, there: Submission, *, requeued: bool) -> N
 
 
 def _age_seconds(run: RunDir) -> float:
-    return time.time() - run.job_file.stat().st_mtime
+    return time.time() - run.started
 
 
 def goes_on(run: RunDir) -> bool:
-    """Whether the run is supervised, or will be."""
+    """Whether the run is supervised, or will be; one that cannot be read is not."""
     if run.supervised():
         return True
-    state = state_of(run)
+    try:
+        state = state_of(run)
+    except (RunNotFound, NewerFormat):
+        return False
     return state.exit_code is None and state.phase != "lost"
 
 

@@ -12,7 +12,8 @@ from dtrain.common.serde import JsonObject
 
 TAG = "event"
 FORMAT = 2
-"""Format number of the event log, in each `RunStarted`; 1, or none: dtrain 0.1.0, whose events had other names."""
+"""Format number of the event log and of the ledgers that belong to it, in each `RunStarted`; 1, or none: dtrain 0.1.0, whose events had other
+names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dtrain.common.errors import require_format
 from dtrain.common.files import Appender, flush_folder, read_at
 from dtrain.common.printable import printable
-from dtrain.record.events import Event, from_log
+from dtrain.record.event import FORMAT
+from dtrain.record.events import Event, RunStarted, from_log
 
 ESCAPED = "\\u00"
 """In every line of JSON with a control character that is no line feed."""
@@ -85,7 +87,8 @@ class Reader:
         return self._offset
 
     def new(self) -> Iterator[Event]:
-        """Events not seen yet; lines that are not whole, or no JSON, are left out."""
+        """Events not seen yet; lines that are not whole, or no JSON, are left out. Raises `NewerFormat` at the start of a supervisor of a
+        newer version."""
         try:
             with open(self._path, "rb") as file:
                 file.seek(self._offset)
@@ -96,6 +99,8 @@ class Reader:
                         self._offset += len(line)
                         wanted = not self._marks or any(mark in line for mark in self._marks)
                         event = _parsed(line) if wanted else None
+                        if isinstance(event, RunStarted):
+                            require_format(str(self._path), event.format, FORMAT)
                         if event is not None:
                             yield event
         except FileNotFoundError:
@@ -105,7 +110,7 @@ class Reader:
 def _parsed(line: bytes) -> Event | None:
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(fields, dict) or "event" not in fields:
         return None

@@ -11,13 +11,18 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from dtrain.common import environment
-from dtrain.common.errors import RunNotFound, UsageError
+from dtrain.common.errors import RunNotFound, UsageError, require_format
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, flush_folder, folder_clock, write_json
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.serde import from_dict, to_dict
+from dtrain.common.serde import checked, from_dict, to_dict
 from dtrain.job.job import Job
 from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked
 from dtrain.record.mailbox import Mailbox
+
+FORMAT = 2
+"""Format number of job.json; 1, or none: dtrain 0.1.0."""
+SIGNS = ("job.json", "events.jsonl")
+"""Files of which a run folder has one at least."""
 
 
 @dataclass(frozen=True)
@@ -168,19 +173,26 @@ class RunDir:
         return sorted(itertools.chain(self.logs.glob("*.log"), self.ledgers.glob("*.bin")))
 
     def job(self) -> Job:
-        """The job of this run; raises `RunNotFound` if the folder is no run."""
+        """The job of this run; raises `RunNotFound` if the folder is no run, `NewerFormat` if a newer version of dtrain wrote it."""
         try:
-            return from_dict(Job, json.loads(self.job_file.read_text()))
+            written = json.loads(self.job_file.read_text())
+            require_format(str(self.job_file), written.pop("format", 1), FORMAT)
+            return checked(from_dict(Job, written))
         except FileNotFoundError:
             raise RunNotFound(f"{self.path} is not a run folder: it has no {self.job_file.name}") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunNotFound(
                 f"{self.job_file} cannot be read: {error}", "It was damaged or made by another version."
             ) from None
 
+    @property
+    def started(self) -> float:
+        """When a person started or resumed the run last, in seconds since 1970 by the clock of the folder's file system."""
+        return next(((self.path / name).stat().st_mtime for name in SIGNS if (self.path / name).is_file()), 0.0)
+
     def write_job(self, job: Job) -> None:
         """Replace the job as a whole; it may hold secrets, so that only its owner may read it."""
-        write_json(self.job_file, to_dict(job), PRIVATE_FILE)
+        write_json(self.job_file, {"format": FORMAT} | to_dict(job), PRIVATE_FILE)
 
     def forget_old_requests(self) -> None:
         """Drop requests that are older than the last start by a person; one made while the run was queued counts."""
@@ -272,13 +284,18 @@ def all_runs(root: Path) -> list[RunDir]:
     """The runs below `root`, the one that was started or resumed last at the end."""
     if not root.is_dir():
         return []
-    runs = [RunDir(path.absolute()) for path in root.iterdir() if (path / "job.json").is_file()]
-    return sorted(runs, key=lambda run: run.job_file.stat().st_mtime)
+    runs = [RunDir(path.absolute()) for path in root.iterdir() if is_run(path)]
+    return sorted(runs, key=lambda run: run.started)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, also if its job is gone."""
+    return any((path / name).is_file() for name in SIGNS)
 
 
 def find(root: Path, name: str) -> RunDir:
     """The run with this path, id, unambiguous prefix of an id, or `last`; raises `RunNotFound`."""
-    if (Path(name) / "job.json").is_file():
+    if is_run(Path(name)):
         return RunDir(Path(name).absolute())
     runs = all_runs(root)
     if not runs:

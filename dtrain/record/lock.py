@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Protocol
 
-from dtrain.common.errors import ClusterError, StorageError, UsageError
+from dtrain.common.errors import ClusterError, StorageError, UsageError, require_format
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, folder_clock
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import boot_id
@@ -34,6 +34,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of flock on a file system without locks (Lustre without `-o flock`, NFS without lockd)."""
 CLAIMS = "supervisors"
 """Folder of the claims, beside the lock file."""
+FORMAT = 2
+"""Format number of a claim, on its third line; 1, or none: dtrain 0.1.0."""
 LEFT = "left\n"
 """Text of a claim whose supervisor has released the run."""
 SOMEBODY = "another process"
@@ -200,15 +202,24 @@ def _taken(file: IO[str], claims: Path, mark: str) -> Lease | None:
         return None
     number = newest_claim(claims)
     text = _text(claim_file(claims, number))
+    lines = text.split("\n")
+    require_format(
+        str(claim_file(claims, number)), int(lines[2]) if len(lines) > 2 and lines[2].isdigit() else 1, FORMAT
+    )
     if heartbeat and text != LEFT and _is_young(claim_file(claims, number)):
         return None
     try:
-        _write_new(claim_file(claims, number + 1), f"{mark}\n{boot_id()}\n")
+        _write_new(claim_file(claims, number + 1), f"{mark}\n{boot_id()}\n{FORMAT}\n")
     except FileExistsError:
+        return None
+    if (
+        newest_claim(claims) != number + 1
+    ):  # this one was held up: others made the same number, then a higher one, and deleted it
+        claim_file(claims, number + 1).unlink(missing_ok=True)
         return None
     for older in sorted(path for path in claims.iterdir() if path.name.isdigit() and int(path.name) <= number):
         older.unlink(missing_ok=True)
-    before = Predecessor(_mark(text), text.partition("\n")[2].strip()) if _mark(text) else None
+    before = Predecessor(_mark(text), lines[1].strip() if len(lines) > 1 else "") if _mark(text) else None
     return Lease(claims, number + 1, mark, heartbeat, before=before)
 
 

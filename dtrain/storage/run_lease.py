@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import time
 
+from dtrain.common.errors import require_format
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.common.message import field_names
 from dtrain.common.processes import boot_id
-from dtrain.common.serde import from_dict, to_dict
+from dtrain.common.serde import checked, from_dict, to_dict
 from dtrain.record.lock import SILENT_SECONDS, Lease, taken_over
 from dtrain.storage.object_store import ObjectStore
 
 CLAIMS = "supervisors"
 """Folder of the claims, each named by its number."""
+FORMAT = 2
+"""Format number of a claim."""
 CLOCK = "clock"
 """An object that is written only to learn the store's time."""
 UNKNOWN = "somebody unknown"
@@ -32,6 +36,8 @@ class Claim:
     """Mark of the lease; '': the run was released."""
     place: str
     """The boot of its machine (`boot_id`), for people."""
+    format: int = 1
+    """Format number, which dtrain 0.1.0 did not write."""
 
 
 class RunClaim:
@@ -72,11 +78,17 @@ def take(remote: ObjectStore, lease: Lease) -> RunClaim | None:
     A claim is dead if it was silent for long, or if the supervisor of before had the lock that is held now, on this boot of the machine."""
     number = newest(remote)
     holder = _read(remote, number)
+    require_format(f"{remote.url}/{_name(number)}", holder.format if holder else 1, FORMAT)
     if holder and holder.mark:
         died_here = lease.before and holder.mark == lease.before.mark and not lease.before.may_live
         if not died_here and age_seconds(remote) < SILENT_SECONDS:
             return None
     if not remote.create(_name(number + 1), _text(lease.mark)):
+        return None
+    if (
+        newest(remote) != number + 1
+    ):  # this one was held up: others made the same number, then a higher one, and deleted it
+        remote.delete([_name(number + 1)])
         return None
     remote.delete(name for name in remote.sizes(CLAIMS) if _number(name) <= number)
     return RunClaim(remote, number + 1, lease.mark)
@@ -110,13 +122,14 @@ def _read(remote: ObjectStore, number: int) -> Claim | None:
     if text is None:
         return None
     try:
-        return from_dict(Claim, json.loads(text))
-    except (ValueError, TypeError):
+        written = json.loads(text)
+        return checked(from_dict(Claim, {name: written[name] for name in field_names(Claim) if name in written}))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return Claim(UNKNOWN, "")
 
 
 def _text(mark: str) -> bytes:
-    return json.dumps(to_dict(Claim(mark, boot_id()))).encode()
+    return json.dumps(to_dict(Claim(mark, boot_id(), FORMAT))).encode()
 
 
 def _name(number: int) -> str:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from dtrain.common.errors import StorageError
+from dtrain.common.errors import StorageError, UsageError
 from dtrain.common.files import is_file_name
 from dtrain.job.job import Job
 from dtrain.record import folder
@@ -191,7 +191,10 @@ def _reader(path: Path) -> tuple[RunCopy | None, list[float]]:
 
 def refresh(run: RunDir) -> None:
     """Bring a run folder up to its copy, unless it is supervised from here; says if that cannot be done."""
-    copy, looked = _reader(run.path)
+    try:
+        copy, looked = _reader(run.path)
+    except UsageError:  # its job cannot be read: nobody knows where a copy is
+        return
     if not copy or time.monotonic() - looked[0] < EVERY_SECONDS or run.locked():
         return
     looked[0] = time.monotonic()

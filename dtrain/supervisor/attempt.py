@@ -106,7 +106,7 @@ class Attempt:
             origin=CheckpointOrigin(job.strategy.name, plan.workers, context.run_id),
             saved_step=begin.saved_step, begun_step=begin.step, changed=self._close,
         )  # fmt: skip
-        self._ending = Ending(len(self._workers), script=self._is_script)
+        self._ending = Ending(len(self._workers), kind=job.kind)
         self._deadline: float | None = None
         self._ending_since: float | None = None
 
@@ -155,7 +155,7 @@ class Attempt:
         elif isinstance(event, Heartbeat):
             self._watch.beat(node, event, now)
         elif isinstance(event, WorkerReport):
-            self._on_report(event.rank, report_of(event.report))
+            self._on_report(event.rank, report_of(event.report), now)
         elif isinstance(event, WorkerExited):
             self._on_exit(event, now)
 
@@ -278,7 +278,7 @@ class Attempt:
             partner = votes.partner(node, self._workers.ranks)
             self._workers.send(node, self._begin.command(self.number, ranks, info, keep, partner))
 
-    def _on_report(self, rank: int, report: reports.Report) -> None:
+    def _on_report(self, rank: int, report: reports.Report, now: float) -> None:
         if isinstance(report, reports.ShardWritten):
             self._commits.add(rank, report)
         elif isinstance(report, reports.SaveFailed):
@@ -308,7 +308,7 @@ class Attempt:
                 self._watch.rate = event.samples_per_second / self._plan.job.train.global_batch
             self._ending.see(event)
             self._commits.see(event)
-            self._context.log.add(event)
+            self._watch.metrics.add(event, now)
 
     def _stop_by_function(self, reason: str) -> None:
         """The ranks agree on a step as if they were asked to leave, but the run is done then."""
@@ -324,7 +324,7 @@ class Attempt:
 
     def _on_exit(self, event: WorkerExited, now: float) -> None:
         self._workers.running.discard(event.rank)
-        self._ending.exited(event.code)
+        self._ending.exited(event.code, event.step)
         reported = self._failures.has_report(event.rank)
         asked_to = self._ending.asked and (self._is_script or event.code == -signal.SIGTERM)
         if event.code and (reported or self._phase is not Phase.ENDING) and not asked_to:
@@ -353,7 +353,7 @@ class Attempt:
             self._phase = Phase.COMMITTING
             return
         self._phase = Phase.OVER
-        self._watch.stragglers.end()
+        self._watch.end()
         if failure is not None:
             known = known_of(self._context.strategy, self._plan.job)
             self.outcome = Failed(

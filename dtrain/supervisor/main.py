@@ -26,6 +26,7 @@ from dtrain.common.serde import from_dict
 from dtrain.job.job import Job
 from dtrain.launch import planner, registry
 from dtrain.record import history
+from dtrain.record.event import FORMAT
 from dtrain.record.event_log import EventLog
 from dtrain.record.events import Event, RunEnded, RunStarted
 from dtrain.record.folder import RunDir
@@ -136,7 +137,7 @@ def _supervise(
                 RunStarted(
                     run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
                     workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
-                    storage=of_run(job.storage, run.id).url if job.storage.url else None,
+                    storage=of_run(job.storage, run.id).url if job.storage.url else None, format=FORMAT,
                 )
             )  # fmt: skip
             sync.start(log)

@@ -16,6 +16,7 @@ from typing import Any
 
 from dtrain.api.protocol import TAG, DebuggerInput, DebugStop, LeaveAt, ProfileSteps, ProposeStop
 from dtrain.api.reports import Report, StopAsked, StopProposal
+from dtrain.common.files import Descriptor
 from dtrain.common.framing import Frames, framed
 from dtrain.common.message import Message, tagged, untagged
 
@@ -27,6 +28,7 @@ class ControlChannel:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        self._file = Descriptor(end.fileno())
         self._frames = Frames()
         self._received: list[bytes] = []
         self._sending = threading.Lock()
@@ -64,11 +66,17 @@ class ControlChannel:
         self._listening = True
         threading.Thread(target=self._listen, name="dtrain-control", daemon=True).start()
 
+    @property
+    def connected(self) -> bool:
+        """Whether reports can be sent; False: user code has closed the socket."""
+        return self._file.is_open
+
     def report(self, report: Report) -> None:
         """Send a report to the supervisor; without an agent, this process is about to be killed anyway."""
         frame = framed(json.dumps(tagged(report, TAG)).encode())
         with self._sending, suppress(OSError):
-            self._socket.sendall(frame)
+            if self.connected:
+                self._socket.sendall(frame)
 
     def ask_to_stop(self, reason: str) -> None:
         """Have all ranks agree on a step to leave at; the next `may_begin` waits for the agreement."""
@@ -89,11 +97,15 @@ class ControlChannel:
 
     def close(self) -> None:
         """Send and receive nothing more."""
+        if not self.connected:
+            self._socket.detach()  # the number is another file's
         self._socket.close()
 
     def _receive(self) -> Message:
         """Wait for the next message; raises `EOFError` at the agent's end."""
         while not self._received:
+            if not self.connected:
+                raise EOFError
             data = self._socket.recv(READ_BYTES)
             if not data:
                 raise EOFError

@@ -39,8 +39,10 @@ def send(
     kind: FailureKind | None = None,
     strategy: Strategy | None = None,
     explanation: str = "",
+    error_file: Path | None = None,
 ) -> None:
-    """Tell the supervisor what ended the user's code, with what the strategy knows of it, and leave the traceback in the log."""
+    """Tell the supervisor what ended the user's code, with what the strategy knows of it, and leave the traceback in the log. Where the user's
+    code has closed the control channel, `error_file` brings it to the agent."""
     names = [base.__name__ for base in type(error).__mro__]
     message = " ".join(str(error).split()) or names[0]
     if notes := notes_of(error):
@@ -67,15 +69,18 @@ def send(
     if explanation:
         print(f"dtrain: {explanation}", file=sys.stderr)
         message = f"{explanation} ({message[:MOST_QUOTED]})"
-    channel.report(
-        WorkerFailed(
-            failure=kind.value,
-            message=message[:MOST_MESSAGE],
-            traceback="" if ours else users_traceback(error, job),
-            where="" if ours else _where(error, job),
-            exit_code=int(error.exit_code) if isinstance(error, DtrainError) else 1,
-        )
+    report = WorkerFailed(
+        failure=kind.value,
+        message=message[:MOST_MESSAGE],
+        traceback="" if ours else users_traceback(error, job),
+        where="" if ours else _where(error, job),
+        exit_code=int(error.exit_code) if isinstance(error, DtrainError) else 1,
     )
+    if channel.connected or error_file is None:
+        channel.report(report)
+    else:
+        told = {"message": report.message, "extraInfo": {"py_callstack": report.traceback}}
+        error_file.write_text(json.dumps({"message": told}))
 
 
 def show(error: BaseException, job: Job | None) -> None:

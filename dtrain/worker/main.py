@@ -133,7 +133,8 @@ def _run(
             return -signal.SIGINT
         debugger.on_exception(error)
         explanation = strategy.explain(error)
-        failure_report.send(channel, error, job, strategy=strategy, explanation=explanation)
+        file = run.error_file(assignment.rank_info.rank)
+        failure_report.send(channel, error, job, strategy=strategy, explanation=explanation, error_file=file)
         return FAILED
     return 0
 

@@ -23,11 +23,11 @@ from typing import Any
 from dtrain.agent.memory.copies import MemoryCopies, MemoryCopy, copied
 from dtrain.agent.memory.handshake import PROOF_BYTES, Seals, greet, introduce
 from dtrain.api.memory_protocol import MemoryCheckpoint, MemoryPeer
-from dtrain.checkpoint.memory_record import MemoryRecord
+from dtrain.checkpoint.memory_record import decoded
 from dtrain.common.files import digest, is_file_name
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.memory import granted_memory
-from dtrain.common.serde import from_dict, to_dict
+from dtrain.common.serde import to_dict
 
 BLOCK = 1 << 24
 LINE_BYTES = 1 << 22
@@ -83,7 +83,7 @@ class MemoryServer:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError), connection:
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError), connection:
             try:
                 seals = greet(connection, self._key)
             finally:
@@ -152,11 +152,11 @@ def _received(stream: Any, seals: Seals, line: bytes) -> Fetched | None:
     """A part, of which nothing is kept before its seal was right."""
     try:
         head = json.loads(line)
-        record, rank = from_dict(MemoryRecord, head["record"]), int(head["rank"])
+        record, rank = decoded(head["record"]), int(head["rank"])
         sizes = [record.size, *record.small.values()]
         if not all(map(is_file_name, filter(None, [record.file, *record.small]))) or min(sizes) < 0:
             raise ValueError("a name or a size that no record has")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConnectionError(f"the other agent sent something else than a record: {error}") from None
     if sum(sizes) > granted_memory()[1]:
         raise OSError(f"no memory for a copy of {sum(sizes) / 1e6:,.0f} MB")

@@ -9,6 +9,7 @@ from dtrain.api.protocol import Heartbeat
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.job.job import Recovery
 from dtrain.record.event_log import EventLog
+from dtrain.supervisor.beside.metric_log import MetricLog
 from dtrain.supervisor.beside.progress_log import ProgressLog
 from dtrain.supervisor.beside.usage_log import UsageLog
 from dtrain.supervisor.failures.hang_detector import Hang, HangDetector
@@ -34,6 +35,7 @@ class Watch:
         """Steps a second."""
         self._progress = ProgressLog(attempt, log)
         self._usage = UsageLog(log)
+        self.metrics = MetricLog(log)
         self._looks_at = 0.0
 
     def beat(self, node: str, event: Heartbeat, now: float) -> None:
@@ -54,6 +56,11 @@ class Watch:
         self._looks_at = now + LOOK_SECONDS
         self._hangs.suspend(now, suspended=suspended)
         return self.start.overdue(now) or self._hangs.find(running, now)
+
+    def end(self) -> None:
+        """The attempt is over: log what was not yet worth an event."""
+        self.metrics.end()
+        self.stragglers.end()
 
     def step_ahead(self) -> int:
         """A step that no rank has reached by the time it hears of it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dtrain.api.plan import LaunchPlan
-from dtrain.api.protocol import AgentReady
+from dtrain.api.protocol import FORMAT, AgentReady
 from dtrain.common.errors import ClusterError, DtrainError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.folder import RunDir
@@ -97,6 +97,11 @@ class NodePool:
 def node_problem(plan: LaunchPlan, run: RunDir, ready: AgentReady, unreachable: AgentInfo | None) -> DtrainError | None:
     """Why a node cannot do what the plan needs, or another one cannot now that it is there; None if they can."""
     resources = plan.job.resources
+    if ready.format != FORMAT:
+        return ClusterError(
+            f"the agent on {ready.host} speaks messages of the format {ready.format}, and this dtrain those of {FORMAT}",
+            "Install the same version of dtrain on every node.",
+        )
     if not ready.sees_run and not plan.job.storage.url:
         return ClusterError(
             f"the agent on {ready.host} does not see the run folder {run.path}",

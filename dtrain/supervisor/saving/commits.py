@@ -48,14 +48,15 @@ class CheckpointCommits:
         self.under_way = 0
         """Commits that have begun and not ended."""
 
-    @property
-    def unsaved(self) -> str:
-        """Why the newest checkpoint was not saved; '' if it was."""
+    def unsaved(self, step: int) -> str:
+        """Why the state of a step, or of a later one, is not on disk; '' if it is."""
         last = max(self._failed, default=-1)
         if last > self.saved_step:
             return self._failed[last]
         lost = self.saved_step < self._begun_step
-        return f"the in-memory checkpoint of step {self._begun_step} was not written" if lost else ""
+        if lost:
+            return f"the in-memory checkpoint of step {self._begun_step} was not written"
+        return f"the newest checkpoint is that of step {self.saved_step} of {step}" if self.saved_step < step else ""
 
     def see(self, event: Event) -> None:
         """Take an event that may say which checkpoints stay."""

@@ -35,7 +35,7 @@ from dtrain.api.protocol import (
     encode,
 )
 from dtrain.api.strategy import RankInfo, RendezvousInfo
-from dtrain.common.processes import children, signal_process
+from dtrain.common.processes import ProcessHandle, children, signal_process
 from dtrain.job.job import Job, PluginChoice
 from dtrain.record.events import WorkersStarted
 from dtrain.record.folder import RunDir, create
@@ -215,6 +215,82 @@ def test_children_of_workers_end_with_the_agent_even_if_the_zygote_can_do_nothin
     agent.process.wait()
     wait_for(lambda: not running(there), "their end")
     assert not running(there)
+
+
+HELPER = """import os, subprocess, sys
+program = ['sleep', '1000']
+helper = subprocess.Popen(program, start_new_session=True).pid
+orphan = int(subprocess.run(['sh', '-c', 'setsid sleep 1000 >/dev/null & echo $!'], stdout=subprocess.PIPE).stdout)
+print('helpers', helper, orphan, flush=True)
+"""
+"""Starts one with a session of its own, and one that has no parent any more either."""
+
+
+def helpers(agent: Played, rank: int = 0) -> set[int]:
+    """As soon as the worker said which they are."""
+    lines = [line.split() for line in read(agent.run.rank_log(rank)).splitlines() if line.startswith("helpers")]
+    return set(map(int, lines[-1][1:]))
+
+
+def test_what_workers_start_in_sessions_of_its_own_ends_with_the_last_of_them(agents: Callable[..., Played]) -> None:
+    agent = agents(HELPER + SLEEP)
+    pids = agent.started(workers=2)
+    there = helpers(agent, 0) | helpers(agent, 1)
+    assert running(there) == there
+    os.kill(pids[0], signal.SIGKILL)
+    agent.wait(WorkerExited)
+    assert running(there) == there, "they may serve the other one, too"
+    os.kill(pids[1], signal.SIGKILL)
+    agent.wait(WorkerExited)
+    assert not running(there)
+    assert agent.started(attempt=2), "the zygote goes on"
+
+
+@pytest.mark.parametrize("victim", ["agent", "zygote", "both"])
+def test_it_also_ends_if_its_agent_or_zygote_is_killed(victim: str, agents: Callable[..., Played]) -> None:
+    agent = agents(HELPER + SLEEP)
+    (worker,) = agent.started().values()
+    there, zygote = {worker, *helpers(agent)}, agent.zygote()
+    if victim != "zygote":
+        agent.process.kill()
+    if victim != "agent":
+        os.kill(zygote, signal.SIGKILL)
+    wait_for(lambda: not running(there), "their end", 20)
+
+
+def test_nothing_is_signalled_that_has_the_number_of_a_process_that_was_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    handle, signalled = ProcessHandle(done.pid), list[int]()
+    monkeypatch.setattr(os, "kill", lambda pid, number: signalled.append(pid))
+    monkeypatch.setattr(os, "killpg", lambda pid, number: signalled.append(pid))
+    handle.send_to_group()
+    assert signalled == [done.pid, done.pid]
+    monkeypatch.undo()
+    handle.send(signal.SIGKILL)
+    done.wait(PATIENCE_SECONDS)
+    monkeypatch.setattr(os, "killpg", lambda pid, number: signalled.append(-pid))
+    handle.send_to_group()
+    handle.close()
+    handle.send(signal.SIGTERM)
+    assert -done.pid not in signalled
+
+
+def test_a_command_that_cannot_be_read_ends_no_agent(agents: Callable[..., Played]) -> None:
+    agent = agents(SLEEP)
+    assert agent.process.stdin
+    for line in (
+        b"nonsense",
+        b"{}",
+        b"[" * 5000,
+        b'{"type":"start_workers","attempt":"x"}',
+        b"\xff\xfe",
+        b'{"type":"no_such"}',
+    ):
+        agent.process.stdin.write(line + b"\n")
+    agent.process.stdin.flush()
+    assert agent.started()
 
 
 def test_a_module_that_does_not_import_is_a_failure_of_set_up_with_its_traceback(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from live import wait_for
 from safetensors.numpy import load_file
 
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer
 from dtrain.checkpoint.tensor_file import TensorEntry, TensorFile, entries_of, laid_out
 from dtrain.common.files import digest
+from dtrain.common.processes import alive, command_line, signal_process
 
 MODULUS = 1 << 256
 
@@ -159,3 +162,30 @@ def test_the_layout_is_what_the_library_of_safetensors_reads(tmp_path: Path) -> 
     assert len(file.header) % 64 == 0
     assert json.loads(file.header[8:]).keys() == arrays.keys()
     assert struct.unpack("<Q", file.header[:8])[0] == len(file.header) - 8
+
+
+FORKS = """
+import os, sys, time
+from pathlib import Path
+from dtrain.checkpoint.file_writer import FileWriter
+writer = FileWriter()
+writer.start()
+if os.fork() == 0:  # has the socket, too, and a group of its own
+    os.setsid()
+    time.sleep(600)
+print(*[pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()], flush=True)
+time.sleep(600)
+"""
+
+
+def test_it_ends_with_the_worker_whoever_else_has_its_socket() -> None:
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout
+        pids = set(map(int, worker.stdout.readline().split()))
+        try:
+            (process,) = (pid for pid in pids if any("write_process" in word for word in command_line(pid)))
+            worker.kill()
+            wait_for(lambda: not alive(process), "its end", 30)
+        finally:
+            for pid in (worker.pid, *pids):
+                signal_process(pid, signal.SIGKILL)

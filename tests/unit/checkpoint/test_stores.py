@@ -362,3 +362,36 @@ def test_of_two_attempts_that_saved_a_step_the_later_one_counts(make: Make, tmp_
     store.prune(lambda steps: steps)
     assert name_is_free(there / name_of(9999, 10))
     assert (there / newest.name / MANIFEST).exists()
+
+
+def with_manifest(there: Path, name: str, text: str) -> None:
+    (there / name).mkdir(parents=True, exist_ok=True)
+    (there / name / "rank0").write_bytes(b"x")
+    (there / name / MANIFEST).write_text(text)
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_and_not_set_aside(make: Make, tmp_path: Path) -> None:
+    store, there = make(tmp_path)
+    store.commit(1, 10, staged(store, 1, 10), ORIGIN)
+    text = json.dumps({"format": 99, "step": 20, "files": {}})
+    with_manifest(there, name_of(2, 20), text)
+    with pytest.raises(CheckpointError, match="format 99, and this dtrain reads up to"):
+        list(store.latest_valid())
+    assert (there / name_of(2, 20) / MANIFEST).read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"step": Infinity, "bytes": 1e999, "weights": "", "files": {}, "digest": ""}', "[" * 100_000, '{"files": {"x": [Infinity, 1]}}',
+     '{"format": "two"}', '{"files": 3}', "null" + " " * 8, '"a text"  ', "{}" * 8],
+    ids=lambda text: text[:30],
+)  # fmt: skip
+def test_whatever_a_manifest_says_it_is_damaged_and_the_one_before_is_used(
+    text: str, make: Make, tmp_path: Path
+) -> None:
+    store, there = make(tmp_path)
+    before = store.commit(1, 10, staged(store, 1, 10), ORIGIN)
+    with_manifest(there, name_of(2, 20), text)
+    damaged, found = store.latest_valid()
+    assert isinstance(damaged, Quarantined)
+    assert found == before

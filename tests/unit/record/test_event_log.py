@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -121,19 +123,30 @@ def test_durations_read_well(value: float) -> None:
     assert len(text) <= 12
 
 
+def sample(hint: Any) -> Any:
+    """A value of a type."""
+    origin, parts = typing.get_origin(hint), [part for part in typing.get_args(hint) if part is not ...]
+    if origin is dict:
+        return {sample(parts[0]): sample(parts[1])}
+    if origin is tuple:
+        return tuple(map(sample, parts))
+    if parts:
+        return sample(parts[0])
+    if dataclasses.is_dataclass(hint):
+        return hint(**{name: sample(part) for name, part in typing.get_type_hints(hint).items()})  # type: ignore[operator]
+    return {int: 3, str: "text", float: 0.5, bool: True}[hint]
+
+
 @pytest.mark.parametrize(
     "kind",
     [kind for kind in dict.fromkeys(KINDS.values()) if issubclass(kind, Event) and kind is not UnknownEvent],
     ids=lambda kind: kind.kind_name,
 )
 def test_every_event_comes_back_from_the_log_as_it_was_added(kind: type[Event], tmp_path: Path) -> None:
-    fields: dict[str, object] = {}
-    for one in dataclasses.fields(kind):
-        samples = {"int": 3, "str": "text", "float": 0.5, "bool": True, "dict[str, float]": {"loss": 0.5}}
-        samples |= {"tuple[int, ...]": (1, 2), "dict[str, tuple[int, ...]]": {"lost": (1, 2)}}
-        samples |= {"dict[str, int]": {"0": 4}, "tuple[str, ...]": ("a", "b"), "dict[str, int | None]": {"0": None}}
-        fields[one.name] = samples.get(str(one.type), None)
-    event = kind(**fields)  # type: ignore[arg-type]
+    names = {one.name for one in dataclasses.fields(kind)}
+    fields = {name: sample(hint) for name, hint in typing.get_type_hints(kind).items() if name in names}
+    fields |= {"format": 2} if "format" in fields else {}
+    event = kind(**fields)
     log = EventLog(tmp_path / "events.jsonl")
     log.add(event)
     (back,) = read(tmp_path / "events.jsonl")

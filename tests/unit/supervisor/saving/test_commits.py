@@ -41,7 +41,8 @@ def test_an_attempt_that_began_in_memory_must_save(tmp_path: Path) -> None:
         retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 1, "a-run"), saved_step=10,
         begun_step=15, changed=lambda: None,
     )  # fmt: skip
-    assert commits.unsaved == "the in-memory checkpoint of step 15 was not written"
+    assert commits.unsaved(15) == "the in-memory checkpoint of step 15 was not written"
     commits.saved_step = 15
-    assert not commits.unsaved
+    assert not commits.unsaved(15)
+    assert commits.unsaved(20) == "the newest checkpoint is that of step 15 of 20"
     log.close()

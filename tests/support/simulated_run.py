@@ -18,6 +18,7 @@ from simulation import Inline, Machine, Simulation
 from two_supervisors import WatchedStore
 
 from dtrain.api import reports
+from dtrain.api.cluster import Allocation
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import (
     TAG,
@@ -196,11 +197,13 @@ class Played:
 
 
 @dataclass
-class Life:
-    """One supervisor of the run, on a machine of its own."""
+class Life(Allocation):
+    """One supervisor of the run, on a machine of its own, and its cluster."""
+
+    requeues = False
 
     world: World
-    machine: Machine
+    host: Machine
     run: RunDir
     job: Job
     store: ObjectStore
@@ -217,7 +220,7 @@ class Life:
             self.world, self, lambda item: inbox.put(("node", item)), self.world.simulation.modules().SimpleQueue()
         )
         self.channels = {"node": agent}
-        simulation.start(self.machine, "agent", agent.work)
+        simulation.start(self.host, "agent", agent.work)
         try:
             yield self
         finally:
@@ -237,7 +240,7 @@ class Life:
             except (LeaseTaken, UsageError, StorageError) as error:
                 self.errors.append(error)
             self.world.simulation.sleep(AGAIN_SECONDS)
-        self.world.ended.add(self.machine.name)
+        self.world.ended.add(self.host.name)
 
 
 class World:
@@ -268,7 +271,7 @@ class World:
     def _life(self) -> Life:
         current = self.simulation.current
         assert current
-        return next(life for life in self.lives if life.machine is current.machine)
+        return next(life for life in self.lives if life.host is current.machine)
 
     def run(self) -> str:
         """Run it to its end; what is wrong then, or ''."""
@@ -295,9 +298,9 @@ class World:
                 mock.patch("dtrain.checkpoint.factory.of_run", lambda storage, run_id: self._life().store)
             )
             for number, life in enumerate(self.lives):
-                self.simulation.start(life.machine, "supervisor", self._later(life, 0.0 if not number else None))
+                self.simulation.start(life.host, "supervisor", self._later(life, 0.0 if not number else None))
             if self.simulation.chance.random() < 0.2:
-                self.simulation.start(self.lives[0].machine, "person", self._stop_once)
+                self.simulation.start(self.lives[0].host, "person", self._stop_once)
             self.simulation.run(lambda: len(self.ended) == MACHINES)
         return self.problem()
 

@@ -18,7 +18,7 @@ from dtrain.api.reports import LeftAtStep, LoopPhase
 from dtrain.api.strategy import WorkerContext
 from dtrain.api.training_backend import Fetch, TrainingBackend, nothing_to_fetch
 from dtrain.common import hooks
-from dtrain.common.errors import UserError
+from dtrain.common.errors import UsageError, UserError, nearest
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
@@ -200,12 +200,13 @@ class Trainer:
         return self.backend.mean({"over": float(over)})["over"] > 0
 
     def require_metrics(self, values: Mapping[str, float]) -> None:
-        """Raise `UserError` if an evaluation lacks a metric that the recipe decides by."""
+        """Raise `UsageError` if an evaluation lacks a metric that the recipe decides by."""
         best, stop = self.context.job.checkpoint.keep_best, self.train.stop_when
         for key, wanted in (("checkpoint.keep_best", best), ("train.stop_when", stop)):
             if wanted and wanted.metric not in values:
-                raise UserError(
-                    f"{key}: there is no metric {wanted.metric!r} in an evaluation, which has {', '.join(values)}"
+                raise UsageError(
+                    f"{key}: there is no metric {wanted.metric!r} in an evaluation, which has {', '.join(values)}. "
+                    + nearest(wanted.metric, list(values))
                 )
 
     def upcoming(self, sampler: Sampler, first_step: int) -> Iterator[tuple[int, int, Indices]]:

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 
 from dtrain.job.failure_kinds import FailureKind
+from dtrain.strategies.device_errors import of_device
 
 NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|std::bad_alloc", re.IGNORECASE)
 """Messages for a lack of memory, of CUDA, torch's allocator for the CPU, the kernel and C++."""
 LOST_PEER = re.compile(
     r"connection (was )?(reset|closed|refused|aborted)|reset by peer|closed by peer|broken pipe|socket (closed|timeout)|connectfull"
-    r"|remote process exited|ncclremoteerror|ncclsystemerror|pair closure|timed out waiting \d+ms for"
+    r"|remote process exited|ncclremoteerror|ncclsystemerror|unhandled system error|pair closure|timed out waiting \d+ms for"
     r"|heartbeat (timeout|request)|coordination (service|agent)|peer .*(left|failed|disconnected)",
     re.IGNORECASE,
 )
@@ -29,7 +30,7 @@ def of_torch(type_names: Sequence[str], message: str) -> FailureKind | None:
     """The class of an exception of PyTorch; None if it is none of its own."""
     if "OutOfMemoryError" in type_names or NO_MEMORY.search(message):
         return FailureKind.OUT_OF_MEMORY
-    return _lost_peer(type_names, message, TORCH_PEERS)
+    return _lost_peer(type_names, message, TORCH_PEERS) or of_device(type_names, message)
 
 
 def of_tensorflow(type_names: Sequence[str], message: str) -> FailureKind | None:
@@ -38,13 +39,13 @@ def of_tensorflow(type_names: Sequence[str], message: str) -> FailureKind | None
         return FailureKind.OUT_OF_MEMORY
     if type_names[:1] == ["UnavailableError"]:
         return FailureKind.CASCADE
-    return _lost_peer(type_names, message, TENSORFLOW_PEERS)
+    return _lost_peer(type_names, message, TENSORFLOW_PEERS) or of_device(type_names, message)
 
 
 def of_horovod(type_names: Sequence[str], message: str) -> FailureKind | None:
     """The class of an exception of Horovod or of one of the frameworks below it; None if it is none of theirs."""
     if type_names[:1] == ["HorovodInternalError"]:
-        return FailureKind.CASCADE
+        return of_device(type_names, message) or FailureKind.CASCADE
     return of_torch(type_names, message) or of_tensorflow(type_names, message)
 
 

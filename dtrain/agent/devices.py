@@ -29,12 +29,6 @@ def gpus() -> int:
     return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
-def gpu_number(local_rank: int) -> int:
-    """The driver's number of the GPU that this worker of a node has."""
-    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return int(visible[local_rank]) if local_rank < len(visible) and visible[local_rank].isdigit() else local_rank
-
-
 def address() -> str:
     """Where the other nodes reach this one: what the cluster said, else what the host name resolves to, else (Debian and Ubuntu
     resolve it to a loopback address) the address that packets to another network leave from."""

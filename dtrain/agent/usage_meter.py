@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.agent import devices
+from dtrain.common import gpu
 from dtrain.common.memory import machine_memory
 
 SECONDS = 5.0
@@ -36,7 +37,7 @@ class UsageMeter:
 
     def of_gpu(self, local_rank: int) -> tuple[float | None, float | None]:
         """How busy the GPU of a worker was lately, 0 to 1, and the megabytes in use on it; None if it has none that is known."""
-        number = devices.gpu_number(local_rank)
+        number = gpu.number_of(local_rank)
         memory = self._newest.get(f"gpu{number}_memory_bytes")
         return self._newest.get(f"gpu{number}"), None if memory is None else round(memory / 1e6, 1)
 

@@ -19,6 +19,8 @@ class FailureKind(str, Enum):
     BUG = "bug"
     TRANSIENT = "chance"
     """An exception that can be transient (a file server, a connection to a service): one confirming retry."""
+    DEVICE = "device"
+    """An accelerator, its memory, its links or its driver: another attempt may get a sound one."""
     OUT_OF_MEMORY = "out of memory"
     CRASH = "crash"
     """A signal of the program's own making: SIGSEGV, SIGABRT, SIGBUS …"""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from dtrain.common.lazy_dataclass import dataclass
 
 Device = Literal["cpu", "gpu", "tpu"]
-FailureClass = Literal["bug", "transient", "out of memory", "crash"]
+FailureClass = Literal["bug", "transient", "out of memory", "crash", "device"]
 Moment = Literal["started", "stalled", "recovered", "requeued", "finished", "stopped", "failed"]
 """Of a run, that somebody may want to be told of."""
 MOMENTS: tuple[Moment, ...] = get_args(Moment)

@@ -20,7 +20,7 @@ from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.record.folder import RunDir
 
 FILE = "nodes.jsonl"
-COUNTED = (FailureKind.NODE_LOST, FailureKind.HANG, FailureKind.CRASH, FailureKind.KILLED)
+COUNTED = (FailureKind.NODE_LOST, FailureKind.HANG, FailureKind.CRASH, FailureKind.DEVICE, FailureKind.KILLED)
 AVOIDED_AFTER = 2
 """Different failures."""
 

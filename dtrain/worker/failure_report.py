@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from types import TracebackType
 
 from dtrain.api.reports import WorkerFailed
 from dtrain.api.strategy import Strategy, error_kind
-from dtrain.common import source_files
+from dtrain.common import gpu, source_files
 from dtrain.common.errors import AnotherRankFailed, DtrainError, StorageError, UserError, notes_of
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job
@@ -21,6 +22,7 @@ from dtrain.worker.users_code import UsersCode
 
 MOST_MESSAGE = 1000
 MOST_QUOTED = 120
+DEVICE_ADVICE = "see nvidia-smi -q -d ECC,PAGE_RETIREMENT and dmesg for Xid"
 """Of an error that is explained."""
 MOST_TRACEBACK = 20_000
 RUNNERS = (
@@ -69,6 +71,10 @@ def send(
     if explanation:
         print(f"dtrain: {explanation}", file=sys.stderr)
         message = f"{explanation} ({message[:MOST_QUOTED]})"
+    if kind is FailureKind.DEVICE:
+        name = gpu.name_of(int(os.environ.get("LOCAL_RANK", "0")))
+        message = f"{name} or its driver failed, not the code: {message[:MOST_QUOTED]} ({DEVICE_ADVICE})"
+        print(f"dtrain: {message}", file=sys.stderr)
     report = WorkerFailed(
         failure=kind.value,
         message=message[:MOST_MESSAGE],

@@ -14,6 +14,7 @@ from dtrain.supervisor.failures.policy import cause, conclusive
 
 KINDS = {
     "bug": FailureKind.BUG, "transient": FailureKind.TRANSIENT, "out of memory": FailureKind.OUT_OF_MEMORY, "crash": FailureKind.CRASH,
+    "device": FailureKind.DEVICE,
 }  # fmt: skip
 """`recovery.classes` says → the class of a failure."""
 BUG_SETTLE_SECONDS = 0.5

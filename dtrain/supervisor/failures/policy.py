@@ -78,6 +78,7 @@ def _after_loss(stretch: Sequence[Failure], settings: Recovery) -> Decision:
 RANKING = (
     # A cause from outside explains whatever the others report; an abort can be the answer to a broken connection.
     FailureKind.NODE_LOST,
+    FailureKind.DEVICE,
     FailureKind.KILLED,
     FailureKind.OUT_OF_MEMORY,
     FailureKind.SETUP,

@@ -65,7 +65,10 @@ def test_a_metric_that_is_not_there_is_said_before_the_first_step(tmp_path: Path
     file = recipe(tmp_path, "evaluate_every: 5, stop_when: {metric: scores, mode: max}", "every_steps: 10")
     live = finished(file, runs=tmp_path, code=2)
     message = live.events("failure_occurred")[0]["message"]
-    assert "train.stop_when: there is no metric 'scores' in an evaluation, which has score. Did you mean 'score'?" in message
+    assert (
+        "train.stop_when: there is no metric 'scores' in an evaluation, which has score. Did you mean 'score'?"
+        in message
+    )
     assert not live.events("metrics")
 
 

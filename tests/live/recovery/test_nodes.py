@@ -69,6 +69,18 @@ def test_an_error_of_the_users_and_one_failure_alone_do_not_count(tmp_path: Path
     assert listed(tmp_path) == []
 
 
+def test_a_broken_device_counts_against_its_node_and_is_named(tmp_path: Path) -> None:
+    broken = ("--set", "params.fail_at=4", "--set", "params.fail_rank=1", "--set", "params.fail_how=device")
+    with start(str(PROGRAMS / "tiny.yaml"), *TWO[:4], *broken, runs=tmp_path) as live:
+        live.finish(code=3)
+    first = live.events("failure_occurred")[0]
+    assert (first["kind"], first["node"]) == ("device", "node1")
+    assert first["message"].startswith(
+        "GPU 0 or its driver failed, not the code: RuntimeError: CUDA error: uncorrectable ECC"
+    )
+    assert [row["node"] for row in listed(tmp_path)] == ["node1"]
+
+
 def test_this_machine_alone_is_never_left(tmp_path: Path) -> None:
     with start(RECIPE, "--workers", "2", *TWO[4:], runs=tmp_path) as live:
         kill_twice(live, 1)

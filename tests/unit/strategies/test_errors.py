@@ -20,6 +20,28 @@ FRAMEWORKS = {
 }
 """Exception → a strategy of its framework; PyTorch's else."""
 
+DEVICE_TEXTS = (
+    "CUDA error: uncorrectable ECC error encountered",
+    "CUDA error: uncorrectable NVLink error detected during the execution",
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    "CUDA error: driver shutting down",
+    "CUDA error: hardware stack error",
+    "CUDA error: the launch timed out and was terminated",
+    "CUDA error: unknown error",
+    "CUDA unknown error - this may be due to an incorrectly set up environment",
+    "CUDA error: initialization error",
+    "CUDA error: system not yet initialized",
+    "CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasSgemm( handle, opa, opb, m, n, k)`",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "cuFFT error: CUFFT_INTERNAL_ERROR",
+    "Unable to determine the device handle for GPU 0000:3B:00.0: GPU is lost. Reboot the system to recover this GPU",
+    "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.",
+    "HIP error: hipErrorECCNotCorrectable",
+    "HW Exception by GPU node-2 (Agent handle: 0x55) reason: GPU Hang",
+)
+
 
 @pytest.mark.parametrize(
     ("names", "message", "kind"),
@@ -44,6 +66,31 @@ FRAMEWORKS = {
         (["ConnectionResetError", "ConnectionError", "OSError"], "file server", FailureKind.TRANSIENT),
         (["FileNotFoundError", "OSError"], "no such file", FailureKind.BUG),
         (["ModuleNotFoundError", "ImportError"], "No module named 'x'", FailureKind.BUG),
+        (["AcceleratorError", "RuntimeError"], "CUDA error: device-side assert triggered", FailureKind.BUG),
+        (["RuntimeError"], "CUDA error: invalid device ordinal", FailureKind.BUG),
+        (["ValueError"], "the header says Xid and uncorrectable ECC error", FailureKind.BUG),
+        (["RuntimeError"], "CUDA error: an illegal memory access was encountered", FailureKind.TRANSIENT),
+        (["RuntimeError"], "CUDA error: unspecified launch failure", FailureKind.TRANSIENT),
+        (["InternalError", "OpError"], "CUDA_ERROR_ILLEGAL_ADDRESS", FailureKind.TRANSIENT),
+        (
+            ["DistBackendError", "RuntimeError"],
+            "NCCL error: unhandled system error (run with NCCL_DEBUG=INFO)",
+            FailureKind.CASCADE,
+        ),
+        *((["RuntimeError"], text, FailureKind.DEVICE) for text in DEVICE_TEXTS),
+        (["AcceleratorError", "RuntimeError"], DEVICE_TEXTS[0], FailureKind.DEVICE),
+        (
+            ["DistBackendError", "RuntimeError"],
+            "ncclUnhandledCudaError: Call to CUDA function failed.",
+            FailureKind.DEVICE,
+        ),
+        (["HorovodInternalError", "RuntimeError"], "ncclAllReduce failed: unhandled cuda error", FailureKind.DEVICE),
+        (
+            ["InternalError", "OpError"],
+            "Failed to load in-memory CUBIN: CUDA_ERROR_ECC_UNCORRECTABLE",
+            FailureKind.DEVICE,
+        ),
+        (["UnknownError", "OpError"], "CUDNN_STATUS_INTERNAL_ERROR in tensorflow/stream_executor", FailureKind.DEVICE),
     ],
 )
 def test_exceptions_are_classified_by_what_they_say(names: list[str], message: str, kind: FailureKind) -> None:

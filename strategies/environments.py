@@ -6,6 +6,7 @@ import json
 import os
 
 from dtrain.api.strategy import ERROR_FILE, RankInfo, RendezvousInfo
+from dtrain.common import environment
 
 
 def torchrun(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
@@ -29,7 +30,7 @@ def torchrun(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         "TORCHELASTIC_USE_AGENT_STORE": "False",
         "TORCHELASTIC_ERROR_FILE": ERROR_FILE,
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
-    } | loopback(rendezvous)
+    } | sockets(rendezvous, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
 
 
 def tf_config(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
@@ -40,8 +41,8 @@ def tf_config(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]
     }
 
 
-def loopback(rendezvous: RendezvousInfo) -> dict[str, str]:
-    """Keep gloo's and NCCL's sockets off the network, on one machine."""
-    if rendezvous.on_loopback:
-        return {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"}
-    return {}
+def sockets(rendezvous: RendezvousInfo, *names: str) -> dict[str, str]:
+    """Bind the sockets of gloo, NCCL and TensorPipe to the interface with the node's address: off the network on one machine, and on it
+    where the host name stands for a loopback address (Debian, Ubuntu), which gloo would take. The user's own setting wins."""
+    interface = "lo" if rendezvous.on_loopback else os.environ.get(environment.INTERFACE, "")
+    return {name: interface for name in names if interface and name not in os.environ}

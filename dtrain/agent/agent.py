@@ -258,6 +258,8 @@ class Agent:
 
     def _fork(self, start: StartWorkers) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in variables.OF_AGENTS}
+        if interface := devices.interface(devices.address()):
+            environment[variables.INTERFACE] = interface
         refused: dict[int, str] = {}
         for rank_info in start.ranks:
             try:

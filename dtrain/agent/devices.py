@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 from dtrain.common import environment
 
 LOOPBACK = "127.0.0.1"
+SIOCGIFADDR = 0x8915
+"""The call that gives an interface's IPv4 address (netdevice(7))."""
 ELSEWHERE = "192.0.2.1"
 """An address that belongs to no machine (RFC 5737)."""
 
@@ -39,6 +44,19 @@ def address() -> str:
     except OSError:
         found = LOOPBACK
     return found if not found.startswith("127.") else _routed_address() or found
+
+
+def interface(address: str) -> str:
+    """The network interface with this IPv4 address; '' for a loopback address, or if none has it."""
+    if address.startswith("127."):
+        return ""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has none
+                found = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(found[20:24]) == address:
+                    return name
+    return ""
 
 
 def _routed_address() -> str:

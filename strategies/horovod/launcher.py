@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
 from dtrain.common.errors import FrameworkMissing
 
+from .. import environments
+
 MISSING = "Horovod is not installed: its last release does not build as it is. Build it with: python -P -m dtrain.strategies.horovod.build"
 
 
 def environment(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
     """Return the variables that `horovodrun` sets (`create_slot_env_vars`, `create_run_env_vars`)."""
-    result = {
+    return {
         "HOROVOD_HOSTNAME": f"node{rank_info.node_rank}",
         "HOROVOD_RANK": str(rank_info.rank),
         "HOROVOD_SIZE": str(rank_info.world_size),
@@ -30,10 +32,7 @@ def environment(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, st
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(rendezvous.service),
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-    }
-    if rendezvous.on_loopback:
-        result["HOROVOD_GLOO_IFACE"] = "lo"
-    return result
+    } | environments.sockets(rendezvous, "HOROVOD_GLOO_IFACE")
 
 
 @contextmanager

@@ -42,7 +42,8 @@ def connected(context: WorkerContext) -> Iterator[Any]:
         master_listen_fd=listener.dup().detach() if listener is not None else None,
     )
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=store, rank=rank_info.rank, world_size=rank_info.world_size,
+        # Tensors on CPUs are reduced, too: gradients that are offloaded, objects, the planning of checkpoints.
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank_info.rank, world_size=rank_info.world_size,
         # A hang is for dtrain to find: its report names the rank and has the stacks.
         timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * context.job.recovery.hang_seconds)),
     )  # fmt: skip

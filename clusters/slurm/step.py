@@ -69,11 +69,19 @@ class AgentLaunch:
         ]  # fmt: skip
 
 
+def environment_of_step(job: Mapping[str, str]) -> dict[str, str]:
+    """Pure. The environment for `srun` in a job with this one. From 22.05 on, srun takes the processors of a task from a variable of
+    its own alone, and a step without it has one processor a node (srun(1), `--cpus-per-task`)."""
+    kept = {name: value for name, value in job.items() if name not in MISLEADING}
+    wanted = {"SRUN_CPUS_PER_TASK": job["SLURM_CPUS_PER_TASK"]} if "SLURM_CPUS_PER_TASK" in job else {}
+    return wanted | kept
+
+
 class SrunStep:
     """One running `srun` and its agents."""
 
     def __init__(self, start: AgentLaunch, inbox: Inbox) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in MISLEADING}
+        environment = environment_of_step(os.environ)
         try:
             self._process = subprocess.Popen(
                 start.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

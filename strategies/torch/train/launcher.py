@@ -43,8 +43,9 @@ class OneADevice(TrainingStrategy):
         return ""
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-        """Return torchrun's variables."""
-        return environments.torchrun(rank_info, rendezvous)
+        """Return torchrun's variables, without the one that it sets for older programs: an abort of NCCL's communicators may hang."""
+        found = environments.torchrun(rank_info, rendezvous)
+        return {name: value for name, value in found.items() if name != "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
 
     def problems(self, resources: Resources) -> list[str]:
         """Yield what does not fit the device."""

@@ -92,3 +92,9 @@ def test_torchruns_contract(tmp_path: Path) -> None:
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "MASTER_ADDR": "10.0.0.0", "RANK": "1",
     }  # fmt: skip
     assert {name: given[name] for name in expected} == expected
+    ours = registry.strategy("ddp", {}).environment(
+        RankInfo(1, 2, 1, 2, 0, 1, 1), RendezvousInfo(("10.0.0.0",), (1000,), "run", 3)
+    )
+    assert given.keys() - ours.keys() >= {"TORCH_NCCL_ASYNC_ERROR_HANDLING"}, (
+        "for tasks and functions, PyTorch's own default"
+    )

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from .commands import (
     usable,
 )
 from .script import SlurmOptions
+from .site_settings import environment_of_sbatch, left_out
 from .step import AgentLaunch, SrunStep
 
 JOB = "SLURM_JOB_ID"
@@ -189,6 +191,8 @@ class Slurm(Cluster):
             raise UsageError(f"SLURM takes no backslash in a path: {run.path}", "Choose another folder with --runs.")
         path = _script(run)
         path.write_text(self.render(plan, run))
+        for name in left_out(path.read_text(), os.environ):
+            print(f"dtrain: {name}={os.environ[name]} is left out: the recipe says otherwise", file=sys.stderr)
         exclude = self._excluding(plan.avoided, plan.nodes)
         return _sbatch(path, *([f"--exclude={exclude}"] if exclude else []))
 
@@ -272,4 +276,5 @@ def _script(run: RunDir) -> Path:
 
 def _sbatch(path: Path, *options: str) -> str:
     # `12;cluster` if there are several clusters
-    return call("sbatch", "--parsable", *options, str(path)).strip().partition(";")[0]
+    environment = environment_of_sbatch(path.read_text(), os.environ)
+    return call("sbatch", "--parsable", *options, str(path), environment=environment).strip().partition(";")[0]

@@ -46,11 +46,17 @@ class NodeFacts:
     cpus: int
 
 
-def call(*command: str, seconds: float = PATIENCE_SECONDS) -> str:
+def call(*command: str, seconds: float = PATIENCE_SECONDS, environment: Mapping[str, str] | None = None) -> str:
     """Return a command's output; raises `ClusterError` with SLURM's own words if it fails."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+            env=environment,
         )
     except OSError as error:
         raise ClusterError(f"cannot run {command[0]}: {error.strerror}", "Is SLURM installed on this node?") from error

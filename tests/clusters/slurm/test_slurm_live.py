@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tracker_files
@@ -415,6 +416,23 @@ def test_no_progress_between_two_requeues_ends_the_run(lab: SlurmLab, runs: Path
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         live.finish(code=3)
     assert "no progress" in live.events("run_ended")[-1]["reason"]
+
+
+def test_what_the_recipe_says_is_what_the_job_gets_whatever_the_site_exports(lab: SlurmLab, runs: Path) -> None:
+    site: dict[str, Any] = {
+        "SBATCH_TIMELIMIT": "3", "SBATCH_OUTPUT": "/dev/null", "SBATCH_EXPORT": "NONE", "SBATCH_NO_REQUEUE": "1", "SBATCH_SIGNAL": "B:USR2@10",
+        "SBATCH_ARRAY_INX": "0-3", "SBATCH_COMMENT": "of the site", "SBATCH_NICE": "5", "SBATCH_WAIT": "1",
+        "SLURM_JOB_ID": "4711", "SLURM_MEM_PER_CPU": "1", "SLURM_MEM_PER_NODE": "1", "SLURM_NTASKS": "9",
+    }  # fmt: skip
+    timed = ("--set", "cluster.time='17:00'")
+    done = dtrain("submit", RECIPE, *SLURM, *TWO, *timed, "--runs", str(runs), check=0, **(site | lab.environment))
+    assert "SBATCH_TIMELIMIT=3 is left out: the recipe says otherwise" in done.stderr
+    (run,) = all_runs(runs)
+    described = lab.run("scontrol", "-o", "show", "job", job(run)).stdout
+    assert "TimeLimit=00:17:00" in described
+    assert "Requeue=1" in described
+    assert "/dev/null" not in described.partition("StdOut=")[2]
+    wait_for(lambda: '"exit_code":0' in (run.events.read_text() if run.events.exists() else ""), "the end")
 
 
 def test_run_inside_an_allocation_uses_it_as_it_is(lab: SlurmLab, runs: Path) -> None:

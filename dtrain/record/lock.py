@@ -39,6 +39,8 @@ FORMAT = 2
 LEFT = "left\n"
 """Text of a claim whose supervisor has released the run."""
 SOMEBODY = "another process"
+NOBODY = "nobody"
+"""Has a run whose folder was deleted while it went on."""
 
 
 class RemoteClaim(Protocol):
@@ -138,6 +140,12 @@ class LeaseTaken(ClusterError):
 def taken_over(holder: str) -> LeaseTaken:
     """The error for a run that another supervisor has taken over."""
     holder = holder.strip() or SOMEBODY
+    if holder == NOBODY:
+        return LeaseTaken(
+            "the folder of this run was deleted while it went on",
+            "What was saved nowhere else is lost: start it again.",
+            holder,
+        )
     return LeaseTaken(
         f"another supervisor has taken over this run: {holder}", "This machine was taken for lost.", holder
     )
@@ -158,7 +166,7 @@ def successor(claims: Path, number: int) -> str | None:
     try:
         own = claim_file(claims, number).read_text(errors="replace")
     except FileNotFoundError:  # a successor deletes it, or somebody the run
-        return last_mark(claims) or SOMEBODY
+        return last_mark(claims) or (SOMEBODY if claims.is_dir() else NOBODY)
     if claim_file(claims, number + 1).exists():
         return last_mark(claims) or SOMEBODY
     return SOMEBODY if own == LEFT else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
+from live import DTRAIN, PROGRAMS, Live, dtrain, finished, running, start, wait_for
 
 from dtrain.record.folder import all_runs
 
@@ -140,3 +141,18 @@ def test_a_moved_run_folder_is_found_by_its_path(done: Live, tmp_path: Path) -> 
     link = tmp_path / "elsewhere"
     link.symlink_to(done.run.path)
     assert "done" in dtrain("status", str(link)).stdout
+
+
+def test_a_run_whose_folder_is_deleted_ends_and_says_so(tmp_path: Path) -> None:
+    with start(RECIPE, "--set", "train.steps=100000", "--set", "params.pause=0.01", runs=tmp_path) as live:
+        live.wait_step(5)
+        pids = set(live.pids_seen)
+        shutil.rmtree(live.run.path, ignore_errors=True)
+        out, err = live.process.communicate(timeout=120)
+    assert live.process.returncode == 3, err
+    assert err.splitlines()[-2:] == [
+        "dtrain: the folder of this run was deleted while it went on",
+        "  What was saved nowhere else is lost: start it again.",
+    ]
+    assert "dtrain resume" not in out + err
+    wait_for(lambda: not running(pids), "the end of its processes")

@@ -53,7 +53,7 @@ def differences(trial: Trial) -> list[str]:
     if chosen["event"] in ("disk", "memory") and disturbed.attempts != 2:
         found.append(f"{disturbed.attempts} attempts")
     at, every = int(chosen["at"]), int(chosen["every"])
-    if disturbed.begins[1:] and disturbed.begins[1] < (at // every * every if chosen["event"] == "disk" else at - 1):
+    if chosen["event"] == "disk" and disturbed.begins[1:] and disturbed.begins[1] < at // every * every:
         found.append(f"recovered from step {disturbed.begins[1]}")
     found += [*samples(trial, disturbed), *loads(disturbed)]
     if chosen["event"] in ("shrink", "grow"):
@@ -184,7 +184,7 @@ def to_the_last_bit(undisturbed: Seen, disturbed: Seen) -> Iterator[str]:
     for begin in disturbed.begins[1:]:
         # What was given between the last report and the checkpoint, and not in each step, is not reported after it.
         first = next((step for step in history if step > begin), 0)
-        if first not in (0, begin + 1):
+        if first and begin not in history:
             history[first], other[first] = ({"loss": one[first]["loss"]} for one in (history, other))
     if repr(history) != repr(other):
         pairs = ((step, values, other.get(step)) for step, values in history.items())

@@ -26,12 +26,15 @@ test-gpu: $(VENV)/.test $(VENV)/.installed
 
 # Random kills against real runs, compared with undisturbed ones, ROUNDS for each strategy; then every fault of `dtrain drill` under
 # every strategy, and the main ones on real SLURM and Ray (about an hour on two CPUs).
+# Training programs drawn at random (PROGRAMS of them), compared by hand and with themselves.
 ROUNDS ?= 20
+PROGRAMS ?= 400
 campaign: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python tests/campaign/drills.py
 	$(VENV)/bin/python tests/campaign/kills.py --rounds $(ROUNDS)
 	$(VENV)/bin/python tests/campaign/exact_matrix.py
 	$(VENV)/bin/python tests/campaign/fencing.py --rounds $(ROUNDS)
+	$(VENV)/bin/python -P tests/campaign/programs.py --programs $(PROGRAMS)
 
 check: lint types
 

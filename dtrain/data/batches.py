@@ -51,6 +51,11 @@ class Batches:
             raise UserError(f"{name} has no samples: it is empty")
 
     @property
+    def name(self) -> str:
+        """Name for messages: `digits.py: Digits.data('train')`."""
+        return self._name
+
+    @property
     def in_memory(self) -> bool:
         """Whether a batch is no more than rows of arrays: it is fetched faster than it could be handed over."""
         return self._is_arrays and self._collate is None

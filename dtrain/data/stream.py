@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Set
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,8 @@ from dtrain.data.sampler import UNKNOWN_SIZE, Indices, sample_seed
 from dtrain.job.task_answers import gave
 
 END = object()
+COMPARED = 3
+"""Samples at the beginning that are compared between ranks."""
 BATCHING = ("_BatchDataset", "_ParallelBatchDataset", "_PaddedBatchDataset", "_RaggedBatchDataset")
 IN_ORDER = ("_PrefetchDataset", "_OptionsDataset", "_MapDataset", "_ParallelMapDataset", "CacheDataset", "_FilterDataset", "_RepeatDataset",
             "_TakeDataset", "_SkipDataset", "_ShuffleDataset")  # fmt: skip
@@ -66,6 +69,24 @@ class Stream:
     def has_state(self) -> bool:
         """Whether it can be restored without reading it from its beginning."""
         return all(callable(getattr(self._data, method, None)) for method in ("state_dict", "load_state_dict"))
+
+    @property
+    def name(self) -> str:
+        """Name for messages: `digits.py: Digits.data('train')`."""
+        return self._name
+
+    def beginning(self) -> int | None:
+        """A number that follows from the first samples; None if they cannot be read without moving the stream (one of `tf.data` keeps
+        count of how often it is begun)."""
+        if _is_tf_data(self._data) or (self._again is None and (self.has_state or isinstance(self._data, Iterator))):
+            return None
+        data = self._data if self._again is None else self._checked(self._again())
+        seed_all(sample_seed(self._seed, 0))
+        try:
+            samples = list(islice(iter(data), COMPARED))
+            return zlib.crc32(repr([_plain(sample) for sample in samples]).encode())
+        except Exception:  # noqa: BLE001  it is raised again, with its place, when the training reads there
+            return None
 
     @property
     def note(self) -> str:
@@ -195,6 +216,19 @@ class Stream:
                 ".batch(), or add .unbatch(); collate(samples) pads what differs in length"
             )
         return data
+
+
+def _plain(sample: Any) -> Any:
+    """A sample with bytes in place of its arrays."""
+    if isinstance(sample, Mapping):
+        return {key: _plain(part) for key, part in sample.items()}
+    if isinstance(sample, tuple | list):
+        return [_plain(part) for part in sample]
+    if hasattr(sample, "tobytes"):
+        return sample.tobytes()
+    if hasattr(sample, "numpy"):
+        return _plain(sample.numpy())
+    return sample if isinstance(sample, str | bytes | int | float | complex | None) else type(sample).__name__
 
 
 def _is_tf_data(data: Any) -> bool:

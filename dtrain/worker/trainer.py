@@ -31,6 +31,7 @@ from dtrain.record.folder import RunDir
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
 from dtrain.weights import initial
+from dtrain.worker import same_data
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
@@ -122,7 +123,9 @@ class Trainer:
         return self.context.job.checkpoint.steps or STREAM_STATE_STEPS
 
     def register(self, data: Batches | Stream) -> None:
-        """Collective. Keep the state of a stream that has one in the checkpoints."""
+        """Collective. Require that every rank has this data, and keep the state of a stream that has one in the checkpoints."""
+        if self.world_size > 1 and not self.checkpoint:
+            same_data.require(data, self.backend)
         if isinstance(data, Stream) and data.has_state:
             self.backend.register(STREAM_NAME, data)
 

@@ -184,6 +184,8 @@ def fitting(found: dict[str, str]) -> Choices:
             drop("extra")
         if found["registered"] == "generator":
             drop("registered")
+        if found["average"] == "swa":  # it copies the model
+            found["average"] = "ema"
     if found["strategy"] == "horovod":
         if found["extra"] == "complex":
             drop("extra")

@@ -52,13 +52,9 @@ def differences(trial: Trial) -> list[str]:
         return [*found, f"{chosen['event']}: exit code {disturbed.code}: {disturbed.text}"]
     if chosen["event"] in ("disk", "memory") and disturbed.attempts != 2:
         found.append(f"{disturbed.attempts} attempts")
-    begins = [event["step"] for event in disturbed.run.events() if event["event"] == "training_started"][1:]
-    if begins and begins[0] < (
-        int(chosen["at"]) // int(chosen["every"]) * int(chosen["every"])
-        if chosen["event"] == "disk"
-        else int(chosen["at"]) - 1
-    ):
-        found.append(f"recovered from step {begins[0]}")
+    at, every = int(chosen["at"]), int(chosen["every"])
+    if chosen["event"] == "disk" and disturbed.begins[1:] and disturbed.begins[1] < at // every * every:
+        found.append(f"recovered from step {disturbed.begins[1]}")
     found += [*samples(trial, disturbed), *loads(disturbed)]
     if chosen["event"] in ("shrink", "grow"):
         return [*found, *at_another_size(trial, undisturbed, disturbed)]
@@ -180,12 +176,18 @@ def to_the_last_bit(undisturbed: Seen, disturbed: Seen) -> Iterator[str]:
     """Everything that is saved, reported or seen in a step is the same."""
     if (text := first_difference(undisturbed.last, disturbed.last)) is not None:
         yield f"{text.name} {text.text}"
-    one, other = values_of(undisturbed.last), values_of(disturbed.last)
-    for name in sorted(one.keys() | other.keys()):
-        if one.get(name) != other.get(name):
-            yield f"{name} is {one.get(name)} and {other.get(name)}"
-    if repr(undisturbed.history) != repr(disturbed.history):
-        pairs = ((step, values, disturbed.history.get(step)) for step, values in undisturbed.history.items())
+    mine, theirs = values_of(undisturbed.last), values_of(disturbed.last)
+    for name in sorted(mine.keys() | theirs.keys()):
+        if mine.get(name) != theirs.get(name):
+            yield f"{name} is {mine.get(name)} and {theirs.get(name)}"
+    history, other = dict(undisturbed.history), dict(disturbed.history)
+    for begin in disturbed.begins[1:]:
+        # What was given between the last report and the checkpoint, and not in each step, is not reported after it.
+        first = next((step for step in history if step > begin), 0)
+        if first and begin not in history:
+            history[first], other[first] = ({"loss": one[first]["loss"]} for one in (history, other))
+    if repr(history) != repr(other):
+        pairs = ((step, values, other.get(step)) for step, values in history.items())
         yield f"metrics differ: {next((pair for pair in pairs if repr(pair[1]) != repr(pair[2])), 'more of them')}"
     yield from same_passes(undisturbed, disturbed)
 

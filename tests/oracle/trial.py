@@ -54,6 +54,11 @@ class Seen:
         return {step: ranks[0][0]["rates"] for step, ranks in sorted(self.passes.items()) if ranks and ranks[0]}
 
     @property
+    def begins(self) -> list[int]:
+        """The first step of each attempt that trained."""
+        return [event["step"] for event in self.run.events() if event["event"] == "training_started"]
+
+    @property
     def attempts(self) -> int:
         """How often training began."""
         return sum(event["event"] == "attempt_started" for event in self.run.events())

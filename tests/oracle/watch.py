@@ -50,7 +50,7 @@ class Watch:
                 / "checkpoints"
                 / f"step-{self._kill[2]:08d}-attempt-0001"
             )
-            until = time.monotonic() + (PATIENCE_SECONDS if self._kill[2] else 0.1)
+            until = time.monotonic() + (PATIENCE_SECONDS if self._kill[2] else 0.3)
             while time.monotonic() < until and not saved.exists():
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)

@@ -108,3 +108,32 @@ def test_batches_of_tf_data_are_refused(tmp_path: Path) -> None:
     assert (
         "gave a tf.data.Dataset of batches: dtrain makes the batches" in live.events("failure_occurred")[0]["message"]
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "refused"),
+    [
+        ("Rows(range(rank, 64, 2))", "a stream whose first samples differ between the ranks: it is split by rank already"),
+        ("list(Rows(range(64 - rank)))", "samples on this rank and other numbers on others"),
+        ("Rows(random.SystemRandom().sample(range(64), 64))", ""),
+    ],
+)  # fmt: skip
+def test_data_that_is_split_by_rank_already_is_refused(data: str, refused: str, tmp_path: Path) -> None:
+    """A stream in an order that nothing decides begins otherwise each time, on one rank, too: that it is split cannot be said."""
+    (tmp_path / "split.py").write_text(
+        "import os, random\n"
+        "import torch\n"
+        "rank = int(os.environ['RANK'])\n"
+        "class Rows:\n"
+        "    def __init__(self, numbers): self.numbers = numbers\n"
+        "    def __iter__(self): return iter([{'x': torch.full((8,), one / 64), 'y': 0.0} for one in self.numbers])\n"
+        "class Task:\n"
+        "    def model(self): return torch.nn.Linear(8, 1)\n"
+        "    def optimizer(self, model): return torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        f"    def data(self, split): return {data} if split == 'train' else None\n"
+        "    def loss(self, model, batch): return model(batch['x']).mean()\n"
+    )
+    (tmp_path / "r.yaml").write_text("task: split.py:Task\nstrategy: ddp\ntrain: {steps: 4, global_batch: 8}\n")
+    live = finished(str(tmp_path / "r.yaml"), "--workers", "2", runs=tmp_path / "runs", code=1 if refused else 0)
+    assert not refused or refused in live.events("failure_occurred")[0]["message"]
+    assert bool(live.events("training_started")) != bool(refused)

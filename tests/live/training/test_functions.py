@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import PROGRAMS, start
+from live import PROGRAMS, dtrain, finished, start
 
 from dtrain.drill.fault import Fault, encode
 
@@ -76,3 +76,36 @@ def test_values_are_averaged_by_name_and_none_is_dropped(strategy: str, tmp_path
     found = {event["step"]: event["values"] for event in live.events("metrics")}
     assert (found[5]["easy"], found[5]["hard"], found[5]["odd"]) == (100.0, 7.0, 0.5)
     assert (found[10]["easy"], found[10]["hard"], found[10]["alone"]) == (100.0, 7.0, 3.0)
+
+
+def test_a_setting_that_is_edited_applies_at_a_resume_and_is_said(tmp_path: Path) -> None:
+    source = (PROGRAMS / "schedules.py").read_text()
+    (tmp_path / "edited.py").write_text(source)
+    (tmp_path / "r.yaml").write_text(
+        "function: edited.py:train\nparams: {schedule: none}\nstrategy: ddp\nresources: {workers: 2}\n"
+        "train: {steps: 24, global_batch: 16, log_every: 1, until: 8}\n"
+    )
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
+    edited = source.replace("momentum=0.9", "momentum=0.5, weight_decay=0.1").replace("else 0.05", "else 0.02")
+    (tmp_path / "edited.py").write_text(edited)
+    dtrain("resume", str(live.run.path), "--set", "train.until=null")
+    (said,) = {event["text"] for event in live.events("user_warned") if "settings were edited" in event["text"]}
+    for change in ("lr of group 0: 0.05 → 0.02", "momentum of group 0: 0.9 → 0.5", "weight_decay of group 0: 0 → 0.1"):
+        assert change in said
+    assert live.events("metrics", step=20)[0]["values"]["rate"] == pytest.approx(0.02)
+
+
+def test_an_optimizer_with_what_no_checkpoint_holds_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    source = (PROGRAMS / "schedules.py").read_text()
+    (tmp_path / "odd.py").write_text(
+        source.replace("lambda model: torch.optim.SGD(model.parameters(), ",
+                       "lambda model: torch.optim.SGD([{'params': model.parameters(), 'kept': object()}], ")
+    )  # fmt: skip
+    (tmp_path / "r.yaml").write_text(
+        "function: odd.py:train\nparams: {schedule: none}\nstrategy: ddp\ntrain: {steps: 24, global_batch: 16}\n"
+    )
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
+    assert (
+        "a group of the optimizer holds an object of builtins.object" in live.events("failure_occurred")[0]["message"]
+    )
+    assert not live.events("training_started")

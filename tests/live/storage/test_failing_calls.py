@@ -113,7 +113,7 @@ def test_whatever_call_fails_it_is_said_and_nothing_is_lost(
     assert usual.returncode == 0, usual.stderr
     calls, chance = int(count.read_text()), random.Random(what)
     for number in sorted(
-        chance.sample(range(1, calls + 1), min(calls, int(os.environ.get("DTRAIN_FAILING_CALLS", "6"))))
+        chance.sample(range(1, calls + 1), min(calls, int(os.environ.get("DTRAIN_FAILING_CALLS", "3"))))
     ):
         code = chance.choice(CODES)
         found, runs = once(str(number), number=number, code=code)

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,11 @@ def main() -> int:
     parser.add_argument("--only", choices=["model", "pairs", "matrix", "rounds"], help="one part")
     parser.add_argument("--stores", default="file,s3", help="of the matrix")
     chosen = parser.parse_args()
-    parts = {"model": model_of_three, "pairs": every_pair, "matrix": lambda: matrix(chosen.stores.split(","))}
+    parts: dict[str, Callable[[], int]] = {
+        "model": model_of_three,
+        "pairs": every_pair,
+        "matrix": lambda: matrix(chosen.stores.split(",")),
+    }
     wrong = sum(part() for name, part in parts.items() if chosen.only in (None, name))
     if chosen.only not in (None, "rounds"):
         return int(wrong > 0)

@@ -25,16 +25,21 @@ test-gpu: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python -P -m pytest tests -m gpu
 
 # Random kills against real runs, compared with undisturbed ones, ROUNDS for each strategy; then every fault of `dtrain drill` under
-# every strategy, and the main ones on real SLURM and Ray (about an hour on two CPUs).
-# Training programs drawn at random (PROGRAMS of them), compared by hand and with themselves.
+# every strategy, and the main ones on real SLURM and Ray (about an hour on two CPUs); training programs drawn at random (PROGRAMS),
+# compared by hand and with themselves; then two supervisors of one run, held up anywhere, in a model, in simulated time (SEEDS) and for
+# real, system calls that fail under whole commands, and the small form of the soak.
 ROUNDS ?= 20
 PROGRAMS ?= 400
+SEEDS ?= 10000
 campaign: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python tests/campaign/drills.py
 	$(VENV)/bin/python tests/campaign/kills.py --rounds $(ROUNDS)
 	$(VENV)/bin/python tests/campaign/exact_matrix.py
 	$(VENV)/bin/python tests/campaign/fencing.py --rounds $(ROUNDS)
 	$(VENV)/bin/python -P tests/campaign/programs.py --programs $(PROGRAMS)
+	$(VENV)/bin/python tests/campaign/simulation.py --seeds $(SEEDS)
+	DTRAIN_FAILING_CALLS=60 $(VENV)/bin/python -P -m pytest tests/live/storage/test_failing_calls.py
+	$(VENV)/bin/python tests/campaign/soak.py
 
 check: lint types
 

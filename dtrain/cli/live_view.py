@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,8 +107,11 @@ class Feed:
         self._heard.put(event)
 
     def lines(self, *, last: bool = False) -> Iterator[str]:
-        """Everything since the last call, for reading."""
-        for text in self._output.new(rest=last):
+        """Everything since the last call, for reading; what cannot be read now is left for the next one."""
+        output = list[str]()
+        with suppress(OSError):
+            output = self._output.new(rest=last)
+        for text in output:
             if not text.startswith("--- dtrain: "):
                 yield f"rank 0 | {text}"
         for event in self._events():
@@ -118,7 +121,8 @@ class Feed:
 
     def _events(self) -> Iterator[Event]:
         if not self._in_process and self._heard.empty():
-            yield from self._reader.new()
+            with suppress(OSError):
+                yield from self._reader.new()
             return
         while not self._heard.empty():
             yield self._heard.get()

@@ -1,5 +1,6 @@
 """Two supervisors of one run, each held up anywhere: a model with three of them, dtrain's own code at every pair of operations on the storage,
-and real runs that are suspended at random moments while another machine takes over.
+real runs that are held up at each place of a supervisor's life while another machine takes over (on a folder and on S3, with and without
+locks), and real runs that are suspended at random moments.
 
 `python tests/campaign/fencing.py --rounds 20 --seed 1`; a round that fails prints what repeats it."""
 
@@ -7,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -19,9 +23,11 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from explorer import explore
-from fencing import assert_whole_from_a_third_machine, started
-from live import process_tree, silence, start, suspended
+from fencing import RECIPE, assert_whole_at, assert_whole_from_a_third_machine, started
+from live import process_tree, silence, start, suspended, wait_for
+from matrix import PLACES, shim
 from protocol_model import NEW, Store, Supervisor, remote
+from s3_endpoint import endpoint
 from two_supervisors import OPERATIONS, both, problem
 
 from dtrain.storage import run_lease
@@ -81,13 +87,91 @@ def round_of(seed: int) -> str:
     return ""
 
 
+def held_up(place: str, store: str, *, locks: bool, wakes: str) -> str:
+    """What was wrong with a run whose supervisor stood still at a place until another one had taken over, or had ended; '' if nothing was."""
+    with tempfile.TemporaryDirectory(prefix="matrix-") as name, ExitStack() as stack:
+        folder = Path(name)
+        environment = {"PYTHONPATH": shim(folder / "shim")} | ({} if locks else {"NO_LOCKS": "1"})
+        url = f"file://{folder}/there"
+        if store == "s3":
+            s3 = stack.enter_context(endpoint(folder))
+            environment, url = environment | s3.environment, s3.url
+        options = (
+            "--workers",
+            "1",
+            "--set",
+            "params.pause=0.05",
+            "--set",
+            "recovery.heartbeat_seconds=600",
+            "--set",
+            "checkpoint.keep=1",
+        )
+        file = folder / "held-up"
+        told = {"HELD_UP_AT": place, "HELD_UP_FILE": str(file)}
+        live = stack.enter_context(
+            start(RECIPE, *options, "--set", f"storage.url={url}", runs=folder / "one", **environment, **told)
+        )
+        try:
+            wait_for(file.exists, place, 120)
+            live.see()
+            time.sleep(61.0 if store == "s3" else 0.5)  # the clock of S3 cannot be set
+            if store != "s3":
+                silence(folder / "there" / live.run.id / "supervisors")
+            second = stack.enter_context(
+                start(
+                    f"{url}/{live.run.id}",
+                    "--set",
+                    "params.pause=0",
+                    command="resume",
+                    runs=folder / "two",
+                    **environment,
+                )
+            )
+            if wakes == "after its end":
+                second.process.wait(300)
+            else:
+                second.wait_event("run_started")
+            os.kill(int(file.read_text()), signal.SIGCONT)
+            codes = live.process.wait(300), second.process.wait(300)
+            assert codes == (3, 0) or (place == "finished" and codes in ((0, 2), (0, 0), (3, 0))), codes
+            with mock.patch.dict(os.environ, environment):
+                assert_whole_at(f"{url}/{live.run.id}", folder / "three")
+        except AssertionError as error:
+            return str(error) or "an assertion"
+        finally:
+            for pid in live.pids_seen:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+    return ""
+
+
+def matrix(stores: list[str]) -> int:
+    """The number of cases in which something is wrong."""
+    wrong = 0
+    for case in itertools.product(PLACES, stores, (True, False), ("while it trains", "after its end")):
+        place, store, locks, wakes = case
+        text = held_up(place, store, locks=locks, wakes=wakes)
+        wrong += bool(text)
+        print(f"{place}, {store}, {'locks' if locks else 'no locks'}, wakes {wakes}: {text or 'whole'}", flush=True)
+    return wrong
+
+
 def main() -> int:
     """Print what was found; 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=["model", "pairs", "matrix", "rounds"], help="one part")
+    parser.add_argument("--stores", default="file,s3", help="of the matrix")
     chosen = parser.parse_args()
-    wrong = model_of_three() + every_pair()
+    parts: dict[str, Callable[[], int]] = {
+        "model": model_of_three,
+        "pairs": every_pair,
+        "matrix": lambda: matrix(chosen.stores.split(",")),
+    }
+    wrong = sum(part() for name, part in parts.items() if chosen.only in (None, name))
+    if chosen.only not in (None, "rounds"):
+        return int(wrong > 0)
     for seed in range(chosen.seed, chosen.seed + chosen.rounds):
         text = round_of(seed)
         wrong += bool(text)

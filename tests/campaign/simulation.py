@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from simulated_run import World
 
+EVERY = 1000
+"""Seeds between two lines that say how far it is."""
+
 
 def problem_of(seed: int) -> str:
     """What goes wrong with a seed; '' if nothing does."""
@@ -37,6 +40,8 @@ def main() -> int:
             print(
                 f"seed {seed}: {text}\n  again: python tests/campaign/simulation.py --seed {seed} --seeds 1", flush=True
             )
+        if seed % EVERY == EVERY - 1:
+            print(f"simulation: up to seed {seed}, {wrong} wrong", flush=True)
     print(f"simulation: {chosen.seeds} seeds from {chosen.seed}, {wrong} wrong", flush=True)
     return int(wrong > 0)
 

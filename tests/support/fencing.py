@@ -30,8 +30,13 @@ def resume_elsewhere(there: Path, live: Live, runs: Path) -> None:
 
 
 def assert_whole_from_a_third_machine(there: Path, live: Live, runs: Path) -> None:
+    """See `assert_whole_at`."""
+    assert_whole_at(f"file://{there}/{live.run.id}", runs)
+
+
+def assert_whole_at(url: str, runs: Path) -> None:
     """The log tells of one end, attempts have numbers of their own, every sample was trained once, the last checkpoint loads."""
-    run = run_sync.find(runs, f"file://{there}/{live.run.id}")
+    run = run_sync.find(runs, url)
     history = read(run.events)
     assert [event.exit_code for event in history if isinstance(event, RunEnded)] == [0]
     numbers = [event.attempt for event in history if isinstance(event, AttemptStarted)]

@@ -4,6 +4,7 @@ hold at the end whatever was held up."""
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import queue
 from collections.abc import Callable, Iterator
@@ -45,10 +46,10 @@ from dtrain.launch import planner, registry
 from dtrain.record.event_log import read
 from dtrain.record.events import AttemptStarted, RunEnded, TrainingStarted, WorkersStarted
 from dtrain.record.folder import RunDir
-from dtrain.record.lock import LeaseTaken
+from dtrain.record.lock import Lease, LeaseTaken
 from dtrain.record.sample_ledger import Ledger
 from dtrain.report.audit import audit
-from dtrain.storage import object_store, run_copy, run_sync
+from dtrain.storage import object_store, run_copy, run_lease, run_sync
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_copy import RunCopy
 from dtrain.supervisor import main
@@ -59,6 +60,7 @@ STEPS = 6
 EVERY = 2
 SAMPLES = 16
 MACHINES = 3
+TAKE = run_lease.take
 AGAIN_SECONDS = 45.0
 """After which somebody tries to resume the run on the next machine."""
 
@@ -86,8 +88,8 @@ class SharedStore(WatchedStore):
         made = super().create(name, data)
         if made:
             self._world.written[name] = self._world.simulation.now
-            if name.startswith("supervisors/"):
-                self._world.claims.append(int(name.rpartition("/")[2]))
+            if name.startswith(run_lease.CLAIMS):
+                self._world.made.append((int(name.rpartition("/")[2]), json.loads(data)["mark"]))
         return made
 
     def modified(self, name: str) -> float:
@@ -252,7 +254,9 @@ class World:
         self.simulation = Simulation(seed)
         self.kill_chance = self.simulation.chance.choice([0.0, 0.05])
         self.written: dict[str, float] = {}
-        self.claims: list[int] = []
+        self.made: list[tuple[int, str]] = []
+        """Claims in the order in which they were made: number, and who made it."""
+        self.taken: set[tuple[int, str]] = set()
         self.finished = False
         self.ended: set[str] = set()
         (folder / "nothing.py").write_text("class Nothing: ...\n")
@@ -287,6 +291,7 @@ class World:
                 (main, "RunFolderWatcher", lambda *_: watcher),
                 (main, "Tracking", lambda run: mock.Mock()),
                 (registry, "cluster_of", lambda job: self._life()),
+                (run_lease, "take", self._take),
                 (object_store, "of_run", lambda storage, run_id: self._life().store),
                 (run_sync, "of_run", lambda storage, run_id: self._life().store),
                 (os, "fsync", lambda descriptor: None),
@@ -304,6 +309,12 @@ class World:
             self.simulation.run(lambda: len(self.ended) == MACHINES)
         return self.problem()
 
+    def _take(self, remote: ObjectStore, lease: Lease) -> run_lease.RunClaim | None:
+        claim = TAKE(remote, lease)
+        if claim:
+            self.taken.add((claim.number, lease.mark))
+        return claim
+
     def _later(self, life: Life, seconds: float | None) -> Callable[[], None]:
         def work() -> None:
             chosen = self.simulation.chance.uniform(0, 200) if seconds is None else seconds
@@ -316,6 +327,11 @@ class World:
         self.simulation.sleep(self.simulation.chance.uniform(0, 20))
         if self.lives[0].inbox:
             self.lives[0].inbox.put(("", StopRequest(StopMode.GRACEFUL, "a person")))
+
+    @property
+    def claims(self) -> list[int]:
+        """The numbers under which supervisors had the run, in the order in which they were made."""
+        return [claim[0] for claim in self.made if claim in self.taken]
 
     def problem(self) -> str:
         """What a third machine finds to be wrong."""

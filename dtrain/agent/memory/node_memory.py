@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class NodeMemory:
             return
         self._view = Future()
         if own := self._own(start.memory):
-            self._view.set_result(self._copies.view(start.memory.attempt, start.memory.step, own))
+            self._show(start.memory, self._view, lambda: own)
         else:
             threading.Thread(target=self._fetch, args=(start.memory, self._view), daemon=True).start()
 
@@ -120,11 +120,15 @@ class NodeMemory:
     def _fetch(self, memory: MemoryCheckpoint, view: Future[Path]) -> None:
         from dtrain.agent.memory.transfer import all_parts
 
+        self._show(memory, view, lambda: all_parts(self._copies, memory, self._key))
+
+    def _show(
+        self, memory: MemoryCheckpoint, view: Future[Path], parts: Callable[[], Mapping[int, MemoryCopy]]
+    ) -> None:
         try:
-            parts = all_parts(self._copies, memory, self._key)
-            view.set_result(self._copies.view(memory.attempt, memory.step, parts))
+            view.set_result(self._copies.view(memory.attempt, memory.step, parts()))
         except (OSError, ValueError) as error:
-            problem = f"the in-memory checkpoint of step {memory.step} could not be fetched: {error}"
+            problem = f"the in-memory checkpoint of step {memory.step} cannot be used: {error}"
             self._send(MemoryHeld(self._attempt, ()))  # so that the next attempt goes on from the disk
             view.set_exception(OSError(problem))
 

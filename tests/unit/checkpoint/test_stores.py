@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -395,3 +396,16 @@ def test_whatever_a_manifest_says_it_is_damaged_and_the_one_before_is_used(
     damaged, found = store.latest_valid()
     assert isinstance(damaged, Quarantined)
     assert found == before
+
+
+def test_folders_with_other_names_are_no_checkpoints(make: Make, tmp_path: Path) -> None:
+    store, committed = make(tmp_path)
+    store.commit(1, 10, staged(store, 1, 10), ORIGIN)
+    for name in ("step-old", "step-", "step-00000020.bak", "step-00000030-attempt-x"):
+        shutil.copytree(committed / name_of(1, 10), committed / name)
+    assert store.steps() == [10]
+    assert store.verified()[1].step == 10
+    store.prune(lambda steps: steps[:1])
+    (found,) = store.latest_valid()
+    assert isinstance(found, CheckpointInfo)
+    assert found.step == 10

@@ -140,6 +140,19 @@ def test_of_many_that_find_the_same_dead_supervisor_without_locks_one_gets_the_r
         assert len(set(pool.map(take, range(8)))) == 2, "one mark, and nothing seven times"
 
 
+@pytest.mark.usefixtures("no_locks")
+def test_a_number_that_was_given_and_deleted_is_not_given_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is held up between its look at the newest claim and its own."""
+    for _ in range(2):
+        with locked(path, "a-run"):
+            pass
+    answers, real = [0], lock.newest_claim
+    monkeypatch.setattr(lock, "newest_claim", lambda claims: answers.pop() if answers else real(claims))
+    with pytest.raises(AlreadySupervised), locked(path, "a-run"):
+        pass
+    assert [claim.name for claim in path.with_name("supervisors").iterdir()] == ["00000002"]
+
+
 def test_a_lost_supervisor_stays_lost_when_its_successor_has_left_or_the_run_was_removed(path: Path) -> None:
     """Its lock was given to another machine, as a file server does that hears nothing of one."""
     with locked(path, "a-run") as lease:

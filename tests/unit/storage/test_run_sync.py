@@ -1,4 +1,4 @@
-"""How much a run's copy on remote storage costs a second, whatever the number of ranks."""
+"""How much a run's copy on remote storage costs a second, whatever the number of ranks; and which URLs name one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dtrain.common.errors import DtrainError
 from dtrain.record import log_retention
 from dtrain.record.folder import RunDir
+from dtrain.storage import run_sync
 from dtrain.storage.object_store import ObjectStore
 from dtrain.storage.run_copy import PART_BYTES, RunCopy
 
@@ -71,3 +73,13 @@ def test_what_was_removed_of_a_log_is_deleted_there_too(tmp_path: Path) -> None:
     assert newest.removed > 0
     assert newest.data.endswith(line + b"the end\n")
     assert newest.last
+
+
+@pytest.mark.parametrize("end", ["..", ".", "a-run/..", "../..", "%2e%2e", "a b", ""])
+def test_a_url_that_names_no_run_makes_no_folder(end: str, tmp_path: Path) -> None:
+    (tmp_path / "there" / "a-run").mkdir(parents=True)
+    (tmp_path / "there" / "a-run" / "job.json").write_text("{}")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(DtrainError):
+        run_sync.find(tmp_path / "runs", f"file://{tmp_path}/there/{end}")
+    assert set(tmp_path.rglob("*")) == before

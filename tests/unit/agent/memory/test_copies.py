@@ -16,11 +16,15 @@ from live import wait_for
 
 from dtrain.agent.memory.copies import BUFFERS, MemoryCopies, MemoryCopy
 from dtrain.agent.memory.handshake import NONCE_BYTES, PROOF_BYTES, introduce
+from dtrain.agent.memory.node_memory import NodeMemory
 from dtrain.agent.memory.transfer import BLOCK, MOST_STRANGERS, MemoryServer, PartnerCopies, all_parts, fetch
 from dtrain.api.memory_protocol import HeldPart, MemoryCheckpoint, MemoryPeer
+from dtrain.api.protocol import AgentEvent, StartWorkers
 from dtrain.api.reports import MemoryOffered
+from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.checkpoint.memory_record import MemoryRecord, RecordFile
 from dtrain.common.files import digest
+from dtrain.record.folder import RunDir
 
 KEY = "secret"
 
@@ -158,7 +162,8 @@ def test_nobody_gets_anything_without_the_key(copies: MemoryCopies) -> None:
     for nonsense in (b"", b"\n", b'{"key": 1}\n', b"\xff" * 64, b"x" * 1000):
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(nonsense)
-            connection.shutdown(socket.SHUT_WR)
+            with suppress(OSError):  # it has hung up already
+                connection.shutdown(socket.SHUT_WR)
             with connection.makefile("rb") as stream, suppress(ConnectionError):
                 assert len(stream.read()) == NONCE_BYTES, "nothing but the server's random number"
     assert fetch(peer, KEY, 1, {0: 5}, exact=True)[0].step == 5
@@ -329,3 +334,34 @@ def test_a_partner_follows_and_keeps_two(copies: MemoryCopies, tmp_path: Path) -
     assert not arrived.is_set(), "a warning"
     partner.stop()
     server.close()
+
+
+def test_a_record_with_a_size_that_its_memory_does_not_have_is_dropped(copies: MemoryCopies) -> None:
+    file = RecordFile()
+    file.complete(MemoryRecord(5, 0, "x", size=1 << 40), {})
+    file.seal(bytes(31) + b"x")
+    buffer = os.memfd_create("small")
+    os.write(buffer, b"data")
+    copies.add(1, 0, MemoryCopy(buffer, os.dup(file.fd)), 2)
+    assert copies.held() == ()
+    file.close()
+
+
+def test_a_view_that_cannot_be_made_ends_no_agent(tmp_path: Path) -> None:
+    """The next attempt's workers are refused with the reason, and the one after goes on from the disk."""
+    sent: list[AgentEvent] = []
+    memory = NodeMemory(RunDir(tmp_path), "node", sent.append)
+    file = RecordFile()
+    file.complete(MemoryRecord(5, 0, "../x", size=4), {})
+    buffer = os.memfd_create("x")
+    os.write(buffer, b"data")
+    memory._copies.add(1, 0, MemoryCopy(buffer, os.dup(file.fd)), 2)
+    rank, rendezvous = RankInfo(0, 1, 0, 1, 0, 1, 1), RendezvousInfo(("127.0.0.1",), (1,), "a-run", 2, 2)
+    start = StartWorkers(2, (rank,), rendezvous, None, 5, memory=MemoryCheckpoint(1, 5, (MemoryPeer("", 0, (0,)),)))
+    memory.begin(start)
+    assert memory.ready(start)
+    with pytest.raises(OSError, match="cannot be used"):
+        memory.folder(start)
+    assert [type(event).__name__ for event in sent] == ["MemoryHeld"]
+    file.close()
+    memory.close()

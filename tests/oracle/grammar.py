@@ -140,8 +140,10 @@ def fitting(found: dict[str, str]) -> Choices:
         drop("place")
     if found["form"] != "task" and found["place"] == "factor":
         drop("place")
-    if found["form"] == "train_step" and found["passes"] == "halves":
-        drop("passes")
+    if found["form"] == "task" and found["groups"] == "added":
+        drop("groups")
+    if found["passes"] == "halves" and (found["form"] == "train_step" or found["event"] in ("shrink", "grow")):
+        drop("passes")  # at another size a step has another number of passes
     if found["place"] != "scheduler":
         drop("schedule")
     elif found["schedule"] == "none":

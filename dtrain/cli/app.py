@@ -284,7 +284,7 @@ def plugins(as_json: Json = False) -> None:
     """List the strategies, clusters and trackers that are installed, and what each needs.
 
     Example: dtrain plugins"""
-    from dtrain.cli.plugin_table import plugin_rows, plugin_text
+    from dtrain.inspect.plugins import plugin_rows, plugin_text
 
     rows = plugin_rows()
     print(json.dumps([asdict(row) for row in rows], indent=1) if as_json else plugin_text(rows))

@@ -17,7 +17,7 @@ from dtrain.api.cluster import Allocation, Cluster, Inbox, NodeDraining, NodeLos
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.api.protocol import Quit, decode
 from dtrain.common import environment as variables
-from dtrain.common.errors import ClusterError, UsageError
+from dtrain.common.errors import ClusterError, Exit, UsageError
 from dtrain.record.folder import RunDir
 
 from . import shipping
@@ -36,6 +36,8 @@ STATES = {
     "FAILED": SubmissionState.ENDED,
 }
 """Status of a Ray job → what it means for a submission."""
+STOPPED_IS_NO_FAILURE = f"( code=$?; [ $code = {int(Exit.RESUMABLE)} ] || exit $code )"
+"""In the shell of a Ray job, after the supervisor: a run that was stopped with its state saved is no FAILED job."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ class Ray(Cluster):
                 # The same run may be submitted again after a stop, and Ray never takes an id twice.
                 return str(
                     self._jobs().submit_job(
-                        entrypoint=shlex.join(command),
+                        entrypoint=f"{shlex.join(command)} || {STOPPED_IS_NO_FAILURE}",
                         submission_id=f"{run.id}-{os.urandom(2).hex()}",
                         runtime_env=environment or None,
+                        metadata={"dtrain_run": run.id, "dtrain_target": plan.job.target},
                     )
                 )
             except (RuntimeError, ValueError) as error:

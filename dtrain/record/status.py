@@ -201,7 +201,7 @@ def _on_tracker_works(state: RunState, event: events.TrackerWorks) -> None:
 def _on_failure(state: RunState, event: events.FailureOccurred) -> None:
     state.failures.append(event)
     state.step = max(state.step, event.step or 0)
-    state.phase = "failed"
+    state.phase = "recovering"  # an end follows if it does not
 
 
 def _on_bad_step(state: RunState, event: events.BadStep) -> None:

@@ -120,6 +120,8 @@ def test_gpus_are_mapped(lab: RayLab, tmp_path: Path) -> None:
 
 
 def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, tmp_path: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
     runs = ("--runs", str(tmp_path))
     dtrain("submit", RECIPE, *FOUR, *SLOW, "--set", "train.steps=1000", "--cluster", "ray", *runs, **on(lab))
     (run,) = all_runs(tmp_path)
@@ -129,6 +131,11 @@ def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, 
     assert "saved at step" in dtrain("stop", "last", *runs, **on(lab)).stdout
     assert_attached_until_stopped(watching)
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
+    jobs, submitted = JobSubmissionClient(on(lab)["RAY_API_SERVER_ADDRESS"]), run.submitted()
+    assert submitted
+    wait_for(lambda: jobs.get_job_status(submitted.reference).is_terminal(), "the end of the job")
+    info = jobs.get_job_info(submitted.reference)
+    assert (info.status.value, info.metadata["dtrain_run"]) == ("SUCCEEDED", run.id)
 
 
 def test_waiting_for_what_is_not_there_says_what_is_missing_and_gives_up(lab: RayLab, tmp_path: Path) -> None:

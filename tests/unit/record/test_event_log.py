@@ -110,7 +110,7 @@ def test_the_state_is_a_fold_over_the_event_log() -> None:
     ]
     history = [from_log(fields) for fields in log]
     state = fold(history)
-    assert (state.step, state.total_steps, state.restarts, state.outcome) == (21, 50, 1, "failed")
+    assert (state.step, state.total_steps, state.restarts, state.outcome) == (21, 50, 1, "recovering")
     lines = [render.line(event, state) for event in history]
     assert "FAILURE killed: rank 1 killed by SIGKILL at step 21" in lines
     assert "starting again: restart 1 of 5" in lines

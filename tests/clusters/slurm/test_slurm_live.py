@@ -341,7 +341,7 @@ def test_scancel_ends_the_run_for_good(lab: SlurmLab, runs: Path) -> None:
 
 
 def test_stop_saves_and_resume_goes_on_with_another_number_of_nodes(lab: SlurmLab, runs: Path) -> None:
-    command(lab, runs, "submit", RECIPE, *SLURM, *TWO)
+    command(lab, runs, "submit", RECIPE, *SLURM, *TWO, "--set", "params.pause=0.2")
     run = all_runs(runs)[-1]
     wait_for(lambda: '"checkpoint_saved"' in (run.events.read_text() if run.events.exists() else ""), "a checkpoint")
     assert shown(lab, runs) == "running"

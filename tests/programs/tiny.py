@@ -47,8 +47,6 @@ class Tiny:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if self.fail_how == "chance":
             raise ConnectionResetError("the file server hung up")
-        if self.fail_how == "device":
-            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
         if self.fail_how == "wait":
             time.sleep(10_000)
         if self.fail_how == "spin":
@@ -58,6 +56,8 @@ class Tiny:
             sys.exit(0)
         if self.fail_how == "vanish":
             os._exit(0)
+        if self.fail_how == "device":
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
         os.kill(os.getpid(), int(self.fail_how))
 
 

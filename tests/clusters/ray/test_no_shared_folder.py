@@ -127,7 +127,7 @@ def test_a_profile_of_a_node_that_sees_nothing_comes_to_the_run_folder_and_a_deb
 def test_a_submitted_run_is_watched_stopped_and_resumed_from_afar(lab: RayLab, s3: S3, home: Path, local: Live) -> None:
     runs = ("--runs", str(home / "far"))
     recipe = str(home / "project/contract_torch.yaml")
-    dtrain("submit", recipe, *FOUR, "--set", "params.pause=0.8", *kept_on(s3), *runs, **on(lab, s3))
+    dtrain("submit", recipe, *FOUR, "--set", "params.pause=2", *kept_on(s3), *runs, **on(lab, s3))
     (run,) = all_runs(home / "far")
     jobs = json.loads(urllib.request.urlopen(f"{lab.jobs_address}/api/jobs/").read())
     shown = json.dumps([job for job in jobs if (job["submission_id"] or "").startswith(run.id)])

@@ -120,7 +120,7 @@ def recipe(folder: Path, what: str, *more: str) -> str:
         ("task: slow.py:Task", "fsdp", "forward"),
         ("task: slow.py:OwnStep\nparams: {where: data}", "ddp", "data"),
         ("function: slow.py:train", "horovod", "forward"),
-        ("task: slow_keras.py:Task", "multi_worker_mirrored", "work"),
+        pytest.param("task: slow_keras.py:Task", "multi_worker_mirrored", "work", marks=pytest.mark.quiet),
     ],
     ids=["fsdp", "ddp-data", "horovod-function", "multi-worker-mirrored"],
 )

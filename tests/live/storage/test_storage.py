@@ -68,7 +68,7 @@ def test_a_run_is_seen_stopped_and_resumed_on_another_machine_by_its_url(
     s3: S3, tmp_path: Path, undisturbed: Live
 ) -> None:
     """The other machine is another folder of runs, which knows nothing of the first one's lock."""
-    slow = (*TWO, "--set", "params.pause=0.8")
+    slow = (*TWO, "--set", "params.pause=2")
     with start(RECIPE, *slow, *kept_on(s3), runs=tmp_path / "one", **s3.environment) as live:
         live.wait_event("checkpoint_saved", step=5)
         url, other = f"{s3.url}/{live.run.id}", ("--runs", str(tmp_path / "other"))

@@ -25,6 +25,7 @@ from dtrain.checkpoint.store import (
     CheckpointShard,
     CheckpointStore,
     Quarantined,
+    _digest,
     manifest_of,
 )
 from dtrain.common.errors import CheckpointError
@@ -374,7 +375,8 @@ def with_manifest(there: Path, name: str, text: str) -> None:
 def test_a_checkpoint_of_a_newer_version_is_refused_and_not_set_aside(make: Make, tmp_path: Path) -> None:
     store, there = make(tmp_path)
     store.commit(1, 10, staged(store, 1, 10), ORIGIN)
-    text = json.dumps({"format": 99, "step": 20, "files": {}})
+    body = {"format": 99, "step": 20, "files": {}}
+    text = json.dumps(body | {"digest": _digest(body)})
     with_manifest(there, name_of(2, 20), text)
     with pytest.raises(CheckpointError, match="format 99, and this dtrain reads up to"):
         list(store.latest_valid())

@@ -190,8 +190,9 @@ class Slurm(Cluster):
         if "\\" in str(run.path):
             raise UsageError(f"SLURM takes no backslash in a path: {run.path}", "Choose another folder with --runs.")
         path = _script(run)
-        path.write_text(self.render(plan, run))
-        for name in left_out(path.read_text(), os.environ):
+        text = self.render(plan, run)
+        path.write_text(text)
+        for name in left_out(text, os.environ):
             print(f"dtrain: {name}={os.environ[name]} is left out: the recipe says otherwise", file=sys.stderr)
         exclude = self._excluding(plan.avoided, plan.nodes)
         return _sbatch(path, *([f"--exclude={exclude}"] if exclude else []))

@@ -91,7 +91,7 @@ def held_up(place: str, store: str, *, locks: bool, wakes: str) -> str:
     """What was wrong with a run whose supervisor stood still at a place until another one had taken over, or had ended; '' if nothing was."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as name, ExitStack() as stack:
         folder = Path(name)
-        environment = {"PYTHONPATH": shim(folder / "shim")} | ({} if locks else {"NO_LOCKS": "1"})
+        environment = {"PYTHONPATH": shim(folder / "shim", locks=locks)}
         url = f"file://{folder}/there"
         if store == "s3":
             s3 = stack.enter_context(endpoint(folder))

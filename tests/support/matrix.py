@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from no_locks import NO_LOCKS
+
 PLACES = ("starting", "running", "committing", "pruning", "finished")
 SHIM = '''
 """Stops this process, once, at a place of a supervisor's life; the file says that it stands there."""
 import os, signal, sys
 
 place, said = os.environ.get("HELD_UP_AT", ""), os.environ.get("HELD_UP_FILE", "")
-NO_LOCKS = os.environ.get("NO_LOCKS")
-if NO_LOCKS:
-    import errno, fcntl
-    lock = fcntl.flock
-
-    def flock(file, how):
-        number = file if isinstance(file, int) else file.fileno()
-        if os.readlink(f"/proc/self/fd/{number}").endswith("supervisor.lock"):
-            raise OSError(errno.ENOLCK, "No locks available")
-        lock(file, how)
-
-    fcntl.flock = flock
 
 
 def hold_up(target, name):
@@ -64,15 +54,15 @@ WHERE = {
     "running": ("dtrain.supervisor.attempt", "Attempt._on_report"),
     "committing": ("dtrain.record.lock", "Lease.check"),
     "pruning": ("dtrain.supervisor.saving.retention", "CheckpointRetention.kept"),
-    "finished": ("dtrain.supervisor.supervisor", "Supervisor._end"),
+    "finished": ("dtrain.supervisor.supervisor", "_end"),
 }
 if place and "agent" not in sys.orig_argv:
     sys.meta_path.insert(0, Finder())
 '''
 
 
-def shim(folder: Path) -> str:
-    """The folder for PYTHONPATH."""
+def shim(folder: Path, *, locks: bool) -> str:
+    """Return the folder for PYTHONPATH."""
     folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(SHIM)
+    (folder / "sitecustomize.py").write_text(SHIM if locks else NO_LOCKS + SHIM)
     return str(folder)

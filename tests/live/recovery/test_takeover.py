@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from live import PROGRAMS, Live, finished, process_tree, silence, start, suspended
+from no_locks import NO_LOCKS
 
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.store import CheckpointInfo
@@ -15,16 +16,6 @@ from dtrain.checkpoint.store import CheckpointInfo
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 SLOW = ("--workers", "2", "--set", "params.pause=0.1", "--set", "recovery.heartbeat_seconds=600")
 STEPS = 20
-NO_LOCKS = """
-import errno, fcntl, os
-lock = fcntl.flock
-def flock(file, how):
-    number = file if isinstance(file, int) else file.fileno()
-    if os.readlink(f"/proc/self/fd/{number}").endswith("supervisor.lock"):
-        raise OSError(errno.ENOLCK, "No locks available")
-    lock(file, how)
-fcntl.flock = flock
-"""
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def left_out(script: str, environment: Mapping[str, str]) -> list[str]:
 
 
 def environment_of_sbatch(script: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Pure. The environment for sbatch, which is that of the job, too."""
+    """Pure. Return the environment for sbatch, which becomes that of the job."""
     dropped = set(left_out(script, environment))
     if "SLURM_JOB_ID" in environment:
         dropped |= {name for name in environment if name.startswith("SLURM_") and name not in KEPT_OF_A_JOB}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # an agent imports this module, and must be light
     from dtrain.job.job import Train
 
 Fetch = Callable[[Path, Collection[str]], None]
-"""A function like `FetchesFiles.fetch`."""
+"""Brings the files of these names into a folder of a checkpoint; for backends with `fetches`."""
 
 
 def nothing_to_fetch(folder: Path, files: Collection[str]) -> None:

@@ -2,7 +2,7 @@
 findings as JSON.
 
 It runs as the script of a run, so that what it finds is what a run would find. With a framework that can (see
-`MeasuresNetwork`) the nodes' clocks are compared, too, and the bandwidth between neighbours is measured.
+`Strategy.measure_network`) the nodes' clocks are compared, too, and the bandwidth between neighbours is measured.
 """
 
 from __future__ import annotations

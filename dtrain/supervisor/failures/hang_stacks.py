@@ -29,7 +29,7 @@ class Known:
     """The meaning of frames."""
 
     waits_in: Callable[[str, str], str]
-    """Function as `KnowsCollectives.waits_in`."""
+    """Names the collective of a file and a function; see `Strategy.waits_in`."""
     is_users: Callable[[str], bool]
     """Whether a file is the user's own."""
 

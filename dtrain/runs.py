@@ -166,12 +166,14 @@ def attach(name: str | os.PathLike[str] | Run, *, runs: Folder = None) -> Run:
 
 def resume(
     name: str | os.PathLike[str] | Run, *, recipe: str | os.PathLike[str] | None = None, runs: Folder = None, detach: bool = False,
-    show: bool = True, settings: Mapping[str, Any] | None = None, **options: Any,
+    show: bool = True, settings: Mapping[str, Any] | None = None, new_code: bool = False, **options: Any,
 ) -> Run:  # fmt: skip
-    """Go on with a run from its newest valid checkpoint, also with another size or settings; see `run` for the arguments."""
+    """Go on with a run from its newest valid checkpoint, also with another size or settings, and with `new_code` with the code as it is
+    now instead of that which it began with; see `run` for the arguments."""
     entrypoint.end_import()
     chosen = attach(name, runs=runs)._run
-    if edits := create.prepare_resume(chosen, _overrides(settings, options), Path(recipe) if recipe else None):
+    source = Path(recipe) if recipe else None
+    if edits := create.prepare_resume(chosen, _overrides(settings, options), source, new_code=new_code):
         print(edits, flush=True)
     if detach:
         start.submit(chosen)

@@ -5,6 +5,7 @@ It never imports a framework: the zygote does. When the link to the supervisor c
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -49,7 +50,6 @@ from dtrain.common import environment as variables
 from dtrain.common.memory import oom_kills
 from dtrain.common.message import tagged
 from dtrain.common.processes import STACKS_SIGNAL, alive, catches
-from dtrain.common.serde import JsonObject
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.record import sample_ledger
 from dtrain.record.events import StepsProfiled, WorkersStarted
@@ -196,7 +196,7 @@ class Agent:
         if isinstance(command, Quit):
             self._link.closed = self._link.quit = True
         elif isinstance(command, SetJob):
-            self._adopt(command.job)
+            self._adopt(command)
         elif isinstance(command, CheckNode | CheckPeers):
             self._preflight.begin(command)
         elif isinstance(command, ReservePorts):
@@ -230,10 +230,10 @@ class Agent:
             for one in self._workers.values():
                 one.pipe.send(command)
 
-    def _adopt(self, job: JsonObject) -> None:
+    def _adopt(self, command: SetJob) -> None:
         """The job of a run folder that this node does not see; its variables must be there before a framework is imported."""
         if self._private:
-            self._private.adopt(job)
+            self._private.adopt(command.job, base64.b64decode(command.code))
             environment = self._zygote.environment | self._run.job().env
             if environment != self._zygote.environment:
                 self._zygote = self._zygote.again(environment)

@@ -23,7 +23,7 @@ from typing import IO
 from dtrain.api.protocol import FileAppended
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError
-from dtrain.common.files import read_at, users_folder
+from dtrain.common.files import PRIVATE_FILE, read_at, users_folder, write_whole
 from dtrain.common.serde import JsonObject, from_dict
 from dtrain.job.job import Job
 from dtrain.record.folder import RunDir
@@ -42,8 +42,10 @@ class NodeRunFolder:
         with suppress(FileNotFoundError, ValueError):  # a power cut can leave it empty
             self._sent = json.loads((run.path / SENT).read_text())
 
-    def adopt(self, job: JsonObject) -> None:
-        """Take the job that the supervisor sent; its folder is where it was brought to here."""
+    def adopt(self, job: JsonObject, code: bytes) -> None:
+        """Take the job that the supervisor sent, and its code; its folder is where it was brought to here."""
+        if code:
+            write_whole(self.run.code, code, PRIVATE_FILE)
         known = from_dict(Job, job)
         self.run.write_job(replace(known, folder=os.environ.get(environment.FOLDER, known.folder)))
 

@@ -30,6 +30,8 @@ class SetJob(Message):
     """Command: work without the run folder, which this node does not see, on this job."""
 
     job: JsonObject
+    code: str = ""
+    """The snapshot of the run's code, in base64."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from dtrain.cli import (
     report_commands,
     tracker_commands,
 )
-from dtrain.cli.options import RUNS, Cluster, Gpus, Json, Name, Nodes, RunName, Runs, Set, Strategy, Workers
+from dtrain.cli.options import RUNS, Cluster, Code, Gpus, Json, Name, Nodes, RunName, Runs, Set, Strategy, Workers
 from dtrain.cli.options import find as _find
 from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit, UsageError
@@ -101,6 +101,7 @@ def run(
 def resume(
     name: RunName, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, sets: Set = None, runs: Runs = RUNS,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Take the settings of this recipe instead of the run's own.")] = None,
+    code: Annotated[Code, typer.Option(help="Train with the code that the run began with, or with the code as it is now.")] = Code.SAME,
     detach: Annotated[bool, typer.Option("--detach", help="Do not watch it.")] = False,
     warm: Warm = None,
 ) -> None:  # fmt: skip
@@ -112,7 +113,7 @@ def resume(
 
     chosen = _find(runs, name)
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, sets=sets)
-    if edits := create.prepare_resume(chosen, given, recipe):
+    if edits := create.prepare_resume(chosen, given, recipe, new_code=code is Code.NEW):
         print(edits, flush=True)
     if detach:
         terminal.submit(chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +45,13 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.", autocompletion=settings),
 ]  # fmt: skip
 RUNS = Path("runs")
+
+
+class Code(str, Enum):
+    """The code that a resumed run trains with."""
+
+    SAME = "same"
+    NEW = "new"
 
 
 def find(runs: Path, name: str) -> RunDir:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,9 +16,11 @@ from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.serde import to_dict
 from dtrain.control.overrides import Overrides
 from dtrain.control.state import refuse_while_it_goes_on, state_of
+from dtrain.job import code
 from dtrain.job.job import Job
 from dtrain.launch import recipe, sweep, yaml_source
 from dtrain.launch.yaml_source import Document
+from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir
 from dtrain.record.folder import create as create_folder
 from dtrain.record.status import RunState
@@ -38,6 +41,7 @@ def new_run_of(document: Document, folder: Path, runs: Path, given: Overrides) -
     run = create_folder(runs, recipe.from_document(document, folder, given, runs=runs))
     run.recipe_copy.write_text(written)
     run.recipe_copy.chmod(PRIVATE_FILE)
+    code_snapshot.take(run.code, run.job(), runs)
     return run
 
 
@@ -54,24 +58,49 @@ def made(job: Job, path: Path, runs: Path) -> RunDir:
     shutil.copyfile(path, run.recipe_copy)
     run.recipe_copy.chmod(PRIVATE_FILE)
     run.recipe_source.write_text(str(path.absolute()))
+    code_snapshot.take(run.code, job, runs)
     return run
 
 
-def prepare_resume(run: RunDir, given: Overrides, path: Path | None) -> str:
-    """Give a run the settings that it goes on with; raises `UsageError` if it cannot go on, or not with these. Returns what was edited
-    in the recipe file and does not apply, for a person, or ''."""
+def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code: bool = False) -> str:
+    """Give a run the settings that it goes on with and, with `new_code`, the code as it is now; raises `UsageError` if it cannot go on,
+    or not with these. Returns for a person what was edited since the run began and whether it applies, or ''."""
     refuse_while_it_goes_on(run)
     before, state = run.job(), state_of(run)
-    job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)
+    kept = None if new_code else code_snapshot.opened(run.code, before.folder)
+    with code.using(kept):
+        job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)
     job = replace(job, name=before.name, init_from=before.init_from)
     _refuse_if_finished(run, state, before, job)
     if state.saved_step:
         _refuse_another_history(run, state.saved_step, before, job)
     if path:
         shutil.copyfile(path, run.recipe_copy)
-    edits = "" if path else _edits(run)
+    edits = [] if path else [_edits(run)]
+    edits.append(_give_code(run, before, job, new=new_code or kept is None or job.folder != before.folder))
     run.write_job(job)
-    return edits
+    return "\n".join(filter(None, edits))
+
+
+def _give_code(run: RunDir, before: Job, job: Job, *, new: bool) -> str:
+    """Have a run go on with the code as it is now, or as it was. Returns what was edited, for a person."""
+    runs = run.path.parent
+    had = code_snapshot.digest(run.code)
+    edited = [f"  {how} {path}" for how, path in code_snapshot.edited(run.code, before, runs)] if had else []
+    if new:
+        if had:
+            os.replace(run.code, run.former_code(had))
+        code_snapshot.take(run.code, job, runs)
+    if not edited:
+        return ""
+    shown = "\n".join([*edited[:DIFFERENCE_LINES], *(["  …"] if len(edited) > DIFFERENCE_LINES else [])])
+    files = "a file" if len(edited) == 1 else f"{len(edited)} files"
+    if new:
+        return f"the code of {run.id} is taken as it is now; {files} changed since the run began:\n{shown}"
+    return (
+        f"{files} changed since this run began; the run goes on with the code that it began with.\n{shown}\n"
+        f"  take the code as it is now: dtrain resume {run.id} --code new"
+    )
 
 
 def overridden(run: RunDir, before: Job, given: Overrides) -> Job:

@@ -107,8 +107,16 @@ def _request(saved: SavedWeights, target: Path, code: Path | None) -> ExportRequ
         name for name in registry.installed("framework") if registry.plugin_class("framework", name) is saved.framework
     ]
     folder = str(code.absolute()) if code else saved.job.folder
+    snapshot = "" if code else str(saved.run.code)
     return ExportRequest(
-        str(saved.run.path), str(saved.folder), saved.name, names[0], str(target), folder, metadata=saved.metadata
+        str(saved.run.path),
+        str(saved.folder),
+        saved.name,
+        names[0],
+        str(target),
+        folder,
+        snapshot,
+        metadata=saved.metadata,
     )
 
 

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from dtrain.export.request import ExportRequest
+from dtrain.job import code
 from dtrain.job.job import Job
+from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir
 
 
@@ -21,6 +23,9 @@ def prepared(request: ExportRequest) -> Job:
     if Path(request.code).is_dir():
         os.chdir(request.code)
         sys.path.insert(0, request.code)
+    snapshot = code_snapshot.opened(Path(request.snapshot), request.code) if request.snapshot else None
+    if snapshot:
+        code.install(snapshot)
     return dataclasses.replace(job, folder=request.code)
 
 

@@ -25,6 +25,8 @@ class ExportRequest:
     """Path to write."""
     code: str
     """Folder of the user's code."""
+    snapshot: str = ""
+    """Path of the run's snapshot of that code; '': the code is taken as it is in the folder."""
     exporter: str = ""
     """Name of the plugin; '': weights alone, in a form that follows from the path."""
     ending: str = ""

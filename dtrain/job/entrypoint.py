@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from dtrain.common.errors import nearest
+from dtrain.job import code
 from dtrain.job.job import Job, ScriptModule
 
 MOST_FILES = 50
@@ -37,7 +38,7 @@ def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
         dotted = all(part.isidentifier() for part in module.split("."))
         return "" if dotted else f"'{module}' is neither a Python file (file.py) nor a module (package.module)"
     path = folder / module
-    if not path.is_file():
+    if not code.is_file(path):
         others = [str(file.relative_to(folder)) for file in folder.glob("*.py")]
         return f"there is no file {path}. {nearest(module, others) if others else ''}".rstrip()
     tree = parsed(path)
@@ -62,7 +63,7 @@ def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
 def parsed(path: Path) -> ast.Module | str:
     """The syntax tree of a Python file, or what is wrong with it."""
     try:
-        return ast.parse(path.read_bytes(), str(path))
+        return ast.parse(code.read(path), str(path))
     except SyntaxError as error:
         return f"{path}:{error.lineno}: {error.msg}"
     except (OSError, ValueError) as error:
@@ -93,7 +94,7 @@ def imports_below(path: Path, folder: str) -> frozenset[str]:
             found.add(name)
             for beside in {path.parent, Path(folder)}:
                 local = {beside / f"{name}.py", *(beside / name).glob("*.py")} - seen
-                waiting += [file for file in local if file.is_file()]
+                waiting += [file for file in local if code.is_file(file)]
                 seen |= local
     return frozenset(found)
 
@@ -162,7 +163,7 @@ def _of_file(path: Path) -> ModuleType:
         return sys.modules[name]
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=code.loader_of(name, path))
     assert spec is not None
     assert spec.loader is not None
     if "." in name:
@@ -184,7 +185,7 @@ def _of_file(path: Path) -> ModuleType:
 def _module_name(path: Path) -> tuple[str, Path]:
     """The name that a file is imported under, and the folder that Python finds it by."""
     root, parts = path.parent, [path.stem]
-    while all(part.isidentifier() for part in parts) and (root / "__init__.py").is_file():
+    while all(part.isidentifier() for part in parts) and code.is_file(root / "__init__.py"):
         root, parts = root.parent, [root.name, *parts]
     if not all(part.isidentifier() for part in parts):
         return "_dtrain_" + re.sub(r"\W", "_", path.stem), path.parent

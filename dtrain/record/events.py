@@ -31,6 +31,8 @@ class RunStarted(Event, was="run"):
     preload: tuple[str, ...] = ()
     storage: str | None = None
     """URL of the run on remote storage."""
+    code: str = ""
+    """Digest of the code that it trains from, see `dtrain.record.code_snapshot`."""
     format: int = 1
     """Format number of the following events, see `dtrain.record.event.FORMAT`; logs without it are of format 1."""
 

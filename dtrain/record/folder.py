@@ -64,6 +64,15 @@ class RunDir:
         return self.path / "recipe.path"
 
     @property
+    def code(self) -> Path:
+        """The user's code that the run trains from; see `dtrain.record.code_snapshot`."""
+        return self.path / "code.zip"
+
+    def former_code(self, digest: str) -> Path:
+        """The code that the run trained from before it was given another; `digest` identifies it."""
+        return self.path / f"code-{digest}.zip"
+
+    @property
     def events(self) -> Path:
         """Everything that happened, one JSON line each; only the supervisor writes it."""
         return self.path / "events.jsonl"

@@ -38,6 +38,7 @@ COPIED = re.compile(
 PART = re.compile(r"(?P<file>.+)/(?P<begin>\d+)(-(?P<claim>\d+))?")
 """Older versions named them without the claim."""
 JOB = "job.json"
+CODE = "code.zip"
 STOP = "stop"
 INSPECT = "inspect"
 
@@ -164,7 +165,13 @@ class RunCopy:
         if not self._run.job_file.exists():
             job = self._store.read(JOB)
             if job is not None:
-                write_whole(self._run.job_file, job.decode(), PRIVATE_FILE)
+                self.pull_code()
+                write_whole(self._run.job_file, job, PRIVATE_FILE)
+
+    def pull_code(self) -> None:
+        """Bring the snapshot of the run's code here, if it is there."""
+        if (code := self._store.read(CODE)) is not None:
+            write_whole(self._run.code, code, PRIVATE_FILE)
 
     def _drop_replaced(self, files: dict[str, list[Part]]) -> None:
         """Cut off what this folder has of a supervisor that wrote on after its successor had begun."""
@@ -209,7 +216,9 @@ class RunCopy:
         return all(there.get(str(path.relative_to(self._run.path)), 0) >= path.stat().st_size for path in here)
 
     def announce(self) -> None:
-        """A person has started the run: its job, and no request to stop from before."""
+        """A person has started the run: its code and job, and no request to stop from before."""
+        if self._run.code.exists():
+            self._store.write(CODE, self._run.code.read_bytes())
         self._store.write(JOB, self._run.job_file.read_bytes())
         self._store.delete([STOP] if self._store.read(STOP) is not None else [])
 

@@ -5,10 +5,12 @@ It decides nothing about the run: its outcome is a value for the supervisor. Tim
 
 from __future__ import annotations
 
+import base64
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from dtrain.api import protocol, reports
 from dtrain.api.cluster import Channel
@@ -73,6 +75,8 @@ class AttemptContext:
     log: EventLog
     debugging: Debugging
     memory: MemoryCheckpoints
+    code: Path
+    """Snapshot of the user's code, which nodes that do not see the run folder are sent."""
 
 
 class Attempt:
@@ -132,7 +136,8 @@ class Attempt:
         """Ask every node for its ports."""
         for one in self._workers.nodes:
             if not one.sees_run:
-                self._workers.send(one.name, protocol.SetJob(to_dict(self._plan.job)))
+                code = base64.b64encode(self._context.code.read_bytes()).decode() if self._context.code.exists() else ""
+                self._workers.send(one.name, protocol.SetJob(to_dict(self._plan.job), code))
         for node in self._workers.ranks:
             wanted, key = self._rendezvous.ports_wanted(node), self._context.memory.key(self.nodes)
             self._workers.send(node, protocol.ReservePorts(self.number, wanted, key))

@@ -23,9 +23,10 @@ from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.common import environment, hooks
 from dtrain.common.errors import ClusterError, DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
+from dtrain.job import code
 from dtrain.job.job import Job
 from dtrain.launch import planner, registry
-from dtrain.record import history
+from dtrain.record import code_snapshot, history
 from dtrain.record.event import FORMAT
 from dtrain.record.event_log import EventLog
 from dtrain.record.events import Event, RunEnded, RunStarted
@@ -132,23 +133,25 @@ def _supervise(
         with signal_handlers(put):
             lease = sync.claim(job, lease, patience_seconds)
             notifications.start(job)
-            launch = replace(plan_without(launch or planner.make(job), run), supervisor=lease.number)
+            with code.using(code_snapshot.opened(run.code, job.folder)):
+                launch = replace(plan_without(launch or planner.make(job), run), supervisor=lease.number)
             log.add(
                 RunStarted(
                     run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
                     workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
                     storage=of_run(job.storage, run.id).url if job.storage.url else None, format=FORMAT,
+                    code=code_snapshot.digest(run.code),
                 )
             )  # fmt: skip
             sync.start(log)
             tracking.start(job, log)
             watcher.start()
-            code = run_attempts(run, launch, registry.cluster_of(job), log, inbox, lease)
+            ended = run_attempts(run, launch, registry.cluster_of(job), log, inbox, lease)
             with suppress(StorageError):  # no worker is left that writes: unfinished checkpoints only take space
                 LocalCheckpointStore(run.checkpoints, lease).clear_staging()
             shutil.rmtree(run.memory, ignore_errors=True)  # an agent that was killed left it
             sync.confirm()
-            return code
+            return ended
     except (LeaseTaken, AlreadySupervised):
         raise  # the event log is another supervisor's
     except DtrainError as error:
@@ -212,6 +215,8 @@ def _supervise_apart(run_id: str, job: Job) -> Exit:
     run = RunDir(above / run_id)
     run.create_folders()
     run.write_job(replace(job, folder=str(Path.cwd())))
+    if copy := run_sync.of(run, job):
+        copy.pull_code()
     try:
         return supervise(run)
     finally:

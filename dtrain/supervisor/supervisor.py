@@ -101,7 +101,7 @@ class Supervisor:
         self._inspections = Inspections(run, log, self._put)
         self._shared = AttemptContext(
             run.id, registry.strategy_of(launch.job), allocation.channels, store, Lane("storage", self._put), log,
-            self._inspections.debugging, MemoryCheckpoints(launch, store, log, run.id),
+            self._inspections.debugging, MemoryCheckpoints(launch, store, log, run.id), run.code,
         )  # fmt: skip
         self._nodes = Nodes(run, launch, allocation, log, self._put)
         self._slow_nodes = SlowNodes(self._nodes.avoidance, launch.job.recovery, log, self._request_resize)

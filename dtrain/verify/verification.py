@@ -22,7 +22,7 @@ from dtrain.job.job import Checkpoint, Job, Notify, Storage
 from dtrain.launch import planner, registry
 from dtrain.record import event_log, folder, gradient_ledger, history
 from dtrain.record.event_log import EventLog
-from dtrain.record.events import BadStep, CheckpointSaved, Event, Metrics, WorkersStarted
+from dtrain.record.events import BadStep, CheckpointSaved, Event, Metrics, RunStarted, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.show import render
 from dtrain.storage import run_sync
@@ -129,6 +129,8 @@ def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> V
         _link(beginning, again.checkpoints / beginning.name.partition("-attempt-")[0])
     compared = again.path / COMPARED
     _link(saved, compared)
+    if (code := _code_of(run, end)).exists():
+        shutil.copyfile(code, again.code)
     _pass_over(run, again)
     what = f"training steps {begin + 1} to {end} again on {render.counted(again.job().resources.workers, 'worker')}"
     print(f"{run.id}: {what} ({again.id})", file=sys.stderr, flush=True)
@@ -188,6 +190,18 @@ def _link(checkpoint: Path, target: Path) -> None:
             shutil.copy2(source, place)
 
     shutil.copytree(checkpoint, target, copy_function=link)
+
+
+def _code_of(run: RunDir, end: int) -> Path:
+    """The snapshot of the code that trained up to step `end`."""
+    used = trained = ""
+    for event in event_log.read(run.events):
+        if isinstance(event, RunStarted):
+            used = event.code
+        elif isinstance(event, CheckpointSaved) and event.step == end:
+            trained = used
+    former = run.former_code(trained)
+    return former if former.exists() else run.code
 
 
 def _pass_over(run: RunDir, again: RunDir) -> None:

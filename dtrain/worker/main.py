@@ -20,8 +20,10 @@ from dtrain.common.errors import ClusterError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.message import Message
 from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
+from dtrain.job import code
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, shards_on
+from dtrain.record import code_snapshot
 from dtrain.record.events import MemoryUsed
 from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report, operation_log, python_process
@@ -108,6 +110,8 @@ def _run(
     debugger.install()
     try:
         _enter_code_folder(job.folder)
+        if snapshot := code_snapshot.opened(run.code, job.folder):
+            code.install(snapshot)
         context = WorkerContext(
             assignment.rank_info,
             assignment.rendezvous,

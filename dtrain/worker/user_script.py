@@ -13,6 +13,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 from dtrain.common.errors import UsageError
+from dtrain.job import code
 from dtrain.job.job import Job, ScriptModule
 
 
@@ -34,10 +35,10 @@ def _run_file(path: Path, name: str, arguments: Sequence[str]) -> types.ModuleTy
     sys.argv = [name, *arguments]
     sys.orig_argv[:] = [sys.executable, name, *arguments]
     sys.path[0] = str(path.resolve().parent)
-    loader = SourceFileLoader("__main__", str(path))
+    loader = code.loader_of("__main__", path)
     main = _new_main()
     main.__file__, main.__loader__, main.__cached__ = str(path), loader, None  # type: ignore[attr-defined]
-    exec(loader.source_to_code(path.read_bytes(), str(path)), main.__dict__)
+    exec(loader.source_to_code(loader.get_data(str(path)), str(path)), main.__dict__)
     return main
 
 

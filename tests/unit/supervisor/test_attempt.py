@@ -57,6 +57,7 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
         log,
         Debugging(RunDir(tmp_path), log, lambda typed: None),
         MemoryCheckpoints(planner.make(job), LocalCheckpointStore(tmp_path), log, "a-run"),
+        tmp_path / "code.zip",
     )
     attempt = Attempt(1, planner.make(job), nodes, context, StartPoint())
     attempt.begin()

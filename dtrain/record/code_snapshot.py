@@ -1,0 +1,268 @@
+"""The snapshot of the user's code in a run folder: one archive of source files, made when the run begins.
+
+`recipe/…` holds what is below the recipe's folder, `elsewhere/…` the modules that this code imports from other folders that are no
+installation (`PYTHONPATH`, `pip install -e`), and `code.json` what an archive cannot hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import site
+import sys
+import sysconfig
+from collections import deque
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+from dtrain.common.errors import StorageError, require_format
+from dtrain.common.files import PRIVATE_FILE, write_whole
+from dtrain.job.code import Snapshot, SnapshotFile
+from dtrain.job.job import Job, ScriptModule
+
+FORMAT = 1
+INDEX = "code.json"
+RECIPE, ELSEWHERE = "recipe", "elsewhere"
+NO_CODE = ("pyvenv.cfg", "events.jsonl")
+"""Files of virtual environments and of runs, whose folders are left out."""
+MOST_ENTRIES = 20_000
+"""Directory entries that are looked at; a folder of data beside the code may have millions."""
+MOST_BYTES = 32 << 20
+"""Of source text."""
+SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
+IMPORT = re.compile(rb"[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([^#;]+))")
+
+
+class _Collected:
+    """Source files by path, folder after folder, until a limit is reached."""
+
+    def __init__(self, job: Job, runs: Path) -> None:
+        self.recipe = os.path.realpath(job.folder)
+        self._path = [str(Path(job.folder, part)) for part in job.env.get("PYTHONPATH", "").split(os.pathsep) if part]
+        self.sources: dict[str, bytes] = {}
+        self.mtimes: dict[str, int] = {}
+        self.folders: list[str] = []
+        self.modules: dict[str, str] = {}
+        self._visited = {os.path.realpath(runs)} - {self.recipe}
+        self._entries, self._bytes = 0, 0
+
+    def name(self, path: str) -> str:
+        """The name of a file or folder in the archive."""
+        if path == self.recipe:
+            return RECIPE
+        if path.startswith(self.recipe.rstrip("/") + "/"):
+            return RECIPE + path[len(self.recipe.rstrip("/")) :]
+        return ELSEWHERE + path
+
+    def add_below(self, folder: str) -> None:
+        """Add the source files in a folder and below it, the nearest first."""
+        waiting = deque([os.path.realpath(folder)])
+        while waiting:
+            here = waiting.popleft()
+            if here in self._visited or any(Path(here, sign).exists() for sign in NO_CODE):
+                continue
+            self._visited.add(here)
+            try:
+                entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+            except OSError:
+                continue
+            self._entries += len(entries)
+            if self._entries > MOST_ENTRIES:
+                continue
+            if all(self.add(entry.path) for entry in entries if entry.name.endswith(".py") and entry.is_file()):
+                self.folders.append(here)
+            waiting += [
+                os.path.realpath(entry.path) for entry in entries
+                if entry.is_dir() and not entry.name.startswith(".") and entry.name not in SKIPPED
+            ]  # fmt: skip
+
+    def add(self, path: str) -> bool:
+        """Add a file; False if it cannot be read or would be too much."""
+        try:
+            with open(path, "rb") as file:
+                seen = os.fstat(file.fileno())
+                if self._bytes + seen.st_size > MOST_BYTES:
+                    return False
+                self.sources[path] = file.read()
+        except OSError:
+            return False
+        self.mtimes[path] = seen.st_mtime_ns
+        self._bytes += seen.st_size
+        return True
+
+    def add_imported(self) -> None:
+        """Add modules of other folders that the code imports, and those that these import."""
+        read: set[str] = set()
+        seen = {"dtrain", *sys.stdlib_module_names}
+        while new := self.sources.keys() - read:
+            read |= new
+            names = set().union(*(_imported(self.sources[path]) for path in new)) - seen
+            seen |= names
+            for name in sorted(names):
+                origin = "" if self._is_beside(name) else _outside(name, self._path)
+                if origin:
+                    self.modules[name] = origin
+                    if origin.endswith("/__init__.py"):
+                        self.add_below(str(Path(origin).parent))
+                    if origin not in self.sources:
+                        self.add(origin)
+
+    def _is_beside(self, name: str) -> bool:
+        return any(
+            f"{folder}/{name}.py" in self.sources or f"{folder}/{name}/__init__.py" in self.sources
+            for folder in self.folders
+        )
+
+
+def _imported(source: bytes) -> set[str]:
+    """The top-level modules that a source file imports, as its lines show them."""
+    found: set[bytes] = set()
+    at = source.find(b"import")
+    while at >= 0:
+        begin, end = source.rfind(b"\n", 0, at) + 1, source.find(b"\n", at) % (len(source) + 1)
+        if line := IMPORT.match(source[begin:end]):
+            found |= {name.split(b".")[0].split()[0] for name in (line[1] or line[2]).split(b",") if name.strip()}
+        at = source.find(b"import", end)
+    return {name.decode(errors="replace") for name in found}
+
+
+def _installed() -> tuple[str, ...]:
+    """Folders of Python itself and of installed packages."""
+    paths = sysconfig.get_paths()
+    places = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    places |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(os.path.realpath(place) + "/" for place in places)
+
+
+def _outside(name: str, path: list[str]) -> str:
+    """The source file of a top-level module, on this path or Python's own, that lies in no installation; '' for others."""
+    try:
+        spec = PathFinder.find_spec(name, path) or importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return ""
+    origin = os.path.realpath(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else ""
+    return (
+        ""
+        if not origin or origin.startswith(_installed()) or any(f"/{part}/" in origin for part in SKIPPED)
+        else origin
+    )
+
+
+def take(path: Path, job: Job, runs: Path) -> None:
+    """Write the snapshot of a job's code to `path`; `runs`, the folder of runs, is left out."""
+    collected = _Collected(job, runs)
+    collected.add_below(job.folder)
+    if beside := _beside_target(job):
+        collected.add_below(beside)
+    collected.add_imported()
+    index = {
+        "format": FORMAT, "folder": job.folder, "folders": [collected.name(folder) for folder in collected.folders],
+        "mtimes": {collected.name(path): time for path, time in collected.mtimes.items()},
+        "modules": {name: collected.name(path) for name, path in collected.modules.items()}, "git": commit_of(Path(collected.recipe)),
+    }  # fmt: skip
+    target = io.BytesIO()
+    with ZipFile(target, "w") as archive:
+        archive.writestr(INDEX, json.dumps(index, indent=1))
+        for file in sorted(collected.sources):
+            archive.writestr(collected.name(file), collected.sources[file])
+    write_whole(path, target.getvalue(), PRIVATE_FILE)
+
+
+def _beside_target(job: Job) -> str:
+    """The folder that a file outside the recipe's folder is imported from: that of its outermost package, or its own."""
+    if isinstance(job.script, ScriptModule):
+        return ""
+    name = str(job.script or job.target).partition(":")[0]
+    path = Path(job.folder, name).resolve()
+    if path.suffix != ".py" or path.is_relative_to(Path(job.folder).resolve()):
+        return ""
+    folder = path.parent
+    while (folder.parent / "__init__.py").is_file():
+        folder = folder.parent
+    return str(folder)
+
+
+def commit_of(folder: Path) -> dict[str, str]:
+    """Branch and commit of the repository that a folder lies in, read without running git."""
+    for above in (folder, *folder.parents):
+        git = above / ".git"
+        if git.is_dir():
+            try:
+                head = (git / "HEAD").read_text().strip()
+                if not head.startswith("ref: "):
+                    return {"commit": head}
+                ref = head.removeprefix("ref: ")
+                packed = (git / "packed-refs").read_text().splitlines() if not (git / ref).is_file() else []
+                commits = [line.split()[0] for line in packed if line.endswith(f" {ref}")]
+                commit = (git / ref).read_text().strip() if not packed else "".join(commits)
+                return {"branch": ref.removeprefix("refs/heads/"), "commit": commit}
+            except OSError:
+                return {}
+    return {}
+
+
+def opened(path: Path, folder: str) -> Snapshot | None:
+    """The snapshot of a run whose recipe's folder is `folder` on this machine; None if the run has none. Raises `StorageError` if it
+    cannot be read."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        archive = ZipFile(io.BytesIO(data))
+        index = json.loads(archive.read(INDEX))
+        require_format(str(path), index.get("format"), FORMAT)
+        recipe = os.path.realpath(folder)
+        files = {
+            _path(name, recipe): SnapshotFile(name, int(time), archive.getinfo(name).file_size)
+            for name, time in index["mtimes"].items()
+        }
+        folders = frozenset(_path(name, recipe) for name in index["folders"])
+        modules = {str(name): _path(entry, recipe) for name, entry in index["modules"].items()}
+    except (OSError, BadZipFile, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        raise StorageError(
+            f"the snapshot of the run's code, {path}, cannot be read: {error}",
+            "It was damaged. Take the code as it is now: dtrain resume RUN --code new.",
+        ) from None
+    return Snapshot(archive, files, folders, modules)
+
+
+def _path(name: str, recipe: str) -> str:
+    kind, _, rest = name.partition("/")
+    return os.path.normpath(f"{recipe}/{rest}" if kind == RECIPE else f"/{rest}")
+
+
+def digest(path: Path) -> str:
+    """Identify the code of a snapshot by 12 hexadecimal digits: the same files give the same, whenever they were written. '' if there is none."""
+    try:
+        with ZipFile(path) as archive:
+            listed = sorted(
+                (one.filename, one.CRC, one.file_size) for one in archive.infolist() if one.filename != INDEX
+            )
+    except (OSError, BadZipFile):
+        return ""
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]
+
+
+def edited(path: Path, job: Job, runs: Path) -> Iterator[tuple[str, Path]]:
+    """How the code on disk differs from a snapshot: `edited`, `gone` or `new`, and the file."""
+    snapshot = opened(path, job.folder)
+    if snapshot is None:
+        return
+    now = _Collected(job, runs)
+    now.add_below(job.folder)
+    for folder in snapshot.folders - set(now.folders):
+        now.add_below(folder)
+    for file in sorted(snapshot.files.keys() | now.sources.keys()):
+        if file not in snapshot.files:
+            yield "new", Path(file)
+        elif file not in now.sources and not now.add(file):
+            yield "gone", Path(file)
+        elif snapshot.source(file) != now.sources[file]:
+            yield "edited", Path(file)

@@ -1,0 +1,139 @@
+"""A run trains from the code that it began with, whatever is edited meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from live import PROGRAMS, Live, dtrain, finished, start, stopped
+
+from dtrain.record.event_log import read
+from dtrain.record.events import RunStarted
+
+TASK = """
+import json
+from pathlib import Path
+
+import torch
+from mylab.losses import scaled
+from rates import RATE
+from tiny import Tiny
+
+HERE = Path(__file__).parent
+
+
+class Mine(Tiny):
+    def optimizer(self, model):
+        assert json.loads((HERE / "settings.json").read_text()) == json.loads(Path("settings.json").read_text())
+        return torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+
+    def loss(self, model, batch):
+        return scaled(super().loss(model, batch))
+"""
+EDITS = {
+    "conf/../mine.py": "this is no Python",
+    "rates.py": "RATE = 9.0",
+    "../lab/mylab/losses.py": "def scaled(loss):\n    return 0 * loss",
+}
+SLOW = ("--set", "params.pause=0.03")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return finished(str(made_project(folder)), runs=folder / "runs")
+
+
+def made_project(folder: Path) -> Path:
+    """A project whose recipe's folder holds the task and a module beside it, and that uses a package in another folder."""
+    project, package = folder / "project", folder / "lab" / "mylab"
+    project.mkdir()
+    package.mkdir(parents=True)
+    (project / "mine.py").write_text(TASK)
+    (project / "rates.py").write_text("RATE = 0.01\n")
+    (project / "settings.json").write_text("{}")
+    (package / "__init__.py").touch()
+    (package / "losses.py").write_text("def scaled(loss):\n    return 2 * loss\n")
+    shutil.copy(PROGRAMS / "tiny.py", project)
+    recipe = (PROGRAMS / "tiny.yaml").read_text().replace("tiny.py:Tiny", "mine.py:Mine")
+    (project / "recipe.yaml").write_text(f"{recipe}env:\n  PYTHONPATH: {folder / 'lab'}\n")
+    return project / "recipe.yaml"
+
+
+def edit(recipe: Path) -> None:
+    for name, text in EDITS.items():
+        (recipe.parent / name.removeprefix("conf/../")).write_text(text)
+
+
+def test_an_edit_does_not_reach_a_run_by_a_restart(tmp_path: Path, undisturbed: Live) -> None:
+    recipe = made_project(tmp_path)
+    with start(str(recipe), *SLOW, runs=tmp_path / "runs") as live:
+        live.wait_step(15)
+        edit(recipe)
+        live.kill(1)
+        live.finish()
+    assert live.weights() == undisturbed.weights()
+    assert live.losses() == undisturbed.losses()
+
+
+def test_a_resume_keeps_the_code_and_names_what_was_edited(tmp_path: Path, undisturbed: Live) -> None:
+    recipe = made_project(tmp_path)
+    live = stopped(str(recipe), *SLOW, runs=tmp_path / "runs", step=15)
+    edit(recipe)
+    said = dtrain("resume", str(live.run.path)).stdout
+    assert "3 files changed since this run began; the run goes on with the code that it began with." in said
+    for name in ("mine.py", "rates.py", "losses.py"):
+        assert any(line.startswith("  edited ") and line.endswith(name) for line in said.splitlines()), said
+    assert f"dtrain resume {live.run.id} --code new" in said
+    assert live.weights() == undisturbed.weights()
+
+
+def test_new_code_is_taken_when_it_is_asked_for(tmp_path: Path, undisturbed: Live) -> None:
+    recipe = made_project(tmp_path)
+    live = stopped(str(recipe), *SLOW, "--set", "checkpoint.keep=9", runs=tmp_path / "runs", step=22)
+    (recipe.parent / "rates.py").write_text("RATE = 0.02\n")
+    said = dtrain("resume", str(live.run.path), "--code", "new").stdout
+    assert f"the code of {live.run.id} is taken as it is now; a file changed since the run began" in said
+    assert live.weights() != undisturbed.weights()
+    before, after = [event.code for event in read(live.run.events) if isinstance(event, RunStarted)]
+    assert before != after
+    assert live.run.former_code(before).exists()
+    assert "equal to the last bit" in dtrain("verify", str(live.run.path), "--step", "20").stdout
+
+
+def test_a_traceback_shows_the_line_that_ran(tmp_path: Path) -> None:
+    recipe = made_project(tmp_path)
+    with start(str(recipe), *SLOW, "--set", "params.fail_at=40", runs=tmp_path / "runs") as live:
+        live.wait_step(5)
+        time.sleep(0.1)
+        text = (recipe.parent / "tiny.py").read_text()
+        (recipe.parent / "tiny.py").write_text("# another first line\n" + text.replace("nonsense", "another"))
+        live.kill(1, number=signal.SIGKILL)
+        shown = live.finish(1)
+    assert 'raise ValueError("the loss of this batch is nonsense")' in shown
+
+
+def test_a_script_and_the_modules_beside_it_stay_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import sys, time, pathlib\nfrom beside import VALUE\nprint('value', VALUE, flush=True)\n"
+        "pathlib.Path('began').touch()\n"
+        "while not pathlib.Path('go').exists():\n    time.sleep(0.05)\n"
+    )
+    (tmp_path / "beside.py").write_text("VALUE = 1\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "name: script\nscript: train.py\nstrategy: script\nrecovery: {backoff_seconds: 0}\n"
+    )
+    with start(str(tmp_path / "recipe.yaml"), runs=tmp_path / "runs") as live:
+        live.wait_event("workers_started")
+        while not (tmp_path / "began").exists():
+            time.sleep(0.05)
+        (tmp_path / "beside.py").write_text("VALUE = 2\n")
+        (tmp_path / "train.py").write_text("raise SystemExit('edited')\n")
+        live.kill(0)
+        live.wait_event("workers_started", attempt=2)
+        (tmp_path / "go").touch()
+        live.finish()
+    assert live.output(0).count("value 1") == 2

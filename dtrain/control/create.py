@@ -24,6 +24,7 @@ from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir
 from dtrain.record.folder import create as create_folder
 from dtrain.record.status import RunState
+from dtrain.storage import run_sync
 
 HISTORY = ("global_batch", "seed", "shuffle", "shards", "exact")
 """Keys of `train` that decide which samples a step trains on: they cannot change between two steps of one run."""
@@ -67,6 +68,8 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code
     or not with these. Returns for a person what was edited since the run began and whether it applies, or ''."""
     refuse_while_it_goes_on(run)
     before, state = run.job(), state_of(run)
+    if state.code != code_snapshot.digest(run.code) and (copy := run_sync.of(run, before)):
+        copy.pull_code()  # it was resumed with other code on another machine
     kept = None if new_code else code_snapshot.opened(run.code, before.folder)
     with code.using(kept):
         job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)

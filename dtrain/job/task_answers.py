@@ -59,6 +59,19 @@ def named_numbers(values: Any, name: str) -> dict[str, Any]:
     return dict(values)
 
 
+def weighted(values: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics of a batch by name, and the weights of those that are given as (value, weight); the others weigh as many as the batch has
+    samples. Raises `UserError` for what is neither a number nor such a pair."""
+    if not isinstance(values, Mapping):
+        return named_numbers(values, name), {}
+    for key, value in values.items():
+        if isinstance(value, tuple) and len(value) != 2:
+            raise UserError(f"{name} gave a tuple of {len(value)} for {key!r}; expected a number, or (value, weight)")
+    pairs = {key: value for key, value in values.items() if isinstance(value, tuple)}
+    numbers = named_numbers({key: pairs.get(key, (value, 1))[0] for key, value in values.items()}, name)
+    return numbers, named_numbers({key: weight for key, (_, weight) in pairs.items()}, f"{name}: as weight,")
+
+
 def factor(value: Any, name: str) -> float:
     """Convert the answer of `schedule` to a number; raises `UserError` for what is none, or not finite."""
     try:

@@ -28,6 +28,8 @@ class RunState:
     global_batch: int = 0
     storage: str = ""
     """URL of its copy on remote storage, or ''."""
+    code: str = ""
+    """Digest of the code that it trains with."""
     began: float = 0.0
     """Seconds since 1970, of the newest supervisor."""
     first_began: float = 0.0
@@ -109,6 +111,9 @@ def _on_run(state: RunState, event: events.RunStarted) -> None:
     state.run, state.target, state.strategy = event.run, event.target, event.strategy
     state.cluster, state.workers, state.nodes = event.cluster, event.workers, event.nodes
     state.storage, state.kind, state.global_batch = event.storage or "", event.kind, event.global_batch
+    if state.code and event.code != state.code:
+        state.warnings.append(f"from step {state.step} on it trains with other code than before")
+    state.code = event.code
     state.first_began = state.first_began or event.time
     state.began, state.exit_code, state.stopping, state.phase = event.time, None, "", "starting"
     state.reason = ""

@@ -60,7 +60,10 @@ class Comparison:
 
 def compare(records: Sequence[RunRecord]) -> Comparison:
     """Put runs beside each other."""
-    return Comparison(records, differences([record.run.job() for record in records]))
+    differing, codes = differences([record.run.job() for record in records]), [record.state.code for record in records]
+    if all(codes) and len(set(codes)) > 1:
+        differing["code"] = codes
+    return Comparison(records, differing)
 
 
 def short_names(ids: Sequence[str]) -> list[str]:

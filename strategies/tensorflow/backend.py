@@ -21,7 +21,7 @@ from dtrain.api.training_backend import FIRST_STEP, Fetch, Snapshot, StepNumber,
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
 from dtrain.job.job import Train
-from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
+from dtrain.job.task_answers import gave, loss_and_metrics, weighted
 
 from .. import means
 from .graph import refuse_own_randomness
@@ -201,32 +201,38 @@ class TensorFlowBackend(TrainingBackend):
         weights: dict[str, float] = {}
         while group := list(islice(rest, self._replicas)):
             filled = [*group, *[(group[-1][0], 0)] * (self._replicas - len(group))]
-            values = measure(tensors([batch for batch, _ in filled]))
-            counts = [count for _, count in filled]
+            values, given = measure(tensors([batch for batch, _ in filled]))
+            counts = np.array([count for _, count in filled], np.float64)
             for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + float(np.dot(value.numpy(), counts))
-                weights[name] = weights.get(name, 0) + sum(counts)
-        return self.mean({name: total / max(1, weights[name]) for name, total in sums.items()}, weights)
+                weight = np.where(counts > 0, given[name].numpy(), 0.0) if name in given else counts
+                sums[name] = sums.get(name, 0.0) + float(np.dot(np.where(weight > 0, value.numpy(), 0.0), weight))
+                weights[name] = weights.get(name, 0.0) + float(weight.sum())
+        return self.mean({name: total / (weights[name] or 1.0) for name, total in sums.items()}, weights)
 
-    def _measured(self, metrics: Metrics | None, batches: Any) -> dict[str, Any]:
-        """Name → its value in each of this process's replicas."""
+    def _measured(self, metrics: Metrics | None, batches: Any) -> tuple[dict[str, Any], ...]:
+        """Name → its value in each of this process's replicas, and name → its weight there."""
         import tensorflow as tf
 
         values = self.strategy.run(partial(self._metrics, metrics), args=(spread(self.strategy, batches),))
-        return {name: tf.stack(self.strategy.experimental_local_results(value)) for name, value in values.items()}
+        return tuple(
+            {name: tf.stack(self.strategy.experimental_local_results(value)) for name, value in named.items()}
+            for named in values
+        )
 
-    def _metrics(self, metrics: Metrics | None, batch: Any) -> dict[str, Any]:
+    def _metrics(self, metrics: Metrics | None, batch: Any) -> tuple[dict[str, Any], ...]:
         import tensorflow as tf
 
         task, model = self._built.task, self._built.model
         metrics = metrics or getattr(task, "metrics", None)
         with self._built.pure(self._built.states([0])[0]):
             if metrics is not None:
-                values = named_numbers(traced(metrics, model, batch), f"{self._name}.metrics")
+                both = weighted(traced(metrics, model, batch), f"{self._name}.metrics")
             else:
                 loss, more = loss_and_metrics(traced(task.loss, model, batch), f"{self._name}.loss")
-                values = {"loss": loss} | more
-        return {name: tf.reshape(tf.cast(value, tf.float64), ()) for name, value in values.items()}
+                both = {"loss": loss} | more, {}
+        return tuple(
+            {name: tf.reshape(tf.cast(value, tf.float64), ()) for name, value in named.items()} for named in both
+        )
 
     def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         import numpy as np

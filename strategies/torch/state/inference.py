@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.api.exporter import Arrays, Call, ExportError, TensorSpec
-from dtrain.job.task_answers import loss_and_metrics, named_numbers
+from dtrain.job.task_answers import loss_and_metrics, weighted
 
 from ..train.batches import Mover
 
@@ -188,7 +188,7 @@ class TorchInference:
             with torch.no_grad():
                 given = use()
             numbers = given if isinstance(given, Mapping) else _of_loss(given)
-            values = {name: float(value) for name, value in named_numbers(numbers, "metrics").items()}
+            values = {name: float(value) for name, value in weighted(numbers, "metrics")[0].items()}
         except Exception:  # noqa: BLE001  the user's code does more than the stand-in can
             return None
         finally:

@@ -20,7 +20,7 @@ from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.job.job import Train
-from dtrain.job.task_answers import gave, loss_and_metrics, named_numbers
+from dtrain.job.task_answers import gave, loss_and_metrics, weighted
 
 from ... import means, plain_values
 from ..exact import tree_sums
@@ -315,7 +315,7 @@ class TorchBackend(TrainingBackend):
         import torch
 
         sums: dict[str, Any] = {}
-        weights: dict[str, float] = {}
+        weights: dict[str, Any] = {}
         weights_of_evaluation = optimizer_state.evaluating(self._moded, self._state.named_parameters())
         with (
             weights_of_evaluation,
@@ -324,21 +324,26 @@ class TorchBackend(TrainingBackend):
             self._parallel.autocast(self._device),
         ):
             for batch, count in batches:
-                for name, value in self._measured(self._moved(batch), metrics).items():
-                    sums[name] = sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64) * count
-                    weights[name] = weights.get(name, 0) + count
-        return self.mean({name: float(total) / max(1, weights[name]) for name, total in sums.items()}, weights)
+                values, given = self._measured(self._moved(batch), metrics)
+                for name, value in values.items():
+                    value = torch.as_tensor(value, dtype=torch.float64).reshape(())
+                    weight = torch.as_tensor(given.get(name, count) if count else 0).to(value).reshape(())
+                    sums[name] = sums.get(name, 0.0) + torch.where(weight > 0, value * weight, 0.0)
+                    weights[name] = weights.get(name, 0.0) + weight
+        found = {name: float(weight) for name, weight in weights.items()}
+        return self.mean({name: float(total) / (found[name] or 1.0) for name, total in sums.items()}, found)
 
-    def _measured(self, batch: Any, metrics: Metrics | None) -> Mapping[str, Any]:
+    def _measured(self, batch: Any, metrics: Metrics | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Values and their weights; those without a weight count for each sample."""
         models = self._view(self._models)
         if metrics is not None:
-            return named_numbers(metrics(models, batch), f"{self._name}: the metrics of context.evaluate")
+            return weighted(metrics(models, batch), f"{self._name}: the metrics of context.evaluate")
         if hasattr(self._task, "metrics"):
-            return named_numbers(self._task.metrics(models, batch), f"{self._name}.metrics")
+            return weighted(self._task.metrics(models, batch), f"{self._name}.metrics")
         if not hasattr(self._task, "loss"):
             raise UserError(f"{self._name} has held-out data and neither metrics nor loss to evaluate it with")
         loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._name}.loss")
-        return {"loss": loss.reshape(())} | more
+        return {"loss": loss.reshape(())} | more, {}
 
     def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         self._late.check()

@@ -11,7 +11,7 @@ import pytest
 from live import PROGRAMS, Live, dtrain, finished, start, stopped
 
 from dtrain.record.event_log import read
-from dtrain.record.events import RunStarted
+from dtrain.record.events import CheckpointSaved, RunStarted
 
 TASK = """
 import json
@@ -91,6 +91,18 @@ def test_a_resume_keeps_the_code_and_names_what_was_edited(tmp_path: Path, undis
     assert live.weights() == undisturbed.weights()
 
 
+def test_the_code_is_kept_with_the_run_on_remote_storage(tmp_path: Path, undisturbed: Live) -> None:
+    recipe = made_project(tmp_path)
+    bucket = f"file://{tmp_path / 'bucket'}"
+    live = stopped(str(recipe), *SLOW, "--set", f"storage.url={bucket}", runs=tmp_path / "runs", step=15)
+    edit(recipe)
+    shutil.rmtree(live.run.path)
+    dtrain("resume", f"{bucket}/{live.run.id}", "--runs", str(tmp_path / "elsewhere"))
+    happened = read(tmp_path / "elsewhere" / live.run.id / "events.jsonl")
+    saved = [event.weights for event in happened if isinstance(event, CheckpointSaved)]
+    assert saved[-1] == undisturbed.weights()
+
+
 def test_new_code_is_taken_when_it_is_asked_for(tmp_path: Path, undisturbed: Live) -> None:
     recipe = made_project(tmp_path)
     live = stopped(str(recipe), *SLOW, "--set", "checkpoint.keep=9", runs=tmp_path / "runs", step=22)
@@ -101,6 +113,8 @@ def test_new_code_is_taken_when_it_is_asked_for(tmp_path: Path, undisturbed: Liv
     before, after = [event.code for event in read(live.run.events) if isinstance(event, RunStarted)]
     assert before != after
     assert live.run.former_code(before).exists()
+    for command in ("status", "report"):
+        assert "on it trains with other code than before" in dtrain(command, str(live.run.path)).stdout
     assert "equal to the last bit" in dtrain("verify", str(live.run.path), "--step", "20").stdout
 
 

@@ -352,6 +352,33 @@ def metrics(self, model, batch): return {"noise": torch.rand(()), "loss": Base.l
     assert with_check.of("shard_written")[-1]["weights"] == without.of("shard_written")[-1]["weights"]
 
 
+def test_a_metric_with_its_own_weight_is_averaged_by_it(tmp_path: Path) -> None:
+    methods = """
+def data(self, split): return X, Y
+def metrics(self, model, batch):
+    first = batch[0][:, 0]
+    some = first[first > 0.5]
+    return {"some": (some.mean(), len(some)), "all": first.mean()}
+"""
+    (found,) = trained(tmp_path, user(tmp_path, methods)).of("evaluation")
+    first = [value / 40 for value in range(0, 40, 4)]
+    some = [value for value in first if value > 0.5]
+    assert found["values"] == pytest.approx({"some": sum(some) / len(some), "all": sum(first) / len(first)})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("(1, 2, 3)", "gave a tuple of 3 for 'x'"), ("(1.0, 'a')", "metrics: as weight, gave a str for 'x'")],
+)
+def test_a_wrong_pair_of_a_metric_is_one_line(tmp_path: Path, value: str, message: str) -> None:
+    methods = f"""
+def data(self, split): return X, Y
+def metrics(self, model, batch): return {{"x": {value}}}
+"""
+    with pytest.raises(UserError, match=re.escape(message)):
+        trained(tmp_path, user(tmp_path, methods))
+
+
 def test_evaluate_steps_limits_an_evaluation(tmp_path: Path) -> None:
     methods = """
 def data(self, split): return X, Y

@@ -180,6 +180,23 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         session(1, Wider()).load(tmp_path / "one")
 
 
+def test_a_metric_with_its_own_weight_is_averaged_by_it() -> None:
+    def metrics(model: Any, batch: Any) -> Any:
+        high = tf.cast(batch[1] > 0, tf.float32)
+        return {
+            "high": (tf.reduce_sum(high * batch[1]) / tf.reduce_sum(high), tf.reduce_sum(high)),
+            "mean": tf.reduce_mean(batch[1]),
+        }
+
+    made = session(4, Task(metrics=metrics))
+    targets = np.concatenate([np.linspace(-3, 5, 16, dtype=np.float32), -np.ones(3, np.float32)]).reshape(-1, 1)
+    batches = [
+        ((np.zeros((size, 6), np.float32), targets[at : at + size]), size) for at, size in ((0, 8), (8, 8), (16, 3))
+    ]
+    found = made.evaluate([*batches, (batches[0][0], 0)])
+    assert found == pytest.approx({"high": float(targets[targets > 0].mean()), "mean": float(targets.mean())}, rel=1e-6)
+
+
 def test_evaluation_weighs_samples_and_leaves_the_state_alone(tmp_path: Path) -> None:
     def metrics(model: Any, batch: Any) -> Any:
         return {"mean": tf.reduce_mean(batch[1])}

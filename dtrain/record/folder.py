@@ -14,7 +14,7 @@ from dtrain.common import environment
 from dtrain.common.errors import RunNotFound, UsageError, require_format
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, flush_folder, folder_clock, write_json
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.serde import checked, from_dict, to_dict
+from dtrain.common.serde import JsonObject, checked, from_dict, to_dict
 from dtrain.job.job import Job
 from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked
 from dtrain.record.mailbox import Mailbox
@@ -23,6 +23,13 @@ FORMAT = 2
 """Format number of job.json; 1, or none: dtrain 0.1.0."""
 SIGNS = ("job.json", "events.jsonl")
 """Files of which a run folder has one at least."""
+
+
+def _rename_old_keys(job: JsonObject) -> None:
+    """Put what is in a job of format 1 by a name of before under its name of today."""
+    train = job["train"]
+    if "terminate_on_nan" in train:
+        train["on_nonfinite"] = "stop" if train.pop("terminate_on_nan") else "ignore"
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,7 @@ class RunDir:
         try:
             written = json.loads(self.job_file.read_text())
             require_format(str(self.job_file), written.pop("format", 1), FORMAT)
+            _rename_old_keys(written)
             return checked(from_dict(Job, written))
         except FileNotFoundError:
             raise RunNotFound(f"{self.path} is not a run folder: it has no {self.job_file.name}") from None

@@ -30,6 +30,7 @@ from protocol_model import NEW, Store, Supervisor, remote
 from s3_endpoint import endpoint
 from two_supervisors import OPERATIONS, both, problem
 
+from dtrain.common.errors import DtrainError
 from dtrain.storage import run_lease
 
 MOST_SECONDS = 12.0
@@ -142,7 +143,7 @@ def held_up(place: str, store: str, *, locks: bool, wakes: str) -> str:
             assert codes == (3, 0) or (place == "finished" and codes in ((0, 2), (0, 0), (3, 0))), codes
             with mock.patch.dict(os.environ, environment):
                 assert_whole_at(f"{url}/{live.run.id}", folder / "three")
-        except AssertionError as error:
+        except (AssertionError, DtrainError) as error:
             return str(error) or "an assertion"
         finally:
             for pid in live.pids_seen:

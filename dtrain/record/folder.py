@@ -198,6 +198,14 @@ class RunDir:
         """When a person started or resumed the run last, in seconds since 1970 by the clock of the folder's file system."""
         return next(((self.path / name).stat().st_mtime for name in SIGNS if (self.path / name).is_file()), 0.0)
 
+    def is_younger_than(self, seconds: float) -> bool:
+        """Whether a person started or resumed the run so lately, as far as this machine can see: no clock can be read in a folder that
+        cannot be written to."""
+        try:
+            return folder_clock(self.path) - self.started < seconds
+        except OSError:
+            return False
+
     def write_job(self, job: Job) -> None:
         """Replace the job as a whole; it may hold secrets, so that only its owner may read it."""
         write_json(self.job_file, {"format": FORMAT} | to_dict(job), PRIVATE_FILE)

@@ -59,9 +59,9 @@ def local_ages(tree: ast.AST) -> Iterator[str]:
             for target in node.targets
         }
         for node in ast.walk(function):
-            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
-                if clocks & {ast.unparse(node.left), ast.unparse(node.right)}:
-                    yield ast.unparse(node)
+            sides = [node.left, node.right] if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) else []
+            if clocks & set(map(ast.unparse, sides)):
+                yield ast.unparse(node)
 
 
 def found_in_the_code(search: Callable[[ast.AST], Iterator[str]]) -> set[str]:

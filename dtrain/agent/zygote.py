@@ -1,7 +1,8 @@
 """The template and the zygote of an agent: the template imports the framework once and forks the zygote, and that forks every worker.
 
 If the zygote is killed, its workers die with it, and the template forks another one at once: nothing is imported again.
-Both adopt what the workers start and leave behind, in sessions of its own, too; it is ended with the last worker.
+Both adopt what the workers start and leave behind, in sessions of its own, too; it is ended with the last worker. The supervisor of a
+run that a worker submitted goes on.
 `dtrain.agent.fork_server` starts the template and speaks to each of both over a socket: a request brings the file descriptor of a new
 zygote's socket, or those of a new worker; answers tell of its process. They are no `multiprocessing` processes, so that workers
 find that module untouched. Both end when their agent does, since they then read the end of the socket. On its way out each of them
@@ -35,6 +36,7 @@ from dtrain.common.processes import (
     alive,
     children,
     die_with_parent,
+    is_submitted_supervisor,
     kill_group,
     outlive_parent,
     set_name,
@@ -84,7 +86,7 @@ def main() -> None:
     if descriptors is None:
         if os.getpid() == template:
             for zygote in children(template):
-                for child in children(zygote):
+                for child in _to_end(zygote):
                     kill_group(child)
         _end_children()
         os._exit(0)
@@ -229,10 +231,15 @@ def _ended(own: Set[int]) -> Iterator[tuple[int, int]]:
             yield found.si_pid, os.waitstatus_to_exitcode(os.waitpid(found.si_pid, 0)[1])
 
 
+def _to_end(pid: int) -> list[int]:
+    """The children of a process that end with it: all but the supervisors of submitted runs."""
+    return [child for child in children(pid) if not is_submitted_supervisor(child)]
+
+
 def _end_children() -> None:
-    """Kill everything below this process, which adopts what a process leaves when it ends."""
+    """Kill everything below this process, which adopts what a process leaves when it ends, but no submitted run."""
     deadline = time.monotonic() + END_SECONDS
-    while (there := children(os.getpid())) and time.monotonic() < deadline:
+    while (there := _to_end(os.getpid())) and time.monotonic() < deadline:
         for child in filter(alive, there):
             kill_group(child)
         if not list(_ended(frozenset())):

@@ -7,6 +7,7 @@ import sys
 
 from dtrain.api.strategy import RankInfo
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.common.processes import SUPERVISE
 from dtrain.job.job import Job
 from dtrain.record.folder import RunDir
 
@@ -97,4 +98,4 @@ class LaunchPlan:
 
 def supervisor_command(run: RunDir) -> list[str]:
     """How a cluster starts the supervisor of a submitted run: everywhere the same."""
-    return [sys.executable, "-P", "-m", "dtrain", "supervise", str(run.path)]
+    return [sys.executable, "-P", *SUPERVISE, str(run.path)]

@@ -13,6 +13,8 @@ from dtrain.common.lazy_dataclass import dataclass
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SUPERVISE = ("-m", "dtrain", "supervise")
+"""What the command of a supervisor that a cluster starts has before the run folder."""
 STACKS_SIGNAL = signal.SIGQUIT
 """Has a worker or a zygote write the stacks of its threads."""
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "traced", "Z": "ended"}
@@ -104,6 +106,13 @@ def adopt_orphans() -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def is_submitted_supervisor(pid: int) -> bool:
+    """Whether this process is the supervisor of a run that was submitted on this machine: it has a session of its own and outlives its parent."""
+    with suppress(ProcessLookupError):
+        return os.getsid(pid) == pid and tuple(command_line(pid)[-4:-1]) == SUPERVISE
+    return False
 
 
 class ProcessHandle:

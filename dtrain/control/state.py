@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import field
 
@@ -63,7 +62,7 @@ def _correct_by_cluster(run: RunDir, state: RunState, *, requeued: bool) -> None
     there = submission(run)
     if there and there.exists and not there.over:
         _show_submission(state, there, requeued=requeued)
-    elif state.exit_code is None and (state.began or there or _age_seconds(run) > START_SECONDS):
+    elif state.exit_code is None and (state.began or there or not run.is_younger_than(START_SECONDS)):
         state.phase = "lost"
         word = f"{there.word} {there.reason}".strip() if there else ""
         state.reason = (
@@ -82,10 +81,6 @@ def _show_submission(state: RunState, there: Submission, *, requeued: bool) -> N
     state.exit_code, state.stopping, state.reason = None, "", ""
     if not begun or requeued:
         state.pids = {}
-
-
-def _age_seconds(run: RunDir) -> float:
-    return time.time() - run.started
 
 
 def goes_on(run: RunDir) -> bool:

@@ -14,7 +14,7 @@ from dtrain.common import environment
 from dtrain.common.errors import RunNotFound, UsageError, require_format
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, flush_folder, folder_clock, write_json
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.serde import checked, from_dict, to_dict
+from dtrain.common.serde import JsonObject, checked, from_dict, to_dict
 from dtrain.job.job import Job
 from dtrain.record.lock import CLAIMS, SILENT_SECONDS, Lease, is_locked, locked
 from dtrain.record.mailbox import Mailbox
@@ -23,6 +23,13 @@ FORMAT = 2
 """Format number of job.json; 1, or none: dtrain 0.1.0."""
 SIGNS = ("job.json", "events.jsonl")
 """Files of which a run folder has one at least."""
+
+
+def _rename_old_keys(job: JsonObject) -> None:
+    """Put what is in a job of format 1 by a name of before under its name of today."""
+    train = job["train"]
+    if "terminate_on_nan" in train:
+        train["on_nonfinite"] = "stop" if train.pop("terminate_on_nan") else "ignore"
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,7 @@ class RunDir:
         try:
             written = json.loads(self.job_file.read_text())
             require_format(str(self.job_file), written.pop("format", 1), FORMAT)
+            _rename_old_keys(written)
             return checked(from_dict(Job, written))
         except FileNotFoundError:
             raise RunNotFound(f"{self.path} is not a run folder: it has no {self.job_file.name}") from None
@@ -198,6 +206,14 @@ class RunDir:
     def started(self) -> float:
         """When a person started or resumed the run last, in seconds since 1970 by the clock of the folder's file system."""
         return next(((self.path / name).stat().st_mtime for name in SIGNS if (self.path / name).is_file()), 0.0)
+
+    def is_younger_than(self, seconds: float) -> bool:
+        """Whether a person started or resumed the run so lately, as far as this machine can see: no clock can be read in a folder that
+        cannot be written to."""
+        try:
+            return folder_clock(self.path) - self.started < seconds
+        except OSError:
+            return False
 
     def write_job(self, job: Job) -> None:
         """Replace the job as a whole; it may hold secrets, so that only its owner may read it."""

@@ -24,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from explorer import explore
 from fencing import RECIPE, assert_whole_at, assert_whole_from_a_third_machine, started
-from live import process_tree, silence, start, suspended, wait_for
+from live import Live, process_tree, silence, start, suspended, wait_for
 from matrix import PLACES, shim
 from protocol_model import NEW, Store, Supervisor, remote
 from s3_endpoint import endpoint
 from two_supervisors import OPERATIONS, both, problem
 
+from dtrain.common.errors import DtrainError
 from dtrain.storage import run_lease
 
 MOST_SECONDS = 12.0
@@ -87,6 +88,11 @@ def round_of(seed: int) -> str:
     return ""
 
 
+def attempts_of(live: Live) -> set[int]:
+    """The numbers of the attempts in this machine's copy of the log."""
+    return {event["attempt"] for event in live.events("attempt_started")}
+
+
 def held_up(place: str, store: str, *, locks: bool, wakes: str) -> str:
     """What was wrong with a run whose supervisor stood still at a place until another one had taken over, or had ended; '' if nothing was."""
     with tempfile.TemporaryDirectory(prefix="matrix-") as name, ExitStack() as stack:
@@ -114,6 +120,7 @@ def held_up(place: str, store: str, *, locks: bool, wakes: str) -> str:
         try:
             wait_for(file.exists, place, 120)
             live.see()
+            attempts = attempts_of(live)
             time.sleep(61.0 if store == "s3" else 0.5)  # the clock of S3 cannot be set
             if store != "s3":
                 silence(folder / "there" / live.run.id / "supervisors")
@@ -130,13 +137,13 @@ def held_up(place: str, store: str, *, locks: bool, wakes: str) -> str:
             if wakes == "after its end":
                 second.process.wait(300)
             else:
-                second.wait_event("run_started")
+                wait_for(lambda: second.process.poll() is not None or attempts_of(second) - attempts, "its attempt")
             os.kill(int(file.read_text()), signal.SIGCONT)
             codes = live.process.wait(300), second.process.wait(300)
             assert codes == (3, 0) or (place == "finished" and codes in ((0, 2), (0, 0), (3, 0))), codes
             with mock.patch.dict(os.environ, environment):
                 assert_whole_at(f"{url}/{live.run.id}", folder / "three")
-        except AssertionError as error:
+        except (AssertionError, DtrainError) as error:
             return str(error) or "an assertion"
         finally:
             for pid in live.pids_seen:
@@ -145,10 +152,10 @@ def held_up(place: str, store: str, *, locks: bool, wakes: str) -> str:
     return ""
 
 
-def matrix(stores: list[str]) -> int:
+def matrix(places: list[str], stores: list[str]) -> int:
     """The number of cases in which something is wrong."""
     wrong = 0
-    for case in itertools.product(PLACES, stores, (True, False), ("while it trains", "after its end")):
+    for case in itertools.product(places, stores, (True, False), ("while it trains", "after its end")):
         place, store, locks, wakes = case
         text = held_up(place, store, locks=locks, wakes=wakes)
         wrong += bool(text)
@@ -163,11 +170,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=["model", "pairs", "matrix", "rounds"], help="one part")
     parser.add_argument("--stores", default="file,s3", help="of the matrix")
+    parser.add_argument("--places", default=",".join(PLACES), help="of the matrix")
     chosen = parser.parse_args()
     parts: dict[str, Callable[[], int]] = {
         "model": model_of_three,
         "pairs": every_pair,
-        "matrix": lambda: matrix(chosen.stores.split(",")),
+        "matrix": lambda: matrix(chosen.places.split(","), chosen.stores.split(",")),
     }
     wrong = sum(part() for name, part in parts.items() if chosen.only in (None, name))
     if chosen.only not in (None, "rounds"):

@@ -1,10 +1,11 @@
-"""Runs that dtrain made at commit 029fa82 are read, resumed, exported and removed by today's."""
+"""Runs that dtrain made at commits 029fa82 and c218d75 are read, resumed, exported and removed by today's."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,32 @@ from live import Live, dtrain
 from dtrain.record.folder import all_runs
 
 pytestmark = pytest.mark.live
-OLD = Path(__file__).with_name("runs_029fa82")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a commit's two runs are known to hold."""
+
+    state: str
+    """Of the one that was stopped before step 60."""
+    step: int
+    """Its last reported one."""
+    saved_step: int
+    attempt_2_from: int
+    """The step that the other one, which was killed once, went on from."""
+
+
+COMMITS = {"029fa82": Made("done", 40, 40, 28), "c218d75": Made("stopped", 25, 33, 20)}
 FINISHED_WEIGHTS = "e7f970e1eaf218e7b26c1af1ccfdcb37ed8ed9f7e937371aaf306b2bf52e6f7c"
 """Of the run that was killed once and trained to its end, which the other one would have at step 60, too."""
 
 
 class Runs:
-    """Copies of the two runs: one was stopped at step 40 of 60, one was killed at step 30 and finished."""
+    """Copies of a commit's two runs: one was stopped before its end at step 60, one was killed at step 30 and finished."""
 
-    def __init__(self, folder: Path) -> None:
-        shutil.copytree(OLD, folder)
+    def __init__(self, commit: str, folder: Path) -> None:
+        shutil.copytree(Path(__file__).with_name(f"runs_{commit}"), folder)
+        self.made = COMMITS[commit]
         self.folder = folder
         self.stopped, self.killed = folder / "stopped", folder / "killed"
         for run in (self.stopped, self.killed):
@@ -35,18 +52,20 @@ class Runs:
         return dtrain(*arguments, DTRAIN_RUNS=str(self.folder)).stdout
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Runs:
-    return Runs(tmp_path / "old")
+@pytest.fixture(params=COMMITS)
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Runs:
+    return Runs(request.param, tmp_path / "old")
 
 
 def test_they_are_listed_and_shown(old: Runs) -> None:
     rows = {line.split()[0]: line.split()[1:3] for line in old.dtrain("ps").splitlines()[1:]}
-    assert rows == {"stopped": ["done", "40/60"], "killed": ["done", "60/60"]}
+    assert rows == {"stopped": [old.made.state, f"{old.made.step}/60"], "killed": ["done", "60/60"]}
     status = json.loads(old.dtrain("status", str(old.stopped), "--json"))
-    assert (status["step"], status["total_steps"], status["saved_step"]) == (40, 60, 40)
+    assert (status["step"], status["total_steps"], status["saved_step"]) == (old.made.step, 60, old.made.saved_step)
     assert "killed by SIGKILL" in old.dtrain("status", str(old.killed))
-    assert "attempt 2, rank 1, from step 28" in old.dtrain("logs", str(old.killed), "--rank", "1")
+    assert f"attempt 2, rank 1, from step {old.made.attempt_2_from}" in old.dtrain(
+        "logs", str(old.killed), "--rank", "1"
+    )
 
 
 def test_they_are_reported_and_compared(old: Runs, tmp_path: Path) -> None:
@@ -59,7 +78,7 @@ def test_they_are_reported_and_compared(old: Runs, tmp_path: Path) -> None:
 
 
 def test_their_samples_are_audited(old: Runs) -> None:
-    for run, steps in ((old.stopped, 40), (old.killed, 60)):
+    for run, steps in ((old.stopped, old.made.saved_step), (old.killed, 60)):
         assert f"{steps} committed steps, {64 * steps} samples: 0 twice, 0 skipped, 0 altered" in old.dtrain(
             "audit", str(run)
         )
@@ -69,7 +88,7 @@ def test_the_stopped_one_goes_on_to_the_weights_of_the_other(old: Runs) -> None:
     old.dtrain("resume", str(old.stopped), "--set", "train.until=null")
     live = Live(subprocess.Popen(["true"], text=True), old.folder, {old.killed})
     live.process.wait()
-    assert [event["step"] for event in live.events("attempt_started")] == [40]
+    assert [event["step"] for event in live.events("attempt_started")] == [old.made.saved_step]
     live.assert_clean_audit(steps=60)
     assert live.events("evaluation")[-1]["values"]["loss"] == pytest.approx(0.5197075552410549, rel=1e-4)
     if live.losses()[50] == 0.684022843837738:  # unless this processor sums in another order than that of the old run

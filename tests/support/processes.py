@@ -47,6 +47,9 @@ def started_with(variable: str) -> dict[int, frozenset[str]]:
     return found
 
 
+IPV6_LOOPBACK = "0" * 24 + "01000000"
+
+
 def listening(pids: Iterable[int]) -> set[str]:
     """The addresses at which some processes listen on TCP, as /proc/net/tcp and tcp6 write them but without the port."""
     sockets = set()
@@ -56,6 +59,17 @@ def listening(pids: Iterable[int]) -> set[str]:
                 sockets.add(str(link.readlink()).removeprefix("socket:[").rstrip("]"))
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
+
+
+def open_to_others(pids: Iterable[int]) -> dict[str, set[str]]:
+    """The names of those of some processes that listen on TCP elsewhere than on the loopback, with the addresses as `listening` has them."""
+    found = dict[str, set[str]]()
+    for pid in pids:
+        outside = {address for address in listening([pid]) if not address.endswith("7F") and address != IPV6_LOOPBACK}
+        if outside:
+            with contextlib.suppress(OSError):
+                found.setdefault(Path(f"/proc/{pid}/comm").read_text().strip(), set()).update(outside)
+    return found
 
 
 def command_line(pid: int) -> str:

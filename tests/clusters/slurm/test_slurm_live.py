@@ -31,7 +31,7 @@ from live import (
     start,
     wait_for,
 )
-from processes import is_alive, wait_until
+from processes import is_alive, open_to_others, wait_until
 from slurm_lab import SlurmLab, install_slurm
 
 from dtrain.api import testing
@@ -119,6 +119,16 @@ def assert_as_if_nothing_happened(live: Live, undisturbed: Live) -> None:
     assert live.weights() == undisturbed.weights()
     assert live.losses() == undisturbed.losses()
     live.assert_clean_audit(steps=STEPS)
+
+
+def test_nothing_but_srun_listens_on_every_interface(lab: SlurmLab, runs: Path) -> None:
+    """What the run's own processes listen on is bound to the address of their node, which is on the loopback here."""
+    with on_slurm(lab, runs, "--set", "params.pause=0.2") as live:
+        live.wait_step(3)
+        pids = set[int]().union(*(lab.task_pids(node) for node in lab.nodes))
+        assert {event["pid"] for event in live.events("node_ready")} <= pids
+        assert open_to_others(pids).keys() <= {"srun"}
+        live.finish()
 
 
 def test_two_nodes_of_two_workers_give_the_weights_of_a_local_run(lab: SlurmLab, runs: Path, tmp_path: Path) -> None:

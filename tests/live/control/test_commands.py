@@ -108,6 +108,30 @@ def test_a_submitted_run_goes_on_without_its_terminal_and_can_be_stopped_and_res
     assert json.loads(dtrain("audit", "far", "--json", *runs).stdout)["clean"]
 
 
+SUBMIT = """
+import subprocess, sys
+subprocess.Popen(["sleep", "1000"], start_new_session=True)
+subprocess.run([sys.executable, "-P", "-m", "dtrain", "submit", *sys.argv[1:]], check=True)
+"""
+
+
+@pytest.mark.parametrize("ended", ["by itself", "kill -9 of its supervisor"])
+def test_a_run_that_a_worker_submits_outlives_the_attempt(ended: str, tmp_path: Path) -> None:
+    (tmp_path / "submits.py").write_text(SUBMIT + ("" if ended == "by itself" else "import time; time.sleep(1000)"))
+    inner = tmp_path / "inner"
+    given = [RECIPE, "--set=params.pause=0.1", "--set=recovery.restarts=0", f"--runs={inner}"]
+    (tmp_path / "outer.yaml").write_text(
+        f"script: submits.py\nstrategy: script\nresources: {{workers: 1}}\nrecovery: {{restarts: 0}}\nargs: {json.dumps(given)}\n"
+    )
+    with start(str(tmp_path / "outer.yaml"), runs=tmp_path / "outer") as outer:
+        (run,) = wait_for(lambda: inner.exists() and all_runs(inner), "the submitted run")
+        wait_for(lambda: run.events.exists() and "workers_started" in run.events.read_text(), "its workers", 60)
+        if ended != "by itself":
+            outer.process.kill()
+        outer.process.communicate(timeout=60)
+    wait_for(lambda: json.loads(dtrain("status", str(run.path), "--json").stdout)["outcome"] == "done", "the end", 60)
+
+
 def test_two_runs_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     with start(RECIPE, runs=tmp_path) as one:
         one.wait_event("attempt_started")

@@ -55,6 +55,15 @@ def test_a_job_of_a_newer_version_is_refused_and_an_old_one_read(run: RunDir) ->
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(("was", "answer"), [(True, "stop"), (False, "ignore")])
+def test_a_job_with_a_key_of_a_former_name_is_read(*, was: bool, answer: str, run: RunDir) -> None:
+    written = json.loads(run.job_file.read_text())
+    del written["format"], written["train"]["on_nonfinite"]
+    written["train"]["terminate_on_nan"] = was
+    run.job_file.write_text(json.dumps(written))
+    assert run.job().train.on_nonfinite == answer
+
+
 def test_an_event_log_of_a_newer_version_is_refused(run: RunDir) -> None:
     log = EventLog(run.events)
     started = RunStarted(run=run.id, target="x.py", strategy="script", cluster="local", workers=1, nodes=1, format=3)

@@ -17,6 +17,7 @@ import sys
 import sysconfig
 from collections import deque
 from collections.abc import Iterator
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -32,7 +33,7 @@ RECIPE, ELSEWHERE = "recipe", "elsewhere"
 NO_CODE = ("pyvenv.cfg", "events.jsonl")
 """Files of virtual environments and of runs, whose folders are left out."""
 MOST_ENTRIES = 20_000
-"""Directory entries that are looked at; a folder of data beside the code may have millions."""
+"""Directory entries that are looked at below one folder; data beside the code may have millions."""
 MOST_BYTES = 32 << 20
 """Of source text."""
 SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
@@ -44,13 +45,16 @@ class _Collected:
 
     def __init__(self, job: Job, runs: Path) -> None:
         self.recipe = os.path.realpath(job.folder)
-        self._path = [str(Path(job.folder, part)) for part in job.env.get("PYTHONPATH", "").split(os.pathsep) if part]
+        self._path = [
+            job.folder,
+            *(str(Path(job.folder, part)) for part in job.env.get("PYTHONPATH", "").split(os.pathsep) if part),
+        ]
         self.sources: dict[str, bytes] = {}
         self.mtimes: dict[str, int] = {}
         self.folders: list[str] = []
         self.modules: dict[str, str] = {}
         self._visited = {os.path.realpath(runs)} - {self.recipe}
-        self._entries, self._bytes = 0, 0
+        self._bytes = 0
 
     def name(self, path: str) -> str:
         """The name of a file or folder in the archive."""
@@ -61,26 +65,24 @@ class _Collected:
         return ELSEWHERE + path
 
     def add_below(self, folder: str) -> None:
-        """Add the source files in a folder and below it, the nearest first."""
-        waiting = deque([os.path.realpath(folder)])
-        while waiting:
+        """Add the source files in a folder and below it, the nearest first. Links to folders are not followed."""
+        waiting, entries = deque([os.path.realpath(folder)]), 0
+        while waiting and entries < MOST_ENTRIES:
             here = waiting.popleft()
-            if here in self._visited or any(Path(here, sign).exists() for sign in NO_CODE):
+            if here in self._visited or f"{here}/".startswith(_installed()):
                 continue
             self._visited.add(here)
             try:
-                entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+                found = sorted(os.scandir(here), key=lambda entry: entry.name)
             except OSError:
                 continue
-            self._entries += len(entries)
-            if self._entries > MOST_ENTRIES:
+            entries += len(found)
+            if any(entry.name in NO_CODE for entry in found):
                 continue
-            if all(self.add(entry.path) for entry in entries if entry.name.endswith(".py") and entry.is_file()):
+            if all(self.add(entry.path) for entry in found if entry.name.endswith(".py")):
                 self.folders.append(here)
-            waiting += [
-                os.path.realpath(entry.path) for entry in entries
-                if entry.is_dir() and not entry.name.startswith(".") and entry.name not in SKIPPED
-            ]  # fmt: skip
+            inner = (entry for entry in found if not entry.name.startswith(".") and entry.name not in SKIPPED)
+            waiting += [entry.path for entry in inner if entry.is_dir(follow_symlinks=False)]
 
     def add(self, path: str) -> bool:
         """Add a file; False if it cannot be read or would be too much."""
@@ -132,6 +134,7 @@ def _imported(source: bytes) -> set[str]:
     return {name.decode(errors="replace") for name in found}
 
 
+@cache
 def _installed() -> tuple[str, ...]:
     """Folders of Python itself and of installed packages."""
     paths = sysconfig.get_paths()
@@ -157,9 +160,9 @@ def _outside(name: str, path: list[str]) -> str:
 def take(path: Path, job: Job, runs: Path) -> None:
     """Write the snapshot of a job's code to `path`; `runs`, the folder of runs, is left out."""
     collected = _Collected(job, runs)
-    collected.add_below(job.folder)
     if beside := _beside_target(job):
         collected.add_below(beside)
+    collected.add_below(job.folder)
     collected.add_imported()
     index = {
         "format": FORMAT, "folder": job.folder, "folders": [collected.name(folder) for folder in collected.folders],

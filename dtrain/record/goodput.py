@@ -374,9 +374,13 @@ def account_of(timeline: Timeline, *, script: bool) -> dict[str, float]:
 
 
 def account(run: RunDir, now: float) -> dict[str, float]:
-    """The account of a run that ends now."""
+    """The account of a run that ends now; empty if its log or a ledger cannot be read at that moment, which does not change how the run
+    ends."""
     found, script = builder(run), False
-    for event in event_log.Reader(run.events).new():
-        script = event.kind == "script" if isinstance(event, RunStarted) else script
-        found.add(event)
-    return account_of(found.timeline(now), script=script)
+    try:
+        for event in event_log.Reader(run.events).new():
+            script = event.kind == "script" if isinstance(event, RunStarted) else script
+            found.add(event)
+        return account_of(found.timeline(now), script=script)
+    except (OSError, ValueError):
+        return {}

@@ -190,11 +190,7 @@ def _open_log(run: RunDir, *listeners: Callable[[Event], None]) -> EventLog:
 
 
 def _log_end(run: RunDir, log: EventLog, exit_code: int, reason: str) -> None:
-    try:
-        report = account(run, time.time())
-    except (OSError, ValueError):  # the run ends because its folder cannot be read
-        report = {}
-    log.add(RunEnded(exit_code=exit_code, reason=reason, report=report))
+    log.add(RunEnded(exit_code=exit_code, reason=reason, report=account(run, time.time())))
 
 
 def _internal_error(run: RunDir, error: Exception) -> InternalError:

@@ -316,17 +316,16 @@ class TorchBackend(TrainingBackend):
 
         sums: dict[str, Any] = {}
         weights: dict[str, Any] = {}
-        weights_of_evaluation = optimizer_state.evaluating(self._moded, self._state.named_parameters())
         with (
-            weights_of_evaluation,
+            optimizer_state.evaluating(self._moded, self._state.named_parameters()),
             evaluating(self._models.values()),
             torch.no_grad(),
             self._parallel.autocast(self._device),
         ):
             for batch, count in batches:
                 values, given = self._measured(self._moved(batch), metrics)
-                for name, value in values.items():
-                    value = torch.as_tensor(value, dtype=torch.float64).reshape(())
+                for name, one in values.items():
+                    value = torch.as_tensor(one, dtype=torch.float64).reshape(())
                     weight = torch.as_tensor(given.get(name, count) if count else 0).to(value).reshape(())
                     sums[name] = sums.get(name, 0.0) + torch.where(weight > 0, value * weight, 0.0)
                     weights[name] = weights.get(name, 0.0) + weight
@@ -334,7 +333,6 @@ class TorchBackend(TrainingBackend):
         return self.mean({name: float(total) / (found[name] or 1.0) for name, total in sums.items()}, found)
 
     def _measured(self, batch: Any, metrics: Metrics | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Values and their weights; those without a weight count for each sample."""
         models = self._view(self._models)
         if metrics is not None:
             return weighted(metrics(models, batch), f"{self._name}: the metrics of context.evaluate")

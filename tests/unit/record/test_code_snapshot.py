@@ -177,9 +177,14 @@ def test_a_damaged_snapshot_is_refused_in_a_sentence(project: Path, snapshot: co
         code_snapshot.opened(archive, str(project))
 
 
-def test_links_that_lead_in_a_circle_end(project: Path, job: Job) -> None:
+def test_a_link_to_a_package_is_followed_if_it_is_imported(project: Path, job: Job) -> None:
     (project / "snapped_package" / "again").symlink_to(project)
+    (project.parent / "shared").mkdir()
+    (project.parent / "shared" / "__init__.py").touch()
+    (project / "snapped_linked").symlink_to(project.parent / "shared")
     assert len(taken(project, job).files) == 6
+    (project / "task.py").write_text("import snapped_linked")
+    assert taken(project, job).modules == {"snapped_linked": str(project.parent / "shared" / "__init__.py")}
 
 
 def test_a_limit_leaves_the_files_further_away_to_the_disk(
@@ -188,8 +193,9 @@ def test_a_limit_leaves_the_files_further_away_to_the_disk(
     monkeypatch.setattr(code_snapshot, "MOST_ENTRIES", 7)
     snapshot = taken(project, job)
     assert snapshot.source(project / "task.py")
-    assert str(project / "snapped_package") not in snapshot.folders
-    assert snapshot.source(project / "snapped_package" / "part.py") is None
+    assert snapshot.source(project / "snapped_package" / "part.py"), "it is imported"
+    assert str(project / "snapped_space") not in snapshot.folders
+    assert snapshot.source(project / "snapped_space" / "inner.py") is None
 
 
 def test_runs_may_lie_in_the_folder_of_the_recipe(project: Path, job: Job) -> None:
@@ -199,6 +205,15 @@ def test_runs_may_lie_in_the_folder_of_the_recipe(project: Path, job: Job) -> No
     found = code_snapshot.opened(project.parent / "code.zip", job.folder)
     assert found
     assert len(found.files) == 6
+
+
+def test_what_may_not_be_looked_at_is_passed_over(project: Path) -> None:
+    code_snapshot.take(
+        project.parent / "code.zip", Job("a-run", task=f"{project}/task.py:Task", folder="/proc"), project / "runs"
+    )
+    found = code_snapshot.opened(project.parent / "code.zip", "/proc")
+    assert found
+    assert found.source(project / "task.py")
 
 
 def test_branch_and_commit_are_recorded(project: Path) -> None:

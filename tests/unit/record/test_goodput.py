@@ -47,3 +47,10 @@ def test_a_task_that_fails_before_its_first_step_has_not_run(tmp_path: Path) -> 
     found = account(_run_with(tmp_path, "task", *ATTEMPTS), now=131.0)
     assert found["script"] == found["detection"] == 0
     assert found["init"] == pytest.approx(31.0)
+
+
+def test_a_log_that_cannot_be_read_costs_the_account_alone(tmp_path: Path) -> None:
+    run = _run_with(tmp_path, "task", *ATTEMPTS)
+    run.events.unlink()
+    run.events.symlink_to(run.events)  # too many levels of links
+    assert account(run, now=131.0) == {}

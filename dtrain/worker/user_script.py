@@ -35,10 +35,11 @@ def _run_file(path: Path, name: str, arguments: Sequence[str]) -> types.ModuleTy
     sys.argv = [name, *arguments]
     sys.orig_argv[:] = [sys.executable, name, *arguments]
     sys.path[0] = str(path.resolve().parent)
-    loader = code.loader_of("__main__", path)
+    source = code.loader_of("__main__", path).get_data(str(path))
+    loader = SourceFileLoader("__main__", str(path))
     main = _new_main()
     main.__file__, main.__loader__, main.__cached__ = str(path), loader, None  # type: ignore[attr-defined]
-    exec(loader.source_to_code(loader.get_data(str(path)), str(path)), main.__dict__)
+    exec(loader.source_to_code(source, str(path)), main.__dict__)
     return main
 
 

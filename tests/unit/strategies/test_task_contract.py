@@ -447,8 +447,6 @@ def loss(self, model, batch):
     return Base.loss(self, model, batch) + 0 * torch.nan_to_num(model.extra).sum()
 """,
     )
-    with pytest.raises(
-        UserError, match=r"the weights are not finite after [24] steps \(rank 0: extra has 1 of 1 values"
-    ):
+    with pytest.raises(UserError, match=r"the weights are not finite after 2 steps \(rank 0: extra has 1 of 1 values"):
         trained(tmp_path, file, steps=5)
     assert not list(tmp_path.glob("run-*/checkpoints/*/index.json"))

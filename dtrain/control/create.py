@@ -11,12 +11,13 @@ from pathlib import Path
 
 import yaml
 
-from dtrain.common.errors import Exit, UsageError
+from dtrain.common.errors import Exit, StorageError, UsageError
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.serde import to_dict
 from dtrain.control.overrides import Overrides
 from dtrain.control.state import refuse_while_it_goes_on, state_of
 from dtrain.job import code
+from dtrain.job.code import Snapshot
 from dtrain.job.job import Job
 from dtrain.launch import recipe, sweep, yaml_source
 from dtrain.launch.yaml_source import Document
@@ -68,9 +69,8 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code
     or not with these. Returns for a person what was edited since the run began and whether it applies, or ''."""
     refuse_while_it_goes_on(run)
     before, state = run.job(), state_of(run)
-    if state.code != code_snapshot.digest(run.code) and (copy := run_sync.of(run, before)):
-        copy.pull_code()  # it was resumed with other code on another machine
-    kept = None if new_code else code_snapshot.opened(run.code, before.folder)
+    had = _code(run, before, state, new=new_code)
+    kept = None if new_code else had
     with code.using(kept):
         job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)
     job = replace(job, name=before.name, init_from=before.init_from)
@@ -80,19 +80,33 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code
     if path:
         shutil.copyfile(path, run.recipe_copy)
     edits = [] if path else [_edits(run)]
-    edits.append(_give_code(run, before, job, new=new_code or kept is None or job.folder != before.folder))
+    edits.append(_give_code(run, before, job, had, new=new_code or kept is None or job.folder != before.folder))
     run.write_job(job)
     return "\n".join(filter(None, edits))
 
 
-def _give_code(run: RunDir, before: Job, job: Job, *, new: bool) -> str:
+def _code(run: RunDir, job: Job, state: RunState, *, new: bool) -> Snapshot | None:
+    """The snapshot that a run trained from last, on whatever machine. Raises `StorageError` if it is damaged, unless new code takes its
+    place."""
+    try:
+        found = code_snapshot.opened(run.code, job.folder)
+        if state.code != (found.digest if found else "") and (copy := run_sync.of(run, job)):
+            copy.pull_code()
+            found = code_snapshot.opened(run.code, job.folder)
+    except StorageError:
+        if not new:
+            raise
+        return None
+    return found
+
+
+def _give_code(run: RunDir, before: Job, job: Job, had: Snapshot | None, *, new: bool) -> str:
     """Have a run go on with the code as it is now, or as it was. Returns what was edited, for a person."""
     runs = run.path.parent
-    had = code_snapshot.digest(run.code)
-    edited = [f"  {how} {path}" for how, path in code_snapshot.edited(run.code, before, runs)] if had else []
+    edited = [f"  {how} {path}" for how, path in code_snapshot.edited(had, before, runs)] if had else []
     if new:
         if had:
-            os.replace(run.code, run.former_code(had))
+            os.replace(run.code, run.former_code(had.digest))
         code_snapshot.take(run.code, job, runs)
     if not edited:
         return ""

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 
 from dtrain.agent.warm import prewarm
+from dtrain.api.plan import LaunchPlan
 from dtrain.control.follow import Watcher
 from dtrain.job.job import Job
 from dtrain.launch import planner, registry
+from dtrain.record import code_snapshot
 from dtrain.record.events import Event
 from dtrain.record.folder import RunDir, Submitted
 from dtrain.storage import run_sync
@@ -27,9 +29,16 @@ def announce(run: RunDir, job: Job) -> None:
         copy.announce()
 
 
+def _planned(run: RunDir) -> LaunchPlan:
+    """Plan a run with the code that it trains from."""
+    job = run.job()
+    with code_snapshot.used(run.code, job.folder):
+        return planner.make(job)
+
+
 def submit(run: RunDir) -> Submitted:
     """Start a run inside its cluster, detached from this process."""
-    launch = planner.make(run.job())
+    launch = _planned(run)
     announce(run, launch.job)
     position = run.log_bytes()
     reference = registry.cluster_of(launch.job).submit(plan_without(launch, run), run)
@@ -46,7 +55,7 @@ def run_to_end(
 
     `on_event` gets every event, from several threads. Ctrl-C stops a run that is supervised here; of one that is followed it calls
     `on_interrupt`, which may raise, or, without that, raises KeyboardInterrupt."""
-    launch = planner.make(run.job())
+    launch = _planned(run)
     if registry.cluster_of(launch.job).supervises_locally():
         announce(run, launch.job)
         return int(supervise(run, launch=launch, on_event=on_event))

@@ -109,15 +109,8 @@ def _request(saved: SavedWeights, target: Path, code: Path | None) -> ExportRequ
     folder = str(code.absolute()) if code else saved.job.folder
     snapshot = "" if code else str(saved.run.code)
     return ExportRequest(
-        str(saved.run.path),
-        str(saved.folder),
-        saved.name,
-        names[0],
-        str(target),
-        folder,
-        snapshot,
-        metadata=saved.metadata,
-    )
+        str(saved.run.path), str(saved.folder), saved.name, names[0], str(target), folder, snapshot, metadata=saved.metadata
+    )  # fmt: skip
 
 
 def _refuse_taken(path: Path) -> None:

@@ -17,37 +17,34 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFin
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from zipfile import ZipFile
 
 from dtrain.common.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)
 class SnapshotFile:
-    """Where a source file is in the archive, and what the file system said of it then."""
+    """The text of a source file, and when the file was written."""
 
-    entry: str
+    source: bytes
     mtime_ns: int
-    size: int
 
 
+@dataclass(frozen=True)
 class Snapshot:
     """The source files of a run, by their paths (folders without symbolic links)."""
 
-    def __init__(
-        self, archive: ZipFile, files: Mapping[str, SnapshotFile], folders: frozenset[str], modules: Mapping[str, str]
-    ) -> None:
-        self._archive = archive
-        self.files = files
-        self.folders = folders
-        """Folders whose source files are all known."""
-        self.modules = modules
-        """Top-level module that lies outside the recipe's folder → its file."""
+    digest: str
+    """Identifies the code by 12 hexadecimal digits: the same files give the same, whenever they were written."""
+    files: Mapping[str, SnapshotFile]
+    folders: frozenset[str]
+    """Folders whose source files are all known."""
+    modules: Mapping[str, str]
+    """Top-level module that lies outside the recipe's folder → its file."""
 
     def source(self, path: str | os.PathLike[str]) -> bytes | None:
         """The text of a file; None if the snapshot does not have it."""
         found = self.files.get(_key(path))
-        return self._archive.read(found.entry) if found else None
+        return found.source if found else None
 
     def as_on_disk(self, path: str | os.PathLike[str]) -> os.stat_result | None:
         """The file's state on disk if nobody wrote to it since; otherwise None."""
@@ -56,7 +53,7 @@ class Snapshot:
             now = Path(path).stat()
         except OSError:
             return None
-        return now if (now.st_mtime_ns, now.st_size) == (found.mtime_ns, found.size) else None
+        return now if (now.st_mtime_ns, now.st_size) == (found.mtime_ns, len(found.source)) else None
 
 
 _used: ContextVar[Snapshot | None] = ContextVar("snapshot", default=None)

@@ -26,6 +26,13 @@ def split(target: str) -> tuple[str, str]:
     return (module, name) if module else (name, "")
 
 
+def code_of(job: Job) -> str:
+    """The file, program or module that a job runs, as its recipe names it."""
+    if isinstance(job.script, ScriptModule):
+        return job.script.module
+    return job.script or split(job.target)[0]
+
+
 def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
     """Why a target cannot be what the recipe says, found by reading the file; '' if it can or cannot be known."""
     module, name = split(target)
@@ -184,15 +191,22 @@ def _of_file(path: Path) -> ModuleType:
 
 def _module_name(path: Path) -> tuple[str, Path]:
     """The name that a file is imported under, and the folder that Python finds it by."""
-    root, parts = path.parent, [path.stem]
-    while all(part.isidentifier() for part in parts) and code.is_file(root / "__init__.py"):
-        root, parts = root.parent, [root.name, *parts]
+    root = import_root(path)
+    parts = [*path.relative_to(root).parts[:-1], path.stem]
     if not all(part.isidentifier() for part in parts):
         return "_dtrain_" + re.sub(r"\W", "_", path.stem), path.parent
     first = parts[0]
     if first in sys.stdlib_module_names or first in sys.builtin_module_names or _is_another(first, root):
         parts[0] = f"_dtrain_{first}"
     return (".".join(parts) if len(parts) == 1 or parts[0] == first else parts[0] + "_" + "_".join(parts[1:])), root
+
+
+def import_root(path: Path) -> Path:
+    """The folder that Python finds a file from: that of its outermost package, or its own."""
+    root = path.parent
+    while code.is_file(root / "__init__.py"):
+        root = root.parent
+    return root
 
 
 def _is_another(name: str, root: Path) -> bool:

@@ -17,6 +17,7 @@ import sys
 import sysconfig
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -24,8 +25,9 @@ from zipfile import BadZipFile, ZipFile
 
 from dtrain.common.errors import StorageError, require_format
 from dtrain.common.files import PRIVATE_FILE, write_whole
+from dtrain.job import code, entrypoint
 from dtrain.job.code import Snapshot, SnapshotFile
-from dtrain.job.job import Job, ScriptModule
+from dtrain.job.job import Job
 
 FORMAT = 1
 INDEX = "code.json"
@@ -35,7 +37,7 @@ NO_CODE = ("pyvenv.cfg", "events.jsonl")
 MOST_ENTRIES = 20_000
 """Directory entries that are looked at below one folder; data beside the code may have millions."""
 MOST_BYTES = 32 << 20
-"""Of source text."""
+"""A snapshot holds at most this much source text."""
 SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
 IMPORT = re.compile(rb"[ \t]*(?:from[ \t]+(\w+)|import[ \t]+([^#;]+))")
 
@@ -98,15 +100,13 @@ class _Collected:
         self._bytes += seen.st_size
         return True
 
-    def add_imported(self) -> None:
-        """Add modules of other folders that the code imports, and those that these import."""
+    def add_imported(self, module: str) -> None:
+        """Add a top-level module, and those that the code imports, as far as they lie in other folders and no installation."""
         read: set[str] = set()
         seen = {"dtrain", *sys.stdlib_module_names}
-        while new := self.sources.keys() - read:
-            read |= new
-            names = set().union(*(_imported(self.sources[path]) for path in new)) - seen
-            seen |= names
-            for name in sorted(names):
+        names = {module} - {""}
+        while True:
+            for name in sorted(names - seen):
                 origin = "" if self._is_beside(name) else _outside(name, self._path)
                 if origin:
                     self.modules[name] = origin
@@ -114,6 +114,12 @@ class _Collected:
                         self.add_below(str(Path(origin).parent))
                     if origin not in self.sources:
                         self.add(origin)
+            seen |= names
+            new = self.sources.keys() - read
+            if not new:
+                return
+            read |= new
+            names = set().union(*(_imported(self.sources[path]) for path in new))
 
     def _is_beside(self, name: str) -> bool:
         return any(
@@ -150,45 +156,30 @@ def _outside(name: str, path: list[str]) -> str:
     except (ImportError, ValueError, AttributeError):
         return ""
     origin = os.path.realpath(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else ""
-    return (
-        ""
-        if not origin or origin.startswith(_installed()) or any(f"/{part}/" in origin for part in SKIPPED)
-        else origin
-    )
+    installed = origin.startswith(_installed()) or any(f"/{part}/" in origin for part in SKIPPED)
+    return "" if installed else origin
 
 
 def take(path: Path, job: Job, runs: Path) -> None:
     """Write the snapshot of a job's code to `path`; `runs`, the folder of runs, is left out."""
     collected = _Collected(job, runs)
-    if beside := _beside_target(job):
-        collected.add_below(beside)
+    named = entrypoint.code_of(job)
+    file = Path(job.folder, named).resolve()
+    if file.suffix == ".py" and not file.is_relative_to(collected.recipe):
+        collected.add_below(str(entrypoint.import_root(file)))
     collected.add_below(job.folder)
-    collected.add_imported()
+    collected.add_imported("" if file.suffix == ".py" else named.partition(".")[0])
     index = {
         "format": FORMAT, "folder": job.folder, "folders": [collected.name(folder) for folder in collected.folders],
         "mtimes": {collected.name(path): time for path, time in collected.mtimes.items()},
         "modules": {name: collected.name(path) for name, path in collected.modules.items()}, "git": commit_of(Path(collected.recipe)),
     }  # fmt: skip
-    target = io.BytesIO()
-    with ZipFile(target, "w") as archive:
+    written = io.BytesIO()
+    with ZipFile(written, "w") as archive:
         archive.writestr(INDEX, json.dumps(index, indent=1))
-        for file in sorted(collected.sources):
-            archive.writestr(collected.name(file), collected.sources[file])
-    write_whole(path, target.getvalue(), PRIVATE_FILE)
-
-
-def _beside_target(job: Job) -> str:
-    """The folder that a file outside the recipe's folder is imported from: that of its outermost package, or its own."""
-    if isinstance(job.script, ScriptModule):
-        return ""
-    name = str(job.script or job.target).partition(":")[0]
-    path = Path(job.folder, name).resolve()
-    if path.suffix != ".py" or path.is_relative_to(Path(job.folder).resolve()):
-        return ""
-    folder = path.parent
-    while (folder.parent / "__init__.py").is_file():
-        folder = folder.parent
-    return str(folder)
+        for name, source in sorted((collected.name(one), source) for one, source in collected.sources.items()):
+            archive.writestr(name, source)
+    write_whole(path, written.getvalue(), PRIVATE_FILE)
 
 
 def commit_of(folder: Path) -> dict[str, str]:
@@ -218,22 +209,33 @@ def opened(path: Path, folder: str) -> Snapshot | None:
     except FileNotFoundError:
         return None
     try:
-        archive = ZipFile(io.BytesIO(data))
-        index = json.loads(archive.read(INDEX))
-        require_format(str(path), index.get("format"), FORMAT)
+        with ZipFile(io.BytesIO(data)) as archive:
+            index = json.loads(archive.read(INDEX))
+            require_format(str(path), index.get("format"), FORMAT)
+            listed = sorted(
+                (one.filename, one.CRC, one.file_size) for one in archive.infolist() if one.filename != INDEX
+            )
+            sources = {name: SnapshotFile(archive.read(name), int(time)) for name, time in index["mtimes"].items()}
         recipe = os.path.realpath(folder)
-        files = {
-            _path(name, recipe): SnapshotFile(name, int(time), archive.getinfo(name).file_size)
-            for name, time in index["mtimes"].items()
-        }
-        folders = frozenset(_path(name, recipe) for name in index["folders"])
-        modules = {str(name): _path(entry, recipe) for name, entry in index["modules"].items()}
+        return Snapshot(
+            hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12],
+            {_path(name, recipe): file for name, file in sources.items()},
+            frozenset(_path(name, recipe) for name in index["folders"]),
+            {str(name): _path(entry, recipe) for name, entry in index["modules"].items()},
+        )
     except (OSError, BadZipFile, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise StorageError(
             f"the snapshot of the run's code, {path}, cannot be read: {error}",
             "It was damaged. Take the code as it is now: dtrain resume RUN --code new.",
         ) from None
-    return Snapshot(archive, files, folders, modules)
+
+
+@contextmanager
+def used(path: Path, folder: str) -> Iterator[Snapshot | None]:
+    """Have this thread look at the user's code in the snapshot that `opened` gives, if there is one."""
+    snapshot = opened(path, folder)
+    with code.using(snapshot):
+        yield snapshot
 
 
 def _path(name: str, recipe: str) -> str:
@@ -241,23 +243,8 @@ def _path(name: str, recipe: str) -> str:
     return os.path.normpath(f"{recipe}/{rest}" if kind == RECIPE else f"/{rest}")
 
 
-def digest(path: Path) -> str:
-    """Identify the code of a snapshot by 12 hexadecimal digits: the same files give the same, whenever they were written. '' if there is none."""
-    try:
-        with ZipFile(path) as archive:
-            listed = sorted(
-                (one.filename, one.CRC, one.file_size) for one in archive.infolist() if one.filename != INDEX
-            )
-    except (OSError, BadZipFile):
-        return ""
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]
-
-
-def edited(path: Path, job: Job, runs: Path) -> Iterator[tuple[str, Path]]:
+def edited(snapshot: Snapshot, job: Job, runs: Path) -> Iterator[tuple[str, Path]]:
     """How the code on disk differs from a snapshot: `edited`, `gone` or `new`, and the file."""
-    snapshot = opened(path, job.folder)
-    if snapshot is None:
-        return
     now = _Collected(job, runs)
     now.add_below(job.folder)
     for folder in snapshot.folders - set(now.folders):

@@ -134,10 +134,10 @@ class Attempt:
 
     def begin(self) -> None:
         """Ask every node for its ports."""
-        for one in self._workers.nodes:
-            if not one.sees_run:
-                code = base64.b64encode(self._context.code.read_bytes()).decode() if self._context.code.exists() else ""
-                self._workers.send(one.name, protocol.SetJob(to_dict(self._plan.job), code))
+        if apart := [one.name for one in self._workers.nodes if not one.sees_run]:
+            code = base64.b64encode(self._context.code.read_bytes()).decode() if self._context.code.exists() else ""
+            for node in apart:
+                self._workers.send(node, protocol.SetJob(to_dict(self._plan.job), code))
         for node in self._workers.ranks:
             wanted, key = self._rendezvous.ports_wanted(node), self._context.memory.key(self.nodes)
             self._workers.send(node, protocol.ReservePorts(self.number, wanted, key))

@@ -10,7 +10,6 @@ import queue
 import shutil
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,15 +22,13 @@ from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.common import environment, hooks
 from dtrain.common.errors import ClusterError, DtrainError, Exit, InternalError, StorageError
 from dtrain.common.serde import from_dict
-from dtrain.job import code
 from dtrain.job.job import Job
 from dtrain.launch import planner, registry
 from dtrain.record import code_snapshot, history
 from dtrain.record.event import FORMAT
 from dtrain.record.event_log import EventLog
-from dtrain.record.events import Event, RunEnded, RunStarted
+from dtrain.record.events import Event, RunStarted
 from dtrain.record.folder import RunDir
-from dtrain.record.goodput import account
 from dtrain.record.inspection import parsed_request
 from dtrain.record.lock import AlreadySupervised, Lease, LeaseTaken
 from dtrain.storage import run_copy, run_sync
@@ -47,7 +44,7 @@ from dtrain.supervisor.leaving.stop_request import (
     stop_request,
 )
 from dtrain.supervisor.nodes.avoidance import plan_without
-from dtrain.supervisor.supervisor import run_attempts
+from dtrain.supervisor.supervisor import log_end, run_attempts
 
 LOCK_SECONDS = 120.0
 """The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
@@ -133,33 +130,33 @@ def _supervise(
         with signal_handlers(put):
             lease = sync.claim(job, lease, patience_seconds)
             notifications.start(job)
-            with code.using(code_snapshot.opened(run.code, job.folder)):
+            with code_snapshot.used(run.code, job.folder) as snapshot:
                 launch = replace(plan_without(launch or planner.make(job), run), supervisor=lease.number)
             log.add(
                 RunStarted(
                     run=run.id, kind=job.kind, target=job.target, strategy=job.strategy.name, cluster=job.cluster.name,
                     workers=launch.workers, nodes=launch.nodes, global_batch=job.train.global_batch, preload=launch.preload,
                     storage=of_run(job.storage, run.id).url if job.storage.url else None, format=FORMAT,
-                    code=code_snapshot.digest(run.code),
+                    code=snapshot.digest if snapshot else "",
                 )
             )  # fmt: skip
             sync.start(log)
             tracking.start(job, log)
             watcher.start()
-            ended = run_attempts(run, launch, registry.cluster_of(job), log, inbox, lease)
+            code = run_attempts(run, launch, registry.cluster_of(job), log, inbox, lease)
             with suppress(StorageError):  # no worker is left that writes: unfinished checkpoints only take space
                 LocalCheckpointStore(run.checkpoints, lease).clear_staging()
             shutil.rmtree(run.memory, ignore_errors=True)  # an agent that was killed left it
             sync.confirm()
-            return ended
+            return code
     except (LeaseTaken, AlreadySupervised):
         raise  # the event log is another supervisor's
     except DtrainError as error:
-        _log_end(run, log, int(error.exit_code), str(error))
+        log_end(run, log, error.exit_code, str(error))
         raise
     except Exception as error:
         failure = _internal_error(run, error)
-        _log_end(run, log, int(failure.exit_code), str(failure))
+        log_end(run, log, failure.exit_code, str(failure))
         raise failure from error
     finally:
         watcher.stop()
@@ -187,10 +184,6 @@ def _open_log(run: RunDir, *listeners: Callable[[Event], None]) -> EventLog:
         raise StorageError(
             f"cannot write to the run folder {run.path}: {error.strerror}", "Is the disk full, or read-only?"
         ) from error
-
-
-def _log_end(run: RunDir, log: EventLog, exit_code: int, reason: str) -> None:
-    log.add(RunEnded(exit_code=exit_code, reason=reason, report=account(run, time.time())))
 
 
 def _internal_error(run: RunDir, error: Exception) -> InternalError:

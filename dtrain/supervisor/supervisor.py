@@ -63,19 +63,20 @@ def run_attempts(
             result = Supervisor(run, launch, cluster, allocation, log, inbox, lease, received).work()
             lease.check(unknown_is_held=True)
             if not result.requeue:
-                return _end(run, log, result)
+                return log_end(run, log, result.exit_code, result.reason)
     finally:  # what agents without the run folder still sent of their logs and ledgers before they ended
         while not inbox.empty():
             node, item = inbox.get()
             if isinstance(item, Fragment | FileAppended):
                 received.take(node, item)
-    return _end(run, log, requeue_run(result, launch.job, cluster, run, log))
+    result = requeue_run(result, launch.job, cluster, run, log)
+    return log_end(run, log, result.exit_code, result.reason)
 
 
-def _end(run: RunDir, log: EventLog, result: RunResult) -> Exit:
-    report = account(run, time.time())
-    log.add(events.RunEnded(exit_code=int(result.exit_code), reason=result.reason, report=report))
-    return result.exit_code
+def log_end(run: RunDir, log: EventLog, code: Exit, reason: str) -> Exit:
+    """Log that the supervisor leaves the run, with the account of its time. Returns the exit code."""
+    log.add(events.RunEnded(exit_code=int(code), reason=reason, report=account(run, time.time())))
+    return code
 
 
 class Supervisor:

@@ -20,7 +20,7 @@ from dtrain.control import create, remove, start, state
 from dtrain.control.overrides import Overrides
 from dtrain.job.job import Checkpoint, Job, Notify, Storage
 from dtrain.launch import planner, registry
-from dtrain.record import event_log, folder, gradient_ledger, history
+from dtrain.record import code_snapshot, event_log, folder, gradient_ledger, history
 from dtrain.record.event_log import EventLog
 from dtrain.record.events import BadStep, CheckpointSaved, Event, Metrics, RunStarted, WorkersStarted
 from dtrain.record.folder import RunDir
@@ -123,13 +123,15 @@ def verify(run: RunDir, given: Overrides, step: int | None, *, quiet: bool) -> V
     saved, manifest = store.verified(step)
     end = manifest.step
     begin = max((one for one in steps if one < end), default=0)
-    again = _repetition(run, job, given, end)
+    code = _code_of(run, end)
+    with code_snapshot.used(code, job.folder):
+        again = _repetition(run, job, given, end)
     if begin:
         beginning = store.verified(begin)[0]
         _link(beginning, again.checkpoints / beginning.name.partition("-attempt-")[0])
     compared = again.path / COMPARED
     _link(saved, compared)
-    if (code := _code_of(run, end)).exists():
+    if code.exists():
         shutil.copyfile(code, again.code)
     _pass_over(run, again)
     what = f"training steps {begin + 1} to {end} again on {render.counted(again.job().resources.workers, 'worker')}"

@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from dtrain.job.job import Job, ScriptModule
+from dtrain.job import entrypoint
+from dtrain.job.job import Job
 
 
 class UsersCode:
@@ -27,9 +28,7 @@ class UsersCode:
 
 def _folders(job: Job) -> tuple[str, ...]:
     found = [job.folder + os.sep]
-    target = (
-        job.script.module if isinstance(job.script, ScriptModule) else str(job.script or job.target).partition(":")[0]
-    )
+    target = entrypoint.code_of(job)
     if Path(target).is_absolute():
         found.append(f"{Path(target).parent}{os.sep}")
     elif not target.endswith(".py"):

@@ -129,7 +129,10 @@ def test_a_run_that_a_worker_submits_outlives_the_attempt(ended: str, tmp_path: 
         if ended != "by itself":
             outer.process.kill()
         outer.process.communicate(timeout=60)
-    wait_for(lambda: json.loads(dtrain("status", str(run.path), "--json").stdout)["outcome"] == "done", "the end", 60)
+    wait_for(
+        lambda: json.loads(dtrain("status", str(run.path), "--json").stdout)["exit_code"] is not None, "the end", 60
+    )
+    assert json.loads(dtrain("status", str(run.path), "--json").stdout)["outcome"] == "done"
 
 
 def test_two_runs_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:

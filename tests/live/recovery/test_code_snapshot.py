@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, finished, start, stopped
+from live import PROGRAMS, Live, dtrain, finished, start, stopped, wait_for
 
 from dtrain.record.event_log import read
 from dtrain.record.events import CheckpointSaved, RunStarted
@@ -34,7 +34,7 @@ class Mine(Tiny):
         return scaled(super().loss(model, batch))
 """
 EDITS = {
-    "conf/../mine.py": "this is no Python",
+    "mine.py": "this is no Python",
     "rates.py": "RATE = 9.0",
     "../lab/mylab/losses.py": "def scaled(loss):\n    return 0 * loss",
 }
@@ -65,7 +65,7 @@ def made_project(folder: Path) -> Path:
 
 def edit(recipe: Path) -> None:
     for name, text in EDITS.items():
-        (recipe.parent / name.removeprefix("conf/../")).write_text(text)
+        (recipe.parent / name).write_text(text)
 
 
 def test_an_edit_does_not_reach_a_run_by_a_restart(tmp_path: Path, undisturbed: Live) -> None:
@@ -115,6 +115,7 @@ def test_new_code_is_taken_when_it_is_asked_for(tmp_path: Path, undisturbed: Liv
     assert live.run.former_code(before).exists()
     for command in ("status", "report"):
         assert "on it trains with other code than before" in dtrain(command, str(live.run.path)).stdout
+    (recipe.parent / "mine.py").write_text("this is no Python")
     assert "equal to the last bit" in dtrain("verify", str(live.run.path), "--step", "20").stdout
 
 
@@ -142,8 +143,7 @@ def test_a_script_and_the_modules_beside_it_stay_as_they_were(tmp_path: Path) ->
     )
     with start(str(tmp_path / "recipe.yaml"), runs=tmp_path / "runs") as live:
         live.wait_event("workers_started")
-        while not (tmp_path / "began").exists():
-            time.sleep(0.05)
+        wait_for((tmp_path / "began").exists, "the script to begin")
         (tmp_path / "beside.py").write_text("VALUE = 2\n")
         (tmp_path / "train.py").write_text("raise SystemExit('edited')\n")
         live.kill(0)

@@ -142,14 +142,13 @@ def test_a_folder_that_moved_keeps_its_code(project: Path, snapshot: code.Snapsh
 
 
 def test_differences_are_named(project: Path, job: Job, snapshot: code.Snapshot) -> None:
-    archive = project.parent / "code.zip"
-    assert list(code_snapshot.edited(archive, job, project / "runs")) == []
+    assert list(code_snapshot.edited(snapshot, job, project / "runs")) == []
     (project / "task.py").write_text("class Task: pass")
     (project / "snapped_package" / "part.py").unlink()
     (project / "another.py").touch()
     (project.parent / "elsewhere" / "snapped_outside" / "inside.py").write_text("VALUE = 2\n")
     found = {
-        (how, os.path.relpath(path, project)) for how, path in code_snapshot.edited(archive, job, project / "runs")
+        (how, os.path.relpath(path, project)) for how, path in code_snapshot.edited(snapshot, job, project / "runs")
     }
     assert found == {
         ("edited", "task.py"), ("gone", "snapped_package/part.py"), ("new", "another.py"),
@@ -158,14 +157,38 @@ def test_differences_are_named(project: Path, job: Job, snapshot: code.Snapshot)
 
 
 def test_the_digest_is_that_of_the_text(project: Path, job: Job, snapshot: code.Snapshot) -> None:
-    archive = project.parent / "code.zip"
-    first = code_snapshot.digest(archive)
     os.utime(project / "task.py", (1, 1))
-    taken(project, job)
-    assert code_snapshot.digest(archive) == first
+    assert taken(project, job).digest == snapshot.digest
     (project / "task.py").write_text("class Task: pass")
-    taken(project, job)
-    assert code_snapshot.digest(archive) not in (first, "")
+    assert taken(project, job).digest not in (snapshot.digest, "")
+
+
+def test_a_flipped_bit_is_refused_before_anything_is_imported(project: Path, snapshot: code.Snapshot) -> None:
+    archive = project.parent / "code.zip"
+    data = bytearray(archive.read_bytes())
+    data[data.index(snapshot.files[str(project / "task.py")].source)] ^= 1
+    archive.write_bytes(data)
+    with pytest.raises(StorageError, match=r"code\.zip, cannot be read"):
+        code_snapshot.opened(archive, str(project))
+
+
+def test_a_module_that_the_recipe_names_is_in_it_and_so_is_what_lies_beside_its_package(project: Path) -> None:
+    above = project.parent / "elsewhere"
+    (above / "snapped_beside.py").touch()
+    environment = {"PYTHONPATH": str(above)}
+    by_name = Job("a-run", task="snapped_outside.inside:T", folder=str(project / "runs"), env=environment)
+    assert taken(project, by_name).modules == {"snapped_outside": str(above / "snapped_outside" / "__init__.py")}
+    by_file = Job("a-run", task="../../elsewhere/snapped_outside/inside.py:T", folder=str(project / "runs"))
+    assert taken(project, by_file).source(above / "snapped_beside.py") == b""
+
+
+def test_the_imports_of_a_task_are_those_that_the_run_began_with(project: Path) -> None:
+    job = Job("a-run", task="task.py:Task", folder=str(project))
+    code_snapshot.take(project.parent / "code.zip", job, project / "runs")
+    (project / "task.py").write_text("import tensorflow")
+    with code_snapshot.used(project.parent / "code.zip", job.folder):
+        assert "tensorflow" not in entrypoint.imports(project / "task.py")
+    assert "tensorflow" in entrypoint.imports(project / "task.py")
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5])

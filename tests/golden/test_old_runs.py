@@ -39,7 +39,7 @@ class Runs:
 
     def __init__(self, commit: str, folder: Path) -> None:
         shutil.copytree(Path(__file__).with_name(f"runs_{commit}"), folder)
-        shutil.copy(Path(__file__).with_name("digits_torch.py"), folder)
+        shutil.copy(Path(__file__).with_name("programs") / "digits_torch.py", folder)
         self.made = COMMITS[commit]
         self.folder = folder
         self.stopped, self.killed = folder / "stopped", folder / "killed"

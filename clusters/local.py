@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import count
 
 from dtrain.agent import devices
-from dtrain.agent.warm import pool, prewarm
+from dtrain.agent.warm import prewarm
 from dtrain.api.cluster import Allocation, Cluster, Inbox, Submission, SubmissionState
-from dtrain.api.pipes import AgentProcess, PipedAgents
+from dtrain.api.pipes import PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common import environment as variables
 from dtrain.common.errors import ClusterError
@@ -63,11 +63,7 @@ class LocalAllocation(Allocation):
         share = max(1, devices.cpus() // self._plan.nodes)
         environment = os.environ | {variables.ADDRESS: LOOPBACK, variables.CPUS: str(share)} | self._gpus(node)
         command = self._plan.agent_command(self._run, node)
-        ready: AgentProcess | None = pool.found_or_started(command, environment, self._plan.job.env)
-        if ready:
-            prewarm.discard()
-        else:
-            ready = prewarm.take(command, environment)
+        ready = prewarm.take(command, environment)
         self.channels[node] = PipedAgents([node], command, environment, self._inbox, process=ready)
 
     def _gpus(self, node: str) -> dict[str, str]:

@@ -27,10 +27,9 @@ def main() -> int:
     # What is imported stays: looking for garbage among it, now or at the end, only costs time.
     gc.disable()
     if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:
-        from dtrain.agent.warm import pool, prewarm
+        from dtrain.agent.warm import prewarm
 
-        if not pool.has_idle():
-            prewarm.start()
+        prewarm.start()
     from dtrain.cli import app
 
     code = app.main()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import warm_agents
+import warm
 from _pytest.mark.expression import Expression
 
 HERE = Path(__file__).parent
@@ -51,13 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder in which warm agents listen, and start children alike however pytest itself was started."""
+    """Have runs keep warm what they import, and start children alike however pytest itself was started."""
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:  # by `nohup`, or by a shell's `&`
             # Children inherit what is ignored and have the default for what is caught.
             signal.signal(number, lambda *_: None)
-    if warm_agents.FOLDER not in os.environ:
-        config.add_cleanup(warm_agents.prepared())
+    if warm.FOLDER not in os.environ:
+        config.add_cleanup(warm.begun())
 
 
 @pytest.hookimpl(optionalhook=True)

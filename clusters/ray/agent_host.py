@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.agent.warm import pool
-from dtrain.api.pipes import AgentProcess
 from dtrain.common import environment as variables
 
 
 class AgentHost:
     """The actor: lines go down with `send` and come up from the streaming `events`.
 
-    The agent ends, and its workers with it, when this process does: its stdin closes. A warm one ends its workers and waits
-    for the next run."""
+    The agent ends, and its workers with it, when this process does: its stdin closes."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], run_variables: dict[str, str]) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         import ray
 
         # Ray sets one thread for every task: how many a worker may use is dtrain's business.
@@ -31,10 +28,10 @@ class AgentHost:
             inherited[variables.FOLDER] = str(Path.cwd())
         self._sending = threading.Lock()
         # Where a runtime environment brings packages, they are of this Python.
-        command, told = [sys.executable, *command[1:]], inherited | environment
-        self._process: AgentProcess = pool.found_or_started(command, told, run_variables) or subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=told, start_new_session=True, cwd="/"
-        )
+        self._process = subprocess.Popen(
+            [sys.executable, *command[1:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=inherited | environment,
+            start_new_session=True, cwd="/",
+        )  # fmt: skip
 
     def events(self) -> Iterator[bytes]:
         """Every line the agent says, until it ends."""

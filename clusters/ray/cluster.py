@@ -309,7 +309,7 @@ class RayAllocation(Allocation):
         passed = (variables.WARM, variables.HOOKS, variables.OPERATIONS)
         environment |= {name: os.environ[name] for name in passed if name in os.environ}
         command = self._plan.agent_command(self._run, node)
-        actor = ray.remote(AgentHost).options(**options).remote(command, environment, dict(self._plan.job.env))
+        actor = ray.remote(AgentHost).options(**options).remote(command, environment)
         channel = RayChannel(actor, number, group, bundle)
         if expected:
             self.channels[node] = channel

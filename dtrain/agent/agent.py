@@ -100,11 +100,6 @@ class Agent:
         self._memory = NodeMemory(run, node, self._link.send)
         self._preflight = Preflight(run, node, self._link.send)
 
-    @property
-    def zygote(self) -> ForkServer:
-        """The one in use, which may be another than at first."""
-        return self._zygote
-
     def serve(self) -> None:
         """Work until told to quit or left alone."""
         address = devices.address()

@@ -13,13 +13,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
+from dtrain.agent.warm import pool
 from dtrain.agent.zygote import MESSAGE_BYTES
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.processes import STACKS_SIGNAL, signal_process
-
-PROGRAM = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.agent.zygote import main; main()"
-"""Without `-P`, which workers would inherit and plain programs do not have."""
-
+from dtrain.common.processes import STACKS_SIGNAL, ProcessHandle, signal_process
 
 ANSWER_SECONDS = 5.0
 """A template that has imported everything and answers no request for so long is stopped or stuck, and is killed."""
@@ -50,16 +47,39 @@ class ForkRefused(Exception):
 
 
 class Template:
-    """The process that has imported what workers need, and from which zygotes are forked; its messages are `ForkServer`'s to read."""
+    """The process that has imported what workers need, and from which zygotes are forked; its messages are `ForkServer`'s to read.
 
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
+    It is a child of the agent, or lent by a resident, which imports for it."""
+
+    def __init__(
+        self, modules: Sequence[str], environment: Mapping[str, str], warmth: pool.Warmth | None = None
+    ) -> None:
+        lent = warmth.template(modules, environment) if warmth else None
+        self.lent = lent is not None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._process: ProcessHandle | None = None
+        if lent:
+            self.channel, self.pid = lent.channel, lent.resident
+            return
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(os.getpid()), "dtrain.worker.main", *modules],
-                pass_fds=[theirs.fileno()], env=dict(environment), cwd="/",
-            )  # fmt: skip
-        self.pid = self._process.pid
+            command = [
+                sys.executable,
+                "-c",
+                pool.PROGRAM,
+                str(theirs.fileno()),
+                str(os.getpid()),
+                "",
+                "0",
+                pool.WORKER,
+                *modules,
+            ]
+            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=dict(environment), cwd="/")
+        self.begun(self._child.pid)
+
+    def begun(self, pid: int) -> None:
+        """It has this process id: until a resident has forked it, only that one has."""
+        self.pid, self._process = pid, ProcessHandle(pid)
 
     def zygote(self) -> tuple[int, socket.socket] | None:
         """A new zygote and the socket to speak to it; None if the template is gone. It must have imported everything."""
@@ -88,17 +108,17 @@ class Template:
         return None
 
     def kill(self) -> None:
-        """Kill the template and the zygote at once."""
-        self._process.kill()
+        """Kill the template and the zygote at once; one that is not forked yet ends by itself when `wait` closes the channel."""
+        if self._process:
+            self._process.send(signal.SIGKILL)
 
-    def wait(self) -> int:
-        """For its end, of which it was told or will be when the channel is closed; its exit code, or minus the signal."""
+    def wait(self) -> int | None:
+        """For its end, of which it was told or will be when the channel is closed; its exit code, or minus the signal, if it was a child."""
         self.channel.close()
-        try:
-            return self._process.wait(ANSWER_SECONDS)
-        except subprocess.TimeoutExpired:
+        if self._process and not self._process.wait(ANSWER_SECONDS):
             self.kill()
-            return self._process.wait()
+            self._process.wait()
+        return self._child.wait() if self._child else None
 
 
 def received(channel: socket.socket) -> dict[str, str]:
@@ -115,21 +135,29 @@ class ForkServer:
     """One zygote, forked after the imports of its template. `wait` on it, then `hear` it."""
 
     def __init__(
-        self, modules: Sequence[str], environment: Mapping[str, str], template: Template | None = None
+        self,
+        modules: Sequence[str],
+        environment: Mapping[str, str],
+        warmth: pool.Warmth | None = None,
+        template: Template | None = None,
     ) -> None:
         self.modules = tuple(modules)
         self.environment = dict(environment)
+        self._warmth = warmth
         self.warm = False
         """Whether everything is imported, and the zygote is there."""
         self.broken: Broken | None = None
         self._importing = ""
         self._heard: deque[Ended | Broken] = deque()
-        self._template = template or Template(modules, environment)
-        self.pid = self._template.pid
-        """Of the zygote, as soon as there is one."""
-        self._channel = self._template.channel
+        self._take(template or Template(modules, environment, warmth))
         if template:
             self._begin()
+
+    def _take(self, template: Template) -> None:
+        self._template = template
+        self.pid = template.pid
+        """Of the zygote, as soon as there is one."""
+        self._channel = template.channel
 
     def fileno(self) -> int:
         """Ready to read when there is something to hear."""
@@ -166,16 +194,6 @@ class ForkServer:
         """Have it write its stacks to the agent's log; an import may never end."""
         signal_process(self.pid, STACKS_SIGNAL)
 
-    def stale(self) -> bool:
-        """Whether a file that it has imported was changed since, or the zygote is gone."""
-        with suppress(OSError):
-            self._channel.send(b"check")
-        while self.broken is None:
-            answer = self._receive()
-            if answer.get("kind") == "checked":
-                return bool(answer["changed"])
-        return True
-
     def stop(self) -> None:
         """End both and the workers, and wait for the template, which has waited for the zygote."""
         self._channel.close()
@@ -187,11 +205,12 @@ class ForkServer:
         """Another one that has imported the same, in the place of this: of the same template if that is still there."""
         kept = self.environment if environment is None else environment
         if self.warm and self.broken and kept == self.environment:
-            following = ForkServer(self.modules, kept, self._template)
+            following = ForkServer(self.modules, kept, self._warmth, self._template)
             if following.broken is None:
                 return following
         self.stop()
-        return ForkServer(self.modules, kept)
+        # A resident whose imports did not end would be asked in vain again.
+        return ForkServer(self.modules, kept, self._warmth if self.warm else None)
 
     def _send(self, descriptors: Sequence[int]) -> None:
         with suppress(OSError):  # what became of it is read next
@@ -204,12 +223,18 @@ class ForkServer:
         if kind == "importing":
             self._importing = message["module"]
         elif kind == "warm":
+            if self._template.lent:
+                self._template.begun(int(message["pid"]))
             self._begin()
         elif kind == "ended":
             self._heard.append(Ended(int(message["pid"]), int(message["code"])))
         elif kind == "broken":
             reason = f"importing {message['module']} before the workers were forked: {message['error']}"
             self._break(Broken(reason, message["module"], message["traceback"]))
+        elif self._template.lent and not self.warm and not self._importing:
+            # The resident has ended meanwhile, or a file that it had imported was changed.
+            self._template.wait()
+            self._take(Template(self.modules, self.environment, self._warmth))
         elif kind == "gone":
             self._break(
                 Broken(self._obituary(self._template.code_of(self.pid) if self.warm else self._template.wait()))

@@ -3,8 +3,9 @@
 If the zygote is killed, its workers die with it, and the template forks another one at once: nothing is imported again.
 Both adopt what the workers start and leave behind, in sessions of its own, too; it is ended with the last worker. The supervisor of a
 run that a worker submitted goes on.
-`dtrain.agent.fork_server` starts the template and speaks to each of both over a socket: a request brings the file descriptor of a new
-zygote's socket, or those of a new worker; answers tell of its process. They are no `multiprocessing` processes, so that workers
+`dtrain.agent.fork_server` starts the template, or has one forked by a process that an earlier run left (`dtrain.agent.warm`), and speaks to
+template and zygote over a socket each: a request brings the file descriptor of a new zygote's socket, or those of a new worker; answers tell of
+its process. They are no `multiprocessing` processes, so that workers
 find that module untouched. Both end when their agent does, since they then read the end of the socket. On its way out each of them
 kills everything below it: the workers would die with the zygote anyway (`PR_SET_PDEATHSIG`), but their own children (data loaders) would
 not.
@@ -44,6 +45,8 @@ from dtrain.common.processes import (
 
 MESSAGE_BYTES = 1 << 16
 MOST_DESCRIPTORS = 2
+IMPORT_SECONDS = 3600
+"""A resident, which nobody waits for, is killed if its imports take longer."""
 END_SECONDS = 5.0
 """For processes that were killed to be gone; one that waits for a device may take longer."""
 GPU_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
@@ -59,30 +62,49 @@ Files = dict[str, Facts]
 
 
 def main() -> None:
-    """`python -c … DESCRIPTOR AGENT MODULE…`: be a template, then a zygote; in a worker, return when the user's code has ended."""
+    """`python -c … CHANNEL AGENT SOCKET SECONDS MODULE…`: be a template, then a zygote; in a worker, return when the user's code has ended.
+
+    With the path of a SOCKET, be a resident first, which forks templates until none was there for SECONDS; CHANNEL is -1 if no agent waits for
+    the first."""
     # What is registered first is called last: after the exit handlers of everything that is imported from here on.
     atexit.register(_leave)
-    set_name("dtrain-template")
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    descriptor, agent, path, seconds, *modules = sys.argv[1:]
+    channel = socket.socket(fileno=int(descriptor)) if int(descriptor) >= 0 else None
     faulthandler.register(STACKS_SIGNAL, all_threads=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     # An import may never end. When all have, this process is to outlive its agent, since it has its workers to end.
-    die_with_parent(int(sys.argv[2]))
-    template, before = os.getpid(), dict(os.environ)
+    resident = None
+    if path:
+        from dtrain.agent.warm.resident import Resident
+
+        set_name("dtrain-warm")
+        signal.alarm(IMPORT_SECONDS)
+        resident = Resident(Path(path), float(seconds), modules)
+    else:
+        set_name("dtrain-template")
+        die_with_parent(int(agent))
+    before = dict(os.environ)
     # Importing a framework makes objects that stay: looking for garbage among them takes a sixth of the time. Workers
     # turn it on again.
     gc.disable()
-    if not _import(sys.argv[3:], channel):
+    if not _import(modules, channel):
         os._exit(1)
     from dtrain.worker import main as worker
 
     worker.warm_up()
     files = _imported_files()
-    outlive_parent()
     imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
-    _say(channel, kind="warm")
-    descriptors = _serve(channel, files)
+    if resident:
+        signal.alarm(0)
+        channel = resident.lend(channel, lambda: _changed(files))
+        set_name("dtrain-template")
+    else:
+        outlive_parent()
+    assert channel is not None
+    template = os.getpid()
+    _say(channel, kind="warm", pid=template)
+    descriptors = _serve(channel)
     if descriptors is None:
         if os.getpid() == template:
             for zygote in children(template):
@@ -95,7 +117,7 @@ def main() -> None:
     _exit_code = os.getpid(), worker.main(worker.Inheritance(descriptors, imported))
 
 
-def _import(modules: list[str], channel: socket.socket) -> bool:
+def _import(modules: list[str], channel: socket.socket | None) -> bool:
     """Import what is to be there before the first fork; a module that is not there is the workers' to miss."""
     for name in modules:
         _say(channel, kind="importing", module=name)
@@ -135,9 +157,10 @@ def _opened(devices: tuple[str, ...]) -> str:
     return ""
 
 
-def _say(channel: socket.socket, **message: Any) -> None:
-    with suppress(OSError):  # the agent is gone: the next read says so
-        channel.send(json.dumps(message).encode())
+def _say(channel: socket.socket | None, **message: Any) -> None:
+    if channel:
+        with suppress(OSError):  # the agent is gone: the next read says so
+            channel.send(json.dumps(message).encode())
 
 
 def _imported_files() -> Files:
@@ -159,7 +182,7 @@ def _changed(files: Files) -> str:
     return next((name for name, facts in files.items() if _facts(name) != facts), "")
 
 
-def _serve(channel: socket.socket, files: Files) -> tuple[int, ...] | None:
+def _serve(channel: socket.socket) -> tuple[int, ...] | None:
     """Fork a zygote or a worker for every request: its descriptors in the worker, None in the others when the agent is gone."""
     adopt_orphans()
     own: set[int] = set()
@@ -180,16 +203,14 @@ def _serve(channel: socket.socket, files: Files) -> tuple[int, ...] | None:
             )
             if not request:
                 return None
-            if request == b"check":
-                _say(channel, kind="checked", changed=_changed(files))
-            elif _fork(channel, descriptors, own):
+            if _fork(channel, descriptors, own):
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.close(ended)
                 os.close(wake)
                 if request == b"zygote":
                     set_name("dtrain-zygote")
-                    return _serve(socket.socket(fileno=descriptors[0]), files)
+                    return _serve(socket.socket(fileno=descriptors[0]))
                 return tuple(descriptors)
 
 

@@ -8,30 +8,12 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
 
 from dtrain.api.cluster import Inbox, NodeLost
 from dtrain.api.protocol import Command, Quit, decode, encode
 from dtrain.common.message import OtherVersion
 
 QUIT_SECONDS = 10.0
-
-
-class AgentProcess(Protocol):
-    """The part of `subprocess.Popen` that is used here."""
-
-    pid: int
-
-    @property
-    def stdin(self) -> Any:
-        """A binary file that reaches the agents."""
-
-    @property
-    def stdout(self) -> Any:
-        """A binary file with what they say."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the exit code, or minus the signal; raises `subprocess.TimeoutExpired`."""
 
 
 class PipedAgents:
@@ -44,11 +26,11 @@ class PipedAgents:
         environment: Mapping[str, str],
         inbox: Inbox,
         *,
-        process: AgentProcess | None = None,
+        process: subprocess.Popen[bytes] | None = None,
     ) -> None:
         """Start `command` (`ssh host …`, `kubectl exec -i …`); `process` is one that was started before."""
         # A session of its own keeps a Ctrl-C in the terminal from it: the supervisor decides what that means.
-        self._process: AgentProcess = process or subprocess.Popen(
+        self._process = process or subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True, cwd="/"
         )
         self._nodes = nodes

@@ -58,6 +58,10 @@ def _keep_warm(text: str | None) -> str | None:
 
         if durations.seconds_of(text) is None:
             raise UsageError(f"--warm {text}: not a time", "Write it like 30s, 10m or 2h.")
+        from dtrain.agent.warm import pool
+
+        if problem := pool.problem():
+            print(f"dtrain: {problem}", file=sys.stderr)
         os.environ[environment.WARM] = text
     return text
 
@@ -261,23 +265,24 @@ def plan(
 def warm(
     end: Annotated[bool, typer.Option("--end", help="End them.")] = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """List this machine's agents that wait for the next run (dtrain run --warm), or end them. One that a run uses is not among them.
+    """List the processes of this machine that keep what they have imported for the next run (dtrain run --warm), or end them.
 
     Example: dtrain run recipe.yaml --warm 10m; dtrain warm; dtrain warm --end"""
     from dtrain.agent.warm import pool
     from dtrain.show import render
 
     if end:
-        print(f"ended: {render.counted(pool.end_all(), 'warm agent')}")
+        print(f"ended: {render.counted(pool.end_all(), 'warm process')}")
         return
     found = pool.residents()
     if as_json:
         print(json.dumps([asdict(one) for one in found]))
     for one in [] if as_json else found:
         imported = ", ".join(one.preload) or "nothing"
-        print(f"{one.pid}  {render.seconds(one.seconds_left)} left  {one.megabytes:.0f} MB  imported: {imported}")
+        left, runs = render.seconds(one.seconds_left), render.counted(one.runs, "run")
+        print(f"{one.pid}  {left} left  {one.megabytes:.0f} MB  {runs}  imported: {imported}")
     if not found and not as_json:
-        print("no agent is kept warm (dtrain run recipe.yaml --warm 10m keeps one)")
+        print("nothing is kept warm (dtrain run recipe.yaml --warm 10m keeps what it imports)")
 
 
 @app.command()

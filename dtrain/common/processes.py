@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from contextlib import suppress
@@ -130,6 +131,10 @@ class ProcessHandle:
         if self._fd is not None:
             with suppress(OSError):
                 signal.pidfd_send_signal(self._fd, number)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the process has ended within this time; it need not be a child."""
+        return self._fd is None or bool(select.select([self._fd], [], [], seconds)[0])
 
     def send_to_group(self, number: int = signal.SIGKILL) -> None:
         """Signal the group that the process leads, and the process itself in case it leads none yet."""

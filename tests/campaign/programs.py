@@ -8,7 +8,6 @@ as the command that repeats it. `--fixed strategy=fsdp,form=task` fixes choices.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "oracle"))
 
-import warm_agents
+import warm
 from grammar import DIMENSIONS, Choices, drawn, parsed
 from oracles import Invalid, Refused, differences
 from shrink import shrunk
@@ -79,8 +78,7 @@ def main() -> int:
     given = parser.parse_args()
     fixed = dict(part.split("=", 1) for part in given.fixed.split(",") if part)
     warnings.simplefilter("ignore")
-    end = warm_agents.prepared()
-    os.environ |= warm_agents.environment()
+    end = warm.begun()
     import torch
 
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import warm_agents
 from live import PROGRAMS, Live, finished, start, started, stopped
 
 from dtrain.api import testing
@@ -159,7 +158,7 @@ def test_a_killed_worker_leaves_no_trace(name: str, tmp_path: Path, two: dict[st
 def test_a_checkpoint_loads_at_another_size(name: str, before: str, after: str, tmp_path: Path) -> None:
     live = stopped(*recipe(name), "--workers", before, "--set", "params.pause=0.02", runs=tmp_path, step=8)
     resume = ["resume", "last", "--workers", after, "--set", "params.pause=0"]
-    with started(resume, tmp_path, warm_agents.environment()) as again:
+    with started(resume, tmp_path) as again:
         again._run = live.run
         again.finish()
     assert live.events("attempt_started")[-1]["step"] >= 8

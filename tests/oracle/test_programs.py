@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 from pathlib import Path
 
 import pytest
-import warm_agents
 from faults import FAULTS
 from grammar import drawn, parsed
 from oracles import Refused, differences
@@ -40,15 +38,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(autouse=True)
-def _warm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this process take warm agents."""
+def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name, value in warm_agents.environment().items():
-        monkeypatch.setenv(name, value)
-    for name in set(os.environ) - warm_agents.environment().keys():
-        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("number", range(PROGRAMS))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import warm_agents
 from processes import in_groups
 
 from dtrain.checkpoint.names import folder_of
@@ -33,12 +32,11 @@ DTRAIN = [sys.executable, "-P", "-m", "dtrain"]
 def dtrain(
     *arguments: str, cwd: Path | str = "/", check: int | None = 0, **environment: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end; with `check`, its exit code must be that. A run that is resumed here takes warm agents."""
-    warm = arguments[:1] == ("resume",) and not environment
+    """Run one command to its end; with `check`, its exit code must be that."""
     done = subprocess.run(
         [*DTRAIN, *arguments],
         cwd=cwd,
-        env=warm_agents.environment() if warm else os.environ | environment,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=PATIENCE_SECONDS,
@@ -288,9 +286,9 @@ def started(
         wait_for(lambda: not running(live.pids_seen - {process.pid}), "the end of the run's processes", 30)
 
 
-def finished(*arguments: str, runs: Path, code: int = 0, warm: bool = True) -> Live:
-    """A run from beginning to end, in agents that have imported its framework for an earlier run if there are some."""
-    with started(["run", *arguments], runs, warm_agents.environment() if warm else os.environ) as live:
+def finished(*arguments: str, runs: Path, code: int = 0, **environment: str) -> Live:
+    """A run from beginning to end."""
+    with start(*arguments, runs=runs, **environment) as live:
         live.finish(code)
     return live
 
@@ -306,7 +304,7 @@ def killed(*arguments: str, runs: Path, step: int, rank: int) -> Live:
 
 def stopped(*arguments: str, runs: Path, step: int) -> Live:
     """A run that is stopped by a Ctrl-C after a step, and can be resumed."""
-    with started(["run", *arguments], runs, warm_agents.environment()) as live:
+    with start(*arguments, runs=runs) as live:
         live.wait_step(step)
         live.process.send_signal(signal.SIGINT)
         live.finish(code=4)

@@ -22,6 +22,7 @@ from processes import (
     status,
     wait_until,
 )
+from warm import COLD
 
 PROGRAMS = ("munged", "sbatch", "scancel", "scontrol", "sinfo", "slurmctld", "slurmd", "squeue", "srun")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge")
@@ -140,8 +141,8 @@ class SlurmLab:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a child's environment needs besides its own to talk to this cluster."""
-        return {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        """What a child's environment needs besides its own to talk to this cluster; what is warm elsewhere serves no job."""
+        return {"SLURM_CONF": str(self.folder / "slurm.conf")} | COLD
 
     def run(self, *command: str, check: bool = True, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command against this cluster; SlurmError with its output if it fails and `check` is set."""

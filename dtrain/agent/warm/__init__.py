@@ -1,1 +1,1 @@
-"""Runs on a node and where agents are started: agents that are started early, or kept after a run with the framework imported."""
+"""What makes a run start sooner: an agent that is started early, and processes that keep what they have imported for the next run."""

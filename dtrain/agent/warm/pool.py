@@ -1,18 +1,15 @@
-"""Agents of a machine that stay after a run, for a while, with everything imported, so that the next run need not import it again.
+"""Finds, starts, lists and ends this user's residents: the processes that keep what they have imported for later runs.
 
-Each idle agent listens on a Unix socket in a folder of this user alone. The socket's name begins with a key of everything that
-must be the same: interpreter, environment, agent options and preloaded modules. The connection then takes the place of
-the agent's stdin and stdout.
+The name of a resident's socket begins with a key of everything that must be the same: interpreter, environment, modules, processors and
+limits. An agent whose template comes from a resident imports nothing; `dtrain.agent.warm.resident` is the other end.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import select
-import signal
+import resource
 import socket
 import struct
 import subprocess
@@ -21,25 +18,26 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 from dtrain.common import durations
 from dtrain.common import environment as variables
 from dtrain.common.files import private_folder, users_folder
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.serde import JsonObject
 
-OPTION = "--warm"
 HOLD = "--hold"
-"""Of an agent that waits for its first run."""
-RELAY = "--relay"
-"""Of one that has a warm agent do its work, if there is one."""
+"""First option of an agent that becomes a resident instead. For clusters that end with a run everything that the run started (steps of
+SLURM): there, residents live in a step of their own."""
 FOLDER = "warm"
 SUFFIX = ".sock"
 ANSWER_SECONDS = 2.0
+LOOK_SECONDS = 0.05
 MOST_PATH_BYTES = 107
 """Longest path of a Unix socket; see unix(7)."""
-READY = b"ready\n"
-ORPHAN = '"$@" >/dev/null & echo $!'
+PROGRAM = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.agent.zygote import main; main()"
+"""Without `-P`, which workers would inherit and plain programs do not have."""
+WORKER = "dtrain.worker.main"
+ORPHAN = '"$@" >&2 & echo $!'
 """Nobody's child: Ray kills the children of an actor with it."""
 CREDENTIALS = struct.Struct("3i")
 """Process, user and group of a peer; see unix(7), SO_PEERCRED."""
@@ -50,11 +48,9 @@ OF_A_TERMINAL = frozenset(
     }
 )  # fmt: skip
 """Variables that differ between two terminals and that no framework looks at when it is imported."""
-OF_A_LAUNCHER = ("DTRAIN_", "RAY_", "SLURM", "SRUN_")
-"""How the variables begin that tell a process its place, and that every run sets anew."""
-
-OF_A_SUPERVISOR = "--supervisor="
-"""How the option begins that tells an agent whom it works for."""
+OF_A_LAUNCHER = ("DTRAIN_", "PYTEST_", "RAY_", "SLURM", "SRUN_")
+"""How the variables begin that tell a process its place, and that every run, or every test, sets anew."""
+LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
 def folder() -> Path:
@@ -63,7 +59,7 @@ def folder() -> Path:
 
 
 def in_use() -> bool:
-    """Whether this user has ever kept an agent warm on this machine."""
+    """Whether this user has ever kept anything warm on this machine."""
     return (Path(_base()) / f"dtrain-{os.getuid()}" / FOLDER).is_dir()
 
 
@@ -71,221 +67,153 @@ def _base() -> str:
     return os.environ.get("XDG_RUNTIME_DIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
-def key(command: Sequence[str], environment: Mapping[str, str], run_variables: Mapping[str, str]) -> str:
-    """Return a key under which an agent can be reused: equal commands and equal variables of the recipe. The command is
-    `… agent RUN --node=NAME OPTIONS`; run and node may differ.
-
-    The command is `… agent RUN --node=NAME OPTIONS`: the run, the node and the supervisor may differ."""
-    place = command.index("agent")
-    told = {
+def key(modules: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Return a key of what must be equal for a process of this one's limits and processors to use what another has imported."""
+    seen = {
         name: value
         for name, value in environment.items()
         if name not in OF_A_TERMINAL and not name.startswith(OF_A_LAUNCHER)
     }
-    options = [option for option in command[place + 3 :] if not option.startswith(OF_A_SUPERVISOR)]
     facts = [
-        sys.version, __file__, Path(__file__).stat().st_mtime_ns, command[:place], options, sorted(told.items()),
-        sorted(run_variables.items()), environment.get(variables.CPUS), sorted(os.sched_getaffinity(0)),
+        sys.version, sys.executable, __file__, Path(__file__).stat().st_mtime_ns, list(modules), sorted(seen.items()),
+        environment.get("SLURM_JOB_ID"), sorted(os.sched_getaffinity(0)), [resource.getrlimit(limit) for limit in LIMITS], os.nice(0),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
-class WarmAgent:
-    """The launcher's end of a connection to a warm agent, in the place of a child process."""
+@dataclass(frozen=True)
+class Lent:
+    """A template that a resident forks, or will when it has imported everything."""
 
-    def __init__(self, connection: socket.socket, pid: int) -> None:
-        connection.settimeout(None)
-        self._connection = connection
-        self.pid = pid
-        self._process = os.pidfd_open(self.pid)
-        self.stdin = _Commands(connection)
-        self.stdout = connection.makefile("rb")
-
-    def wait(self, timeout: float | None = None) -> int:
-        """0 when the agent has finished the run, minus SIGKILL when it is gone; raises `subprocess.TimeoutExpired`."""
-        looked = select.poll()
-        looked.register(self._connection, select.POLLRDHUP)
-        looked.register(self._process, select.POLLIN)
-        found = looked.poll(None if timeout is None else timeout * 1000)
-        if not found:
-            raise subprocess.TimeoutExpired("the warm agent", timeout or 0)
-        gone = select.poll()
-        gone.register(self._process, select.POLLIN)
-        return -signal.SIGKILL if gone.poll(50) else 0
+    channel: socket.socket
+    resident: int
+    """The resident's process id."""
 
 
-class _Commands(io.RawIOBase):
-    """The half of a connection that is written to; closing it tells the other side."""
+@dataclass(frozen=True)
+class Warmth:
+    """How an agent uses residents."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    keep_seconds: float = 0.0
+    """How long a resident stays that it starts if it finds none; 0: it starts none."""
+    look_seconds: float = 0.0
+    """How long it waits for one to be there."""
 
-    def writable(self) -> bool:
-        return True
+    @classmethod
+    def of(cls, environment: Mapping[str, str], look_seconds: float | None) -> Warmth:
+        """What the environment wants (DTRAIN_WARM), unless the cluster keeps residents by itself, for which agents wait so long."""
+        if look_seconds is not None:
+            return cls(look_seconds=look_seconds)
+        return cls(keep_seconds=durations.seconds_of(environment.get(variables.WARM, "")) or 0.0)
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._connection.sendall(data)
-        return len(data)
+    def template(self, modules: Sequence[str], environment: Mapping[str, str]) -> Lent | None:
+        """A template that has these modules; None if it must be a child of the agent."""
+        if not (self.keep_seconds or self.look_seconds or in_use()):
+            return None
+        found_by = key(modules, environment)
+        until = time.monotonic() + self.look_seconds
+        while not (lent := _borrowed(found_by, environment)) and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+        if lent or not self.keep_seconds:
+            return lent
+        try:
+            return _start(self.keep_seconds, found_by, modules, environment)
+        except OSError as error:
+            print(f"dtrain: nothing can stay warm: {error}", file=sys.stderr)
+            return None
 
-    def close(self) -> None:
-        if not self.closed:
-            with suppress(OSError):
-                self._connection.shutdown(socket.SHUT_WR)
-        super().close()
+
+def problem() -> str:
+    """Why nothing can stay warm on this machine, or ''."""
+    try:
+        folder()
+    except OSError as error:
+        return f"nothing can stay warm: {error}"
+    return ""
 
 
-def socket_path(found_by: str) -> Path:
-    """Where a new agent with this key is found; raises `OSError` for a folder whose name is too long."""
+def _borrowed(found_by: str, environment: Mapping[str, str]) -> Lent | None:
+    for path in _sockets(f"{found_by}."):
+        umask = os.umask(0o077)
+        os.umask(umask)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = {"do": "lend", "environment": dict(environment), "umask": umask}
+        with theirs:
+            connection = _ask(path, request, [theirs.fileno(), 2])
+        if connection:
+            with connection:
+                peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+                return Lent(ours, CREDENTIALS.unpack(peer)[0])
+        ours.close()
+    return None
+
+
+def _start(seconds: float, found_by: str, modules: Sequence[str], environment: Mapping[str, str]) -> Lent:
+    """A new resident, and its first template; raises `OSError` if none can be started."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        command = _command(theirs.fileno(), _socket_path(found_by), seconds, modules)
+        started = subprocess.run(
+            ["sh", "-c", ORPHAN, "sh", *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, cwd="/",
+            env=dict(environment), pass_fds=[theirs.fileno()], check=True,
+        )  # fmt: skip
+    return Lent(ours, int(started.stdout))
+
+
+def become(seconds: float, modules: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Turn this process into a resident that nobody has asked for yet; raises `OSError` if it cannot be."""
+    command = _command(-1, _socket_path(key(modules, environment)), seconds, modules)
+    os.execve(command[0], command, dict(environment))
+
+
+def _command(channel: int, path: Path, seconds: float, modules: Sequence[str]) -> list[str]:
+    return [sys.executable, "-c", PROGRAM, str(channel), "0", str(path), str(seconds), WORKER, *modules]
+
+
+def _socket_path(found_by: str) -> Path:
+    """Where a new resident with this key is found; raises `OSError` for a folder whose name is too long."""
     path = folder() / f"{found_by}.{os.urandom(4).hex()}{SUFFIX}"
     if len(os.fsencode(path)) > MOST_PATH_BYTES:
         raise OSError(f"the path of its socket is too long: {path}")
     return path
 
 
-def has_idle() -> bool:
-    """Whether any agent waits, whatever for."""
-    return next(_sockets(), None) is not None
-
-
-def found_or_started(
-    command: Sequence[str], environment: Mapping[str, str], run_variables: Mapping[str, str]
-) -> WarmAgent | None:
-    """An agent that stayed after an earlier run, or one that will stay after this one if the environment's DTRAIN_WARM wants
-    it; None otherwise. See `key` for the arguments."""
-    found_by = key(command, environment, run_variables)
-    if found := take(found_by, command, environment):
-        return found
-    seconds = durations.seconds_of(environment.get(variables.WARM, ""))
-    try:
-        return start(seconds, found_by, command, environment) if seconds else None
-    except OSError as error:
-        print(f"dtrain: no agent can stay warm: {error}", file=sys.stderr)
-        return None
-
-
-def take(found_by: str, command: Sequence[str], environment: Mapping[str, str]) -> WarmAgent | None:
-    """An idle agent with this key, told to be what `command` would have started; None if there is none."""
-    for path in _sockets(f"{found_by}."):
-        if connection := _ask(path, _serve_request(command, environment)):
-            peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-            return WarmAgent(connection, CREDENTIALS.unpack(peer)[0])
-    return None
-
-
-def start(seconds: float, found_by: str, command: Sequence[str], environment: Mapping[str, str]) -> WarmAgent:
-    """A new agent that stays this long after its run, and that nobody finds before; raises `OSError` if none can be started."""
-    path = socket_path(found_by)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
-        agent = [sys.executable, "-P", "-m", "dtrain", "agent", OPTION, str(path), str(seconds), str(theirs.fileno())]
-        started = subprocess.run(
-            ["sh", "-c", ORPHAN, "sh", *agent], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
-            cwd="/", env=environment, pass_fds=[theirs.fileno()], check=True,
-        )  # fmt: skip
-    ours.sendall(_line(_serve_request(command, environment)))
-    return WarmAgent(ours, int(started.stdout))
-
-
 @dataclass(frozen=True)
-class Resident:
-    """One idle warm agent."""
+class Listed:
+    """One resident, as `dtrain warm` lists it."""
 
     pid: int
     seconds_left: float
     preload: tuple[str, ...]
     megabytes: float
-    """Of memory, with what its zygote has imported."""
+    runs: int
+    """How often a run's agent has taken what it imported."""
 
 
-def residents() -> list[Resident]:
-    """The idle ones of this user."""
+def residents() -> list[Listed]:
+    """Those of this user that have imported everything."""
     found = []
     for path in _sockets():
-        if connection := _ask(path, {"do": "tell"}):
-            with connection, connection.makefile() as answer:
-                fields = json.loads(answer.readline() or "null")
-            if fields:
-                found.append(Resident(**fields | {"preload": tuple(fields["preload"])}))
+        if connection := _ask(path, {"do": "list"}):
+            with connection, connection.makefile() as answer, suppress(OSError):
+                if line := answer.readline():
+                    fields = json.loads(line)
+                    found.append(Listed(**fields | {"preload": tuple(fields["preload"][1:])}))
     return found
 
 
 def end_all() -> int:
-    """End the idle ones; how many there were."""
+    """End those that have imported everything; how many there were. A run that uses what one of them has imported goes on."""
     ended = 0
     for path in _sockets():
         if connection := _ask(path, {"do": "end"}):
-            with connection:
-                connection.recv(1)
-            ended += 1
+            with connection, suppress(OSError):
+                ended += connection.recv(1) == b""
     return ended
 
 
-class Idle:
-    """The agent's end: waits for the next run."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self._path = path
-        self._seconds = seconds
-        self._listener: socket.socket | None = None
-
-    def listen(self) -> None:
-        """Idempotent. Be found from now on."""
-        self._listener = self._listener or _listener(self._path)
-
-    def wait(self, preload: Sequence[str], megabytes: float) -> tuple[socket.socket, JsonObject] | None:
-        """The next connection and what it wants (`arguments` and `environment`); None when it is time to end."""
-        until = time.monotonic() + self._seconds
-        try:
-            while (left := until - time.monotonic()) > 0:
-                connection = self._accepted(left)
-                if connection is None:
-                    return None
-                request = request_on(connection)
-                if request.get("do") == "serve":
-                    return connection, request
-                with connection:
-                    if request.get("do") == "end":
-                        return None
-                    facts = Resident(os.getpid(), round(until - time.monotonic(), 1), tuple(preload), megabytes)
-                    with suppress(OSError):
-                        connection.sendall(_line(vars(facts)))
-            return None
-        finally:
-            if self._listener:
-                self._close(self._listener)
-
-    def _accepted(self, seconds: float) -> socket.socket | None:
-        """The next connection of this user's, told that it was heard. All others find that nobody listens here any more."""
-        self.listen()
-        listener = self._listener
-        assert listener is not None
-        listener.settimeout(seconds)
-        try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            return None
-        self._close(listener)
-        connection.settimeout(ANSWER_SECONDS)
-        with suppress(OSError):
-            connection.sendall(READY)
-        return connection
-
-    def _close(self, listener: socket.socket) -> None:
-        self._path.unlink(missing_ok=True)
-        listener.close()
-        self._listener = None
-
-
-def _listener(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    listener.listen()
-    return listener
-
-
 def _sockets(prefix: str = "") -> Iterator[Path]:
-    if not in_use():  # who keeps no agent warm has no folder made
+    if not in_use():  # who keeps nothing warm has no folder made
         return
     try:
         yield from sorted(folder().glob(f"{prefix}*{SUFFIX}"))
@@ -293,40 +221,19 @@ def _sockets(prefix: str = "") -> Iterator[Path]:
         return
 
 
-def _serve_request(command: Sequence[str], environment: Mapping[str, str]) -> JsonObject:
-    arguments = list(command[command.index("agent") + 1 :])
-    return {"do": "serve", "arguments": arguments, "environment": dict(environment)}
-
-
-def _ask(path: Path, request: JsonObject) -> socket.socket | None:
-    """A connection to the agent that listens here, which has heard the request; None if nobody does (any more)."""
+def _ask(path: Path, request: dict[str, Any], descriptors: Sequence[int] = ()) -> socket.socket | None:
+    """A connection to the resident that listens here, with the request sent; None if nobody listens (any more)."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(ANSWER_SECONDS)
+    line = json.dumps(request).encode() + b"\n"
     try:
         connection.connect(str(path))
-        if connection.recv(len(READY), socket.MSG_WAITALL) == READY:
-            connection.sendall(_line(request))
-            return connection
-    except ConnectionRefusedError:  # its agent was killed
+        sent = socket.send_fds(connection, [line], descriptors) if descriptors else 0
+        connection.sendall(line[sent:])
+        return connection
+    except ConnectionRefusedError:  # its process was killed
         path.unlink(missing_ok=True)
     except OSError:
         pass
     connection.close()
     return None
-
-
-def _line(message: JsonObject) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-def request_on(connection: socket.socket) -> JsonObject:
-    """Read one line byte by byte, since what follows it belongs to the agent. {} if it does not come."""
-    line = bytearray()
-    with suppress(OSError):
-        while not line.endswith(b"\n") and (byte := connection.recv(1)):
-            line += byte
-    try:
-        found: JsonObject = json.loads(line)
-    except ValueError:
-        return {}
-    return found

@@ -25,6 +25,7 @@ from live import (
 )
 from processes import listening
 from ray_lab import RayLab, ray_missing
+from warm import COLD
 
 from dtrain.record.folder import all_runs
 
@@ -200,25 +201,22 @@ def victim(lab: RayLab, live: Live) -> int:
     return next(index for index in lab.nodes if index and lab.node_address(index) in used)
 
 
-def test_agents_of_a_warm_run_serve_the_next_one(lab: RayLab, local: Live, tmp_path: Path) -> None:
-    def run(name: str, *options: str) -> Live:
-        with start(RECIPE, *FOUR, "--cluster", "ray", *options, runs=tmp_path / name, **on(lab)) as live:
-            live.process.communicate(timeout=120)  # its agents stay
-        return live
+def test_what_a_warm_run_imported_serves_the_next_one(lab: RayLab, local: Live, tmp_path: Path) -> None:
+    nodes: dict[str, Any] = {"TMPDIR": str(lab.folder), "XDG_RUNTIME_DIR": ""}  # their sockets are below it
+    dtrain("warm", "--end", **nodes)
 
-    nodes: dict[str, Any] = {"TMPDIR": str(lab.folder)}  # their sockets are below it
-
-    def residents() -> set[int]:
-        return {one["pid"] for one in json.loads(dtrain("warm", "--json", **nodes).stdout)}
+    def run(name: str, *options: str) -> dict[int, int]:
+        with start(RECIPE, *FOUR, "--cluster", "ray", *options, runs=tmp_path / name, **on(lab) | COLD) as live:
+            live.finish()
+        assert_as_local(live, local)
+        return {one["pid"]: one["runs"] for one in json.loads(dtrain("warm", "--json", **nodes).stdout)}
 
     first, second = run("first", "--warm", "60s"), run("second")
-    agents = [{event["pid"] for event in live.events("node_ready")} for live in (first, second)]
-    assert agents[0] == agents[1] == residents() & agents[0]
-    assert len(agents[0]) == 2
-    for live in (first, second):
-        assert_as_local(live, local)
+    assert sum(first.values()) == 2, "one for the agent of each node"
+    assert sum(second.values()) == 4
+    assert second.keys() == first.keys()
     dtrain("warm", "--end", **nodes)
-    wait_for(lambda: not running(agents[0]), "their end", 20)
+    wait_for(lambda: not running(set(first)), "their end", 20)
 
 
 def test_doctor_profile_and_debugger_reach_the_nodes(lab: RayLab, tmp_path: Path) -> None:

@@ -453,22 +453,21 @@ def test_run_inside_an_allocation_uses_it_as_it_is(lab: SlurmLab, runs: Path) ->
     assert "wants 2 nodes" in lab.run("salloc", "-N1", *words, check=False).stderr
 
 
-def test_agents_of_a_warm_run_in_an_allocation_serve_the_next_one(lab: SlurmLab, runs: Path, tmp_path: Path) -> None:
+def test_what_a_warm_run_imported_in_an_allocation_serves_the_next_one(
+    lab: SlurmLab, runs: Path, tmp_path: Path
+) -> None:
     run = shlex.join([*DTRAIN, "run", RECIPE, *SLURM, "--workers", "2", "--nodes", "2", "--runs", str(runs)])
     with tempfile.TemporaryDirectory(prefix="warm-") as folder:  # the name of a socket has 107 bytes at most
-        both = f"export XDG_RUNTIME_DIR={folder}; {run} --warm 60s && {run}"
+        both = f"export XDG_RUNTIME_DIR={folder}; {run} --warm 60s && {run} && {shlex.join(DTRAIN)} warm --json"
         out = lab.run("salloc", "-N2", "sh", "-c", both, seconds=180).stdout
         assert out.count("done in") == 2, out
-        agents = [
-            {json.loads(line)["pid"] for line in one.events.read_text().splitlines() if '"event":"node_ready"' in line}
-            for one in all_runs(runs)
-        ]
-        assert agents[0] == agents[1]
-        assert len(agents[0]) == 2
+        residents = json.loads(next(line for line in out.splitlines() if line.startswith("[{")))
+        assert len(residents) == 2, "one in the step on each node"
+        assert sum(one["runs"] for one in residents) == 4, "two runs of two agents"
         digests = re.findall(r"weights digest (\w+)", out)
         assert len(digests) == 2
         assert len(set(digests)) == 1
-        wait_for(lambda: not running(agents[0]), "their end with the allocation", 30)
+        wait_for(lambda: not running({one["pid"] for one in residents}), "their end with the allocation", 30)
 
 
 def test_doctor_looks_at_the_nodes(lab: SlurmLab, runs: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from live import PROGRAMS, finished, running, start, wait_for
+from warm import COLD
 
 PROGRAM = "process_dump.py"
 TORCHRUN = {
@@ -68,7 +69,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("seen")
     (folder / PROGRAM).write_text((PROGRAMS / PROGRAM).read_text())
     (folder / "r.yaml").write_text(f"script: {PROGRAM}\nargs: ['{folder}/dtrain']\nresources: {{workers: 2}}\n")
-    live = finished(str(folder / "r.yaml"), runs=folder / "runs", warm=False)
+    live = finished(str(folder / "r.yaml"), runs=folder / "runs", **COLD)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     return {
         "python": dump("python", sys.executable, PROGRAM, folder=folder),

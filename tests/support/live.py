@@ -150,10 +150,14 @@ class Live:
     def run(self) -> RunDir:
         """Its folder, as soon as there is one."""
         if self._run is None:
-            self._run = wait_for(
-                lambda: next((run for run in all_runs(self.runs) if run.path not in self._known), None), "a run folder"
-            )
+            self._run = wait_for(self._found, "a run folder")
         return self._run
+
+    def _found(self) -> RunDir | None:
+        ended = self.process.poll() is not None
+        found = next((run for run in all_runs(self.runs) if run.path not in self._known), None)
+        assert found or not ended, f"the process ended and made no run folder: {self.process.communicate()}"
+        return found
 
     def events(self, name: str = "", **fields: Any) -> list[dict[str, Any]]:
         """The events so far with this name and these fields."""
@@ -229,7 +233,9 @@ class Live:
         return path.read_text() if path.exists() else ""
 
     def agent_logs(self) -> str:
-        """What agents and zygotes wrote, for a failed test's message."""
+        """What agents and zygotes wrote, for a failed test's message; nothing if no run folder was made."""
+        if self._run is None and {run.path for run in all_runs(self.runs)} <= self._known:
+            return ""
         return "\n".join(path.read_text() for path in self.run.logs.glob("agent-*.log"))
 
     def weights(self) -> str:

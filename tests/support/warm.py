@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 from dtrain.common.environment import WARM
 
 FOLDER = "DTRAIN_TESTS_WARM"
 """The variable that says that this session has its folder; children of the session inherit it."""
 SECONDS = 60
-COLD = {WARM: ""}
+COLD: dict[str, Any] = {WARM: ""}
 """Variables of a run that imports its framework itself."""
 
 

@@ -65,7 +65,7 @@ def test_a_poisoned_checkpoint_runs_nothing(name: str, tmp_path: Path) -> None:
 
 
 def test_a_runs_folder_that_another_user_prepared_is_refused(tmp_path: Path) -> None:
-    """Of warm agents and of nodes without the run folder: both are below a folder that all users share."""
+    """Of residents and of nodes without the run folder: both are below a folder that all users share."""
     squatted = tmp_path / f"dtrain-{os.getuid()}"
     squatted.mkdir()
     squatted.chmod(0o777)

@@ -154,10 +154,13 @@ class Live:
         return self._run
 
     def _found(self) -> RunDir | None:
-        ended = self.process.poll() is not None
-        found = next((run for run in all_runs(self.runs) if run.path not in self._known), None)
-        assert found or not ended, f"the process ended and made no run folder: {self.process.communicate()}"
+        if not (found := self._look()) and self.process.poll() is not None:
+            found = self._look()
+            assert found, f"the process ended and made no run folder: {self.process.communicate()}"
         return found
+
+    def _look(self) -> RunDir | None:
+        return next((run for run in all_runs(self.runs) if run.path not in self._known), None)
 
     def events(self, name: str = "", **fields: Any) -> list[dict[str, Any]]:
         """The events so far with this name and these fields."""

@@ -28,6 +28,8 @@ from dtrain.common.files import PRIVATE_FILE, write_whole
 from dtrain.job import code, entrypoint
 from dtrain.job.code import Snapshot, SnapshotFile
 from dtrain.job.job import Job
+from dtrain.record import origin
+from dtrain.record.origin import Origin
 
 FORMAT = 1
 INDEX = "code.json"
@@ -172,8 +174,8 @@ def take(path: Path, job: Job, runs: Path) -> None:
     index = {
         "format": FORMAT, "folder": job.folder, "folders": [collected.name(folder) for folder in collected.folders],
         "mtimes": {collected.name(path): time for path, time in collected.mtimes.items()},
-        "modules": {name: collected.name(path) for name, path in collected.modules.items()}, "git": commit_of(Path(collected.recipe)),
-    }  # fmt: skip
+        "modules": {name: collected.name(path) for name, path in collected.modules.items()},
+    } | origin.now(Path(collected.recipe))  # fmt: skip
     written = io.BytesIO()
     with ZipFile(written, "w") as archive:
         archive.writestr(INDEX, json.dumps(index, indent=1))
@@ -182,23 +184,13 @@ def take(path: Path, job: Job, runs: Path) -> None:
     write_whole(path, written.getvalue(), PRIVATE_FILE)
 
 
-def commit_of(folder: Path) -> dict[str, str]:
-    """Branch and commit of the repository that a folder lies in, read without running git."""
-    for above in (folder, *folder.parents):
-        git = above / ".git"
-        if git.is_dir():
-            try:
-                head = (git / "HEAD").read_text().strip()
-                if not head.startswith("ref: "):
-                    return {"commit": head}
-                ref = head.removeprefix("ref: ")
-                packed = (git / "packed-refs").read_text().splitlines() if not (git / ref).is_file() else []
-                commits = [line.split()[0] for line in packed if line.endswith(f" {ref}")]
-                commit = (git / ref).read_text().strip() if not packed else "".join(commits)
-                return {"branch": ref.removeprefix("refs/heads/"), "commit": commit}
-            except OSError:
-                return {}
-    return {}
+def origin_of(path: Path) -> Origin:
+    """Where the code in a snapshot comes from; nothing is known of a run without one that can be read."""
+    try:
+        with ZipFile(path) as archive:
+            return Origin.of_index(json.loads(archive.read(INDEX)))
+    except (OSError, BadZipFile, ValueError, KeyError, AttributeError, NotImplementedError):
+        return Origin()
 
 
 def opened(path: Path, folder: str) -> Snapshot | None:

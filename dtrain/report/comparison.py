@@ -16,6 +16,7 @@ from dtrain.common.serde import JsonObject, to_dict
 from dtrain.job.job import Job
 from dtrain.record.folder import RunDir
 from dtrain.record.metric_curves import HELD_OUT, lower_is_better
+from dtrain.record.origin import Origin
 from dtrain.report.run_record import RunRecord
 from dtrain.show.render import seconds
 
@@ -63,7 +64,25 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     differing, codes = differences([record.run.job() for record in records]), [record.state.code for record in records]
     if all(codes) and len(set(codes)) > 1:
         differing["code"] = codes
+    differing |= origins([record.origin for record in records])
     return Comparison(records, differing)
+
+
+def origins(found: Sequence[Origin]) -> dict[str, list[str]]:
+    """Commit, Python and versions of packages that are known of all runs and not the same in all."""
+    rows = [
+        {"commit": one.commit[:10], "python": one.python}
+        | {f"package {name}": version for name, version in (one.packages or {}).items()}
+        for one in found
+    ]
+    known = all(one.packages for one in found)
+    names = (
+        sorted(set().union(*rows))
+        if known
+        else [name for name in ("commit", "python") if all(row[name] for row in rows)]
+    )
+    values = {name: [row.get(name) or "-" for row in rows] for name in names}
+    return {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
 def short_names(ids: Sequence[str]) -> list[str]:

@@ -82,7 +82,8 @@ def headline(record: RunRecord) -> str:
     """Format what ran where, and how it ended."""
     state = record.state
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.first_began)) if state.first_began else "not yet"
-    return f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}, started {began}"
+    code = f", {record.origin}" if record.origin.commit else ""
+    return f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}, started {began}{code}"
 
 
 def text(record: RunRecord) -> str:

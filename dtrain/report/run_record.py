@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cached_property
 
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.record import event_log, goodput
+from dtrain.record import code_snapshot, event_log, goodput
 from dtrain.record.events import CheckpointSaved, StragglerFound, StragglerOver
 from dtrain.record.folder import RunDir
 from dtrain.record.goodput import Timeline
 from dtrain.record.metric_curves import MetricCurves
+from dtrain.record.origin import Origin
 from dtrain.record.status import RunState
 
 
@@ -39,6 +40,11 @@ class RunRecord:
     def is_script(self) -> bool:
         """Whether its steps are not known."""
         return self.state.kind == "script"
+
+    @cached_property
+    def origin(self) -> Origin:
+        """The commit and the packages of the code that it trains with."""
+        return code_snapshot.origin_of(self.run.code)
 
     @cached_property
     def account(self) -> dict[str, float]:

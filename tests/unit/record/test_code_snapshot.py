@@ -237,14 +237,3 @@ def test_what_may_not_be_looked_at_is_passed_over(project: Path) -> None:
     found = code_snapshot.opened(project.parent / "code.zip", "/proc")
     assert found
     assert found.source(project / "task.py")
-
-
-def test_branch_and_commit_are_recorded(project: Path) -> None:
-    (project / ".git" / "refs" / "heads").mkdir(parents=True)
-    (project / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
-    (project / ".git" / "packed-refs").write_text("# pack-refs with: peeled\n12ab refs/heads/main\n34cd refs/tags/v1\n")
-    assert code_snapshot.commit_of(project / "sub") == {"branch": "main", "commit": "12ab"}
-    (project / ".git" / "refs" / "heads" / "main").write_text("56ef\n")
-    assert code_snapshot.commit_of(project) == {"branch": "main", "commit": "56ef"}
-    (project / ".git" / "HEAD").write_text("78ab\n")
-    assert code_snapshot.commit_of(project) == {"commit": "78ab"}

@@ -16,6 +16,8 @@ from typing import Any
 from live import DTRAIN, PROGRAMS, dtrain, finished, process_tree, running, start, wait_for
 
 TINY = str(PROGRAMS / "tiny.yaml")
+TRACKED = ("--set", "track=null")
+"""As it is by default."""
 Page = Callable[[str], Any]
 
 
@@ -64,14 +66,14 @@ def losses(page: Page, run: str) -> list[list[float]]:
 
 def test_all_runs_and_those_that_come_are_shown_and_nothing_else_can_reach_them(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    first = finished(TINY, runs=runs)
+    first = finished(TINY, *TRACKED, runs=runs)
     other = finished(TINY, "--set", "track=[csv]", "--set", "train.steps=5", runs=runs)
     with served(tmp_path / "log", "--runs", str(runs)) as page:
         wait_for(lambda: set(page("runs")) == {first.run.id, other.run.id}, "both runs")
         assert [step for _, step, _ in losses(page, first.run.id)] == list(range(1, 61))
         # It has no event files of its own: they are made of its event log.
         assert [step for _, step, _ in losses(page, other.run.id)] == list(range(1, 6))
-        with start(TINY, "--set", "params.pause=0.02", runs=runs) as live:
+        with start(TINY, *TRACKED, "--set", "params.pause=0.02", runs=runs) as live:
             wait_for(lambda: live.run.id in page("runs"), "the run that is under way")
             live.finish()
 

@@ -167,7 +167,7 @@ def test_a_tracker_that_is_down_ends_no_run_and_what_is_missing_is_logged_later(
 
 def test_tensorboard_is_the_default_and_can_be_left_out(tmp_path: Path) -> None:
     recipe = str(PROGRAMS / "tiny.yaml")
-    with start(recipe, runs=tmp_path / "runs") as live:
+    with start(recipe, "--set", "track=null", runs=tmp_path / "runs") as live:
         live.finish()
     assert [path.name for path in (live.run.path / "trackers").iterdir()] == ["tensorboard"]
     with start(recipe, "--set", "track=[]", runs=tmp_path / "none") as live:
@@ -194,7 +194,16 @@ def test_a_killed_supervisor_loses_nothing_and_repeats_nothing(tmp_path: Path) -
 
 
 def test_a_function_has_the_rate_of_its_optimizer(tmp_path: Path) -> None:
-    function = ("--set", "task=null", "--set", f"function={PROGRAMS}/tiny.py:train", "--set", "train.steps=5")
+    function = (
+        "--set",
+        "task=null",
+        "--set",
+        f"function={PROGRAMS}/tiny.py:train",
+        "--set",
+        "train.steps=5",
+        "--set",
+        "track=null",
+    )
     with start(str(PROGRAMS / "tiny.yaml"), *function, runs=tmp_path / "runs") as live:
         live.finish()
     curves, _ = tracker_files.tensorboard(live.run)

@@ -21,6 +21,8 @@ START_SECONDS = 15.0
 """Longest wait for the residents of a new step."""
 FOUND_SECONDS = 1.0
 """Longest wait for the residents of an old step."""
+_steps: list[subprocess.Popen[bytes]] = []
+"""Of residents; they outlive this process, which collects their exit statuses."""
 
 
 def agent(
@@ -64,4 +66,5 @@ def _hold(seconds: float, command: Sequence[str], place: int, nodes: Sequence[st
         launch.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True, cwd="/",
     )  # fmt: skip
+    _steps.append(process)
     return process.pid

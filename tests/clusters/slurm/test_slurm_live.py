@@ -628,7 +628,8 @@ def test_the_contract_of_clusters(
     words = lab.run("salloc", "-N2", "--no-shell").stderr
     number = words.split("allocation")[1].split()[0]
     monkeypatch.setenv("SLURM_JOB_ID", number)
-    monkeypatch.setenv("SLURM_CONF", lab.environment["SLURM_CONF"])
+    for name, value in lab.environment.items():
+        monkeypatch.setenv(name, value)
     promise(registry.cluster("slurm", {}), testing.plan_for("slurm"), runs)
     lab.run("scancel", number)
 

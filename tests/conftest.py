@@ -68,6 +68,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByWhatIsShared(config, log)
 
 
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Undo what a test, or a library that it calls, does to the environment: runs share what they import if theirs are equal."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def digits_of_torch(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of digits under DDP, trained once for all tests that only read it."""

@@ -35,7 +35,7 @@ from .commands import (
     usable,
 )
 from .script import SlurmOptions
-from .site_settings import environment_of_sbatch, left_out
+from .site_settings import environment_of_sbatch, left_out, sentences
 from .step import AgentLaunch, SrunStep
 
 JOB = "SLURM_JOB_ID"
@@ -165,6 +165,10 @@ class Slurm(Cluster):
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
         """Render the batch script."""
         return script.render(self.options, plan, run)
+
+    def site_settings(self, plan: LaunchPlan, run: RunDir) -> list[str]:
+        """Return which settings of sbatch in the environment hold."""
+        return sentences(self.render(plan, run), os.environ)
 
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[SlurmAllocation]:

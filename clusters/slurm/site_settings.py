@@ -31,6 +31,14 @@ def left_out(script: str, environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environment if name in against or name in NEVER)
 
 
+def sentences(script: str, environment: Mapping[str, str]) -> list[str]:
+    """Pure. For each setting of sbatch in the environment whether it holds."""
+    dropped = left_out(script, environment)
+    ends = {True: "is left out: the recipe says otherwise", False: "holds, since the recipe says nothing of it"}
+    found = sorted(name for name in environment if name.startswith("SBATCH_"))
+    return [f"{name}={environment[name]} {ends[name in dropped]}" for name in found]
+
+
 def environment_of_sbatch(script: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Pure. Return the environment for sbatch, which becomes that of the job."""
     dropped = set(left_out(script, environment))

@@ -140,6 +140,10 @@ class Cluster(ABC):
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
         """Pure. What would be run, to the letter."""
 
+    def site_settings(self, plan: LaunchPlan, run: RunDir) -> list[str]:
+        """Return, each in one sentence, what this process's environment adds to `render`, and what of it the recipe rules out."""
+        return []
+
     @abstractmethod
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> AbstractContextManager[Allocation]:
         """Start one agent a node; does not wait for them. Leaving the context ends every process it started."""

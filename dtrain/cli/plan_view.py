@@ -59,6 +59,8 @@ class PlanView:
     """None for a script, which has its own loop."""
     ranks: tuple[RankView, ...]
     commands: str
+    site_settings: tuple[str, ...]
+    """What the environment adds to the commands, and what of it the recipe rules out."""
     init_from: str
     """The weights that it begins with; '': new ones."""
     out_of_reach: tuple[str, ...]
@@ -75,7 +77,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
         exact_buffers=_exact_buffers(launch), memory=_memory(launch), threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
-        out_of_reach=tuple(planner.out_of_reach(launch)),
+        site_settings=tuple(cluster.site_settings(launch, run)), out_of_reach=tuple(planner.out_of_reach(launch)),
     )  # fmt: skip
 
 
@@ -153,4 +155,5 @@ def plan_text(shown: PlanView) -> str:
         lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")
         lines += [f"    {name}={value}" for name, value in rank.environment.items()]
     lines += ["  would run:", *(f"    {line}" for line in shown.commands.splitlines())]
+    lines += [f"  {sentence}" for sentence in shown.site_settings]
     return "\n".join([*lines, *(f"  not from this machine: {text}" for text in shown.out_of_reach)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dtrain.clusters.slurm.site_settings import environment_of_sbatch, left_out
+from dtrain.clusters.slurm.site_settings import environment_of_sbatch, left_out, sentences
 
 SCRIPT = "#!/bin/bash\n#SBATCH --job-name=a-run\n#SBATCH --time=30\n#SBATCH '--output=/a b/log'\n#SBATCH --mem=4G\n#SBATCH --requeue\nexec x\n"
 
@@ -29,3 +29,11 @@ def test_a_job_that_the_command_is_typed_in_says_nothing_of_the_new_one() -> Non
         "SLURM_TIME_FORMAT",
         "SLURM_X",
     }
+
+
+def test_every_setting_of_a_site_is_said() -> None:
+    site = {"SBATCH_TIMELIMIT": "1", "SBATCH_ACCOUNT": "physics", "SLURM_CONF": "/etc/slurm.conf"}
+    assert sentences(SCRIPT, site) == [
+        "SBATCH_ACCOUNT=physics holds, since the recipe says nothing of it",
+        "SBATCH_TIMELIMIT=1 is left out: the recipe says otherwise",
+    ]

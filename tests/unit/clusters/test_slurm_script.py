@@ -139,7 +139,9 @@ def test_what_srun_says_of_lost_agents(line: str, nodes: list[str]) -> None:
 def test_a_machine_without_slurm_plans_the_batch_script(tmp_path: Path) -> None:
     recipe = str(PROGRAMS / "tiny.yaml")
     options = ("--cluster", "slurm", "--nodes", "2", "--workers", "4")
-    shown = dtrain("plan", recipe, *options, PATH=str(tmp_path)).stdout
+    shown = dtrain("plan", recipe, *options, PATH=str(tmp_path), SBATCH_QOS="long", SBATCH_JOB_NAME="mine").stdout
     assert "#SBATCH --nodes=2" in shown
+    assert "SBATCH_QOS=long holds, since the recipe says nothing of it" in shown
+    assert "SBATCH_JOB_NAME=mine is left out: the recipe says otherwise" in shown
     assert "not from this machine: sbatch was not found: run dtrain where SLURM's commands are" in shown
     assert "sbatch was not found" in dtrain("run", recipe, *options, check=2, PATH=str(tmp_path)).stderr

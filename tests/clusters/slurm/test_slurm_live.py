@@ -178,7 +178,7 @@ def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: SlurmLab, runs: P
 def test_a_warning_saves_and_requeues_and_the_run_ends_as_if_nothing_had_happened(
     lab: SlurmLab, runs: Path, undisturbed: Live
 ) -> None:
-    with on_slurm(lab, runs) as live:
+    with on_slurm(lab, runs, "--set", "track=null") as live:
         live.wait_step(12)
         lab.run("scancel", "--batch", "-s", "USR1", job(live.run))
         requeued = live.wait_event("requeued")

@@ -24,6 +24,7 @@ from dtrain.common import durations
 from dtrain.common import environment as variables
 from dtrain.common.files import private_folder, users_folder
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.common.processes import usage
 
 HOLD = "--hold"
 """First option of an agent that becomes a resident instead. For clusters that end with a run everything that the run started (steps of
@@ -142,8 +143,11 @@ def _borrowed(found_by: str, environment: Mapping[str, str]) -> Lent | None:
             connection = _ask(path, request, [theirs.fileno(), 2])
         if connection:
             with connection:
-                peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-                return Lent(ours, CREDENTIALS.unpack(peer)[0])
+                pid = CREDENTIALS.unpack(
+                    connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+                )[0]
+            if (found := usage(pid)) and not found.stopped:
+                return Lent(ours, pid)
         ours.close()
     return None
 

@@ -112,6 +112,19 @@ def test_a_killed_template_is_replaced_by_the_resident(home: Home) -> None:
     assert home.residents()[0]["runs"] == 3
 
 
+def test_a_stopped_resident_holds_up_no_run(home: Home) -> None:
+    first = home.run(TINY, *OPTIONS)
+    (resident,) = (one["pid"] for one in home.residents())
+    os.kill(resident, signal.SIGSTOP)
+    try:
+        second = home.run(TINY, *OPTIONS, warm="")
+    finally:
+        os.kill(resident, signal.SIGCONT)
+    assert second.weights() == first.weights()
+    wait_for(lambda: [one["pid"] for one in home.residents()] == [resident], "the resident to answer again", 20)
+    wait_for(lambda: not children(resident), "the end of the template that nobody waits for", 20)
+
+
 def test_two_runs_at_once_share_one_import(home: Home) -> None:
     options = [TINY, *OPTIONS, "--set", "params.pause=0.05", "--warm", "60s", "--runs"]
     home.run(TINY, *OPTIONS)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dtrain.agent.warm import pool
 from dtrain.agent.zygote import MESSAGE_BYTES
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.processes import STACKS_SIGNAL, ProcessHandle, signal_process
+from dtrain.common.processes import STACKS_SIGNAL, TEMPLATE, ProcessHandle, signal_process
 
 ANSWER_SECONDS = 5.0
 """A template that has imported everything and answers no request for so long is stopped or stuck, and is killed."""
@@ -66,7 +66,7 @@ class Template:
             command = [
                 sys.executable,
                 "-c",
-                pool.PROGRAM,
+                TEMPLATE,
                 str(theirs.fileno()),
                 str(os.getpid()),
                 "",

@@ -37,9 +37,9 @@ from dtrain.common.processes import (
     alive,
     children,
     die_with_parent,
-    is_submitted_supervisor,
     kill_group,
     outlive_parent,
+    outlives_attempts,
     set_name,
 )
 
@@ -253,8 +253,8 @@ def _ended(own: Set[int]) -> Iterator[tuple[int, int]]:
 
 
 def _to_end(pid: int) -> list[int]:
-    """The children of a process that end with it: all but the supervisors of submitted runs."""
-    return [child for child in children(pid) if not is_submitted_supervisor(child)]
+    """The children of a process that end with it: all but the supervisors of submitted runs, and what these keep warm."""
+    return [child for child in children(pid) if not outlives_attempts(child)]
 
 
 def _end_children() -> None:

@@ -16,6 +16,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SUPERVISE = ("-m", "dtrain", "supervise")
 """What the command of a supervisor that a cluster starts has before the run folder."""
+TEMPLATE = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.agent.zygote import main; main()"
+"""The program of a template and of a resident. Started without `-P`, which workers would inherit and plain programs do not have."""
 STACKS_SIGNAL = signal.SIGQUIT
 """Has a worker or a zygote write the stacks of its threads."""
 STATES = {"R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped", "t": "traced", "Z": "ended"}
@@ -109,10 +111,13 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def is_submitted_supervisor(pid: int) -> bool:
-    """Whether this process is the supervisor of a run that was submitted on this machine: it has a session of its own and outlives its parent."""
+def outlives_attempts(pid: int) -> bool:
+    """Whether this process goes on when the attempt ends in which it was started: the supervisor of a run that was submitted on this machine,
+    or a process that keeps what such a run has imported."""
     with suppress(ProcessLookupError):
-        return os.getsid(pid) == pid and tuple(command_line(pid)[-4:-1]) == SUPERVISE
+        arguments = command_line(pid)
+        is_supervisor = os.getsid(pid) == pid and tuple(arguments[-4:-1]) == SUPERVISE
+        return is_supervisor or (arguments[2:3] == [TEMPLATE] and arguments[5:6] != [""])
     return False
 
 

@@ -24,7 +24,7 @@ from dtrain.common import durations
 from dtrain.common import environment as variables
 from dtrain.common.files import private_folder, users_folder
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.processes import usage
+from dtrain.common.processes import TEMPLATE, usage
 
 HOLD = "--hold"
 """First option of an agent that becomes a resident instead. For clusters that end with a run everything that the run started (steps of
@@ -35,8 +35,6 @@ ANSWER_SECONDS = 2.0
 LOOK_SECONDS = 0.05
 MOST_PATH_BYTES = 107
 """Longest path of a Unix socket; see unix(7)."""
-PROGRAM = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.agent.zygote import main; main()"
-"""Without `-P`, which workers would inherit and plain programs do not have."""
 WORKER = "dtrain.worker.main"
 ORPHAN = '"$@" >&2 & echo $!'
 """Nobody's child: Ray kills the children of an actor with it."""
@@ -171,7 +169,7 @@ def become(seconds: float, modules: Sequence[str], environment: Mapping[str, str
 
 
 def _command(channel: int, path: Path, seconds: float, modules: Sequence[str]) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, str(channel), "0", str(path), str(seconds), WORKER, *modules]
+    return [sys.executable, "-c", TEMPLATE, str(channel), "0", str(path), str(seconds), WORKER, *modules]
 
 
 def _socket_path(found_by: str) -> Path:

@@ -32,6 +32,18 @@ def granted_memory() -> tuple[int, int]:
     return total, available
 
 
+def limiting_group() -> str:
+    """The nearest control group of this process that may use less memory than the machine has; '' if none is known."""
+    with suppress(OSError):
+        total, _ = machine_memory()
+        for folder in _folders():
+            for limit_name, _ in LIMITS:
+                with suppress(OSError, ValueError):  # not there, or `max`
+                    if int((folder / limit_name).read_text()) < total:
+                        return str(folder)
+    return ""
+
+
 def oom_kills() -> int:
     """Processes of this control group that the kernel's OOM killer ended so far; 0 if unknown."""
     for folder in _folders():

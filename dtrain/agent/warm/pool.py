@@ -1,7 +1,8 @@
 """Finds, starts, lists and ends this user's residents: the processes that keep what they have imported for later runs.
 
-The name of a resident's socket begins with a key of everything that must be the same: interpreter, environment, modules, processors and
-limits. An agent whose template comes from a resident imports nothing; `dtrain.agent.warm.resident` is the other end.
+The name of a resident's socket begins with a key of everything that must be the same: interpreter, environment, modules, processors, limits,
+and the control group that bounds the memory. An agent whose template comes from a resident imports nothing; `dtrain.agent.warm.resident` is
+the other end.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dtrain.common import durations
+from dtrain.common import durations, memory
 from dtrain.common import environment as variables
 from dtrain.common.files import private_folder, users_folder
 from dtrain.common.lazy_dataclass import dataclass
@@ -73,9 +74,11 @@ def key(modules: Sequence[str], environment: Mapping[str, str]) -> str:
         for name, value in environment.items()
         if name not in OF_A_TERMINAL and not name.startswith(OF_A_LAUNCHER)
     }
+    # Steps of one job of SLURM have groups of their own, and its residents a step of their own.
+    place = environment.get("SLURM_JOB_ID") or memory.limiting_group()
     facts = [
         sys.version, sys.executable, __file__, Path(__file__).stat().st_mtime_ns, list(modules), sorted(seen.items()),
-        environment.get("SLURM_JOB_ID"), sorted(os.sched_getaffinity(0)), [resource.getrlimit(limit) for limit in LIMITS], os.nice(0),
+        place, sorted(os.sched_getaffinity(0)), [resource.getrlimit(limit) for limit in LIMITS], os.nice(0),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 

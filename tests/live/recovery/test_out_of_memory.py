@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from live import DTRAIN, PROGRAMS, wait_for
+from warm import COLD
 
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.record import event_log
@@ -61,7 +62,7 @@ def test_a_rank_that_takes_all_memory_is_named_and_not_tried_again(group: Path, 
     (tmp_path / "r.yaml").write_text(text)
     command = [*DTRAIN, "run", str(tmp_path / "r.yaml"), "--set", "train.steps=400", "--runs", str(tmp_path / "runs")]
     inside = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *command]
-    done = subprocess.run(inside, cwd="/", capture_output=True, text=True, check=False)
+    done = subprocess.run(inside, cwd="/", capture_output=True, text=True, check=False, env=os.environ | COLD)
     assert done.returncode == 1, done.stdout + done.stderr
     (run,) = all_runs(tmp_path / "runs")
     events = event_log.read(run.events)

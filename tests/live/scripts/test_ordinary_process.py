@@ -49,7 +49,7 @@ def dump(launcher: str, *command: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(
         [*command, str(folder / launcher)],
         cwd=folder,
-        env=dict(os.environ),
+        env=os.environ | COLD,
         capture_output=True,
         text=True,
         check=False,

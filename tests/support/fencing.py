@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from live import PROGRAMS, Live, dtrain, start
+from warm import COLD
 
 from dtrain.checkpoint.factory import store_of
 from dtrain.record.event_log import read
@@ -21,7 +22,7 @@ STEPS = 20
 
 @contextmanager
 def started(there: Path, runs: Path) -> Iterator[Live]:
-    with start(RECIPE, *TWO, "--set", f"storage.url=file://{there}", runs=runs) as live:
+    with start(RECIPE, *TWO, "--set", f"storage.url=file://{there}", runs=runs, **COLD) as live:
         yield live
 
 

@@ -15,8 +15,8 @@ from dtrain.common.environment import WARM
 FOLDER = "DTRAIN_TESTS_WARM"
 """The variable that says that this session has its folder; children of the session inherit it."""
 SECONDS = 60
-COLD: dict[str, Any] = {WARM: ""}
-"""Variables of a run that imports its framework itself."""
+COLD: dict[str, Any] = {WARM: "", "XDG_RUNTIME_DIR": os.devnull}
+"""Variables of a run that imports its framework itself: then all its processes are below the one that was started."""
 
 
 def begun() -> Callable[[], None]:

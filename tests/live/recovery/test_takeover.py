@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live import PROGRAMS, Live, finished, process_tree, silence, start, suspended
 from no_locks import NO_LOCKS
+from warm import COLD
 
 from dtrain.checkpoint.local import LocalCheckpointStore
 from dtrain.checkpoint.store import CheckpointInfo
@@ -19,16 +21,16 @@ STEPS = 20
 
 
 @pytest.fixture
-def no_locks(tmp_path: Path) -> dict[str, str]:
+def no_locks(tmp_path: Path) -> dict[str, Any]:
     """What the environment needs so that the file of the run's lock cannot be locked."""
     (tmp_path / "shim").mkdir()
     (tmp_path / "shim" / "sitecustomize.py").write_text(NO_LOCKS)
-    return {"PYTHONPATH": str(tmp_path / "shim")}
+    return COLD | {"PYTHONPATH": str(tmp_path / "shim")}
 
 
 @pytest.mark.parametrize("wakes", ["while the other one trains", "when it has ended"])
 def test_a_supervisor_that_wakes_without_locks_disturbs_nothing(
-    wakes: str, no_locks: dict[str, str], tmp_path: Path
+    wakes: str, no_locks: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     with start(RECIPE, *SLOW, runs=runs, **no_locks) as live:

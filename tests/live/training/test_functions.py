@@ -88,7 +88,7 @@ def test_a_setting_that_is_edited_applies_at_a_resume_and_is_said(tmp_path: Path
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
     edited = source.replace("momentum=0.9", "momentum=0.5, weight_decay=0.1").replace("else 0.05", "else 0.02")
     (tmp_path / "edited.py").write_text(edited)
-    dtrain("resume", str(live.run.path), "--set", "train.until=null")
+    dtrain("resume", str(live.run.path), "--set", "train.until=null", "--code", "new")
     (said,) = {event["text"] for event in live.events("user_warned") if "settings were edited" in event["text"]}
     for change in ("lr of group 0: 0.05 → 0.02", "momentum of group 0: 0.9 → 0.5", "weight_decay of group 0: 0 → 0.1"):
         assert change in said

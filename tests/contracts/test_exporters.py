@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import logical_cpus
 import numpy as np
 import pytest
 
@@ -38,6 +39,7 @@ def small(framework: str) -> tuple[Any, dict[str, Any]]:
         return module, module.state_dict()
     import keras
 
+    logical_cpus.four()
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dropout(0.5), keras.layers.Dense(3)]

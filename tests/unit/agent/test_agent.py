@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 from live import PATIENCE_SECONDS, running, wait_for
+from warm import COLD
 
 from dtrain.api.protocol import (
     AgentReady,
@@ -55,7 +56,7 @@ class Played:
         self.run = run
         command = [sys.executable, "-P", "-m", "dtrain", "agent", str(run.path), "--node=node0", "--heartbeat=1"]
         command += [f"--preload={','.join(preload)}"] if preload else []
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | COLD)
         self.heard: list[Any] = []
         self._buffer = b""
 

@@ -12,6 +12,7 @@ pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 import keras  # noqa: E402
+import logical_cpus  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
@@ -25,15 +26,13 @@ TensorFlowBackend: Any = importlib.import_module("dtrain.strategies.tensorflow.b
 RehearsalBackend: Any = importlib.import_module("dtrain.strategies.tensorflow.compiled").RehearsalBackend
 RehearsalFailed: Any = importlib.import_module("dtrain.strategies.tensorflow.graph").RehearsalFailed
 SHARDS = 8
-DEVICES = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
 def devices() -> None:
     """Four logical CPUs, of which a session takes the first ones."""
     tf.config.experimental.enable_op_determinism()
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
+    logical_cpus.four()
 
 
 class Task:

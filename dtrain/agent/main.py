@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
         return _hold(float(arguments[1]), arguments[2:])
     spare = None
     if arguments == [prewarm.OPTION]:
-        spare = ForkServer((), os.environ)
+        if not pool.Warmth.of(os.environ, None).keep_seconds:  # otherwise a resident lends the template
+            spare = ForkServer((), os.environ)
         given = prewarm.wait(commands)
         if given is None:
             return 0

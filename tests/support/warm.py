@@ -22,14 +22,14 @@ COLD: dict[str, Any] = {WARM: "", "XDG_RUNTIME_DIR": os.devnull}
 def begun() -> Callable[[], None]:
     """From now on every child of this process that starts a run keeps warm what it imports; returns what ends that."""
     # A short name, since that of a socket has 107 bytes at most.
-    folder = tempfile.mkdtemp(prefix="dtrain-tests-", dir="/tmp")
+    folder, before = tempfile.mkdtemp(prefix="dtrain-tests-", dir="/tmp"), dict(os.environ)
     os.environ |= {FOLDER: folder, "XDG_RUNTIME_DIR": folder, WARM: f"{SECONDS}s"}
 
     def end() -> None:
         command = [sys.executable, "-P", "-m", "dtrain", "warm", "--end"]
         subprocess.run(command, check=False, capture_output=True, cwd="/")
         shutil.rmtree(folder, ignore_errors=True)
-        for name in (FOLDER, "XDG_RUNTIME_DIR", WARM):
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(before)
 
     return end

@@ -15,7 +15,7 @@ CASES = (("nothing.py", 2, 0.15), ("all_reduce.py", 2, 0.5), ("all_reduce.py", 8
 
 
 def second_start(folder: Path, rounds: int) -> Row:
-    """From the command to the end of the first training step, with an agent that stayed warm after the run before."""
+    """From the command to the end of the first training step, with what the run before imported and kept warm."""
     done = folder / "done"
     os.environ["XDG_RUNTIME_DIR"] = str(folder)  # its sockets are there
 

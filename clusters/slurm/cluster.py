@@ -35,7 +35,7 @@ from .commands import (
     usable,
 )
 from .script import SlurmOptions
-from .site_settings import environment_of_sbatch, left_out, sentences
+from .site_settings import environment_of_sbatch, refusals, sentences
 from .step import AgentLaunch, SrunStep
 
 JOB = "SLURM_JOB_ID"
@@ -196,8 +196,8 @@ class Slurm(Cluster):
         path = _script(run)
         text = self.render(plan, run)
         path.write_text(text)
-        for name in left_out(text, os.environ):
-            print(f"dtrain: {name}={os.environ[name]} is left out: the recipe says otherwise", file=sys.stderr)
+        for sentence in refusals(text, os.environ):
+            print(f"dtrain: {sentence}", file=sys.stderr)
         exclude = self._excluding(plan.avoided, plan.nodes)
         return _sbatch(path, *([f"--exclude={exclude}"] if exclude else []))
 

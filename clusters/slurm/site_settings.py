@@ -31,12 +31,18 @@ def left_out(script: str, environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environment if name in against or name in NEVER)
 
 
+def refusals(script: str, environment: Mapping[str, str]) -> list[str]:
+    """Pure. Return a sentence for each variable that is left out."""
+    return [
+        f"{name}={environment[name]} is left out: the recipe says otherwise" for name in left_out(script, environment)
+    ]
+
+
 def sentences(script: str, environment: Mapping[str, str]) -> list[str]:
-    """Pure. For each setting of sbatch in the environment whether it holds."""
-    dropped = left_out(script, environment)
-    ends = {True: "is left out: the recipe says otherwise", False: "holds, since the recipe says nothing of it"}
-    found = sorted(name for name in environment if name.startswith("SBATCH_"))
-    return [f"{name}={environment[name]} {ends[name in dropped]}" for name in found]
+    """Pure. Return for each setting of sbatch in the environment whether it holds."""
+    held = {name for name in environment if name.startswith("SBATCH_")} - set(left_out(script, environment))
+    holds = [f"{name}={environment[name]} holds, since the recipe says nothing of it" for name in held]
+    return sorted([*refusals(script, environment), *holds])
 
 
 def environment_of_sbatch(script: str, environment: Mapping[str, str]) -> dict[str, str]:

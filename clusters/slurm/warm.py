@@ -22,7 +22,7 @@ START_SECONDS = 15.0
 FOUND_SECONDS = 1.0
 """Longest wait for the residents of an old step."""
 _steps: list[subprocess.Popen[bytes]] = []
-"""Of residents; they outlive this process, which collects their exit statuses."""
+"""The steps of residents, which outlive this process; it collects their exit statuses."""
 
 
 def agent(

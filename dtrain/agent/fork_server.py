@@ -8,7 +8,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from contextlib import suppress
 from dtrain.agent.warm import pool
 from dtrain.agent.zygote import MESSAGE_BYTES
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.processes import STACKS_SIGNAL, TEMPLATE, ProcessHandle, signal_process
+from dtrain.common.processes import STACKS_SIGNAL, ProcessHandle, signal_process
 
 ANSWER_SECONDS = 5.0
 """A template that has imported everything and answers no request for so long is stopped or stuck, and is killed."""
@@ -63,17 +62,7 @@ class Template:
             return
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [
-                sys.executable,
-                "-c",
-                TEMPLATE,
-                str(theirs.fileno()),
-                str(os.getpid()),
-                "",
-                "0",
-                pool.WORKER,
-                *modules,
-            ]
+            command = pool.command(theirs.fileno(), modules, agent=os.getpid())
             self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=dict(environment), cwd="/")
         self.begun(self._child.pid)
 
@@ -156,7 +145,7 @@ class ForkServer:
     def _take(self, template: Template) -> None:
         self._template = template
         self.pid = template.pid
-        """Of the zygote, as soon as there is one."""
+        """The zygote's process id, as soon as there is one; until then the template's."""
         self._channel = template.channel
 
     def fileno(self) -> int:

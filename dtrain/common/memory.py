@@ -23,12 +23,10 @@ def granted_memory() -> tuple[int, int]:
     """Return the machine's memory as `machine_memory` does, bounded by the control groups of a SLURM job or a
     container. Raises `OSError`."""
     total, available = machine_memory()
-    for folder in _folders():
-        for limit_name, used_name in LIMITS:
-            with suppress(OSError, ValueError):  # not there, or `max`
-                limit = int((folder / limit_name).read_text())
-                used = int((folder / used_name).read_text()) - _cached(folder)
-                total, available = min(total, limit), min(available, max(0, limit - used))
+    for folder, limit, used_name in _limits():
+        with suppress(OSError, ValueError):
+            used = int((folder / used_name).read_text()) - _cached(folder)
+            total, available = min(total, limit), min(available, max(0, limit - used))
     return total, available
 
 
@@ -36,11 +34,7 @@ def limiting_group() -> str:
     """The nearest control group of this process that may use less memory than the machine has; '' if none is known."""
     with suppress(OSError):
         total, _ = machine_memory()
-        for folder in _folders():
-            for limit_name, _ in LIMITS:
-                with suppress(OSError, ValueError):  # not there, or `max`
-                    if int((folder / limit_name).read_text()) < total:
-                        return str(folder)
+        return next((str(folder) for folder, limit, _ in _limits() if limit < total), "")
     return ""
 
 
@@ -52,6 +46,14 @@ def oom_kills() -> int:
                 pairs = (pair.split() for pair in (folder / name).read_text().splitlines())
                 return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == "oom_kill")
     return 0
+
+
+def _limits() -> Iterator[tuple[Path, int, str]]:
+    """Return each control group that has a limit, the nearest first: its folder, the limit in bytes, and the name of the file with what it uses."""
+    for folder in _folders():
+        for limit_name, used_name in LIMITS:
+            with suppress(OSError, ValueError):  # not there, or `max`
+                yield folder, int((folder / limit_name).read_text()), used_name
 
 
 def _folders() -> Iterator[Path]:

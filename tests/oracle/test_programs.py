@@ -13,7 +13,7 @@ from oracles import Refused, differences
 from trial import Trial
 
 SEED = 25
-PROGRAMS = 24
+PROGRAMS = 40
 KNOWN_REFUSALS = (r"whose step\(closure\) computes the loss several times",)
 """What no drawn program may be refused for but this."""
 FINDING = {

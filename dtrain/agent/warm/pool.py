@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dtrain.agent.warm.resident import ANSWER_SECONDS
 from dtrain.common import durations, memory
 from dtrain.common import environment as variables
 from dtrain.common.files import private_folder, users_folder
@@ -32,7 +33,6 @@ HOLD = "--hold"
 SLURM): there, residents live in a step of their own."""
 FOLDER = "warm"
 SUFFIX = ".sock"
-ANSWER_SECONDS = 2.0
 LOOK_SECONDS = 0.05
 MOST_PATH_BYTES = 107
 """Longest path of a Unix socket; see unix(7)."""
@@ -157,9 +157,9 @@ def _start(seconds: float, found_by: str, modules: Sequence[str], environment: M
     """A new resident, and its first template; raises `OSError` if none can be started."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        command = _command(theirs.fileno(), _socket_path(found_by), seconds, modules)
+        resident = command(theirs.fileno(), modules, path=_socket_path(found_by), seconds=seconds)
         started = subprocess.run(
-            ["sh", "-c", ORPHAN, "sh", *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, cwd="/",
+            ["sh", "-c", ORPHAN, "sh", *resident], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, cwd="/",
             env=dict(environment), pass_fds=[theirs.fileno()], check=True,
         )  # fmt: skip
     return Lent(ours, int(started.stdout))
@@ -167,12 +167,15 @@ def _start(seconds: float, found_by: str, modules: Sequence[str], environment: M
 
 def become(seconds: float, modules: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Turn this process into a resident that nobody has asked for yet; raises `OSError` if it cannot be."""
-    command = _command(-1, _socket_path(key(modules, environment)), seconds, modules)
-    os.execve(command[0], command, dict(environment))
+    resident = command(-1, modules, path=_socket_path(key(modules, environment)), seconds=seconds)
+    os.execve(resident[0], resident, dict(environment))
 
 
-def _command(channel: int, path: Path, seconds: float, modules: Sequence[str]) -> list[str]:
-    return [sys.executable, "-c", TEMPLATE, str(channel), "0", str(path), str(seconds), WORKER, *modules]
+def command(
+    channel: int, modules: Sequence[str], *, agent: int = 0, path: Path | None = None, seconds: float = 0.0
+) -> list[str]:
+    """Return how `dtrain.agent.zygote` is started: as the template of an agent or, with the path of a socket, as a resident."""
+    return [sys.executable, "-c", TEMPLATE, str(channel), str(agent), str(path or ""), str(seconds), WORKER, *modules]
 
 
 def _socket_path(found_by: str) -> Path:

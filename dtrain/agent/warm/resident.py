@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ANSWER_SECONDS = 2.0
-"""An agent that does not finish its request for so long is not answered."""
+"""One end waits for the other for so long at most."""
 LOOK_SECONDS = 0.5
 """How often a resident looks whether the templates that it forked have ended."""
 MOST_DESCRIPTORS = 2
@@ -33,7 +33,7 @@ class Resident:
         self._modules = tuple(modules)
         self._until = 0.0
         self._lent: set[int] = set()
-        """Templates that have not ended."""
+        """The process ids of the templates that have not ended."""
         self._runs = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -9,29 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from live import RECIPES, ROOT
+from live import PROGRAMS, RECIPES, ROOT
 
 import dtrain
-
-BLOBS = """
-import torch
-from torch import nn
-
-
-class Blobs:
-    def model(self):
-        return nn.Linear(8, 2)
-
-    def optimizer(self, model):
-        return torch.optim.AdamW(model.parameters(), lr=1e-2)
-
-    def data(self, split):
-        inputs = torch.randn(256, 8, generator=torch.Generator().manual_seed(len(split)))
-        return inputs.numpy(), (inputs.sum(1) > 0).long().numpy()
-
-    def loss(self, model, batch):
-        return nn.functional.cross_entropy(model(batch[0]), batch[1])
-"""
 
 
 def example(document: str, number: int) -> str:
@@ -60,7 +41,7 @@ def test_a_recipe_is_run_and_its_weights_are_read(tmp_path: Path) -> None:
 
 
 def test_a_recipe_in_python_is_submitted_and_waited_for(tmp_path: Path) -> None:
-    (tmp_path / "blobs.py").write_text(BLOBS)
+    shutil.copy(PROGRAMS / "blobs.py", tmp_path)
     shown(example("python.md", 1), tmp_path)
     (run,) = (tmp_path / "runs").iterdir()
     assert dtrain.attach(run).state == "done"
@@ -69,4 +50,4 @@ def test_a_recipe_in_python_is_submitted_and_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("document", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
 def test_every_example_is_python(document: str) -> None:
     for text in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / document).read_text(), re.DOTALL):
-        compile(text, document, "exec")
+        assert ast.parse(text, document).body

@@ -5,33 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, indent
 
 import pytest
 from live import PROGRAMS, start
 
 import dtrain
 
-SCRIPT = """
+SCRIPT = (
+    indent((PROGRAMS / "blobs.py").read_text(), "    ")
+    + """
+
     import dtrain
-    import torch
-    from torch import nn
-
-
-    class Blobs:
-        def model(self):
-            return nn.Linear(8, 2)
-
-        def optimizer(self, model):
-            return torch.optim.AdamW(model.parameters(), lr=1e-2)
-
-        def data(self, split):
-            inputs = torch.randn(256, 8, generator=torch.Generator().manual_seed(len(split)))
-            return inputs.numpy(), (inputs.sum(1) > 0).long().numpy()
-
-        def loss(self, model, batch):
-            return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
 
     recipe = dtrain.Recipe(task=Blobs, strategy="ddp", train={"steps": 40, "global_batch": 32, "evaluate_every": 20, "log_every": 10})
     run = dtrain.run(recipe, workers=2, settings={"checkpoint.every_steps": 20}, runs=RUNS)
@@ -40,6 +25,7 @@ SCRIPT = """
     more = dtrain.resume(run, settings={"train.steps": 60}, show=False, runs=RUNS)
     print(more.id == run.id, more.checkpoints()[-1], len(run.metrics()["loss"]), run._repr_html_().count("<td>"))
 """
+)
 
 
 def program(folder: Path, source: str) -> subprocess.CompletedProcess[str]:

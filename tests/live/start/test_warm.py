@@ -20,6 +20,7 @@ from dtrain.common.processes import children
 
 TINY = str(PROGRAMS / "tiny.yaml")
 OPTIONS = ("--workers", "2", "--set", "train.steps=20")
+SLOW = (TINY, *OPTIONS, "--set", "params.pause=0.05", "--set", "checkpoint.every_steps=3")
 
 
 class Home:
@@ -41,6 +42,11 @@ class Home:
     def residents(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(dtrain("warm", "--json", **self.environment).stdout)
         return found
+
+    def only_resident(self) -> int:
+        """The process id of the one that there is."""
+        (resident,) = self.residents()
+        return int(resident["pid"])
 
 
 @pytest.fixture
@@ -77,9 +83,8 @@ def test_the_next_run_imports_nothing_and_has_the_same_result(home: Home) -> Non
 
 def test_it_survives_what_happens_to_a_run(home: Home) -> None:
     undisturbed = home.run(TINY, *OPTIONS)
-    (resident,) = (one["pid"] for one in home.residents())
-    options = (TINY, *OPTIONS, "--set", "params.pause=0.05", "--set", "checkpoint.every_steps=3")
-    with start(*options, runs=home.runs / "killed", **home.environment) as live:
+    resident = home.only_resident()
+    with start(*SLOW, runs=home.runs / "killed", **home.environment) as live:
         live.wait_event("checkpoint_saved", step=6)
         live.kill(1)
         live.wait_event("workers_started", attempt=2)
@@ -87,7 +92,7 @@ def test_it_survives_what_happens_to_a_run(home: Home) -> None:
         live.process.communicate(timeout=60)
     assert live.weights() == undisturbed.weights()
     assert home.residents()[0]["runs"] == 3, "one for the agent that took the place of the killed one"
-    with start(*options, runs=home.runs / "left", **home.environment) as live:
+    with start(*SLOW, runs=home.runs / "left", **home.environment) as live:
         live.wait_event("checkpoint_saved", step=3)
         workers = {live.pid(rank) for rank in (0, 1)}
         live.process.send_signal(signal.SIGKILL)
@@ -99,9 +104,8 @@ def test_it_survives_what_happens_to_a_run(home: Home) -> None:
 
 def test_a_killed_template_is_replaced_by_the_resident(home: Home) -> None:
     undisturbed = home.run(TINY, *OPTIONS)
-    (resident,) = (one["pid"] for one in home.residents())
-    options = (TINY, *OPTIONS, "--set", "params.pause=0.05", "--set", "checkpoint.every_steps=3")
-    with start(*options, runs=home.runs / "killed", **home.environment) as live:
+    resident = home.only_resident()
+    with start(*SLOW, runs=home.runs / "killed", **home.environment) as live:
         live.wait_event("checkpoint_saved", step=6)
         (template,) = children(resident)
         (zygote,) = children(template)
@@ -114,7 +118,7 @@ def test_a_killed_template_is_replaced_by_the_resident(home: Home) -> None:
 
 def test_a_stopped_resident_holds_up_no_run(home: Home) -> None:
     first = home.run(TINY, *OPTIONS)
-    (resident,) = (one["pid"] for one in home.residents())
+    resident = home.only_resident()
     os.kill(resident, signal.SIGSTOP)
     try:
         second = home.run(TINY, *OPTIONS, warm="")

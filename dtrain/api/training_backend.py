@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from dtrain.common.errors import UserError
 from dtrain.common.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:  # an agent imports this module, and must be light
@@ -94,6 +95,10 @@ class StepProfiler(Protocol):
         operations that took the most time, or ''."""
 
 
+LossApart = tuple[float, float | None] | None
+"""A loss, and its weight if the task gives one."""
+
+
 class TrainingBackend(ABC):
     """The training of one worker, in one framework, together with all the others; yielded by `Strategy.join`."""
 
@@ -128,6 +133,18 @@ class TrainingBackend(ABC):
     def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         """Collective. Mean of named values over the ranks that have the name, with the weight of each (1 if none are given). The
         result is the same on every rank."""
+
+    def outputs(
+        self, batches: Iterable[tuple[Any, int]], function: Callable[[Any, Any], Any]
+    ) -> tuple[Any, ...] | None:
+        """Collective. What `function(model, batch)` returned of all samples that count, in the order of the data, on rank 0: arrays with
+        the samples along the first axis. None on the other ranks. Changes no state."""
+        raise UserError("metrics_of: this strategy cannot collect the outputs of all held-out samples")
+
+    def loss_apart(self, batch: Any, seed: int) -> LossApart:
+        """The task's loss of a batch in evaluation mode, by this rank alone and on copies, so that nothing changes; None if that
+        cannot be had."""
+        return None
 
     def check_replicas(self) -> None:  # noqa: B027  an ability
         """Collective. Raise `UserError` on every rank if state that all ranks should have alike differs."""

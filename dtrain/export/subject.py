@@ -21,6 +21,8 @@ from dtrain.worker.task import EVAL, TRAIN, Task
 MOST_SECONDS = 30.0
 """Spent on what the trained model gives; two batches there are at least."""
 EXAMPLE = "example_input"
+MEASURES = ("metrics", "outputs", "loss")
+"""Methods of a task that call the model on a batch: the first that it has is asked for the model's inputs."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Subject:
         return method(self.name) if self.name else method()
 
     def _use(self, batch: Any) -> Callable[[], Any]:
-        method = self.task.metrics if hasattr(self.task, "metrics") else getattr(self.task, "loss", None)
+        method = next((getattr(self.task, name) for name in MEASURES if hasattr(self.task, name)), None)
         if method is None:
             raise UserError(
                 f"{self.task.name} has neither metrics nor loss, so that the inputs of its model are not known",
@@ -88,7 +90,7 @@ class Subject:
 
     def _batches(self) -> tuple[str, list[tuple[Any, int]]]:
         """Of the held-out data, or of the training's if there is none; a few samples are shown more than once."""
-        used = hasattr(self.task, "metrics") or hasattr(self.task, "loss")
+        used = any(hasattr(self.task, name) for name in MEASURES)
         if hasattr(self.task, EXAMPLE) and not used:
             return "", []
         split = EVAL

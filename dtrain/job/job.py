@@ -171,6 +171,8 @@ class Train:
     given, or less if the global batch cannot be divided by it."""
     micro_batch: Annotated[int, SAMPLES] | None = None
     """Most samples of one pass, for models that need the memory; a worker's part of the batch takes several passes then."""
+    accumulate: Annotated[int, COUNT] | None = None
+    """Passes of each worker in one optimizer step, which divide its part of `global_batch`; their gradients are accumulated."""
     seed: Annotated[int, SEED] = 0
     """Of the initial weights, the sample order and the randomness in a step."""
     shuffle: bool = True
@@ -199,10 +201,12 @@ class Train:
 
 
 def shards_on(train: Train, workers: int) -> int:
-    """Parts that a global batch is divided into on this number of workers: `train.shards`, or one for each worker, or as
-    many for each as `train.micro_batch` makes necessary."""
+    """Parts that a global batch is divided into on this number of workers: `train.shards`, or `train.accumulate` for each worker,
+    or as many for each as `train.micro_batch` makes necessary."""
     if train.shards:
         return train.shards
+    if train.accumulate:
+        return workers * train.accumulate
     part = math.ceil(train.global_batch / workers)
     return workers * math.ceil(part / (train.micro_batch or part))
 

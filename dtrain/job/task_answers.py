@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dtrain.common.errors import UserError
 
 HIGHEST_FACTOR = 10.0
 LOWEST_FACTOR = 1e-8
+WEIGHT = "weight"
+"""Name under which `loss` returns the weight of its loss in the mean over the global batch."""
+
+
+class LossAnswer(NamedTuple):
+    """What a task's `loss` returned of a batch."""
+
+    loss: Any
+    numbers: dict[str, Any]
+    weight: Any = None
+    """Number of what the loss is the mean of (tokens), if that is not the samples of the batch."""
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The weight of the loss by the name of the loss, as `weighted` returns those of metrics."""
+        return {} if self.weight is None else {"loss": self.weight}
 
 
 def gave(value: Any) -> str:
@@ -22,9 +38,10 @@ def gave(value: Any) -> str:
     return f"{article} {kind}" + (f" of shape {tuple(shape)}" if shape is not None else "")
 
 
-def loss_and_metrics(result: Any, name: str) -> tuple[Any, dict[str, Any]]:
-    """The loss and further numbers in what `loss` gave: a scalar tensor, an object with `.loss`, a dict with "loss", or
-    (loss, {"metric": value}). Raises `UserError` for anything else; `name` is the method's (`digits.py: Digits.loss`)."""
+def loss_answer(result: Any, name: str) -> LossAnswer:
+    """Take apart what `loss` returned: a scalar tensor, an object with `.loss`, a dict with "loss", or
+    (loss, {"metric": value}), where "weight" is the weight of the loss. Raises `UserError` for anything else; `name` is the method's
+    (`digits.py: Digits.loss`)."""
     metrics: dict[str, Any] = {}
     loss = result
     if isinstance(result, tuple):
@@ -46,7 +63,10 @@ def loss_and_metrics(result: Any, name: str) -> tuple[Any, dict[str, Any]]:
         raise UserError(f"{name} gave {gave(loss)}; expected a scalar tensor")
     if math.prod(loss.shape) != 1:
         raise UserError(f"{name} gave {gave(loss)}; expected a scalar: take its mean")
-    return loss, metrics
+    weight = metrics.pop(WEIGHT, None)
+    if isinstance(weight, int | float) and not 0 <= weight < math.inf:
+        raise UserError(f"{name} gave the weight {weight}; expected a count of what the loss is the mean of (tokens)")
+    return LossAnswer(loss, metrics, weight)
 
 
 def named_numbers(values: Any, name: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 class Task(Protocol):
     """A class that dtrain trains. Beside these, a task may have `models` and `optimizers` (dicts),
-    `train_step(step)` in place of `loss`, `metrics(model, batch)`, `schedule(step, total_steps)`,
-    `collate(samples)` and `finish(model)`."""
+    `train_step(step)` in place of `loss`, `metrics(model, batch)`, `outputs(model, batch)` with `metrics_of(*arrays)`,
+    `schedule(step, total_steps)`, `collate(samples)` and `finish(model)`."""
 
     def model(self) -> Any:
         """A `torch.nn.Module` or a `keras.Model`, on the CPU."""
@@ -21,7 +21,8 @@ class Task(Protocol):
         """The samples of "train" or "eval": arrays with the samples along the first axis, a data set, or an iterable."""
 
     def loss(self, model: Any, batch: Any) -> Any:
-        """The mean loss of a batch, a scalar tensor; or (loss, {"name": number}), or a dict with "loss"."""
+        """The mean loss of a batch, a scalar tensor; or (loss, {"name": number}), where "weight" is the number of what it is the mean
+        of, or a dict with "loss"."""
 
 
 class TrainStep(Protocol):
@@ -44,5 +45,5 @@ class TrainStep(Protocol):
     def optimizer(self) -> Any:
         """The only optimizer of a task with `optimizer`."""
 
-    def minimize(self, loss: Any, name: str = "") -> None:
+    def minimize(self, loss: Any, name: str = "", *, weight: Any = None) -> None:
         """Collective. Average the gradients of `loss` over the ranks, clip them, and step the optimizer of this name."""

@@ -155,8 +155,9 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
     if (train.steps is None) == (train.epochs is None):
         yield Problem(("train",), "give train.steps or train.epochs, one of the two")
     workers = resources.workers
-    if train.shards and train.micro_batch:
-        yield Problem(("train", "micro_batch"), "give train.shards or train.micro_batch, one of the two")
+    divided = [key for key in ("shards", "micro_batch", "accumulate") if getattr(train, key)]
+    if len(divided) > 1:
+        yield Problem(("train", divided[-1]), f"give {' or '.join(f'train.{key}' for key in divided)}, one of them")
     if train.shards and train.shards % workers:
         near = math.ceil(train.shards / workers) * workers
         yield Problem(
@@ -167,6 +168,8 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         yield _not_divided(train.global_batch, train.shards, "shards")
     elif train.global_batch < workers:
         yield _not_divided(train.global_batch, workers, "workers")
+    elif train.accumulate and train.global_batch < workers * train.accumulate:
+        yield _not_divided(train.global_batch, workers * train.accumulate, "passes of all workers")
 
 
 def _of_amount(key: tuple[str, ...], text: str) -> Iterator[Problem]:

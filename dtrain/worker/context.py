@@ -24,6 +24,7 @@ from dtrain.job import task_answers
 from dtrain.record.events import Evaluation
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
+from dtrain.worker import whole_set
 from dtrain.worker.trainer import Report, Trainer
 
 Builder = Callable[[], Any]
@@ -287,16 +288,28 @@ class Context:
         hooks.reach("step", self._done)
 
     def evaluate(
-        self, metrics: Callable[[Any, Any], Any], data: Any, collate: Collate | None = None
+        self,
+        metrics: Callable[[Any, Any], Any],
+        data: Any,
+        collate: Collate | None = None,
+        *,
+        metrics_of: Callable[..., Any] | None = None,
     ) -> dict[str, float]:
         """Collective. The mean of `metrics(model, batch)` over all samples of `data`, on all ranks and shown as held-out
-        numbers; `train.evaluate_steps` limits it."""
+        numbers; `train.evaluate_steps` limits it. With `metrics_of`, the first function returns arrays with the samples along their
+        first axis, and the numbers are those that `metrics_of(*arrays)` returns on rank 0, once, of all samples in their order."""
         trainer = self._trainer
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.evaluate", collate=collate)
         size = max(1, trainer.train.global_batch // (trainer.train.shards or 1))
         began = time.perf_counter()
         hooks.reach("evaluation", self._done)
-        values = self.backend.evaluate(trainer.held_out(source, size), metrics)
+        batches = trainer.held_out(source, size)
+        name = f"{self._name}: metrics_of"
+        values = (
+            whole_set.metrics(self.backend, batches, metrics, metrics_of, name)
+            if metrics_of
+            else self.backend.evaluate(batches, metrics)
+        )
         if self.rank == 0:
             seconds = round(time.perf_counter() - began, 4)
             trainer.channel.report(Evaluation(step=self._done + self._under_way, values=values, seconds=seconds))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import Stream
 from dtrain.job import entrypoint
 from dtrain.record.folder import RunDir
-from dtrain.worker import arithmetic, operation_log
+from dtrain.worker import arithmetic, objective, operation_log, whole_set
 from dtrain.worker import task as tasks
 from dtrain.worker.checkpoint_writer import CheckpointWriter
 from dtrain.worker.context import Context, Leaving
@@ -45,6 +45,7 @@ from dtrain.worker.trainer import Report, Trainer
 
 STOP_WHEN = "dtrain_stop_when"
 """Name under which the state of `train.stop_when` is registered."""
+Failed = Callable[[Exception], None]
 
 
 def run(
@@ -111,7 +112,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     guard.begin(task)
     began = time.perf_counter()
     if train.sanity_check and not trainer.checkpoint:
-        _try_out(trainer, task, held_out, sampler)
+        _try_out(trainer, task, data, held_out, sampler)
     fingerprints = backend.fingerprints() if train.exact else []
     if fingerprints and trainer.rank == 0:
         for text in arithmetic.warnings(fingerprints, trainer.run.arithmetic):
@@ -127,7 +128,7 @@ def _train(trainer: Trainer, task: Task) -> None:
             report.count(done, values)
             if held_out and done < sampler.total_steps and trainer.due(done, sampler.total_steps, train.evaluate_every):
                 with trainer.no_steps():
-                    found = _evaluate(trainer, held_out, sampler, report, done)
+                    found = _evaluate(trainer, task, held_out, sampler, report, done)
                 ended = stopping.reason(done, found) if stopping else ""
             trainer.after_step(done, sampler.total_steps)
             if done == train.until and done < sampler.total_steps:
@@ -154,7 +155,7 @@ def _conclude(
     backend = trainer.backend
     backend.mean({})
     if held_out:
-        _evaluate(trainer, held_out, sampler, report, sampler.total_steps)
+        _evaluate(trainer, task, held_out, sampler, report, sampler.total_steps)
     if hasattr(task, "finish"):
         model = backend.whole()
         if trainer.rank == 0:
@@ -162,24 +163,50 @@ def _conclude(
 
 
 def _evaluate(
-    trainer: Trainer, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int
+    trainer: Trainer, task: Task, held_out: Batches | Stream, sampler: Sampler, report: Report, done: int
 ) -> dict[str, float]:
     began = time.perf_counter()
     hooks.reach("evaluation", done)
-    values = trainer.backend.evaluate(trainer.held_out(held_out, sampler.shard_size))
+    values = _values(trainer, task, lambda: trainer.held_out(held_out, sampler.shard_size))
     report.evaluated(done, values, time.perf_counter() - began)
     trainer.require_metrics(values)
     return values
 
 
-def _try_out(trainer: Trainer, task: Task, held_out: Batches | Stream | None, sampler: Sampler) -> None:
-    """Call once, before the first step, what is otherwise called late: `schedule` at the end of the run, and `metrics` on
-    one batch of held-out data. Nothing is kept of it. (`loss` is called in the first step anyway.)"""
+def _values(
+    trainer: Trainer, task: Task, batches: Callable[[], Iterable[tuple[Any, int]]], failed: Failed | None = None
+) -> dict[str, float]:
+    """Collective. All metrics of held-out batches; what `metrics_of` raises goes to `failed`, if there is one, and there are none then."""
+    backend, name = trainer.backend, f"{task.name}.metrics_of"
+    if not hasattr(task, "metrics_of"):
+        return backend.evaluate(batches())
+    means = backend.evaluate(batches()) if hasattr(task, "metrics") else {}
+    of_all = whole_set.metrics(backend, batches(), task.outputs, task.metrics_of, name, failed)
+    return means | of_all if of_all else {}
+
+
+def _try_out(
+    trainer: Trainer, task: Task, data: Batches | Stream, held_out: Batches | Stream | None, sampler: Sampler
+) -> None:
+    """Call once, before the first step, what is otherwise called late: `schedule` at the end of the run, and `metrics` and `metrics_of`
+    on one batch of held-out data; and compare the loss of a batch with those of its halves. Nothing is kept of it."""
     for text in task.doubts(sampler.total_steps):
         trainer.warn(text)
+    divided = (trainer.train.shards or 1) > 1
+    if trainer.rank == 0 and divided and isinstance(data, Batches) and not hasattr(task, "train_step"):
+        trainer.warn(objective.doubt(trainer.backend, data, trainer.train, task.name))
     if held_out:
         size = sampler.shard_size if held_out.size == UNKNOWN_SIZE else min(sampler.shard_size, held_out.size)
-        trainer.require_metrics(trainer.backend.evaluate([(held_out.fetch(np.arange(size)), size)]))
+        batches = [(held_out.fetch(np.arange(size)), size)]
+
+        def failed(error: Exception) -> None:
+            trainer.warn(
+                f"{task.name}.metrics_of, tried with the first {size} held-out samples: {type(error).__name__}: {error} "
+                "(in an evaluation it has all of them, and its errors end the run)"
+            )
+
+        if values := _values(trainer, task, lambda: batches, failed):
+            trainer.require_metrics(values)
 
 
 def _steps(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping
+import random
+from collections import deque
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
@@ -15,6 +20,10 @@ from dtrain.job.job import Job
 from dtrain.job.task_class import EXPECTED, METHODS
 
 TRAIN, EVAL = "train", "eval"
+COPIED = (list, dict, set, deque, random.Random, np.random.Generator)
+MOST_COPIED = 1 << 24
+"""Bytes of an array, or items of a container, up to which `Task.copied` copies it."""
+OUTPUTS = "outputs(model, batch)"
 OTHER_SPLITS = ("val", "valid", "validation", "test")
 
 
@@ -30,8 +39,23 @@ class Task:
             if not any(callable(getattr(user, method, None)) for method in either):
                 raise UserError(f"{name} has no method {' or '.join(either)}: {EXPECTED}")
 
+        if hasattr(user, "metrics_of") and not hasattr(user, "outputs"):
+            raise UserError(f"{name}.metrics_of is called with what {OUTPUTS} returns of all samples, which is missing")
+
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._user, attribute)
+
+    def copied(self, memo: dict[int, Any]) -> Task:
+        """A copy for a call of the user's code that leaves no trace: containers, arrays, generators and what has a `state_dict` among the
+        attributes are copied, too. Raises `ValueError` if they are large, and what `copy.deepcopy` raises."""
+        user = copy.copy(self._user)
+        for name, value in vars(user).items():
+            if isinstance(value, COPIED) or any(hasattr(value, one) for one in ("dtype", "state_dict", "get_state")):
+                size = value.nbytes if hasattr(value, "nbytes") else len(value) if isinstance(value, Sized) else 0
+                if size > MOST_COPIED:
+                    raise ValueError(f"{name} is large")
+                setattr(user, name, copy.deepcopy(value, memo))
+        return Task(user, self.name, self._seed)
 
     def batches(self, split: str) -> Batches | Stream | None:
         """The data of a split; None if there is none to evaluate on."""

@@ -189,13 +189,14 @@ class Averaged(Parallel):
         measures: StepMeasures,
         check: StepCheck,
         name: str = "",
+        factor: Any = None,
     ) -> bool:
         """The gradients must be there before they are clipped."""
         with ExitStack() as stack:
             for optimizer in optimizers:
                 optimizer.synchronize()
                 stack.enter_context(optimizer.skip_synchronize())
-            return super().apply(optimizers, parameters, clip_norm, measures, check, name)
+            return super().apply(optimizers, parameters, clip_norm, measures, check, name, factor)
 
 
 def _copied_by_constructor(optimizer: Any) -> Any:

@@ -9,27 +9,34 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from dtrain.api.phases import REDUCE, WORK
 from dtrain.api.strategy import RankInfo
-from dtrain.api.training_backend import FIRST_STEP, Fetch, Snapshot, StepNumber, TrainingBackend, nothing_to_fetch
+from dtrain.api.training_backend import (
+    FIRST_STEP,
+    Fetch,
+    LossApart,
+    Snapshot,
+    StepNumber,
+    TrainingBackend,
+    nothing_to_fetch,
+)
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common.errors import UserError
 from dtrain.job.job import Train
-from dtrain.job.task_answers import gave, loss_and_metrics, weighted
+from dtrain.job.task_answers import gave
 
 from .. import means
+from .evaluation import Evaluation, Metrics, gathered
 from .graph import refuse_own_randomness
 from .models import made
 from .numbers import Measures, StepNumbers
 from .profiler import TensorFlowProfiler
 from .state import STATE, NoSnapshot, Registered, Snapshots, keyed, load
-from .step import Built, Summed, TrainStep, spread, tensors, traced, use_for_unseeded
+from .step import Built, Summed, TrainStep, spread, tensors, use_for_unseeded
 from .weights import KerasWeights
 
 PRELOAD = ("tensorflow", "keras", "dtrain.worker.loop")
@@ -38,7 +45,6 @@ TIMED_EVERY = 8
 """One in this number of steps is timed: that takes a tenth of a millisecond."""
 MOST_TIMED = 32
 """Steps whose times are kept until somebody asks for their mean."""
-Metrics = Callable[[Any, Any], Any]
 
 
 def all_reduced(tensors: list[Any]) -> list[Any]:
@@ -75,7 +81,6 @@ class TensorFlowBackend(TrainingBackend):
         self._replicas = max(1, strategy.num_replicas_in_sync // rank_info.world_size)
         self._step: TrainStep | None = None
         self._inspected: list[Any] = []
-        self._measures: dict[Metrics | None, Any] = {}
         self._registered = Registered()
         self._snapshots = Snapshots()
         self._total: Any = None
@@ -97,6 +102,7 @@ class TensorFlowBackend(TrainingBackend):
             optimizer.build(model.trainable_variables)
         self.model = model
         self._built = Built(task, model, optimizer, train.clip_norm, noise)
+        self._evaluation = Evaluation(self.strategy, self._built, name, self._replicas)
         rate = optimizer.learning_rate
         self._rate = float(self._array(rate)) if isinstance(rate, keras.Variable) else 1.0
         self._reported = Measures(train.log_every)
@@ -189,50 +195,14 @@ class TensorFlowBackend(TrainingBackend):
         return [(tf.nest.map_structure(_stacked, *batches[block]), states[block]) for block in ranges]
 
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
-        """The replicas take the batches in turn."""
-        import numpy as np
-        import tensorflow as tf
+        return self.mean(*self._evaluation.sums(batches, metrics))
 
-        if metrics not in self._measures:
-            self._measures[metrics] = tf.function(partial(self._measured, metrics), autograph=False)
-        measure = self._measures[metrics]
-        rest = iter(batches)
-        sums: dict[str, float] = {}
-        weights: dict[str, float] = {}
-        while group := list(islice(rest, self._replicas)):
-            filled = [*group, *[(group[-1][0], 0)] * (self._replicas - len(group))]
-            values, given = measure(tensors([batch for batch, _ in filled]))
-            counts = np.array([count for _, count in filled], np.float64)
-            for name, value in values.items():
-                weight = np.where(counts > 0, given[name].numpy(), 0.0) if name in given else counts
-                sums[name] = sums.get(name, 0.0) + float(np.dot(np.where(weight > 0, value.numpy(), 0.0), weight))
-                weights[name] = weights.get(name, 0.0) + float(weight.sum())
-        return self.mean({name: total / (weights[name] or 1.0) for name, total in sums.items()}, weights)
+    def outputs(self, batches: Iterable[tuple[Any, int]], function: Metrics) -> tuple[Any, ...] | None:
+        return gathered(self._evaluation.outputs(batches, function), self._rank_info, self._totals)
 
-    def _measured(self, metrics: Metrics | None, batches: Any) -> tuple[dict[str, Any], ...]:
-        """Name → its value in each of this process's replicas, and name → its weight there."""
-        import tensorflow as tf
-
-        values = self.strategy.run(partial(self._metrics, metrics), args=(spread(self.strategy, batches),))
-        return tuple(
-            {name: tf.stack(self.strategy.experimental_local_results(value)) for name, value in named.items()}
-            for named in values
-        )
-
-    def _metrics(self, metrics: Metrics | None, batch: Any) -> tuple[dict[str, Any], ...]:
-        import tensorflow as tf
-
-        task, model = self._built.task, self._built.model
-        metrics = metrics or getattr(task, "metrics", None)
-        with self._built.pure(self._built.states([0])[0]):
-            if metrics is not None:
-                both = weighted(traced(metrics, model, batch), f"{self._name}.metrics")
-            else:
-                loss, more = loss_and_metrics(traced(task.loss, model, batch), f"{self._name}.loss")
-                both = {"loss": loss} | more, {}
-        return tuple(
-            {name: tf.reshape(tf.cast(value, tf.float64), ()) for name, value in named.items()} for named in both
-        )
+    def loss_apart(self, batch: Any, seed: int) -> LossApart:
+        variables = self._built.model.variables
+        return self._evaluation.loss_apart(batch, seed, [(one, self._array(one)) for one in variables])
 
     def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         import numpy as np

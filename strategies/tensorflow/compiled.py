@@ -11,8 +11,9 @@ from typing import Any
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import FIRST_STEP, StepNumber
 
-from .backend import Metrics, TensorFlowBackend
+from .backend import TensorFlowBackend
 from .devices import prepare
+from .evaluation import Metrics
 from .graph import not_compiled, refuse_dynamic_shapes
 from .numbers import StepNumbers
 from .step import tensors

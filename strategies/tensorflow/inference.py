@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.api.exporter import Arrays, Call, ExportError, TensorSpec
-from dtrain.job.task_answers import loss_and_metrics, weighted
+from dtrain.job.task_answers import loss_answer, weighted
 
 from .step import tensors
 
@@ -152,8 +152,8 @@ class StandIn:
 
 
 def _of_loss(given: Any) -> dict[str, Any]:
-    loss, more = loss_and_metrics(given, "loss")
-    return {"loss": loss} | more
+    answer = loss_answer(given, "loss")
+    return {"loss": answer.loss} | answer.numbers
 
 
 def _hollow(structure: Any) -> Any:

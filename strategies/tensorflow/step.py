@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dtrain.job.task_answers import loss_and_metrics
+from dtrain.job.task_answers import LossAnswer, loss_answer
 
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 divided by the golden ratio: its odd multiples set the seeds of generators far apart."""
@@ -149,14 +149,16 @@ class TrainStep:
         begun = self._clock(wanted[1], [])
         loss, *totals = self._accumulated(*inputs)
         computed = self._clock(wanted[1], totals)
-        totals, metrics = (
-            totals[: len(self._trained) + len(self._moving)],
-            totals[len(self._trained) + len(self._moving) :],
-        )
-        sums = self._all_summed(totals)
+        reduced = len(totals) - len(self.names)
+        totals, metrics = totals[:reduced], totals[reduced:]
+        weight, *sums = self._all_summed(totals)
         summed = self._clock(wanted[1], sums)
         times = [tf.cast(seconds, tf.float32) for seconds in (computed - begun, summed - computed)]
         gradients, moved = sums[: len(self._trained)], sums[len(self._trained) :]
+        if weight is not None:
+            factor = self._shards * tf.math.divide_no_nan(tf.constant(1.0, weight.dtype), weight)
+            gradients = [None if one is None else one * tf.cast(factor, one.dtype) for one in gradients]
+            loss *= tf.cast(factor, loss.dtype)
         if clip_norm:
             gradients, norm = tf.clip_by_global_norm(gradients, clip_norm)
         else:
@@ -183,7 +185,7 @@ class TrainStep:
 
     def _accumulated(self, batches: Any, states: Any) -> list[Any]:
         """Sums over this replica's shards, one after the other, so that memory holds one shard's activations: of the
-        loss, the gradients, the moved state and the metrics; None for what no shard has."""
+        loss, its weight, the gradients, the moved state and the metrics; None for what no shard has."""
         import tensorflow as tf
 
         def shard(number: Any) -> list[Any]:
@@ -205,26 +207,29 @@ class TrainStep:
             return (number + 1, *added)
 
         zeros = [tf.zeros(variable.shape, variable.dtype) for variable in (*self._trained, *self._moving)]
-        begin = (tf.constant(0), tf.constant(0.0), *zeros, *(tf.constant(0.0) for _ in self.names))
+        weight = tf.constant(0.0, tf.float64)
+        begin = (tf.constant(0), tf.constant(0.0), weight, *zeros, *(tf.constant(0.0) for _ in self.names))
         _, *totals = tf.while_loop(
             lambda number, *_: number < count, body, begin, parallel_iterations=1, maximum_iterations=count
         )
         return [total if part else None for total, part in zip(totals, there, strict=True)]
 
     def _shard(self, batch: Any, states: Any) -> list[Any]:
-        """Loss, gradients, moved state (batch normalization's averages) and metrics of one shard, from the state before the step."""
+        """Loss, times its weight if it has one, the weight, gradients, moved state (batch normalization's averages) and metrics of one
+        shard, from the state before the step."""
         import tensorflow as tf
 
         with tf.GradientTape() as tape, self._built.pure(states) as scope:
-            loss, metrics = self._loss(batch)
+            loss, metrics, weight = self._loss(batch)
             loss = tf.cast(loss, tf.float32)
+            loss = loss if weight is None else loss * tf.cast(weight, loss.dtype)
             # The sum over all shards is then the mean gradient.
             part = loss / self._shards
         gradients = tape.gradient(part, [variable.value for variable in self._trained])
         dense = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
         self.names[:] = sorted(metrics)
         moved = (scope.get_current_value(variable) for variable in self._moving)
-        return [loss, *dense, *moved, *(metrics[name] for name in self.names)]
+        return [loss, weight, *dense, *moved, *(metrics[name] for name in self.names)]
 
     def _find_names(self, shard: Any) -> None:
         """The names of what `loss` gives beside the loss, which a loop in a graph must know before it is traced: asked in a graph
@@ -233,20 +238,21 @@ class TrainStep:
 
         def ask(batch: Any, states: Any) -> dict[str, Any]:
             with self._built.pure(states):
-                return self._loss(batch)[1]
+                return self._loss(batch).numbers
 
         specs = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), shard)
         found = tf.function(ask, autograph=False).get_concrete_function(*specs)
         self.names[:] = sorted(found.structured_outputs)
 
-    def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+    def _loss(self, batch: Any) -> LossAnswer:
         import tensorflow as tf
 
         task = self._built.task
         name = f"{getattr(task, 'name', type(task).__name__)}.loss"
-        loss, metrics = loss_and_metrics(traced(task.loss, self._built.model, batch), name)
+        loss, metrics, weight = loss_answer(traced(task.loss, self._built.model, batch), name)
         numbers = {key: tf.reshape(tf.cast(value, tf.float32), ()) for key, value in metrics.items()}
-        return tf.reshape(loss, ()), numbers
+        weight = None if weight is None else tf.reshape(tf.cast(weight, tf.float64), ())
+        return LossAnswer(tf.reshape(loss, ()), numbers, weight)
 
     def _all_summed(self, totals: list[Any]) -> list[Any]:
         """Sums over all replicas; collectives take tensors of one type."""

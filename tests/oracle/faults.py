@@ -55,6 +55,11 @@ state.Stored.give = lambda self, section, name, thing: None if name in ("average
 from dtrain.strategies.torch.train import buffers
 buffers.BufferSync.share = lambda self, every: None
 """,
+    "loss-unweighted": """
+from dtrain.strategies.torch.train.objective import Objective
+add = Objective.add
+Objective.add = lambda self, loss, weight, share: add(self, loss, None, share)
+""",
     "parts-unweighted": """
 from dtrain.strategies.torch.train import backend
 backend.TorchBackend.weigh = lambda self, weights: setattr(self, "_weights", [1.0] * len(weights))

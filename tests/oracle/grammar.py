@@ -67,7 +67,7 @@ DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "clip": ("no", "yes"),
     "average": ("no", "ema", "swa"),
     "registered": ("nothing", "counter", "numpy", "set", "generator"),
-    "loss": ("mean", "sum", "dict"),
+    "loss": ("mean", "sum", "dict", "masked"),
     "metrics": ("none", "every", "odd", "missing", "nan"),
     "data": ("arrays", "map", "stream", "stateful", "loader", "noise"),
     "size": ("32", "37", "50"),
@@ -144,6 +144,8 @@ def fitting(found: dict[str, str]) -> Choices:
         drop("groups")
     if found["passes"] == "halves" and (found["form"] == "train_step" or found["event"] in ("shrink", "grow")):
         drop("passes")  # at another size a step has another number of passes
+    if found["loss"] == "masked" and (found["form"] != "task" or found["optimizer"] == "LBFGS"):
+        drop("loss")
     if found["place"] != "scheduler":
         drop("schedule")
     elif found["schedule"] == "none":

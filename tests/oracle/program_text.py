@@ -150,9 +150,10 @@ def _optimizer(chosen: Choices) -> str:
 
 
 def _loss(chosen: Choices) -> str:
-    value = {"mean": "((model(x) - y) ** 2).mean()", "sum": "((model(x) - y) ** 2).sum()"}.get(
-        chosen["loss"], "((model(x) - y) ** 2).mean()"
-    )
+    value = {
+        "sum": "((model(x) - y) ** 2).sum()",
+        "masked": "(((model(x) - y) ** 2) * (y > 0)).sum() / (y > 0).sum().clamp(min=1)",
+    }.get(chosen["loss"], "((model(x) - y) ** 2).mean()")
     return (
         "def loss_of(model, batch):\n    x, y = batch\n    x, y = torch.as_tensor(x), torch.as_tensor(y)\n"
         f"    return {value}\n"
@@ -176,6 +177,8 @@ def _task(chosen: Choices) -> str:
     lines.append("return optimizer, make_schedule(optimizer)" if chosen["place"] == "scheduler" else "return optimizer")
     numbers = _numbers(chosen, "")
     result = "{'loss': loss}" if chosen["loss"] == "dict" else "loss"
+    if chosen["loss"] == "masked":
+        numbers = f"{{'weight': (torch.as_tensor(batch[1]) > 0).sum()}} | ({numbers})"
     result = f"{result}, {numbers}" if numbers != "{}" else result
     factor = (
         "\n    def schedule(self, step, total_steps):\n        return min(1.0, (step + 1) / 5)\n"
@@ -316,7 +319,9 @@ def _by_hand(chosen: Choices) -> str:
         ]
         lines.insert(-1, "bases = [group['lr'] for group in optimizer.param_groups]")
     clipped = chosen["clip"] == "yes" and chosen["form"] != "function"
-    stepping = _stepping(chosen, "number", "")
+    # Parts of a batch do not weigh what they have samples of.
+    whole = Choices(dict(chosen.of) | {"passes": "one"}) if chosen["loss"] == "masked" else chosen
+    stepping = _stepping(whole, "number", "")
     if clipped and "nn.utils" not in "".join(stepping):
         stepping.insert(-1, "nn.utils.clip_grad_norm_(model.parameters(), 0.5)")
     inner += [

@@ -26,6 +26,7 @@ FINDING = {
     "scheduler-not-restored": "place=scheduler schedule=step",
     "registered-not-restored": "form=function average=ema",
     "buffers-not-shared": "extra=mean event=stop",
+    "loss-unweighted": "loss=masked",
     "parts-unweighted": "batch=7",
     "schedule-of-the-step-before": "place=factor",
     "gradients-not-kept": "form=function passes=across at=5",

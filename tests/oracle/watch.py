@@ -24,13 +24,15 @@ class Watch:
         self._passes = 0
 
     def forward(self, inputs: Any, optimizer: Any, *, training: bool) -> None:
-        """A forward pass of the training begins. The last column of the inputs is the number of the sample."""
+        """A forward pass begins; one in evaluation mode is none of the training's. The last column of the inputs is the number of the
+        sample."""
+        if not training:
+            return
         self._passes += 1
         self._strike()
         seen = {
             "samples": [round(100 * float(one)) for one in inputs.detach().reshape(len(inputs), -1)[:, -1]],
             "rates": [float(group["lr"]) for group in optimizer.param_groups] if optimizer is not None else [],
-            "training": training,
         }
         if self._folder is not None:
             name = f"{os.environ.get('DTRAIN_ATTEMPT', '1')}-{self.rank}.jsonl"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.api.exporter import Arrays, Call, ExportError, TensorSpec
-from dtrain.job.task_answers import loss_and_metrics, weighted
+from dtrain.job.task_answers import loss_answer, weighted
 
 from ..train.batches import Mover
 
@@ -197,8 +197,8 @@ class TorchInference:
 
 
 def _of_loss(given: Any) -> dict[str, Any]:
-    loss, more = loss_and_metrics(given, "loss")
-    return {"loss": loss.reshape(())} | more
+    answer = loss_answer(given, "loss")
+    return {"loss": answer.loss.reshape(())} | answer.numbers
 
 
 def _tensor(value: Any) -> Any:

@@ -14,13 +14,13 @@ from typing import Any
 from dtrain.api.operations import Operation
 from dtrain.api.step_checks import Judge
 from dtrain.api.strategy import RankInfo
-from dtrain.api.training_backend import FIRST_STEP, Fetch, StepNumber, TrainingBackend, nothing_to_fetch
+from dtrain.api.training_backend import FIRST_STEP, Fetch, LossApart, StepNumber, TrainingBackend, nothing_to_fetch
 from dtrain.api.weights import ReadWeights, Unmatched
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.job.job import Train
-from dtrain.job.task_answers import gave, loss_and_metrics, weighted
+from dtrain.job.task_answers import LossAnswer, gave, loss_answer
 
 from ... import means, plain_values
 from ..exact import tree_sums
@@ -32,11 +32,12 @@ from ..watch.measures import StepMeasures
 from ..watch.operations import Operations
 from ..watch.phases import StepPhases
 from ..watch.profiler import TorchProfiler
-from . import step_check
+from . import evaluation, step_check
 from .batches import Mover, evaluating, part_of
 from .buffers import BufferSync
 from .losses import LateLosses
 from .models import gathered, made
+from .objective import Objective
 from .optimizers import check_trained, refuse_closures, sorted_out
 from .own_step import OwnStep, reported
 from .parallel import Parallel
@@ -192,37 +193,34 @@ class TorchBackend(TrainingBackend):
         models = self._state.models
         with self._parallel.autocast(self._device):
             return step_check.origin(
-                models, self._moved(batch), lambda moved: loss_and_metrics(self._task.loss(self._view(models), moved), self._name)[0],
+                models, self._moved(batch), lambda moved: loss_answer(self._task.loss(self._view(models), moved), self._name).loss,
                 gradient=gradient,
             )  # fmt: skip
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         self._to_training()
-        total, metrics = None, dict[str, Any]()
+        metrics = dict[str, Any]()
+        objective = Objective(f"{self._name}.loss", self._rank_info, len(batches), exact=bool(self._exact))
         self._check.begin(self._judge, self._buffers())
         for shard, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
             if self._exact:
                 seed_host(seed)
-            weight = self._weights[shard - 1]
+            share = self._weights[shard - 1]
             with self._passing(shard, len(batches)):
-                loss, more = self._loss(batch)
+                loss, more, weight = self._loss(batch)
                 self._check.add(loss, shard - 1)
-                if self._exact:
-                    loss.backward()
-                    loss = loss.double() * weight
-                else:
-                    loss = loss if weight == 1.0 else loss * weight
-                    loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
+                objective.add(loss, weight, share).backward()
             for name, value in more.items():
                 value = value.detach() if hasattr(value, "detach") else value
-                metrics[name] = metrics.get(name, 0.0) + value * weight
+                metrics[name] = metrics.get(name, 0.0) + value * share
         parameters = (parameter for _, parameter in self._state.named_parameters())
         self._snapshots.wait()
         hooks.reach("reduced", number.step)
         optimizers = list(self._optimizers.values())
-        if not self._parallel.apply(optimizers, parameters, self._train.clip_norm, self._measures, self._check):
+        total, factor = objective.reduced()
+        clip_norm = self._train.clip_norm
+        if not self._parallel.apply(optimizers, parameters, clip_norm, self._measures, self._check, factor=factor):
             self._check.undo()
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
@@ -244,7 +242,7 @@ class TorchBackend(TrainingBackend):
         self._to_training()
         own = OwnStep(
             number.step, number.total_steps, self._moved(batch), self._models, self._optimizers,
-            self._parallel, self._train.clip_norm, self._measures, self._check, self._weights[0],
+            self._parallel, self._train.clip_norm, self._measures, self._check, self._rank_info, self._weights[0],
         )  # fmt: skip
         with self._parallel.autocast(self._device):
             given = self._task.train_step(own)
@@ -254,21 +252,21 @@ class TorchBackend(TrainingBackend):
         self._late.next_step()
         return values
 
-    def _loss(self, batch: Any) -> tuple[Any, dict[str, Any]]:
+    def _loss(self, batch: Any) -> LossAnswer:
         name = f"{self._name}.loss"
         with self._parallel.autocast(self._device):
-            loss, metrics = loss_and_metrics(self._task.loss(self._view(self._models), self._moved(batch)), name)
+            answer = loss_answer(self._task.loss(self._view(self._models), self._moved(batch)), name)
+        loss = answer.loss
         if not loss.requires_grad:
             raise UserError(
                 f"{name} gave {gave(loss)} without a gradient; expected a loss that follows from the model's parameters: "
                 "is it detached, made under no_grad, or is all of the model frozen?"
             )
         self._phases.watch(loss)
-        return loss.reshape(()), metrics
+        return answer._replace(loss=loss.reshape(()))
 
     def _set_rates(self, rate: float) -> None:
-        """Set the learning rates that groups were made with times the factor of the task's `schedule`, if it has one. Without one they are
-        the optimizer's, a scheduler's or the user's."""
+        """Set the rates that groups were made with times the factor of the task's `schedule`, if it has one."""
         if not self._scheduled:
             return
         self._state.note_settings()
@@ -312,36 +310,35 @@ class TorchBackend(TrainingBackend):
         return [buffer for model in self._models.values() for buffer in model.buffers()]
 
     def evaluate(self, batches: Iterable[tuple[Any, int]], metrics: Metrics | None = None) -> dict[str, float]:
+        models = self._view(self._models)
+        with self._evaluating():
+            measure = evaluation.measure_of(self._task, self._name, metrics)
+            return self.mean(*evaluation.sums(batches, lambda batch: measure(models, self._moved(batch))))
+
+    def outputs(self, batches: Iterable[tuple[Any, int]], function: Metrics) -> tuple[Any, ...] | None:
+        models = self._view(self._models)
+        with self._evaluating():
+            return evaluation.outputs(
+                batches, lambda batch: function(models, self._moved(batch)), self._rank_info, f"{self._name}.outputs"
+            )
+
+    def loss_apart(self, batch: Any, seed: int) -> LossApart:
+        if self._parallel.shards or self._own_step:
+            return None
+        self.seed(seed)
+        return evaluation.loss_apart(self._task, self._state.models, self._view, self._moved(batch), self._name)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         import torch
 
-        sums: dict[str, Any] = {}
-        weights: dict[str, Any] = {}
         with (
             optimizer_state.evaluating(self._moded, self._state.named_parameters()),
             evaluating(self._models.values()),
             torch.no_grad(),
             self._parallel.autocast(self._device),
         ):
-            for batch, count in batches:
-                values, given = self._measured(self._moved(batch), metrics)
-                for name, one in values.items():
-                    value = torch.as_tensor(one, dtype=torch.float64).reshape(())
-                    weight = torch.as_tensor(given.get(name, count) if count else 0).to(value).reshape(())
-                    sums[name] = sums.get(name, 0.0) + torch.where(weight > 0, value * weight, 0.0)
-                    weights[name] = weights.get(name, 0.0) + weight
-        found = {name: float(weight) for name, weight in weights.items()}
-        return self.mean({name: float(total) / (found[name] or 1.0) for name, total in sums.items()}, found)
-
-    def _measured(self, batch: Any, metrics: Metrics | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        models = self._view(self._models)
-        if metrics is not None:
-            return weighted(metrics(models, batch), f"{self._name}: the metrics of context.evaluate")
-        if hasattr(self._task, "metrics"):
-            return weighted(self._task.metrics(models, batch), f"{self._name}.metrics")
-        if not hasattr(self._task, "loss"):
-            raise UserError(f"{self._name} has held-out data and neither metrics nor loss to evaluate it with")
-        loss, more = loss_and_metrics(self._task.loss(models, batch), f"{self._name}.loss")
-        return {"loss": loss.reshape(())} | more, {}
+            yield
 
     def mean(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> dict[str, float]:
         self._late.check()

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dtrain.api.strategy import RankInfo
 from dtrain.common.errors import UserError
-from dtrain.job.task_answers import loss_and_metrics, named_numbers
+from dtrain.job.task_answers import loss_answer, named_numbers
 
 from ..state.state import ONLY
 from ..watch.measures import StepMeasures
+from .objective import Objective
 from .parallel import Parallel
 from .step_check import StepCheck
 
@@ -45,6 +47,7 @@ class OwnStep:
     clip_norm: float | None
     measures: StepMeasures
     check: StepCheck
+    rank_info: RankInfo
     weight: float = 1.0
     """Weight of this worker's loss in the mean over the ranks: not 1 if their parts of the batch differ in size."""
 
@@ -63,22 +66,25 @@ class OwnStep:
             raise UserError(f"this task has several {what}: take step.{what}[name] ({', '.join(things)})")
         return things[ONLY]
 
-    def minimize(self, loss: Any, name: str = ONLY) -> None:
+    def minimize(self, loss: Any, name: str = ONLY, *, weight: Any = None) -> None:
         """Collective. Update what the optimizer of this name trains: gradients of `loss`, averaged over the ranks and
-        clipped to `train.clip_norm`; gradients that other optimizers had are not used."""
+        clipped to `train.clip_norm`; gradients that other optimizers had are not used. `weight` is the number of what the loss
+        is the mean of (tokens), if that is not the samples of the batch."""
         if name not in self.optimizers:
             raise UserError(f"there is no optimizer {name!r}: this task has {', '.join(map(repr, self.optimizers))}")
         optimizer = self.optimizers[name]
         optimizer.zero_grad()
-        (loss * self.weight).backward()
+        objective = Objective("train_step", self.rank_info)
+        objective.add(loss, weight, self.weight).backward()
+        _, factor = objective.reduced()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.parallel.apply([optimizer], parameters, self.clip_norm, self.measures, self.check, name)
+        self.parallel.apply([optimizer], parameters, self.clip_norm, self.measures, self.check, name, factor)
         optimizer.zero_grad()
 
 
 def reported(given: Any, name: str) -> dict[str, Any]:
     """Convert the result of `train_step` (its name for messages): a loss, or named numbers."""
     if not isinstance(given, Mapping):
-        return {"loss": loss_and_metrics(given, name)[0].detach()}
+        return {"loss": loss_answer(given, name).loss.detach()}
     numbers = named_numbers(given, name)
     return {key: value.detach() if hasattr(value, "detach") else value for key, value in numbers.items()}

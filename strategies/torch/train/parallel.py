@@ -12,6 +12,7 @@ from ..exact.tree_sums import ExactSums
 from ..state.state import ONLY
 from ..watch.measures import StepMeasures
 from ..watch.phases import StepPhases
+from .objective import multiply
 from .step_check import StepCheck
 
 Precision = Literal["fp32", "bf16"]
@@ -87,10 +88,14 @@ class Parallel:
         measures: StepMeasures,
         check: StepCheck,
         name: str = ONLY,
+        factor: Any = None,
     ) -> bool:
-        """Clip the averaged gradients of these parameters and take the step of all optimizers, if the check lets them: whether it
-        does. `name` is that of the optimizers in `measures`."""
+        """Multiply the averaged gradients of these parameters by `factor` if there is one, clip them and take the step of all
+        optimizers, if the check lets them: whether it does. `name` is that of the optimizers in `measures`."""
         norm = None
+        if factor is not None:
+            parameters = list(parameters)
+            multiply(parameters, factor)
         if clip_norm:
             norm = self.clip(parameters, clip_norm)
         elif self.measures_gradient and (measures.due or check.wants_norm):

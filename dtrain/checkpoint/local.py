@@ -149,6 +149,9 @@ class LocalCheckpointStore:
         for path in damaged[:-QUARANTINED_KEPT]:
             shutil.rmtree(path, ignore_errors=True)
 
+    def room(self) -> int | None:
+        return shutil.disk_usage(self.folder).free
+
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
         return self.folder / name
 

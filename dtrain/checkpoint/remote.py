@@ -167,6 +167,9 @@ class RemoteCheckpointStore:
             for name in [*(one for one in committed if one not in kept), *damaged[QUARANTINED_KEPT:]]:
                 self._delete(name.text, folders[name.text])
 
+    def room(self) -> int | None:
+        return None
+
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
         """Return a folder whose missing files come when they are fetched."""
         folder = self._cache / name

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from functools import partial
 
 from dtrain.api.reports import ShardWritten
 from dtrain.checkpoint.store import CheckpointInfo, CheckpointOrigin, CheckpointShard, CheckpointStore
 from dtrain.common import hooks
 from dtrain.common.errors import CheckpointError
 from dtrain.record.event_log import EventLog
-from dtrain.record.events import CheckpointFailed, CheckpointSaved, Event
+from dtrain.record.events import CheckpointFailed, CheckpointSaved, Event, UserWarned
 from dtrain.supervisor.beside.background import Lane
 from dtrain.supervisor.saving.retention import CheckpointRetention
+
+FULL = ("No space left", "quota exceeded")
+"""In the texts of ENOSPC and EDQUOT."""
 
 
 class CheckpointCommits:
@@ -83,6 +88,8 @@ class CheckpointCommits:
         if step not in self._failed:
             self._failed[step] = error
             self._log.add(CheckpointFailed(attempt=self._attempt, step=step, error=error))
+            if any(word in error for word in FULL):
+                self._lane.run(lambda: self._prune(sys.maxsize), self._pruned)
 
     def _commit(self, step: int, reports: list[ShardWritten]) -> CheckpointInfo:
         hooks.reach("commit", step, self._attempt)
@@ -104,8 +111,27 @@ class CheckpointCommits:
                     stall_seconds=round(max(report.stall_seconds for report in reports), 4),
                 )
             )  # fmt: skip
-            self._lane.run(lambda: self._store.prune(self._retention.kept), _ignore)
+            self._lane.run(lambda: self._prune(result.bytes), self._pruned)
         self._changed()
+
+    def _prune(self, needed: int) -> list[int]:
+        """Delete what the recipe does not keep and, where the disk has no room for so many bytes more, the oldest of what it keeps because
+        it is new; returns the steps of those."""
+        self._store.prune(self._retention.kept)
+        before = set(self._store.steps())
+        for most in self._retention.fewer:
+            room = self._store.room()
+            if room is None or room >= needed:
+                break
+            self._store.prune(partial(self._retention.kept, most=most))
+        return sorted(before - set(self._store.steps()))
+
+    def _pruned(self, result: list[int] | Exception) -> None:
+        """Say which checkpoints went for want of space; a failed deletion only takes some."""
+        if isinstance(result, list) and result:
+            steps = " and ".join(map(str, result))
+            text = f"the disk is full: the checkpoint of step {steps}, which checkpoint.keep would keep, was deleted for a newer one"
+            self._log.add(UserWarned(attempt=self._attempt, text=text))
 
 
 def _ignore(result: object) -> None:

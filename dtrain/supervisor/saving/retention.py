@@ -19,17 +19,22 @@ class CheckpointRetention:
         for event in event_log.read(log) if wanted.keep_best else ():
             self.see(event)
 
+    @property
+    def fewer(self) -> range:
+        """Numbers of the newest ones that may stay where the disk has no room for more."""
+        return range(self._wanted.keep - 1, 0, -1)
+
     def see(self, event: Event) -> None:
         """Something happened in the run."""
         best = self._wanted.keep_best
         if best and isinstance(event, Evaluation) and best.metric in event.values:
             self._values[event.step] = event.values[best.metric]
 
-    def kept(self, steps: Iterable[int]) -> set[int]:
+    def kept(self, steps: Iterable[int], most: int | None = None) -> set[int]:
         """Return those of the committed steps, newest first, that stay. Of equally good ones the earlier is the
-        better."""
+        better. `most`: how many stay because they are the newest, if not as many as the recipe wants."""
         wanted, steps = self._wanted, list(steps)
-        stay = set(steps[: wanted.keep])
+        stay = set(steps[: min(wanted.keep, most or wanted.keep)])
         if wanted.keep_every:
             stay |= {step for step in steps if step % wanted.keep_every == 0}
         if wanted.keep_best:

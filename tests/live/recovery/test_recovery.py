@@ -242,6 +242,24 @@ def test_a_full_disk_is_said_and_training_goes_on(runs: Path, undisturbed: Live)
     assert "could not be saved" in live.events("run_ended")[0]["reason"]
 
 
+def test_older_checkpoints_make_room_for_a_newer_one(runs: Path) -> None:
+    """The checkpoint folder has room for three, and the recipe keeps three while a fourth is written."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    with start(RECIPE, "--set", "params.pause=0.03", "--set", "params.width=20000", runs=runs) as live:
+        mount = f"mount -t tmpfs -o size=8m tmpfs '{live.run.checkpoints}'"
+        assert os.system(mount) == 0
+        try:
+            text = live.finish()
+            kept = sorted(path.name for path in live.run.checkpoints.glob("step-*"))
+        finally:
+            os.system(f"umount -l '{live.run.checkpoints}'")
+    assert not live.events("checkpoint_failed")
+    assert kept[-1].startswith("step-00000060")
+    assert len(kept) == 2
+    assert "the disk is full: the checkpoint of step 40, which checkpoint.keep would keep, was deleted" in text
+
+
 def test_a_function_gets_the_same_recovery(runs: Path) -> None:
     recipe = runs.parent / "function.yaml"
     text = (PROGRAMS / "tiny.yaml").read_text().replace("task: tiny.py:Tiny", f"function: {PROGRAMS}/tiny.py:train")

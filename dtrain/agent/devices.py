@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import socket
 import struct
 from contextlib import suppress
-from pathlib import Path
 
-from dtrain.common import environment
+from dtrain.common import environment, gpu
 
 LOOPBACK = "127.0.0.1"
 SIOCGIFADDR = 0x8915
@@ -28,10 +26,8 @@ def cpus() -> int:
 
 def gpus() -> int:
     """NVIDIA GPUs this process may use: those of `CUDA_VISIBLE_DEVICES`, else the device files there are."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia[0-9]*"))
+    named = gpu.named()
+    return gpu.device_files() if named is None else len(named)
 
 
 def address() -> str:

@@ -12,7 +12,8 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, Work
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import UserError
 from dtrain.job.failure_kinds import FailureKind
-from dtrain.job.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
+from dtrain.job.job import Device, Job, Resources
+from dtrain.job.limits import MEGABYTES_OR_NONE, SECONDS
 
 from .. import environments, errors, task_framework, waiting
 from ..tensorflow import backend as tensorflow_backend

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import WorkerContext
 from dtrain.api.training_backend import TrainingBackend
-from dtrain.job.job import MEGABYTES, Job
+from dtrain.job.job import Job
+from dtrain.job.limits import MEGABYTES
 
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums

@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar
 
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
-from dtrain.job.job import COUNT, POSITIVE, Job, Resources
+from dtrain.job.job import Job, Resources
+from dtrain.job.limits import COUNT, POSITIVE
 
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums

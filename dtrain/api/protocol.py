@@ -63,6 +63,8 @@ class StartWorkers(Message):
     """The agent whose parts of in-memory checkpoints this node copies."""
     rolled_back: tuple[int, ...] = ()
     """Steps to go on without; see `dtrain.record.history.rolled_back`."""
+    device_wait_seconds: float = 0.0
+    """Longest wait for the memory of the node's GPUs to be free again; 0: none are used."""
 
 
 @dataclass(frozen=True)

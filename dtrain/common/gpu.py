@@ -15,6 +15,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 BY_BUS = "PCI_BUS_ID"
 """The order in which the driver's library and nvidia-smi count; CUDA's own default begins with the fastest GPU."""
+UNKNOWN = "number-"
+"""Begins what stands for a UUID that no driver tells."""
 DEVICES = Path("/dev")
 DRIVER = Path("/proc/driver/nvidia/gpus")
 
@@ -30,7 +32,7 @@ class Gpu:
 
     def __str__(self) -> str:
         """`GPU 3 (GPU-4a1c…)`."""
-        return f"GPU {self.name}" + (f" ({self.uuid})" if self.uuid not in (self.name, f"number-{self.name}") else "")
+        return f"GPU {self.name}" + (f" ({self.uuid})" if self.uuid not in (self.name, f"{UNKNOWN}{self.name}") else "")
 
 
 def library() -> Any | None:
@@ -55,8 +57,15 @@ def installed() -> list[Gpu]:
     with suppress(OSError):
         uuids = uuids or re.findall(r"GPU UUID:\s*(GPU-\S+)", "".join(map(Path.read_text, _driver_files())))
     if not uuids:
-        uuids = [f"number-{number}" for number in range(device_files())]
+        uuids = [f"{UNKNOWN}{number}" for number in range(device_files())]
     return [Gpu(str(number), uuid) for number, uuid in enumerate(uuids)]
+
+
+def handle(nvml: Any, one: Gpu) -> Any:
+    """The library's handle of a GPU or a slice; raises the library's own error."""
+    if one.uuid.startswith(UNKNOWN):
+        return nvml.nvmlDeviceGetHandleByIndex(int(one.uuid.removeprefix(UNKNOWN)))
+    return nvml.nvmlDeviceGetHandleByUUID(one.uuid)
 
 
 def device_files() -> int:
@@ -82,7 +91,7 @@ def visible(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
 def found_in(there: list[Gpu], name: str) -> Gpu:
     """The GPU that a number, a UUID or the unique beginning of one names; its UUID is the name itself if nobody knows it."""
     if name.isdigit():
-        return Gpu(name, there[int(name)].uuid if int(name) < len(there) else f"number-{name}")
+        return Gpu(name, there[int(name)].uuid if int(name) < len(there) else f"{UNKNOWN}{name}")
     matches = [one.uuid for one in there if one.uuid.startswith(name)]
     return Gpu(name, matches[0] if len(matches) == 1 else name)
 

@@ -51,6 +51,13 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
     signal_process(pid, number)
 
 
+def name_of(pid: int) -> str:
+    """The name of a process as ps(1) shows it; '' if it is gone."""
+    with suppress(OSError):
+        return _said(Path(f"/proc/{pid}/comm")).strip()
+    return ""
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started and not waited for; none if it is gone."""
     found = list[int]()

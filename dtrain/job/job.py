@@ -288,6 +288,9 @@ class Recovery:
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, SECONDS] = 600.0
     """Longest wait for the cluster to give the nodes, and for a node to start its workers."""
+    device_wait_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
+    """Longest wait before a restart until the GPUs have as much free memory as before the first start: what a killed process held is freed
+    some time after its end."""
     classes: dict[str, FailureClass] = field(default_factory=dict)
     """Name of an exception → the class that it is: {DataError: transient, CudaAssert: bug}. `bug` and `out of memory` end the run,
     `transient` is tried once more, `crash` as often as `restarts` says."""

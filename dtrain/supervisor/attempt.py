@@ -277,11 +277,11 @@ class Attempt:
         strategy = self._context.strategy
         if not strategy.needs_all_addresses(len(self._workers)):
             info = of_rank_zero(info)
-        keep, votes = self._plan.job.logs.keep_bytes, self._context.memory
+        votes = self._context.memory
         votes.begin(self.number, len(self._workers), self._begin.memory)
         for node, ranks in self._workers.ranks.items():
             partner = votes.partner(node, self._workers.ranks)
-            self._workers.send(node, self._begin.command(self.number, ranks, info, keep, partner))
+            self._workers.send(node, self._begin.command(self.number, ranks, info, self._plan.job, partner))
 
     def _on_report(self, rank: int, report: reports.Report, now: float) -> None:
         if isinstance(report, reports.ShardWritten):

@@ -50,6 +50,13 @@ def nvmlDeviceGetHandleByIndex(number: int) -> int:
     return number
 
 
+def nvmlDeviceGetHandleByUUID(uuid: str) -> int:
+    for number, one in enumerate(_gpus()):
+        if one["uuid"] == uuid:
+            return nvmlDeviceGetHandleByIndex(number)
+    raise NVMLError("Not Found")
+
+
 def nvmlDeviceGetUUID(handle: int) -> str:
     return str(_known(handle, "uuid"))
 

@@ -52,7 +52,7 @@ from dtrain.common.memory import oom_kills
 from dtrain.common.message import tagged
 from dtrain.common.processes import STACKS_SIGNAL, alive, catches
 from dtrain.job.failure_kinds import FailureKind
-from dtrain.record import sample_ledger
+from dtrain.record import collective_records, sample_ledger
 from dtrain.record.events import StepsProfiled, UserWarned, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report
@@ -97,7 +97,8 @@ class Agent:
         """Whether the supervisor has given up waiting for the zygote's imports."""
         self._pulse = Pulse(self._link.send, beat_seconds, commands, partial(os._exit, 1))
         self._meter = UsageMeter()
-        self._inspector = Inspector(node, self._meter, self._link.send)
+        written = private.written if private else lambda _: ()
+        self._inspector = Inspector(run, node, self._meter, self._link.send, written)
         self._memory = NodeMemory(run, node, self._link.send)
         self._device_memory = DeviceMemory(self._warn)
         self._preflight = Preflight(run, node, self._link.send)
@@ -330,6 +331,7 @@ class Agent:
         self._drain_pipe(rank)
         one = self._workers.pop(rank)
         one.process.close()
+        collective_records.forget(self._run, self._attempt, rank)
         if code and not one.reported and (report := failure_report.from_error_file(self._run.error_file(rank))):
             self._send_report(rank, report)
         step = sample_ledger.last_step(one.ledger)

@@ -145,6 +145,8 @@ class Inspect(Message):
     """Empty: all."""
     stacks: bool = True
     native: bool = False
+    collectives: bool = False
+    """Whether programs are to write what their framework recorded of their collectives, too (`Strategy.gpu_environment`)."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,8 @@ class WorkerLiveness:
     """Since it was stopped by a signal; 0: it is not."""
     quiet_seconds: float = 0.0
     """Seconds since the last step or output, whatever CPU time was used."""
+    on_device: bool = False
+    """Whether it uses a GPU: waiting for one takes CPU time."""
 
     def aged(self, seconds: float) -> WorkerLiveness:
         """Return the liveness to assume now, if the agent looked so many seconds ago."""

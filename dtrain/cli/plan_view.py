@@ -106,13 +106,14 @@ def _rank_views(launch: LaunchPlan, run_id: str, *, same_machine: bool) -> tuple
     addresses = tuple("127.0.0.1" if same_machine else f"<{_node(rank)}>" for rank in ranks)
     rendezvous = RendezvousInfo(addresses, tuple(0 for _ in ranks), run_id, 1)
     strategy = registry.strategy_of(launch.job)
+    on_gpu = strategy.gpu_environment() if launch.job.resources.device == "gpu" else {}
     return tuple(
         RankView(
             rank.rank,
             _node(rank),
             rank.local_rank,
             rank.replicas,
-            dict(strategy.environment(rank, rendezvous)) | redacted(launch.job.env),
+            dict(strategy.environment(rank, rendezvous)) | on_gpu | redacted(launch.job.env),
         )
         for rank in ranks
     )

@@ -281,7 +281,7 @@ class Recovery:
     backoff_seconds: Annotated[float, NOT_NEGATIVE] = 1.0
     """Wait before the second restart in a row without progress, doubled for each one after; the first does not wait."""
     hang_seconds: Annotated[float, SECONDS] = 600.0
-    """No step, no output and no CPU time for this long is a hang."""
+    """No step, no output and no CPU time for this long is a hang. Of functions and scripts that use a GPU, CPU time is no sign of life."""
     heartbeat_seconds: Annotated[float, SECONDS] = 30.0
     """A node whose agent is silent for this long is lost."""
     grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0

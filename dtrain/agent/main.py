@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 from dtrain.agent import devices
 from dtrain.agent.fork_server import ForkServer
 from dtrain.agent.warm import pool, prewarm
-from dtrain.common import environment, gpu
+from dtrain.common import environment
 from dtrain.common.processes import send_output_to, set_name
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def _imports(options: argparse.Namespace, run: RunDir) -> tuple[tuple[str, ...],
     # something else too; asleep, as many threads as there are CPUs were never slower than one (torch 2.13, 2 CPUs).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault(gpu.ORDER, gpu.BY_BUS)
+    for name, value in devices.settings().items():
+        os.environ.setdefault(name, value)
     variables = run.job().env if run.job_file.exists() else {}
     return tuple(name for name in options.preload.split(",") if name), variables
 

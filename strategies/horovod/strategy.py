@@ -119,6 +119,7 @@ class Horovod(TrainingStrategy):
 
         with connected(context) as device:
             hvd.init()
+            launcher.say_without_nccl(hvd, context.job)
             yield torch_backend.TorchBackend(context.rank_info, device, Averaged(self.options))
             hvd.shutdown()
 

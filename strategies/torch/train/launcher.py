@@ -45,7 +45,7 @@ class OneADevice(TrainingStrategy):
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """Return torchrun's variables, without the one that it sets for older programs: an abort of NCCL's communicators may hang."""
-        found = environments.torchrun(rank_info, rendezvous)
+        found = environments.torchrun(rank_info, rendezvous) | environments.lazy_gloo(rank_info)
         return {name: value for name, value in found.items() if name != "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
 
     def gpu_environment(self) -> dict[str, str]:

@@ -68,6 +68,19 @@ def handle(nvml: Any, one: Gpu) -> Any:
     return nvml.nvmlDeviceGetHandleByUUID(one.uuid)
 
 
+def bus_of(one: Gpu) -> str:
+    """The address of a GPU on the PCI bus as sysfs writes it: `0000:3b:00.0`; '' if nobody tells it, or for a slice."""
+    if nvml := library():
+        with suppress(nvml.NVMLError):
+            domain, _, rest = _text(nvml.nvmlDeviceGetPciInfo(handle(nvml, one)).busId).lower().partition(":")
+            return f"{domain[-4:]}:{rest}"
+    for path in _driver_files():
+        with suppress(OSError):
+            if re.search(rf"GPU UUID:\s*{re.escape(one.uuid)}\s", path.read_text()):
+                return path.parent.name
+    return ""
+
+
 def device_files() -> int:
     """How many GPUs have a device file."""
     return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in DEVICES.glob("nvidia[0-9]*"))

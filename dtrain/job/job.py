@@ -79,6 +79,9 @@ class Resources:
     gpus: tuple[int | str, ...] = ()
     """GPUs of the local machine that the run may use, by their numbers in nvidia-smi or their UUIDs: [2, 3]. All that CUDA_VISIBLE_DEVICES
     leaves when not given. A run takes as many as it has workers, and waits for those that another run of yours has."""
+    numa: Literal["auto"] | None = None
+    """auto: each worker, and all that it starts, is bound to the CPUs next to its GPU; without GPUs, to whole cores of its own. Its log says
+    to which."""
     cpus_per_worker: Annotated[int, THREADS] | None = None
     """Threads of one replica; the node's CPUs divided by its replicas when not given."""
     min_workers: Annotated[int, COUNT] | None = None

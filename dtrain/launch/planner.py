@@ -137,6 +137,11 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         yield Problem(
             ("resources", "gpus"), f"the cluster '{job.cluster.name}' chooses the GPUs itself: leave resources.gpus out"
         )
+    if resources.numa and resources.nodes > 1 and registry.cluster_of(job).same_machine:
+        yield Problem(
+            ("resources", "numa"),
+            "several nodes on one machine would be bound to the same CPUs: leave resources.numa out",
+        )
     if (resources.min_workers or 0) > resources.workers:
         yield Problem(("resources", "min_workers"), f"min_workers is above workers ({resources.workers})")
     if job.logs.keep is not None:

@@ -188,6 +188,10 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
     for name in (variables.HOOKS, variables.OPERATIONS):
         os.environ.pop(name, None)
     os.environ.update(_environment(run, job, strategy, assignment) | job.env)
+    if job.resources.numa:
+        from dtrain.worker import cpu_binding
+
+        print(f"dtrain: {cpu_binding.bind(rank_info, on_gpus=job.resources.device == 'gpu')}")
     hooks.install(
         assignment.environment.get(variables.HOOKS, ""), run=run, rank=rank_info.rank, attempt=assignment.rendezvous.attempt,
         first_step=assignment.step,

@@ -157,6 +157,8 @@ class CheckNode(Message):
     """Packages whose versions are reported."""
     folder: bool
     """Whether the run folder is to be written to."""
+    gpus: bool = False
+    """Whether the run uses GPUs, whose health is looked at."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class NodeAnswered(Message):
     shared_memory_free: int | None
     problem: str = ""
     """Why the run folder cannot be written to."""
+    troubles: tuple[str, ...] = ()
+    """What else a person should look at, in words."""
 
 
 @dataclass(frozen=True)
@@ -378,20 +382,3 @@ def fragments(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
     size = (most_bytes - len(encode(Fragment("", first=False, last=False), to))) // 2
     for begin in range(0, len(text), size):
         yield encode(Fragment(text[begin : begin + size], first=begin == 0, last=begin + size >= len(text)), to)
-
-
-class Reassembler:
-    """Puts the fragments of several nodes together."""
-
-    def __init__(self) -> None:
-        self._begun: dict[str, list[str]] = {}
-
-    def add(self, node: str, fragment: Fragment) -> AgentEvent | None:
-        """The event that is complete with this fragment, or None."""
-        if fragment.first:
-            self._begun[node] = []
-        self._begun.setdefault(node, []).append(fragment.text)
-        if not fragment.last:
-            return None
-        event: AgentEvent = decode("".join(self._begun.pop(node)))[1]
-        return event

@@ -49,16 +49,19 @@ def library() -> Any | None:
 def installed() -> list[Gpu]:
     """All GPUs of this machine in the order of the PCI bus."""
     nvml = library()
-    uuids: list[str] = []
-    with suppress(Exception):  # the driver lost one
-        if nvml:
-            handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-            uuids = [_text(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    uuids = [_uuid(nvml, number) for number in range(nvml.nvmlDeviceGetCount())] if nvml else []
     with suppress(OSError):
         uuids = uuids or re.findall(r"GPU UUID:\s*(GPU-\S+)", "".join(map(Path.read_text, _driver_files())))
     if not uuids:
         uuids = [f"{UNKNOWN}{number}" for number in range(device_files())]
     return [Gpu(str(number), uuid) for number, uuid in enumerate(uuids)]
+
+
+def _uuid(nvml: Any, number: int) -> str:
+    try:
+        return _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(number)))
+    except nvml.NVMLError:  # the driver has lost it
+        return f"{UNKNOWN}{number}"
 
 
 def handle(nvml: Any, one: Gpu) -> Any:

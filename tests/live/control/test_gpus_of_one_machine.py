@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,29 @@ def test_what_names_no_gpu_is_refused_before_the_start(
     done = subprocess.run(command, env=two.environment(**environment), capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert told in " ".join(done.stderr.split())
+
+
+def test_members_of_a_sweep_have_gpus_of_their_own_and_wait_for_one(tmp_path: Path) -> None:
+    """Three members, two at a time, on two GPUs and on one."""
+    program = "import os, sys, time\nprint('sees', os.environ['CUDA_VISIBLE_DEVICES'], sys.argv[1], time.time(), flush=True)\ntime.sleep(1)\nprint('until', time.time())\n"
+    (tmp_path / "p.py").write_text(program)
+    (tmp_path / "p.yaml").write_text("{name: p, script: p.py, args: [0], resources: {device: gpu}, track: []}")
+    for count in (1, 2):
+        runs = tmp_path / f"runs{count}"
+        command = [*DTRAIN, "submit", str(tmp_path / "p.yaml"), "--sweep", "train.seed=0,1,2", "--at-most", "2"]
+        command[command.index("train.seed=0,1,2")] = "args=[0],[1],[2]"
+        with gpus(tmp_path, count) as fakes:
+            done = subprocess.run(
+                [*command, "--runs", str(runs)], env=fakes.environment(), capture_output=True, text=True, check=False
+            )
+        assert done.returncode == 0, done.stdout + done.stderr
+        used: dict[str, list[tuple[float, float]]] = {}
+        for log in runs.glob("*/logs/rank-00000.log"):
+            words = log.read_text().split()
+            number, began = words[words.index("sees") + 1], float(words[words.index("sees") + 3])
+            used.setdefault(number, []).append((began, float(words[words.index("until") + 1])))
+        assert sum(map(len, used.values())) == 3
+        assert set(used) == {str(number) for number in range(count)}
+        for spans in used.values():
+            ordered = sorted(spans)
+            assert all(one[1] <= after[0] for one, after in pairwise(ordered)), "at the same time"

@@ -164,6 +164,13 @@ class Local(Cluster):
         nodes = [f"node{number}" for number in range(plan.nodes)]
         return "\n".join(shlex.join(plan.agent_command(run, node)) for node in nodes)
 
+    def site_settings(self, plan: LaunchPlan, run: RunDir) -> list[str]:
+        """The GPUs that a run may take."""
+        if plan.job.resources.device != "gpu":
+            return []
+        names = ", ".join(one.name for one in gpu_leases.choice(plan.job.resources.gpus))
+        return [f"takes {_counted(plan.workers)} that no other run has, of {names}"]
+
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[LocalAllocation]:
         allocation = LocalAllocation(plan, run, inbox)

@@ -111,6 +111,13 @@ def test_a_run_takes_only_gpus_that_its_recipe_and_the_environment_leave(
     by_uuid.finish()
 
 
+def test_plan_says_which_gpus_a_run_may_take(tmp_path: Path, two: FakeGpus) -> None:
+    command = [*DTRAIN, "plan", str(tmp_path / "hold.yaml"), "--set", "resources.gpus=[1]"]
+    shown = subprocess.run(command, env=two.environment(), capture_output=True, text=True, check=True).stdout
+    assert "takes 1 GPU that no other run has, of 1" in shown
+    assert "TORCH_FR_BUFFER_SIZE=500" in shown
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "told"),
     [

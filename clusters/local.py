@@ -57,7 +57,7 @@ class LocalAllocation(Allocation):
         if self._plan.job.resources.device == "gpu":
             allowed = gpu_leases.choice(self._plan.job.resources.gpus)
             if holders := self._leases.take(self._plan.workers, allowed, self._run.path):
-                return f"{_counted(self._plan.workers)} of {len(allowed)}: {'; '.join(map(str, holders))}"
+                return f"{_counted(self._plan.workers)} of {len(allowed)}: {gpu_leases.told(holders)}"
         for _ in range(self._plan.nodes):
             self.start(self._next())
         return ""

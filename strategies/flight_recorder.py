@@ -109,7 +109,8 @@ def explain(records: Mapping[int, bytes]) -> RecordedHang | None:
     read = {rank: record for rank, data in records.items() if (record := _read(data))}
     groups = [group for group in _groups(read) if group.stands_at() is not None]
     told = sorted(
-        filter(None, (_explain_group(group, groups) for group in groups)), key=lambda one: (not one[1], one[2])
+        filter(None, (_explain_group(group, groups, frozenset(read)) for group in groups)),
+        key=lambda one: (not one[1], one[2]),
     )
     return RecordedHang(told[0][0], told[0][1]) if told else None
 
@@ -165,8 +166,11 @@ def _told(key: tuple[str, str]) -> str:
     )
 
 
-def _explain_group(group: _Group, groups: list[_Group]) -> tuple[str, frozenset[int], int] | None:
-    """The sentence, the ranks to blame, and when the collective that stands was begun; None if nobody knows anything."""
+def _explain_group(
+    group: _Group, groups: list[_Group], heard: frozenset[int]
+) -> tuple[str, frozenset[int], int] | None:
+    """The sentence, the ranks to blame, and when the collective that stands was begun; None if nobody knows anything. `heard`: the ranks with a
+    record."""
     number = group.stands_at()
     there = {rank: calls[number] for rank, calls in group.calls.items() if number in calls}
     if not there or number is None:
@@ -182,13 +186,14 @@ def _explain_group(group: _Group, groups: list[_Group]) -> tuple[str, frozenset[
     parts += [f"rank {rank} called {call} there" for rank, call in sorted(others.items())]
     elsewhere = {rank: found for rank in sorted(missing) if (found := _waits_elsewhere(rank, group, groups))}
     parts += [f"rank {rank} waits in {found} instead" for rank, found in elsewhere.items()]
-    if absent := sorted(missing - elsewhere.keys()):
-        parts.append(f"{ranks(absent)} did not join")
+    absent, silent = (missing & heard) - elsewhere.keys(), missing - heard
+    parts += [f"{ranks(sorted(absent))} did not join"] if absent else []
+    parts += [f"{ranks(sorted(silent))} left no record"] if silent else []
     if not missing and not others:
         parts.append("all ranks joined: the network between them, or a GPU, stands still")
     return (
         "; ".join(parts),
-        missing - elsewhere.keys() or frozenset(others),
+        absent or frozenset(others) or silent,
         min(call.created for call in there.values()),
     )
 

@@ -44,9 +44,19 @@ class Holder:
     since: float
     """Seconds since 1970."""
 
-    def __str__(self) -> str:
-        """Say it in the middle of a sentence."""
-        return f"GPU {self.gpu} is taken by {self.run} (process {self.pid}, since {time.strftime('%H:%M', time.localtime(self.since))})"
+
+def told(holders: Sequence[Holder]) -> str:
+    """Say who has which GPUs, in the middle of a sentence."""
+    gpus: dict[tuple[str, int], list[str]] = {}
+    since: dict[tuple[str, int], float] = {}
+    for one in holders:
+        gpus.setdefault((one.run, one.pid), []).append(one.gpu)
+        since[one.run, one.pid] = one.since
+    return "; ".join(
+        f"{'GPU' if len(names) == 1 else 'GPUs'} {', '.join(names)} {'is' if len(names) == 1 else 'are'} taken by {run} "
+        f"(process {pid}, since {time.strftime('%H:%M', time.localtime(since[run, pid]))})"
+        for (run, pid), names in gpus.items()
+    )
 
 
 class Leases:

@@ -91,7 +91,7 @@ def test_a_lease_outlives_the_supervisor_as_long_as_the_agent_lives(
     first.process.kill()
     first.process.communicate()
     second = begun(stack, tmp_path, two)
-    assert second.wait_event("nodes_awaited")["why"]
+    assert second.wait_event("nodes_awaited")["why"].startswith(f"1 GPU of 2: GPUs 0, 1 are taken by {first.run.id} ")
     os.kill(agent, signal.SIGKILL)
     assert sees(second) == "0"
     assert not running({agent})

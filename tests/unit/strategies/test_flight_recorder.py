@@ -44,10 +44,15 @@ def test_ranks_that_did_not_join_are_named_with_the_collective() -> None:
     assert found.ranks == {1}
 
 
-def test_a_rank_that_left_no_record_did_not_join_as_far_as_anybody_knows() -> None:
+def test_a_rank_without_a_record_is_told_apart_and_blamed_only_if_there_is_nobody_else() -> None:
     found = explain({0: WAITS, 1: WAITS, 2: WAITS})
     assert found is not None
-    assert "rank 3 did not join" in found.text
+    assert found.text.endswith("; rank 3 left no record")
+    assert found.ranks == {3}
+    found = explain({0: WAITS, 1: record(call(1)), 2: WAITS})
+    assert found is not None
+    assert found.text.endswith("; rank 1 did not join; rank 3 left no record")
+    assert found.ranks == {1}
 
 
 def test_another_collective_or_another_shape_at_the_same_place_is_named() -> None:
@@ -102,6 +107,7 @@ def test_a_record_runs_nothing_and_a_garbled_one_is_left_out(tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
     assert found is not None
     assert "ranks 0, 3 wait in all_reduce number 2" in found.text
+    assert "ranks 1, 2 left no record" in found.text
 
 
 def test_records_may_be_json() -> None:

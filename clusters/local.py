@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 
-from dtrain.agent import devices
+from dtrain.agent import devices, gpu_leases
 from dtrain.agent.warm import prewarm
 from dtrain.api.cluster import Allocation, Cluster, Inbox, Submission, SubmissionState
 from dtrain.api.pipes import PipedAgents
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common import environment as variables
+from dtrain.common import gpu
 from dtrain.common.errors import ClusterError
 from dtrain.common.processes import alive, command_line
 from dtrain.record.folder import RunDir
@@ -46,12 +47,20 @@ class LocalAllocation(Allocation):
         self._avoided: frozenset[str] = frozenset(plan.avoided)
         self._numbers = count()
         """Numbers of simulated nodes."""
+        self._leases = gpu_leases.Leases()
         self.channels: dict[str, PipedAgents] = {}
 
-    def begin(self) -> None:
-        """Start the agents of all nodes."""
+    def waits_for(self) -> str:
+        """Take the GPUs as soon as enough are free, and start the agents of all nodes."""
+        if self.channels:
+            return ""
+        if self._plan.job.resources.device == "gpu":
+            allowed = gpu_leases.choice(self._plan.job.resources.gpus)
+            if holders := self._leases.take(self._plan.workers, allowed, self._run.path):
+                return f"{_counted(self._plan.workers)} of {len(allowed)}: {gpu_leases.told(holders)}"
         for _ in range(self._plan.nodes):
             self.start(self._next())
+        return ""
 
     def _next(self) -> str:
         """The name of a node that there was not before, and that is not avoided."""
@@ -68,13 +77,15 @@ class LocalAllocation(Allocation):
 
     def _gpus(self, node: str) -> dict[str, str]:
         """The GPUs of one of several nodes on this machine: each has its own."""
-        if self._plan.job.resources.device != "gpu" or self._plan.nodes == 1:
+        if not self._leases.gpus:
             return {}
         each = self._plan.workers_per_node
         number = int(_base(node).removeprefix("node"))
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        known = visible.split(",") if visible else [str(index) for index in range(devices.gpus())]
-        return {"CUDA_VISIBLE_DEVICES": ",".join(known[number * each : (number + 1) * each])}
+        mine = self._leases.gpus[number * each : (number + 1) * each]
+        return {
+            gpu.VISIBLE: ",".join(one.name for one in mine),
+            variables.GPU_LEASES: ",".join(one.uuid for one in mine),
+        }
 
     def replace(self, node: str) -> bool:
         """This machine always has room for another agent."""
@@ -107,6 +118,7 @@ class LocalAllocation(Allocation):
             thread.start()
         for thread in threads:
             thread.join()
+        self._leases.release()
 
 
 class Local(Cluster):
@@ -123,13 +135,28 @@ class Local(Cluster):
         return True
 
     def problems(self, plan: LaunchPlan) -> list[str]:
-        """More GPUs than there are."""
-        wanted, there = plan.workers, devices.gpus()
-        if plan.job.resources.device != "gpu" or wanted <= there:
+        """More GPUs than there are, or names of GPUs that mean none or that something else overrides."""
+        resources, wanted = plan.job.resources, plan.workers
+        if resources.device != "gpu":
+            return (
+                ["resources.gpus names GPUs and resources.device is not gpu: add device: gpu"] if resources.gpus else []
+            )
+        if gpu.VISIBLE in plan.job.env:
+            return [f"env.{gpu.VISIBLE} would undo which GPUs a run is given: name them in resources.gpus instead"]
+        try:
+            chosen = gpu_leases.choice(resources.gpus)
+        except ClusterError as error:
+            return [f"{error.message}: {error.hint}"]
+        if os.environ.get(gpu.ORDER, gpu.BY_BUS) != gpu.BY_BUS and len(chosen) > 1 and chosen[0].name.isdigit():
+            return [
+                f"{gpu.ORDER}={os.environ[gpu.ORDER]} leaves open which GPU a number means: unset it, or name GPUs by UUID"
+            ]
+        there = len(chosen)
+        if wanted <= there:
             return []
         instead = f"take --gpus {there}, " if there else ""
         return [
-            f"{wanted} GPUs are asked for and this machine has {there}: {instead}--workers {wanted} to train on CPUs, or another --cluster"
+            f"{_counted(wanted)} are asked for and this machine has {there}: {instead}--workers {wanted} to train on CPUs, or another --cluster"
         ]
 
     def render(self, plan: LaunchPlan, run: RunDir) -> str:
@@ -137,11 +164,18 @@ class Local(Cluster):
         nodes = [f"node{number}" for number in range(plan.nodes)]
         return "\n".join(shlex.join(plan.agent_command(run, node)) for node in nodes)
 
+    def site_settings(self, plan: LaunchPlan, run: RunDir) -> list[str]:
+        """The GPUs that a run may take."""
+        if plan.job.resources.device != "gpu":
+            return []
+        names = ", ".join(one.name for one in gpu_leases.choice(plan.job.resources.gpus))
+        return [f"takes {_counted(plan.workers)} that no other run has, of {names}"]
+
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[LocalAllocation]:
         allocation = LocalAllocation(plan, run, inbox)
         try:
-            allocation.begin()
+            allocation.waits_for()
             yield allocation
         finally:
             allocation.end()
@@ -176,6 +210,10 @@ class Local(Cluster):
         if _is_supervisor(int(reference), run):
             with suppress(ProcessLookupError):
                 os.kill(int(reference), signal.SIGKILL)
+
+
+def _counted(gpus: int) -> str:
+    return f"{gpus} GPU{'' if gpus == 1 else 's'}"
 
 
 def _base(node: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from dtrain.api.exporter import ExportError, Tolerance, TrainedModel
-from dtrain.job.job import Limit
+from dtrain.job.limits import Limit
 
 from .error_text import first_line
 from .installation import missing

@@ -8,6 +8,9 @@ import os
 from dtrain.api.strategy import ERROR_FILE, RankInfo, RendezvousInfo
 from dtrain.common import environment
 
+LAZY = "TORCH_GLOO_LAZY_INIT"
+MANY_RANKS = 256
+
 
 def torchrun(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
     """torchrun's contract (PyTorch documentation, "torchrun (Elastic Launch)", Environment Variables)."""
@@ -39,6 +42,12 @@ def tf_config(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]
     return {
         "TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank_info.rank}})
     }
+
+
+def lazy_gloo(rank_info: RankInfo) -> dict[str, str]:
+    """Have gloo connect two ranks when they first need it: at this size the connections of all with all cost more."""
+    many = rank_info.world_size >= MANY_RANKS and LAZY not in os.environ
+    return {LAZY: "1"} if many else {}
 
 
 def sockets(rendezvous: RendezvousInfo, *names: str) -> dict[str, str]:

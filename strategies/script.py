@@ -12,7 +12,7 @@ from dtrain.job import entrypoint
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Device, Job
 
-from . import environments, errors, waiting
+from . import environments, errors, flight_recorder, waiting
 from .horovod import launcher
 
 PRELOADS = {
@@ -69,6 +69,7 @@ class Script(Strategy):
     Options = ScriptOptions
     framework = None
     waits_in = staticmethod(waiting.waits_in)
+    explain_hang = staticmethod(flight_recorder.explain)
 
     def __init__(self, options: ScriptOptions) -> None:
         self.options = options
@@ -114,6 +115,10 @@ class Script(Strategy):
         if self._sets("horovod"):
             told |= launcher.environment(rank_info, rendezvous)
         return told
+
+    def gpu_environment(self) -> dict[str, str]:
+        """Return what has PyTorch record its collectives, if the script may use it."""
+        return flight_recorder.environment() if self._sets("torchrun") else {}
 
     def classify(self, type_names: Sequence[str], message: str) -> FailureKind | None:
         """A script may use any framework."""

@@ -16,6 +16,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 from dtrain.agent import devices
+from dtrain.agent.device_memory import DeviceMemory
 from dtrain.agent.fork_server import Broken, Ended, ForkRefused, ForkServer
 from dtrain.agent.heartbeat import Pulse
 from dtrain.agent.inspector import Inspector
@@ -51,8 +52,8 @@ from dtrain.common.memory import oom_kills
 from dtrain.common.message import tagged
 from dtrain.common.processes import STACKS_SIGNAL, alive, catches
 from dtrain.job.failure_kinds import FailureKind
-from dtrain.record import sample_ledger
-from dtrain.record.events import StepsProfiled, WorkersStarted
+from dtrain.record import collective_records, sample_ledger
+from dtrain.record.events import StepsProfiled, UserWarned, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report
 from dtrain.worker.main import Assignment
@@ -96,8 +97,10 @@ class Agent:
         """Whether the supervisor has given up waiting for the zygote's imports."""
         self._pulse = Pulse(self._link.send, beat_seconds, commands, partial(os._exit, 1))
         self._meter = UsageMeter()
-        self._inspector = Inspector(node, self._meter, self._link.send)
+        written = private.written if private else lambda _: ()
+        self._inspector = Inspector(run, node, self._meter, self._link.send, written)
         self._memory = NodeMemory(run, node, self._link.send)
+        self._device_memory = DeviceMemory(self._warn)
         self._preflight = Preflight(run, node, self._link.send)
 
     def serve(self) -> None:
@@ -144,7 +147,7 @@ class Agent:
     def _poll(self, timeout: float) -> None:
         pipes: dict[Any, int] = {one.pipe: rank for rank, one in self._workers.items() if not one.pipe.closed}
         sources: list[Any] = [self._link.commands, *pipes, *([] if self._zygote.broken else [self._zygote])]
-        fetching = self._waiting and not self._memory.ready(self._waiting[0])
+        fetching = self._waiting and not self._ready()
         sent = [one.pipe.flush() for one in self._workers.values()]
         ready = wait(sources, min(timeout, FETCHING_SECONDS) if fetching or not all(sent) else timeout)
         for source in ready:
@@ -154,9 +157,13 @@ class Agent:
         if self._link.commands in ready:
             for command in self._link.read():
                 self._handle_command(command)
-        while (self._zygote.warm or self._zygote.broken) and self._waiting and self._memory.ready(self._waiting[0]):
+        while (self._zygote.warm or self._zygote.broken) and self._waiting and self._ready():
             self._fork(self._waiting.popleft())
             self._hear_zygote()
+
+    def _ready(self) -> bool:
+        """Whether the next workers have what they begin with."""
+        return self._memory.ready(self._waiting[0]) and self._device_memory.ready()
 
     def _hear_zygote(self) -> None:
         for event in self._zygote.hear():
@@ -184,6 +191,9 @@ class Agent:
         """Say in the place of a worker why it fails."""
         self._send_report(rank, reports.WorkerFailed(kind.value, message, traceback))
 
+    def _warn(self, text: str) -> None:
+        self._link.send(WorkerReport(self._attempt, self._waiting[0].ranks[0].rank, tagged(UserWarned(text=text), TAG)))
+
     def _send_report(self, rank: int, report: reports.Report) -> None:
         self._link.send(WorkerReport(self._attempt, rank, tagged(report, TAG)))
 
@@ -200,6 +210,7 @@ class Agent:
             self._attempt, self._keep_log_bytes = command.attempt, command.keep_log_bytes
             self._waiting.append(command)
             self._memory.begin(command)
+            self._device_memory.begin(command)
         elif isinstance(command, WriteMemory):
             self._memory.write(command)
         elif command.attempt != self._attempt:
@@ -320,6 +331,7 @@ class Agent:
         self._drain_pipe(rank)
         one = self._workers.pop(rank)
         one.process.close()
+        collective_records.forget(self._run, self._attempt, rank)
         if code and not one.reported and (report := failure_report.from_error_file(self._run.error_file(rank))):
             self._send_report(rank, report)
         step = sample_ledger.last_step(one.ledger)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.common import environment
+from dtrain.common import environment, gpu
 
 LOOPBACK = "127.0.0.1"
+INFINIBAND = Path("/sys/class/infiniband")
 SIOCGIFADDR = 0x8915
 """The call that gives an interface's IPv4 address (netdevice(7))."""
 ELSEWHERE = "192.0.2.1"
@@ -28,10 +28,20 @@ def cpus() -> int:
 
 def gpus() -> int:
     """NVIDIA GPUs this process may use: those of `CUDA_VISIBLE_DEVICES`, else the device files there are."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in Path("/dev").glob("nvidia[0-9]*"))
+    named = gpu.named()
+    return gpu.device_files() if named is None else len(named)
+
+
+def settings() -> dict[str, str]:
+    """The variables of every process on this node, where the user sets no others; none where there are no such devices."""
+    found: dict[str, str] = {}
+    if gpus():
+        # A look at CUDA would start it, and what is forked afterwards could not use it.
+        found |= {gpu.ORDER: gpu.BY_BUS, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    if INFINIBAND.is_dir():
+        # Data workers are forked from processes whose memory network cards write to.
+        found |= {"RDMAV_FORK_SAFE": "1", "IBV_FORK_SAFE": "1"}
+    return found
 
 
 def address() -> str:

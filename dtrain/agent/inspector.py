@@ -12,17 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 from dtrain.agent.usage_meter import UsageMeter
 from dtrain.agent.worker_process import WorkerProcess
-from dtrain.api.protocol import Inspect, Inspected
+from dtrain.api.protocol import FileAppended, Inspect, Inspected
 from dtrain.common.files import read_at
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.processes import STACKS_SIGNAL, catches, resident_megabytes, threads, usage
-from dtrain.record import inspection, sample_ledger
+from dtrain.record import collective_records, inspection, sample_ledger
+from dtrain.record.folder import RunDir
 from dtrain.record.inspection import WorkerUsage
 
 POLL_SECONDS = 0.03
@@ -57,8 +58,20 @@ class _Native:
 class Inspector:
     """Answers the requests of one agent, which calls `poll` from its loop: nothing here waits."""
 
-    def __init__(self, node: str, meter: UsageMeter, send: Callable[[Inspected], None]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        node: str,
+        meter: UsageMeter,
+        send: Callable[[Inspected | FileAppended], None],
+        written: Callable[[str], Iterable[FileAppended]],
+    ) -> None:
+        self._run = run
         self._node = node
+        self._written = written
+        """What there is to send of a file of the run folder."""
+        self._records: dict[int, tuple[int, float]] = {}
+        """Rank → size of its record of collectives, and when it grew last (monotonic seconds); those that are not complete."""
         self._meter = meter
         self._send = send
         self._command: Inspect | None = None
@@ -91,6 +104,10 @@ class Inspector:
             else:
                 self._no_native = "py-spy is not installed" if command.native else ""
                 self._ask(rank, one, now)
+        self._records = {}
+        for rank in chosen if command.collectives else ():
+            if collective_records.ask(self._run, command.attempt, rank):
+                self._records[rank] = 0, now
         self.poll()
 
     def poll(self) -> None:
@@ -103,7 +120,9 @@ class Inspector:
         for rank, native in list(self._native.items()):
             if native.process.poll() is not None:
                 self._read_native(rank)
-        if now >= self._deadline or not (self._waiting or self._native):
+        for rank in list(self._records):
+            self._look_at_record(self._command, rank, now)
+        if now >= self._deadline or not (self._waiting or self._native or self._records):
             self._finish()
 
     def _used(self, one: WorkerProcess) -> WorkerUsage:
@@ -144,6 +163,17 @@ class Inspector:
         self._texts[rank] = text or "\n".join(["wrote no stacks; its threads:", *threads(waiting.worker.pid)])
         waiting.worker.end_inspection(waiting.size, other_output=other)
         del self._waiting[rank]
+
+    def _look_at_record(self, command: Inspect, rank: int, now: float) -> None:
+        path = collective_records.file(self._run, command.attempt, rank)
+        size = path.stat().st_size if path.exists() else 0
+        before, grew = self._records[rank]
+        if size != before:
+            self._records[rank] = size, now
+        elif size and now - grew >= SETTLED_SECONDS:
+            del self._records[rank]
+            for piece in self._written(str(path.relative_to(self._run.path))):
+                self._send(piece)
 
     def _read_native(self, rank: int) -> None:
         native = self._native.pop(rank)

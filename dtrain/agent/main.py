@@ -10,11 +10,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from dtrain.agent import devices
 from dtrain.agent.fork_server import ForkServer
 from dtrain.agent.warm import pool, prewarm
+from dtrain.common import environment
 from dtrain.common.processes import send_output_to, set_name
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _hold(seconds: float, arguments: list[str]) -> int:
 def _serve(arguments: list[str], commands: int, events: int, spare: ForkServer | None) -> None:
     """Be the agent of one node until its run has ended, with the spare's zygote if that has imported what the run needs."""
     options = _options(arguments)
+    leases = _join_leases(os.environ.get(environment.GPU_LEASES, ""))
     from dtrain.record.folder import RunDir
 
     run, private = RunDir(options.run), None
@@ -88,6 +90,16 @@ def _serve(arguments: list[str], commands: int, events: int, spare: ForkServer |
     streams = {"commands": commands, "events": events}
     agent = Agent(run, private, options.node, beat_seconds=beat_seconds, zygote=zygote, **streams)
     agent.serve()
+    for lease in leases:
+        lease.close()
+
+
+def _join_leases(uuids: str) -> list[IO[str]]:
+    if not uuids:
+        return []
+    from dtrain.agent import gpu_leases
+
+    return gpu_leases.join(uuids.split(","))
 
 
 def _imports(options: argparse.Namespace, run: RunDir) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -98,6 +110,8 @@ def _imports(options: argparse.Namespace, run: RunDir) -> tuple[tuple[str, ...],
     # something else too; asleep, as many threads as there are CPUs were never slower than one (torch 2.13, 2 CPUs).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name, value in devices.settings().items():
+        os.environ.setdefault(name, value)
     variables = run.job().env if run.job_file.exists() else {}
     return tuple(name for name in options.preload.split(",") if name), variables
 

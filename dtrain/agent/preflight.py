@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dtrain.agent import devices
+from dtrain.agent import devices, node_health
 from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
 from dtrain.record.folder import RunDir
 
@@ -56,6 +56,7 @@ class Preflight:
             NodeAnswered(
                 clock, versions(command.packages), self._listen(),
                 disk_free=free(self._run.path), shared_memory_free=free(Path(SHARED_MEMORY)), problem=problem,
+                troubles=tuple(f"{one.text}: {one.todo}" for one in node_health.troubles(on_gpus=command.gpus)),
             )
         )  # fmt: skip
 

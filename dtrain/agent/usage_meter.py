@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,8 @@ def memory_used() -> Usage:
 
 def _gpu_reader() -> Callable[[], Usage]:
     """Return a reader of the GPUs that this process may use, if there are any and nvidia-ml-py is installed."""
-    if not devices.gpus():
-        return dict
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        count = pynvml.nvmlDeviceGetCount()
-    except Exception:  # noqa: BLE001  it is not installed, or the driver is not there: the node is measured without
-        return dict
-    return lambda: gpus_used(pynvml, count)
+    nvml = gpu.library() if devices.gpus() else None
+    return partial(gpus_used, nvml, nvml.nvmlDeviceGetCount()) if nvml else dict
 
 
 def gpus_used(pynvml: Any, count: int) -> Usage:

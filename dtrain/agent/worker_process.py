@@ -10,7 +10,7 @@ from dtrain.agent.worker_pipe import WorkerPipe
 from dtrain.api.protocol import WorkerLiveness
 from dtrain.api.strategy import RankInfo
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.common.processes import ProcessHandle, usage
+from dtrain.common.processes import GPU_DEVICES, ProcessHandle, opened, usage
 from dtrain.record import log_retention, sample_ledger
 from dtrain.record.events import LogShortened
 from dtrain.record.log_times import LogTimes
@@ -51,6 +51,7 @@ class WorkerProcess:
     """Whether it wrote other output meanwhile."""
 
     def __post_init__(self) -> None:
+        self._on_device = False
         self._times = LogTimes(self.log)
         self.process = ProcessHandle(self.pid)
 
@@ -84,6 +85,10 @@ class WorkerProcess:
             return LogShortened(rank=self.rank_info.rank, removed=0, problem=error.strerror or str(error))
         return LogShortened(rank=self.rank_info.rank, removed=removed) if removed else None
 
+    def _uses_device(self) -> bool:
+        self._on_device = self._on_device or bool(opened(self.pid, GPU_DEVICES))
+        return self._on_device
+
     def look(self, now: float) -> WorkerLiveness:
         """Compare with the last look: a step, output or CPU time is a sign of life."""
         current = usage(self.pid)
@@ -112,4 +117,5 @@ class WorkerProcess:
             idle_seconds=round(now - self.active, 2),
             stopped_seconds=round(now - self.stopped_since, 2) if self.stopped_since else 0.0,
             quiet_seconds=round(now - self.advanced, 2),
+            on_device=self._uses_device(),
         )

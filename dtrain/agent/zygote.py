@@ -32,12 +32,14 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.common.processes import (
+    GPU_DEVICES,
     STACKS_SIGNAL,
     adopt_orphans,
     alive,
     children,
     die_with_parent,
     kill_group,
+    opened,
     outlive_parent,
     outlives_attempts,
     set_name,
@@ -49,9 +51,6 @@ IMPORT_SECONDS = 3600
 """A resident, which nobody waits for, is killed if its imports take longer."""
 END_SECONDS = 5.0
 """For processes that were killed to be gone; one that waits for a device may take longer."""
-GPU_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
-"""Device files that CUDA and ROCm open when they are initialised; a process that is forked afterwards cannot use
-them."""
 _exit_code: tuple[int, int] | None = None
 """A worker's process id and what it ends with: an exit code, or minus a signal."""
 
@@ -137,7 +136,7 @@ def _import(modules: list[str], channel: socket.socket | None) -> bool:
                 traceback=users_traceback(error, None),
             )
             return False
-        if device := _opened(GPU_DEVICES):
+        if device := opened("self", GPU_DEVICES):
             why = (
                 f"it starts using the GPU ({device}), and processes that are forked afterwards cannot: leave it out of "
                 "preload, or have it wait until it is called"
@@ -145,16 +144,6 @@ def _import(modules: list[str], channel: socket.socket | None) -> bool:
             _say(channel, kind="broken", module=name, error=why, traceback="")
             return False
     return True
-
-
-def _opened(devices: tuple[str, ...]) -> str:
-    """The first of these devices that this process has open; '' if it has none."""
-    for link in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the folder's own
-            target = str(link.readlink())
-            if target in devices:
-                return target
-    return ""
 
 
 def _say(channel: socket.socket | None, **message: Any) -> None:

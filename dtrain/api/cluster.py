@@ -76,6 +76,11 @@ class Allocation(ABC):
         """May ask the cluster. Whether `replace` could give a machine that is none of these."""
         return False
 
+    def waits_for(self) -> str:
+        """Idempotent, does not wait; called again and again until the nodes are ready. What has to be free before they can start, and who
+        has it, in words, if that may take as long as another run does; '' if there is nothing."""
+        return ""
+
     def shortage(self) -> str:
         """Describe what is requested, what is free and what there is in total; '' if that is not known."""
         return ""

@@ -63,6 +63,8 @@ class StartWorkers(Message):
     """The agent whose parts of in-memory checkpoints this node copies."""
     rolled_back: tuple[int, ...] = ()
     """Steps to go on without; see `dtrain.record.history.rolled_back`."""
+    device_wait_seconds: float = 0.0
+    """Longest wait for the memory of the node's GPUs to be free again; 0: none are used."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class Inspect(Message):
     """Empty: all."""
     stacks: bool = True
     native: bool = False
+    collectives: bool = False
+    """Whether programs are to write what their framework recorded of their collectives, too (`Strategy.gpu_environment`)."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ class CheckNode(Message):
     """Packages whose versions are reported."""
     folder: bool
     """Whether the run folder is to be written to."""
+    gpus: bool = False
+    """Whether the run uses GPUs, whose health is looked at."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,8 @@ class NodeAnswered(Message):
     shared_memory_free: int | None
     problem: str = ""
     """Why the run folder cannot be written to."""
+    troubles: tuple[str, ...] = ()
+    """What else a person should look at, in words."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,8 @@ class WorkerLiveness:
     """Since it was stopped by a signal; 0: it is not."""
     quiet_seconds: float = 0.0
     """Seconds since the last step or output, whatever CPU time was used."""
+    on_device: bool = False
+    """Whether it uses a GPU: waiting for one takes CPU time."""
 
     def aged(self, seconds: float) -> WorkerLiveness:
         """Return the liveness to assume now, if the agent looked so many seconds ago."""
@@ -372,20 +382,3 @@ def fragments(line: bytes, to: str, most_bytes: int) -> Iterator[bytes]:
     size = (most_bytes - len(encode(Fragment("", first=False, last=False), to))) // 2
     for begin in range(0, len(text), size):
         yield encode(Fragment(text[begin : begin + size], first=begin == 0, last=begin + size >= len(text)), to)
-
-
-class Reassembler:
-    """Puts the fragments of several nodes together."""
-
-    def __init__(self) -> None:
-        self._begun: dict[str, list[str]] = {}
-
-    def add(self, node: str, fragment: Fragment) -> AgentEvent | None:
-        """The event that is complete with this fragment, or None."""
-        if fragment.first:
-            self._begun[node] = []
-        self._begun.setdefault(node, []).append(fragment.text)
-        if not fragment.last:
-            return None
-        event: AgentEvent = decode("".join(self._begun.pop(node)))[1]
-        return event

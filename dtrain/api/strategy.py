@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -23,6 +23,20 @@ if TYPE_CHECKING:  # an agent imports this module, and must be light
 ERROR_FILE = "<error file of this rank>"
 """A value in `Strategy.environment` that stands for the path of the rank's own file, in which its program may leave
 an error."""
+RECORD_FILE = "<record of the collectives, then the rank>"
+"""A value in `Strategy.gpu_environment` that stands for how the path begins that the rank's record is to be written to."""
+RECORD_PIPE = "<pipe that asks for it, then the rank and .pipe>"
+"""The same for a pipe that the rank's program makes and listens to: what is written there asks for the record."""
+
+
+@dataclass(frozen=True)
+class RecordedHang:
+    """What the framework's own record tells of a hang."""
+
+    text: str
+    """In words: who waits where, and who does not."""
+    ranks: frozenset[int]
+    """Those that did not join the others; empty if all did."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,15 @@ class Strategy(ABC):
     @abstractmethod
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """The environment of one rank, as the framework's own launcher would set it. It is made in the worker."""
+
+    def gpu_environment(self) -> dict[str, str]:
+        """Return what the environment of a rank on GPUs has besides. It is made in the worker."""
+        return {}
+
+    def explain_hang(self, records: Mapping[int, bytes]) -> RecordedHang | None:
+        """Pure. Explain a hang by what the programs recorded of their collectives (rank → the file at RECORD_FILE); None if that does not
+        tell."""
+        return None
 
     def serve(self, context: WorkerContext) -> AbstractContextManager[None]:
         """Serve what workers or scripts need from rank 0 while they run: entered there before anybody's code runs; may serve from a

@@ -149,6 +149,10 @@ class TrainingBackend(ABC):
     def check_replicas(self) -> None:  # noqa: B027  an ability
         """Collective. Raise `UserError` on every rank if state that all ranks should have alike differs."""
 
+    def remark(self) -> str:
+        """Return what the user should know of the snapshots so far, once; '' if there is nothing."""
+        return ""
+
     @abstractmethod
     def snapshot(self) -> Snapshot:
         """Collective. Copy of model and optimizer state; training may go on when it returns."""

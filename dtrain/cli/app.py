@@ -172,14 +172,16 @@ def ps(
     """List the runs, the one that was started last at the end.
 
     Example: dtrain ps --state done --sort accuracy --limit 10"""
+    from dtrain.agent import gpu_leases
     from dtrain.cli import summary
     from dtrain.control import select as run_list
     from dtrain.control import state as queries
     from dtrain.record import folder
 
     chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    held = gpu_leases.of_runs()
     last = 0 if sort or state else -(limit or 0)
-    rows = run_list.with_state([queries.row(run) for run in chosen[last:]], state or [])
+    rows = run_list.with_state([queries.row(run, held.get(str(run.path), ())) for run in chosen[last:]], state or [])
     rows = run_list.in_order(rows, sort)[:limit] if sort else rows[-(limit or 0) :]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))

@@ -51,6 +51,8 @@ class PlanView:
     preload: tuple[str, ...]
     threads: int | None
     """Threads of a worker; None: the node's CPUs divided by its workers."""
+    binding: str
+    """Which CPUs a worker is bound to; '': to none."""
     exact_buffers: int | None
     """Most copies of the gradients that the sums of `train.exact` need; None without it."""
     memory: str
@@ -74,11 +76,18 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     return PlanView(
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
         cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
-        exact_buffers=_exact_buffers(launch), memory=_memory(launch), threads=job.resources.cpus_per_worker,
+        binding=_binding(launch), exact_buffers=_exact_buffers(launch), memory=_memory(launch), threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
         site_settings=tuple(cluster.site_settings(launch, run)), out_of_reach=tuple(planner.out_of_reach(launch)),
     )  # fmt: skip
+
+
+def _binding(launch: LaunchPlan) -> str:
+    if not launch.job.resources.numa:
+        return ""
+    what = "the CPUs next to its GPU" if launch.job.resources.device == "gpu" else "whole cores of its own"
+    return f"each worker is bound to {what} (resources.numa); its log says to which"
 
 
 def _exact_buffers(launch: LaunchPlan) -> int | None:
@@ -106,13 +115,14 @@ def _rank_views(launch: LaunchPlan, run_id: str, *, same_machine: bool) -> tuple
     addresses = tuple("127.0.0.1" if same_machine else f"<{_node(rank)}>" for rank in ranks)
     rendezvous = RendezvousInfo(addresses, tuple(0 for _ in ranks), run_id, 1)
     strategy = registry.strategy_of(launch.job)
+    on_gpu = strategy.gpu_environment() if launch.job.resources.device == "gpu" else {}
     return tuple(
         RankView(
             rank.rank,
             _node(rank),
             rank.local_rank,
             rank.replicas,
-            dict(strategy.environment(rank, rendezvous)) | redacted(launch.job.env),
+            dict(strategy.environment(rank, rendezvous)) | on_gpu | redacted(launch.job.env),
         )
         for rank in ranks
     )
@@ -134,6 +144,8 @@ def plan_text(shown: PlanView) -> str:
     lines.append(
         f"  threads of a worker: {threads}; they sleep while they wait for each other (OMP_WAIT_POLICY=passive)"
     )
+    if shown.binding:
+        lines.append(f"  {shown.binding}")
     if shown.reason:
         lines.append(f"  {shown.strategy} was chosen since: {shown.reason}")
     if shown.init_from:

@@ -118,8 +118,9 @@ def _speed(state: RunState) -> str:
 
 
 def table(rows: Sequence[RunRow], metric: str | None = None) -> str:
-    """A list of runs, one line each, however long its names are; with a metric in a column of its own."""
-    heads = COLUMNS if metric is None else (*COLUMNS, metric)
+    """A list of runs, one line each, however long its names are; with the GPUs they have, and a metric, in columns of their own."""
+    on_gpus = any(row.gpus for row in rows)
+    heads = (*COLUMNS, *(["GPUs"] if on_gpus else []), *([metric] if metric else []))
     lines: list[tuple[str, ...]] = [heads]
     for row in rows:
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "-"
@@ -127,6 +128,7 @@ def table(rows: Sequence[RunRow], metric: str | None = None) -> str:
         started = time.strftime("%m-%d %H:%M", time.localtime(row.started)) if row.started else "-"
         age = f"{seconds(time.time() - row.changed)} ago" if row.changed else "-"
         cells = (row.strategy, row.cluster, str(row.workers), str(row.restarts))
+        gpus = (",".join(row.gpus) or "-",) if on_gpus else ()
         more = () if metric is None else (f"{row.metrics[metric]:.5g}" if metric in row.metrics else "-",)
-        lines.append((row.run, row.state, step, loss, *cells, started, age, *more))
+        lines.append((row.run, row.state, step, loss, *cells, started, age, *gpus, *more))
     return columns(lines)

@@ -1,4 +1,4 @@
-"""How much memory this process may use: the machine's, and what its control groups (cgroup v1 and v2) leave of it."""
+"""What of the machine this process may use: its memory, and what its control groups (cgroup v1 and v2) leave of that and of CPUs."""
 
 from __future__ import annotations
 
@@ -56,12 +56,34 @@ def _limits() -> Iterator[tuple[Path, int, str]]:
                 yield folder, int((folder / limit_name).read_text()), used_name
 
 
-def _folders() -> Iterator[Path]:
-    """Return this process's control groups for memory, each followed by those above it, which bound it too."""
+def cpu_quota() -> float | None:
+    """How many CPUs' time the control groups of this process may use; None: they do not bound it."""
+    found = []
+    for folder in _folders("cpu"):
+        with suppress(OSError, ValueError):  # not there, or `max`
+            most, each = (folder / "cpu.max").read_text().split()
+            found.append(int(most) / int(each))
+        with suppress(OSError, ValueError):  # version 1, where -1 is no bound
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            found += [quota / period] if quota > 0 else []
+    return min(found, default=None)
+
+
+def most_processes() -> int | None:
+    """How many processes and threads the control groups of this process may have; None: they do not bound it."""
+    found = []
+    for folder in _folders("pids"):
+        with suppress(OSError, ValueError):
+            found.append(int((folder / "pids.max").read_text()))
+    return min(found, default=None)
+
+
+def _folders(controller: str = "memory") -> Iterator[Path]:
+    """Return this process's control groups of a controller, each followed by those above it, which bound it too."""
     for line in GROUPS.read_text().splitlines():
         _, controllers, group = line.split(":", 2)
-        if not controllers or "memory" in controllers.split(","):
-            base = FILE_SYSTEM / ("memory" if controllers else "")
+        if not controllers or controller in controllers.split(","):
+            base = FILE_SYSTEM / (controller if controllers else "")
             path = base / group.lstrip("/")
             yield path
             yield from (above for above in path.parents if above.is_relative_to(base))

@@ -9,3 +9,10 @@ DISK_REMEDY = "see dtrain clean"
 LEAST_SHARED_MEMORY = 256e6
 """In bytes; data loaders and NCCL use it, and a container has 64 MB if nobody asks for more."""
 SHARED_MEMORY_REMEDY = "start the container with --shm-size=8g"
+LOCKED_MEMORY_REMEDY = (
+    "network cards that write to memory lock it: ulimit -l unlimited, in a container --ulimit memlock=-1"
+)
+CPU_LIMIT_REMEDY = (
+    "threads for all of them wait for each other: raise the limit of the container, or set resources.cpus_per_worker"
+)
+PROCESSES_REMEDY = "data workers and threads count: raise the limit of the container (--pids-limit)"

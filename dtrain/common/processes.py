@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,10 @@ from dtrain.common.lazy_dataclass import dataclass
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PROC = Path("/proc")
+GPU_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
+"""Device files that CUDA and ROCm open when they are initialised; a process that is forked afterwards cannot use
+them."""
 SUPERVISE = ("-m", "dtrain", "supervise")
 """What the command of a supervisor that a cluster starts has before the run folder."""
 TEMPLATE = "import sys; sys.path[:1] == [''] and sys.path.pop(0); from dtrain.agent.zygote import main; main()"
@@ -49,6 +54,24 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
     signal_process(pid, number)
+
+
+def name_of(pid: int) -> str:
+    """The name of a process as ps(1) shows it; '' if it is gone."""
+    with suppress(OSError):
+        return _said(Path(f"/proc/{pid}/comm")).strip()
+    return ""
+
+
+def opened(pid: int | str, devices: Collection[str]) -> str:
+    """The first of these device files that a process has open; '' if it has none, or is gone."""
+    with suppress(OSError):
+        for link in (PROC / str(pid) / "fd").iterdir():
+            with suppress(OSError):  # it was closed just now
+                target = str(link.readlink())
+                if target in devices:
+                    return target
+    return ""
 
 
 def children(pid: int) -> list[int]:

@@ -121,12 +121,14 @@ class RunRow:
     changed: float | None = None
     """Seconds since 1970, of the newest event."""
     reason: str = ""
+    gpus: tuple[str, ...] = ()
+    """Those of this machine that it has now."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Newest values; those on held-out data begin with `held-out `."""
 
 
-def row(run: RunDir) -> RunRow:
-    """Return one run in a list; one that cannot be read is listed as such."""
+def row(run: RunDir, gpus: Sequence[str] = ()) -> RunRow:
+    """Return one run in a list, with the GPUs that it has; one that cannot be read is listed as such."""
     try:
         state = state_of(run)
     except UsageError as error:
@@ -134,6 +136,6 @@ def row(run: RunDir) -> RunRow:
     return RunRow(
         run=run.id, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
         strategy=state.strategy, cluster=state.cluster, workers=state.workers, restarts=state.restarts,
-        started=state.first_began or None, changed=state.changed or None, reason=state.reason,
+        started=state.first_began or None, changed=state.changed or None, reason=state.reason, gpus=tuple(gpus),
         metrics=state.metrics | {f"{HELD_OUT}{name}": value for name, value in state.evaluation.items()},
     )  # fmt: skip

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from dtrain.agent import devices
+from dtrain.agent import devices, node_health
 from dtrain.common import node_limits as limits
 from dtrain.common.errors import DtrainError
 from dtrain.common.lazy_dataclass import dataclass
@@ -67,7 +67,7 @@ def main() -> None:
 def of_node(folder: Path, cluster: str) -> Iterator[Finding]:
     """Everything that this machine can tell alone."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _versions, _processors, _gpus, _shared_memory, _limits, _address, lambda: _time_left(cluster), lambda: _folder(folder),
+        _versions, _processors, _gpus, _shared_memory, _limits, _health, _address, lambda: _time_left(cluster), lambda: _folder(folder),
     )  # fmt: skip
     for check in checks:
         try:
@@ -123,6 +123,16 @@ def _limits() -> Iterator[Finding]:
         yield Finding("open files", "warning", f"{files} at most", f"ulimit -n {LEAST_FILES}, or more.")
     else:
         yield Finding("open files", "ok", f"{files} at most")
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if locked == resource.RLIM_INFINITY or not devices.INFINIBAND.is_dir():
+        most = "any amount" if locked == resource.RLIM_INFINITY else f"{locked / 1e6:.3g} MB at most"
+        yield Finding("locked memory", "ok", most)
+
+
+def _health() -> Iterator[Finding]:
+    """Limits, and GPUs if there are any."""
+    for trouble in node_health.troubles(on_gpus=devices.gpus() > 0):
+        yield Finding(trouble.check, "warning", trouble.text, f"{trouble.todo[0].upper()}{trouble.todo[1:]}")
 
 
 def _address() -> Iterator[Finding]:

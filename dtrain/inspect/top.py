@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dtrain.agent import gpu_leases
 from dtrain.api.phases import PHASES
 from dtrain.common.errors import UsageError
 from dtrain.common.printable import raw
@@ -120,4 +121,6 @@ def _head(run: RunDir) -> str:
     speed = f", {state.samples_per_second:,.0f} samples/s" if state.samples_per_second else ""
     wait = render.data_wait(state.data_wait).strip()
     step = f", step {state.step} of {state.total_steps}" if state.total_steps else ""
-    return f"{run.id}: {state.outcome}, attempt {state.attempt}{step}{speed}" + (f", {wait}" if wait else "")
+    gpus = gpu_leases.of_runs().get(str(run.path), []) if _on_gpus(run) else []
+    has = f", GPU {', '.join(gpus)}" if gpus else ""
+    return f"{run.id}: {state.outcome}, attempt {state.attempt}{step}{speed}{has}" + (f", {wait}" if wait else "")

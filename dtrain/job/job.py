@@ -7,67 +7,30 @@ so agents and workers read a job without paying for it. Durations are seconds, a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Any, Literal, get_args
 
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.job.limits import (
+    COUNT,
+    DATA_WORKERS,
+    EXIT_CODE,
+    FACTOR,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SAMPLES,
+    SECONDS,
+    SEED,
+    STEPS,
+    THREADS,
+    memory_bytes,
+)
 
 Device = Literal["cpu", "gpu", "tpu"]
 FailureClass = Literal["bug", "transient", "out of memory", "crash", "device"]
 Moment = Literal["started", "stalled", "recovered", "requeued", "finished", "stopped", "failed"]
 """Of a run, that somebody may want to be told of."""
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
-
-
-class Limit:
-    """The bounds of a number, in the form that pydantic reads (`annotated_types.GroupedMetadata`), which costs only who checks them."""
-
-    __is_annotated_types_grouped_metadata__ = True
-
-    def __init__(self, *, above: int | None = None, least: int | None = None, most: int | None = None) -> None:
-        self.above = above
-        self.least = least
-        self.most = most
-
-    def __iter__(self) -> Iterator[Any]:
-        import annotated_types
-
-        if self.above is not None:
-            yield annotated_types.Gt(self.above)
-        if self.least is not None:
-            yield annotated_types.Ge(self.least)
-        if self.most is not None:
-            yield annotated_types.Le(self.most)
-
-
-COUNT = Limit(above=0, most=1_000_000)
-"""Of workers, nodes, shards and other things that are started or kept."""
-STEPS = Limit(above=0, most=10**12)
-SAMPLES = Limit(above=0, most=10**9)
-SEED = Limit(least=0, most=2**63 - 1)
-POSITIVE = Limit(above=0, most=10**12)
-NOT_NEGATIVE = Limit(least=0, most=10**6)
-SECONDS = Limit(above=0, most=10**9)
-MEGABYTES = Limit(above=0, most=10**6)
-MEGABYTES_OR_NONE = Limit(least=0, most=10**6)
-THREADS = Limit(above=0, most=4096)
-DATA_WORKERS = Limit(least=0, most=256)
-EXIT_CODE = Limit(least=1, most=255)
-FACTOR = Limit(above=1, most=10**12)
-
-
-MEMORY_UNITS = {"MB": 10**6, "GB": 10**9}
-
-
-def memory_bytes(text: str) -> int | None:
-    """Bytes of `2GB` or `500 MB`; None if that is no amount of memory."""
-    number, unit = text.strip()[:-2].strip(), text.strip()[-2:].upper()
-    try:
-        found = float(number) * MEMORY_UNITS[unit]
-    except (ValueError, KeyError):
-        return None
-    return int(found) if 0 < found < 10**15 else None
 
 
 @dataclass(frozen=True)
@@ -113,6 +76,12 @@ class Resources:
     """Machines the workers are spread over evenly."""
     device: Device = "cpu"
     """What one replica trains on."""
+    gpus: tuple[int | str, ...] = ()
+    """GPUs of the local machine that the run may use, by their numbers in nvidia-smi or their UUIDs: [2, 3]. All that CUDA_VISIBLE_DEVICES
+    leaves when not given. A run takes as many as it has workers, and waits for those that another run of yours has."""
+    numa: Literal["auto"] | None = None
+    """auto: each worker, and all that it starts, is bound to the CPUs next to its GPU; without GPUs, to whole cores of its own. Its log says
+    to which."""
     cpus_per_worker: Annotated[int, THREADS] | None = None
     """Threads of one replica; the node's CPUs divided by its replicas when not given."""
     min_workers: Annotated[int, COUNT] | None = None
@@ -319,13 +288,16 @@ class Recovery:
     backoff_seconds: Annotated[float, NOT_NEGATIVE] = 1.0
     """Wait before the second restart in a row without progress, doubled for each one after; the first does not wait."""
     hang_seconds: Annotated[float, SECONDS] = 600.0
-    """No step, no output and no CPU time for this long is a hang."""
+    """No step, no output and no CPU time for this long is a hang. Of functions and scripts that use a GPU, CPU time is no sign of life."""
     heartbeat_seconds: Annotated[float, SECONDS] = 30.0
     """A node whose agent is silent for this long is lost."""
     grace_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
     """Between asking the workers to save and leave, and ending them."""
     provision_seconds: Annotated[float, SECONDS] = 600.0
     """Longest wait for the cluster to give the nodes, and for a node to start its workers."""
+    device_wait_seconds: Annotated[float, NOT_NEGATIVE] = 30.0
+    """Longest wait before a restart until the GPUs have as much free memory as before the first start: what a killed process held is freed
+    some time after its end."""
     classes: dict[str, FailureClass] = field(default_factory=dict)
     """Name of an exception → the class that it is: {DataError: transient, CudaAssert: bug}. `bug` and `out of memory` end the run,
     `transient` is tried once more, `crash` as often as `restarts` says."""

@@ -15,7 +15,8 @@ from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import TrainingStrategy
 from dtrain.common.errors import nearest
 from dtrain.job import entrypoint, task_class
-from dtrain.job.job import Data, Job, PluginChoice, ScriptModule, Train, memory_bytes
+from dtrain.job.job import Data, Job, PluginChoice, ScriptModule, Train
+from dtrain.job.limits import memory_bytes
 from dtrain.launch import bench_store, checks, exactness, initial_weights, registry, step_checks
 from dtrain.record.folder import default_root
 from dtrain.storage import object_store
@@ -131,6 +132,15 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         yield Problem(
             ("resources", "workers"),
             f"{resources.workers} workers cannot be spread evenly over {resources.nodes} nodes: take {near} workers",
+        )
+    if resources.gpus and not registry.cluster_of(job).same_machine:
+        yield Problem(
+            ("resources", "gpus"), f"the cluster '{job.cluster.name}' chooses the GPUs itself: leave resources.gpus out"
+        )
+    if resources.numa and resources.nodes > 1 and registry.cluster_of(job).same_machine:
+        yield Problem(
+            ("resources", "numa"),
+            "several nodes on one machine would be bound to the same CPUs: leave resources.numa out",
         )
     if (resources.min_workers or 0) > resources.workers:
         yield Problem(("resources", "min_workers"), f"min_workers is above workers ({resources.workers})")

@@ -38,6 +38,14 @@ class RunStarted(Event, was="run"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodesAwaited(Event):
+    """The nodes cannot start before something is free that another run has."""
+
+    why: str
+    """What it is and who has it; '' when the wait is over."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeReady(Event, was="node"):
     """The agent of a node is up."""
 

@@ -119,6 +119,10 @@ def _on_run(state: RunState, event: events.RunStarted) -> None:
     state.reason = ""
 
 
+def _on_nodes_awaited(state: RunState, event: events.NodesAwaited) -> None:
+    state.phase, state.reason = ("waiting", f"for {event.why}") if event.why else ("starting", "")
+
+
 def _on_node(state: RunState, event: events.NodeReady) -> None:
     state.hosts[event.node] = event.host
 
@@ -249,6 +253,7 @@ def _on_end(state: RunState, event: events.RunEnded) -> None:
 
 HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.RunStarted: _on_run,
+    events.NodesAwaited: _on_nodes_awaited,
     events.NodeReady: _on_node,
     events.NodeLost: _on_node_lost,
     events.AttemptStarted: _on_attempt,

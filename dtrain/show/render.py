@@ -166,6 +166,10 @@ def milliseconds(value: float) -> str:
     return f"{value * 1000:.3g} ms" if value < 1 else seconds(value)
 
 
+def _nodes_awaited(event: events.NodesAwaited, state: RunState) -> str:
+    return f"waiting for {event.why}" if event.why else "the wait is over"
+
+
 def _node_avoided(event: events.NodeAvoided, state: RunState) -> str:
     return f"{event.node} is avoided for {seconds(event.until - event.time)}: {'; '.join(event.evidence)}"
 
@@ -259,6 +263,7 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.DebuggerLeft: _debugger_left,
     events.StragglerFound: _straggler,
     events.StragglerOver: _straggler_over,
+    events.NodesAwaited: _nodes_awaited,
     events.NodeAvoided: _node_avoided,
     events.NodeLost: _node_lost,
     events.StopRequested: _stopping,

@@ -60,6 +60,8 @@ from dtrain.supervisor.saving.start_point import StartPoint
 from dtrain.supervisor.states import Phase
 
 STACKS_SECONDS = 1.0
+RECORDS_SECONDS = 5.0
+"""For the record of collectives, too, that programs on GPUs have: NCCL looks once a second whether it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Attempt:
         self._phase = Phase.RENDEZVOUS
         self._workers = Workers(nodes, plan.ranks_by_node(), context.channels)
         self._rendezvous = Rendezvous({node.name: node.address for node in nodes}, self._workers.ranks)
-        self._watch = Watch(number, job.recovery, self._workers.owner, context.log)
+        own_loop = job.kind == "task"
+        self._watch = Watch(number, job.recovery, self._workers.owner, context.log, own_loop=own_loop)
         self._failures = FailureAttribution(
             self._workers.owner, partial(error_kind, context.strategy), script=self._is_script,
             retry_exit_codes=job.recovery.retry_exit_codes, classes=job.recovery.classes,
@@ -215,11 +218,11 @@ class Attempt:
         else:
             self._workers.send_all(ProposeStop(self.number))
 
-    def inspect(self, request: InspectionRequest) -> set[str]:
+    def inspect(self, request: InspectionRequest, *, collectives: bool = False) -> set[str]:
         """Have the agents of these ranks look into them; the nodes that are going to answer."""
         asked = self._workers.running_on(request.ranks)
         for node, own in asked.items():
-            self._workers.send(node, Inspect(self.number, request.id, own, request.stacks, request.native))
+            self._workers.send(node, Inspect(self.number, request.id, own, request.stacks, request.native, collectives))
         return set(asked)
 
     def inspected(self, node: str, answer: Inspected) -> None:
@@ -277,11 +280,11 @@ class Attempt:
         strategy = self._context.strategy
         if not strategy.needs_all_addresses(len(self._workers)):
             info = of_rank_zero(info)
-        keep, votes = self._plan.job.logs.keep_bytes, self._context.memory
+        votes = self._context.memory
         votes.begin(self.number, len(self._workers), self._begin.memory)
         for node, ranks in self._workers.ranks.items():
             partner = votes.partner(node, self._workers.ranks)
-            self._workers.send(node, self._begin.command(self.number, ranks, info, keep, partner))
+            self._workers.send(node, self._begin.command(self.number, ranks, info, self._plan.job, partner))
 
     def _on_report(self, rank: int, report: reports.Report, now: float) -> None:
         if isinstance(report, reports.ShardWritten):
@@ -360,7 +363,7 @@ class Attempt:
         self._phase = Phase.OVER
         self._watch.end()
         if failure is not None:
-            known = known_of(self._context.strategy, self._plan.job)
+            known = known_of(self._context.strategy, self._plan.job, self._context.log.path.parent, self.number)
             self.outcome = Failed(
                 self._watch.stacks.explain(failure, known, self._workers.owner), self._failures.also(failure)
             )
@@ -373,11 +376,12 @@ class Attempt:
         if hang.stopped:  # it is woken, to say where it was
             self._workers.send_all(DumpStacks(self.number))
         request = InspectionRequest(f"hang-{self.number}")
-        self._watch.stacks = HangStacks(request.id, self.inspect(request))
-        self._wait_for_stacks(failure, now)
+        on_gpus = self._plan.job.resources.device == "gpu"
+        self._watch.stacks = HangStacks(request.id, self.inspect(request, collectives=on_gpus))
+        self._wait_for_stacks(failure, now, RECORDS_SECONDS if on_gpus else STACKS_SECONDS)
 
-    def _wait_for_stacks(self, failure: Failure, now: float) -> None:
+    def _wait_for_stacks(self, failure: Failure, now: float, seconds: float = STACKS_SECONDS) -> None:
         """A hang is not an end at once: the workers need a moment to write their stacks."""
         self._failures.add(failure, self._commits.saved_step)
         self._phase = Phase.SETTLING
-        self._deadline = now + STACKS_SECONDS
+        self._deadline = now + seconds

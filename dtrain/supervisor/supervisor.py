@@ -147,6 +147,10 @@ class Supervisor:
         restore = Restore(self._shared.store, self._shared.lane, self._log, after=self._attempts, script=script)
         deadline = time.monotonic() + self._plan.job.recovery.provision_seconds
         while not self._stopping.asked:
+            if self._nodes.waiting():
+                deadline = time.monotonic() + self._plan.job.recovery.provision_seconds
+                self._pump_events()
+                continue
             late = time.monotonic() > deadline
             restore.check(late=late)
             result = self._nodes.check(late=late, failed=bool(self._failures), requeues=self._stopping.requeues)

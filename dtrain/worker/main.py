@@ -7,13 +7,22 @@ import os
 import signal
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from dtrain.api.reports import MOST_RANKS, StepsDone
-from dtrain.api.strategy import ERROR_FILE, RankInfo, RendezvousInfo, Strategy, TrainingStrategy, WorkerContext
+from dtrain.api.strategy import (
+    ERROR_FILE,
+    RECORD_FILE,
+    RECORD_PIPE,
+    RankInfo,
+    RendezvousInfo,
+    Strategy,
+    TrainingStrategy,
+    WorkerContext,
+)
 from dtrain.common import environment as variables
 from dtrain.common import hooks
 from dtrain.common.errors import ClusterError
@@ -23,7 +32,7 @@ from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_na
 from dtrain.job import code
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, shards_on
-from dtrain.record import code_snapshot
+from dtrain.record import code_snapshot, collective_records
 from dtrain.record.events import MemoryUsed
 from dtrain.record.folder import RunDir
 from dtrain.worker import failure_report, operation_log, python_process
@@ -179,6 +188,10 @@ def _set_up_process(assignment: Assignment, inheritance: Inheritance) -> tuple[R
     for name in (variables.HOOKS, variables.OPERATIONS):
         os.environ.pop(name, None)
     os.environ.update(_environment(run, job, strategy, assignment) | job.env)
+    if job.resources.numa:
+        from dtrain.worker import cpu_binding
+
+        print(f"dtrain: {cpu_binding.bind(rank_info, on_gpus=job.resources.device == 'gpu')}")
     hooks.install(
         assignment.environment.get(variables.HOOKS, ""), run=run, rank=rank_info.rank, attempt=assignment.rendezvous.attempt,
         first_step=assignment.step,
@@ -196,16 +209,26 @@ def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignme
     rank_info, rendezvous = assignment.rank_info, assignment.rendezvous
     error_file = run.error_file(rank_info.rank)
     error_file.unlink(missing_ok=True)
-    told = {
-        name: str(error_file) if value == ERROR_FILE else value
-        for name, value in strategy.environment(rank_info, rendezvous).items()
-    }
+    told = strategy.environment(rank_info, rendezvous)
+    meant = {ERROR_FILE: str(error_file)}
+    if job.resources.device == "gpu":
+        told |= strategy.gpu_environment()
+        meant |= _records(run, rendezvous.attempt)
+    told = {name: meant.get(value, value) for name, value in told.items() if value != RECORD_PIPE or value in meant}
     own = {
         variables.RUN: rendezvous.run_id,
         variables.ATTEMPT: str(rendezvous.attempt),
         variables.RANK: str(rank_info.rank),
     }
     return told | own | ({"PWD": job.folder} if "PWD" in os.environ else {})
+
+
+def _records(run: RunDir, attempt: int) -> dict[str, str]:
+    """Where the strategy's framework leaves its record of collectives, and the pipe that asks for it if there can be one."""
+    found = {RECORD_FILE: str(collective_records.file_prefix(run, attempt))}
+    with suppress(OSError):
+        found[RECORD_PIPE] = str(collective_records.pipe_prefix(run, attempt))
+    return found
 
 
 def _enter_code_folder(folder: str) -> None:

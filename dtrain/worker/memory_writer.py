@@ -15,7 +15,7 @@ from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.common import hooks
 from dtrain.common.files import digest
 from dtrain.common.memory import granted_memory
-from dtrain.job.job import memory_bytes
+from dtrain.job.limits import memory_bytes
 from dtrain.record.events import UserWarned
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.memory_schedule import MemorySchedule
@@ -43,6 +43,15 @@ class MemoryWriter:
         self._told_empty = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-memory")
 
+    def snapshot(self) -> Snapshot:
+        """Collective. Take a snapshot, and say what the user should know of it. Raises `OSError` if there is no memory for it."""
+        snapshot = self._backend.snapshot()
+        if remark := self._backend.remark():
+            print(f"dtrain: {remark}")
+            if self._info.rank == 0:
+                self._channel.report(UserWarned(text=remark))
+        return snapshot
+
     def saved(self, snapshot: Snapshot, step: int) -> Future[None] | None:
         """A snapshot that is about to be written to disk is an in-memory checkpoint, too; wait for the future, if there is one, before
         its buffer is given back."""
@@ -57,7 +66,7 @@ class MemoryWriter:
         hooks.reach("in-memory", step)
         problem, room, supported = "", False, True
         try:
-            snapshot = self._backend.snapshot()
+            snapshot = self.snapshot()
             supported = self._backend.stays_in_memory
             if supported:
                 completed = self._thread.submit(self._complete, snapshot, step, release=True)

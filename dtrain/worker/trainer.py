@@ -24,7 +24,8 @@ from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import Stream, StreamState
-from dtrain.job.job import Train, memory_bytes
+from dtrain.job.job import Train
+from dtrain.job.limits import memory_bytes
 from dtrain.launch import initial_weights
 from dtrain.record.events import Evaluation, Metrics, TrainingStarted, UserWarned
 from dtrain.record.folder import RunDir

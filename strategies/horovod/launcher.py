@@ -9,17 +9,25 @@ import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from dtrain.api.strategy import RankInfo, RendezvousInfo, WorkerContext
 from dtrain.common.errors import FrameworkMissing
+from dtrain.job.job import Job
 
 from .. import environments
 
 MISSING = "Horovod is not installed: its last release does not build as it is. Build it with: python -P -m dtrain.strategies.horovod.build"
 
+WITHOUT_NCCL = (
+    "this Horovod was built without NCCL: gradients are averaged on the host. Build it on a machine with CUDA: "
+    "HOROVOD_GPU_OPERATIONS=NCCL python -P -m dtrain.strategies.horovod.build"
+)
+
 
 def environment(rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
-    """Return the variables that `horovodrun` sets (`create_slot_env_vars`, `create_run_env_vars`)."""
+    """Return the variables that `horovodrun` sets (`create_slot_env_vars`, `create_run_env_vars`); gloo is for tensors on CPUs, what GPUs use was
+    decided when Horovod was built (HOROVOD_GPU_OPERATIONS)."""
     return {
         "HOROVOD_HOSTNAME": f"node{rank_info.node_rank}",
         "HOROVOD_RANK": str(rank_info.rank),
@@ -53,6 +61,12 @@ def rendezvous_server(context: WorkerContext) -> Iterator[None]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def say_without_nccl(horovod: Any, job: Job) -> None:
+    """Say in the log of a run on GPUs that gradients go through the host, if this Horovod was built so (`horovod`: its module for a framework)."""
+    if job.resources.device == "gpu" and horovod.rank() == 0 and not horovod.nccl_built():
+        print(f"dtrain: {WITHOUT_NCCL}")
 
 
 def installed() -> bool:

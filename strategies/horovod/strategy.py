@@ -12,7 +12,8 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, Work
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import UserError
 from dtrain.job.failure_kinds import FailureKind
-from dtrain.job.job import MEGABYTES_OR_NONE, SECONDS, Device, Job, Resources
+from dtrain.job.job import Device, Job, Resources
+from dtrain.job.limits import MEGABYTES_OR_NONE, SECONDS
 
 from .. import environments, errors, task_framework, waiting
 from ..tensorflow import backend as tensorflow_backend
@@ -118,6 +119,7 @@ class Horovod(TrainingStrategy):
 
         with connected(context) as device:
             hvd.init()
+            launcher.say_without_nccl(hvd, context.job)
             yield torch_backend.TorchBackend(context.rank_info, device, Averaged(self.options))
             hvd.shutdown()
 

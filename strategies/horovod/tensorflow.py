@@ -11,6 +11,7 @@ from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import UsageError
 
 from ..tensorflow import backend, devices
+from . import launcher
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def joined(context: WorkerContext, compression: str, op: str) -> Iterator[Traini
         raise UsageError(f"the op {op} is for PyTorch tasks", "Set strategy.op to average.")
     (device,) = devices.prepare(context)
     hvd.init()
+    launcher.say_without_nccl(hvd, context.job)
     kind = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
 
     def summed(tensors: list[Any]) -> list[Any]:

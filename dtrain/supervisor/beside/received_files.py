@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from dtrain.api.protocol import AgentEvent, FileAppended, Fragment, Reassembler
+from dtrain.api.protocol import AgentEvent, FileAppended, Fragment, decode
 from dtrain.common.files import PRIVATE_FOLDER, is_safe_name
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import log_retention
@@ -91,3 +91,20 @@ class ReceivedFiles:
     def _note_time(self, path: Path, size: int) -> None:
         with suppress(OSError):  # a full disk
             self._times.setdefault(path.name, LogTimes(path)).note(size, time.time())
+
+
+class Reassembler:
+    """Puts the fragments of several nodes together."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, list[str]] = {}
+
+    def add(self, node: str, fragment: Fragment) -> AgentEvent | None:
+        """The event that is complete with this fragment, or None."""
+        if fragment.first:
+            self._begun[node] = []
+        self._begun.setdefault(node, []).append(fragment.text)
+        if not fragment.last:
+            return None
+        event: AgentEvent = decode("".join(self._begun.pop(node)))[1]
+        return event

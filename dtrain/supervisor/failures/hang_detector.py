@@ -34,10 +34,13 @@ class Hang:
 
 class HangDetector:
     """A hang is a rank that is stopped by a signal, or all ranks idle, for `limit_seconds`; or, while dtrain's own loop does
-    steps, no rank making one for much longer than steps take (a rank that spins in a collective uses CPU time, too)."""
+    steps, no rank making one for much longer than steps take (a rank that spins in a collective uses CPU time, too). Of programs with a loop of
+    their own, one that uses a GPU is idle without a step or output: waiting for a GPU takes CPU time."""
 
-    def __init__(self, limit_seconds: float) -> None:
+    def __init__(self, limit_seconds: float, *, own_loop: bool = True) -> None:
         self._limit = limit_seconds
+        self._own_loop = own_loop
+        """Whether the loop is dtrain's, so that its steps tell when it stands still."""
         self._signs: dict[int, WorkerLiveness] = {}
         self._stepping: set[int] = set()
         self._counted: dict[int, int] = {}
@@ -97,10 +100,14 @@ class HangDetector:
             )
         if len(signs) < len(running):
             return None
-        if all(sign.idle_seconds >= self._limit for sign in signs.values()):
-            return self._hang(
-                signs, behind, f"the ranks made no step, no output and used no CPU time for {self._limit:g} s"
+        if all(self._idle_seconds(sign) >= self._limit for sign in signs.values()):
+            spun = any(sign.idle_seconds < self._limit for sign in signs.values())
+            what = (
+                "no step and no output, and on GPUs CPU time is no sign of life,"
+                if spun
+                else "no step, no output and used no CPU time"
             )
+            return self._hang(signs, behind, f"the ranks made {what} for {self._limit:g} s")
         limit = self._step_limit(running)
         if limit is not None and all(sign.quiet_seconds >= limit for sign in signs.values()):
             slowest = f" (a step took {self._slowest:.2g} s at most before)" if self._slowest else ""
@@ -108,6 +115,9 @@ class HangDetector:
             spinning = min(signs, key=lambda rank: (signs[rank].step or 0, signs[rank].idle_seconds))
             return self._hang(signs, spinning, f"the ranks made no step and no output for {limit:g} s{slowest}")
         return None
+
+    def _idle_seconds(self, sign: WorkerLiveness) -> float:
+        return sign.quiet_seconds if sign.on_device and not self._own_loop else sign.idle_seconds
 
     def _step_limit(self, running: Set[int]) -> float | None:
         """Seconds without a step that are a hang; None while steps say nothing."""

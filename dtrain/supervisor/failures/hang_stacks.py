@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dtrain.api.protocol import Inspected
-from dtrain.api.strategy import Strategy
+from dtrain.api.strategy import RecordedHang, Strategy
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.ranks import ranks
 from dtrain.job.failure_kinds import Failure, FailureKind
 from dtrain.job.job import Job
-from dtrain.record import inspection
+from dtrain.record import collective_records, inspection
+from dtrain.record.folder import RunDir
 from dtrain.record.inspection import SharedStacks
 from dtrain.worker.users_code import UsersCode
 
@@ -32,11 +33,18 @@ class Known:
     """Names the collective of a file and a function; see `Strategy.waits_in`."""
     is_users: Callable[[str], bool]
     """Whether a file is the user's own."""
+    recorded: Callable[[], RecordedHang | None] = lambda: None
+    """Reads what the programs recorded of their collectives."""
 
 
-def known_of(strategy: Strategy, job: Job) -> Known:
-    """Return the known frames of a job under its strategy."""
-    return Known(strategy.waits_in, UsersCode(job).__contains__)
+def known_of(strategy: Strategy, job: Job, run: Path | None = None, attempt: int = 0) -> Known:
+    """Return the known frames of a job under its strategy, and the records of an attempt in the run folder."""
+
+    def recorded() -> RecordedHang | None:
+        records = collective_records.read(RunDir(run), attempt) if run else {}
+        return strategy.explain_hang(records) if records else None
+
+    return Known(strategy.waits_in, UsersCode(job).__contains__, recorded)
 
 
 class HangStacks:
@@ -61,6 +69,8 @@ class HangStacks:
         told, outside = activities(self._stacks, known)
         if not told or failure.kind is not FailureKind.HANG:
             return failure
+        if recorded := known.recorded():  # of what GPUs wait for, stacks tell little
+            told, outside = f"{recorded.text}. By their stacks, {told}", set(recorded.ranks) or outside
         rank = min(outside) if outside else failure.rank
         return dataclasses.replace(
             failure,

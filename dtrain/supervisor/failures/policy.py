@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dtrain.common.errors import Exit
@@ -24,6 +25,12 @@ class Decision:
 EQUAL_BEFORE = {FailureKind.KILLED: 2}
 """How often an equal failure may have struck before; a kill comes from outside and may be chance twice. 1 if not named."""
 NOT_COUNTED = (FailureKind.NODE_LOST, FailureKind.PREEMPTED)
+OF_ALLOCATOR = re.compile(r"(CUDA|HIP) out of memory")
+FRAGMENTS = (
+    "; if much of the GPU's memory is reserved and not allocated, set PYTORCH_ALLOC_CONF=expandable_segments:True "
+    "(before PyTorch 2.9 PYTORCH_CUDA_ALLOC_CONF)"
+)
+"""Advice for PyTorch's allocator."""
 LOSSES_PER_RESTART = 4
 
 
@@ -38,6 +45,7 @@ def decide(failures: Sequence[Failure], settings: Recovery) -> Decision:
         return Decision(retry=False, reason="an error in the user's code is not retried", exit_code=Exit.USER_CODE)
     if last.kind is FailureKind.OUT_OF_MEMORY:
         hint = "lower train.global_batch, bound the samples of a pass with train.micro_batch, or use more workers"
+        hint += FRAGMENTS if OF_ALLOCATOR.search(last.message) else ""
         return Decision(retry=False, reason=f"out of memory would strike again: {hint}", exit_code=Exit.USER_CODE)
     if len(equal) >= EQUAL_BEFORE.get(last.kind, 1):
         code = Exit(last.exit_code) if last.kind is FailureKind.TRANSIENT else Exit.GAVE_UP

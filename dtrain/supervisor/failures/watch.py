@@ -26,8 +26,10 @@ HEARD_SECONDS = 2.0
 class Watch:
     """What the agents' heartbeats say of the ranks of one attempt."""
 
-    def __init__(self, attempt: int, settings: Recovery, owner: Mapping[int, str], log: EventLog) -> None:
-        self._hangs = HangDetector(settings.hang_seconds)
+    def __init__(
+        self, attempt: int, settings: Recovery, owner: Mapping[int, str], log: EventLog, *, own_loop: bool = True
+    ) -> None:
+        self._hangs = HangDetector(settings.hang_seconds, own_loop=own_loop)
         self.start = StartWatch(settings.provision_seconds)
         self.stragglers = Stragglers(attempt, log, owner)
         self.stacks = HangStacks()

@@ -36,12 +36,21 @@ class Nodes:
         self.preflight = NodePreflight(run, plan, allocation, log)
         self.avoidance = NodeAvoidance(run, plan, allocation, self.pool, lane, log)
         self._replacement = NodeReplacement(allocation, self.pool, lane)
+        self._awaited = ""
 
     def suffice(self, *, late: bool) -> bool:
         """Whether all nodes are ready, or no more are coming and the run can do with those that are."""
         if len(self.pool.usable()) >= self._plan.nodes:
             return True
         return (late or not self._replacement.coming()) and self.fitting() > 0
+
+    def waiting(self) -> bool:
+        """Whether the nodes cannot start before something is free; says what and who has it, whenever that changes."""
+        why = self._allocation.waits_for()
+        if why != self._awaited:
+            self._log.add(events.NodesAwaited(why=why))
+        self._awaited = why
+        return bool(why)
 
     def fitting(self) -> int:
         """The largest number of usable nodes that an attempt can run on; 0 if there is none."""

@@ -29,6 +29,7 @@ class NodePreflight:
         self._run = run
         self._allocation = allocation
         self._log = log
+        self._on_gpus = plan.job.resources.device == "gpu"
         self._wanted = plan.job.resources.check_nodes
         self._packages = tuple(dict.fromkeys(("dtrain", *(name.partition(".")[0] for name in plan.preload))))
         self._agents: dict[str, AgentInfo] = {}
@@ -44,7 +45,7 @@ class NodePreflight:
             channel = self._allocation.channels.get(agent.name)
             if channel and agent.name not in self._asked:
                 self._asked[agent.name] = time.time()
-                channel.send(CheckNode(self._packages, agent.sees_run))
+                channel.send(CheckNode(self._packages, agent.sees_run, self._on_gpus))
 
     def handle(self, node: str, answer: NodeAnswered | PeersChecked) -> None:
         """Raises `ClusterError` if the run cannot go on with this node."""
@@ -88,6 +89,7 @@ class NodePreflight:
         shared = answer.shared_memory_free
         if shared is not None and shared < limits.LEAST_SHARED_MEMORY:
             yield f"{self._told(node)} has {shared / 1e6:.0f} MB free in /dev/shm: {limits.SHARED_MEMORY_REMEDY}"
+        yield from (f"{self._told(node)}: {trouble}" for trouble in answer.troubles)
 
     def _ask_for_peers(self) -> None:
         """Have each node try the next one and the first one, where the rendezvous is: that takes no longer on many

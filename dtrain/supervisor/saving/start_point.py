@@ -9,6 +9,7 @@ from dtrain.api.protocol import StartWorkers
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.checkpoint.store import CheckpointInfo
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.job.job import Job
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class StartPoint:
         attempt: int,
         ranks: Sequence[RankInfo],
         rendezvous: RendezvousInfo,
-        keep_log_bytes: int,
+        job: Job,
         partner: MemoryPeer | None,
     ) -> StartWorkers:
         """Return the command for a node with these ranks."""
+        wait = job.recovery.device_wait_seconds if job.resources.device == "gpu" else 0.0
         return StartWorkers(
-            attempt, tuple(ranks), rendezvous, self.checkpoint, self.step, keep_log_bytes, self.memory, partner, self.rolled_back
+            attempt, tuple(ranks), rendezvous, self.checkpoint, self.step, job.logs.keep_bytes, self.memory, partner, self.rolled_back, wait
         )  # fmt: skip

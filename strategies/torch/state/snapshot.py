@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,15 @@ class Snapshots:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffers = KeptBuffers(partial(TensorBuffer, pinned=self._stream is not None))
         self._copied: Any = None
+        self._unpinned = ""
+        self._told = False
+
+    def remark(self) -> str:
+        """Return why copies from the GPU are slower than they could be, once; '' if they are not."""
+        if self._told or not self._unpinned:
+            return ""
+        self._told = True
+        return f"the memory for snapshots cannot be pinned ({self._unpinned}): the training stands still for longer at each; see ulimit -l"
 
     def take(self, state: dict[str, Any], parameters: set[str]) -> TorchSnapshot:
         """Collective. Copy this rank's part of a state; `parameters` are the names in it that must be finite."""
@@ -76,6 +86,7 @@ class Snapshots:
         planner.set_up_planner(state, is_coordinator=self._rank_info.rank == 0)
         plan = self._planned(planner)
         buffer = self._buffers.taken(plan.file)
+        self._unpinned = self._unpinned or buffer.unpinned
         overlapped: list[tuple[Any, Any]] = []
         with torch.no_grad():
             for entry, room in zip(plan.file.entries, buffer.rooms, strict=True):
@@ -209,11 +220,15 @@ class TensorBuffer(KeptBuffer):
 
         super().__init__(file)
         self._bytes = torch.frombuffer(self.memory, dtype=torch.uint8)
+        self.unpinned = ""
+        """Why the memory could not be pinned, which copies from the device to it wait for."""
         self._pinned = pinned
         if pinned:
             # Copies from the device are asynchronous only to memory that cannot be moved.
             runtime = torch.cuda.cudart()
-            torch.cuda.check_error(runtime.cudaHostRegister(self._bytes.data_ptr(), file.size, 0))
+            if int(code := runtime.cudaHostRegister(self._bytes.data_ptr(), file.size, 0)):
+                self.unpinned, self._pinned = f"cudaHostRegister: {runtime.cudaGetErrorString(code)}", False
+                _forget_cuda_error()
         types = {short: getattr(torch, name) for name, short in DTYPES.items() if hasattr(torch, name)}
         self.rooms = [
             self._bytes[entry.begin : entry.begin + entry.length].view(types[entry.dtype]).view(entry.shape)
@@ -227,6 +242,16 @@ class TensorBuffer(KeptBuffer):
 
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr()))
         super().close()
+
+
+def _forget_cuda_error() -> None:
+    """Clear the error that CUDA keeps for this thread: the next kernel would be taken for its cause."""
+    import ctypes
+
+    import torch
+
+    with suppress(OSError, AttributeError):  # a build that has CUDA's runtime inside
+        ctypes.CDLL(torch._C.__file__).cudaGetLastError()
 
 
 def _encoded(name: str, value: Any) -> Any:

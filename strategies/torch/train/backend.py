@@ -1,7 +1,4 @@
-"""The shared part of the PyTorch strategies: one training step, evaluation, and state that moves between them.
-
-Importing this module imports no framework; every function that needs torch imports it.
-"""
+"""The shared part of the PyTorch strategies: step, evaluation, state. Importing this module imports no framework: functions do."""
 
 from __future__ import annotations
 
@@ -350,6 +347,9 @@ class TorchBackend(TrainingBackend):
     def check_replicas(self) -> None:
         named = [] if self._parallel.shards else list(self._state.named_parameters())
         replicas.check(named, self._rank_info.world_size, self._saving, self._name)
+
+    def remark(self) -> str:
+        return self._snapshots.remark()
 
     def snapshot(self) -> TorchSnapshot:
         self._late.check()

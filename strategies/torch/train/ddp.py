@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from dtrain.api.strategy import WorkerContext
 from dtrain.api.training_backend import TrainingBackend
-from dtrain.job.job import MEGABYTES, Job
+from dtrain.job.job import Job
+from dtrain.job.limits import MEGABYTES
 
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
@@ -38,6 +39,9 @@ class DDPOptions:
     """Through torch.compile."""
     activation_checkpointing: tuple[str, ...] = ()
     """Classes of modules whose activations are computed again instead of kept."""
+    eager_connect: bool | None = None
+    """On GPUs, bind the process group to the device and connect NCCL before the first collective (`device_id`). When not given: for a task. Of
+    a function not, since a gloo group of some ranks would then wait for all of them."""
 
 
 class DDP(launcher.OneADevice):
@@ -57,7 +61,7 @@ class DDP(launcher.OneADevice):
     @contextmanager
     def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:
         """Connect over a store whose port was reserved for this attempt."""
-        with connected(context) as device:
+        with connected(context, eager=self.options.eager_connect) as device:
             yield backend.TorchBackend(
                 context.rank_info,
                 device,

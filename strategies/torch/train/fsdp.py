@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar
 
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
-from dtrain.job.job import COUNT, POSITIVE, Job, Resources
+from dtrain.job.job import Job, Resources
+from dtrain.job.limits import COUNT, POSITIVE
 
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
@@ -38,6 +39,9 @@ class FSDPOptions:
     """Through torch.compile."""
     activation_checkpointing: tuple[str, ...] = ()
     """Classes of modules whose activations are computed again instead of kept."""
+    eager_connect: bool | None = None
+    """On GPUs, bind the process group to the device and connect NCCL before the first collective (`device_id`). When not given: for a task. Of
+    a function not, since a gloo group of some ranks would then wait for all of them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class FSDP(launcher.OneADevice):
         """Connect, and lay the workers out in a mesh."""
         from torch.distributed.device_mesh import init_device_mesh
 
-        with connected(context) as device:
+        with connected(context, eager=self.options.eager_connect) as device:
             shape = self.shape(context.rank_info)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
             parallel = Sharded(self.options, mesh, tree_sums.of_job(context))

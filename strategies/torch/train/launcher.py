@@ -8,7 +8,7 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Device, Job, Resources
 
-from ... import environments, errors, waiting
+from ... import environments, errors, flight_recorder, waiting
 from ..watch import network
 from . import backend
 
@@ -20,6 +20,7 @@ class OneADevice(TrainingStrategy):
     knows_operations = True
     measure_network = staticmethod(network.measure)
     waits_in = staticmethod(waiting.waits_in)
+    explain_hang = staticmethod(flight_recorder.explain)
 
     def preload(self, job: Job) -> tuple[str, ...]:
         """torch and what a first step would import."""
@@ -44,8 +45,12 @@ class OneADevice(TrainingStrategy):
 
     def environment(self, rank_info: RankInfo, rendezvous: RendezvousInfo) -> dict[str, str]:
         """Return torchrun's variables, without the one that it sets for older programs: an abort of NCCL's communicators may hang."""
-        found = environments.torchrun(rank_info, rendezvous)
+        found = environments.torchrun(rank_info, rendezvous) | environments.lazy_gloo(rank_info)
         return {name: value for name, value in found.items() if name != "TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+
+    def gpu_environment(self) -> dict[str, str]:
+        """Return what has NCCL's process groups record their collectives."""
+        return flight_recorder.environment()
 
     def problems(self, resources: Resources) -> list[str]:
         """Yield what does not fit the device."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from dtrain.api.strategy import WorkerContext
+from dtrain.job.job import Job
 
 from ..exact import tree_sums
 
@@ -19,8 +21,8 @@ HANGS = 3.0
 
 
 @contextmanager
-def connected(context: WorkerContext) -> Iterator[Any]:
-    """Collective. The default process group over the reserved port; yields this worker's device."""
+def connected(context: WorkerContext, *, eager: bool | None = False) -> Iterator[Any]:
+    """Collective. The default process group over the reserved port; yields this worker's device. `eager`: see `bound_device`."""
     import torch
     import torch.distributed as dist
 
@@ -46,12 +48,22 @@ def connected(context: WorkerContext) -> Iterator[Any]:
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=rank_info.rank, world_size=rank_info.world_size,
         # A hang is for dtrain to find: its report names the rank and has the stacks.
         timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * context.job.recovery.hang_seconds)),
+        device_id=bound_device(device, context.job, eager=eager),
     )  # fmt: skip
     if context.job.train.exact:
         tree_sums.settings(device, context.job.resources.cpus_per_worker or 1)
     yield device
     # Only if all went well: after an error the peers may be gone, and this process is about to end anyway.
     dist.destroy_process_group()
+
+
+def bound_device(device: Any, job: Job, *, eager: bool | None) -> Any | None:
+    """Return the device to bind the process group to, so that NCCL connects at once; None: at the first collective. By default (None) tasks do:
+    if a function made a gloo group of some ranks, the others would wait in NCCL for them."""
+    wanted = job.kind == "task" if eager is None else eager
+    # The wrapper that checks every collective makes groups of its own.
+    checked = os.environ.get("TORCH_DISTRIBUTED_DEBUG", "").upper() == "DETAIL"
+    return device if wanted and device.type == "cuda" and not checked else None
 
 
 def totals(device: Any, numbers: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gpus import gpus_here
 
 from dtrain.agent import usage_meter
 from dtrain.agent.usage_meter import UsageMeter
@@ -62,6 +63,23 @@ def test_a_gpu_that_does_not_answer_is_left_out() -> None:
     )
     found = usage_meter.gpus_used(library, 3)
     assert found == {"gpu0": 0.5, "gpu0_memory_bytes": 2**30, "gpu2": 0.5, "gpu2_memory_bytes": 2**30}
+
+
+def test_a_worker_has_the_figures_of_the_gpu_that_its_uuid_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_meter, "SECONDS", 0.05)
+    with gpus_here(tmp_path, 2) as fakes:
+        fakes.change(1, busy=90, used=3_000_000)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{fakes.uuids[1]},MIG-1f2e")
+        meter = UsageMeter()
+        meter.start()
+        while not meter.take():
+            time.sleep(0.01)
+        meter.stop()
+        meter._thread.join()
+        assert meter.of_gpu(0) == (0.9, 3.0)
+        assert meter.of_gpu(1) == (None, None), "of a slice nothing is known"
 
 
 def logged(path: Path, nodes: int, seconds: int) -> list[NodesUsed]:

@@ -14,6 +14,7 @@ import pytest
 from dtrain.agent.worker_pipe import WorkerPipe
 from dtrain.agent.worker_process import WorkerProcess
 from dtrain.api.strategy import RankInfo
+from dtrain.common import processes
 from dtrain.record import sample_ledger
 from dtrain.record.sample_ledger import Ledger
 
@@ -31,5 +32,20 @@ def test_a_step_counts_from_when_it_was_done(tmp_path: Path, monkeypatch: pytest
     sign = worker.look(now)
     assert sign.step == 1
     assert 2.0 <= sign.quiet_seconds <= 3.0
+    worker.pipe.close()
+    theirs.close()
+
+
+def test_a_worker_uses_a_gpu_once_it_has_opened_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    worker = WorkerProcess(
+        RankInfo(0, 1, 0, 1, 0, 1, 1), os.getpid(), WorkerPipe(ours), tmp_path / "log", tmp_path / "ledger", 0
+    )
+    assert not worker.look(time.monotonic()).on_device
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    descriptors = tmp_path / str(os.getpid()) / "fd"
+    descriptors.mkdir(parents=True)
+    (descriptors / "3").symlink_to("/dev/nvidia-uvm")
+    assert worker.look(time.monotonic()).on_device
     worker.pipe.close()
     theirs.close()

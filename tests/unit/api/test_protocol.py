@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrain.api.protocol import Fragment, Reassembler, WorkerExited, WorkerReport, decode, encode, fragments
+from dtrain.api.protocol import Fragment, WorkerExited, WorkerReport, decode, encode, fragments
+from dtrain.supervisor.beside.received_files import Reassembler
 
 TEXTS = st.lists(st.text(max_size=3000), min_size=1, max_size=4)
 

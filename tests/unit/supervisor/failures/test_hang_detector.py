@@ -14,6 +14,30 @@ def sign(step: int | None, *, idle: float = 0.0, stopped: float = 0.0, quiet: fl
     return WorkerLiveness(step, idle, stopped, quiet)
 
 
+def on_gpu(*, quiet: float) -> WorkerLiveness:
+    """A rank that spins in a wait for its GPU."""
+    return WorkerLiveness(None, 0.0, 0.0, quiet, on_device=True)
+
+
+def test_cpu_time_is_no_sign_of_life_of_a_program_that_uses_a_gpu() -> None:
+    detector = HangDetector(HANG_SECONDS, own_loop=False)
+    detector.update({0: on_gpu(quiet=HANG_SECONDS - 1), 1: on_gpu(quiet=HANG_SECONDS)}, 0.0)
+    assert detector.find({0, 1}, 1.0) is None
+    detector.update({0: on_gpu(quiet=HANG_SECONDS)}, 1.0)
+    hang = detector.find({0, 1}, 2.0)
+    assert hang is not None
+    assert "no step and no output, and on GPUs CPU time is no sign of life, for 600 s" in hang.message
+
+
+def test_cpu_time_is_a_sign_of_life_before_a_program_uses_its_gpu_and_of_a_task_that_compiles() -> None:
+    loading = HangDetector(HANG_SECONDS, own_loop=False)
+    loading.update({0: sign(None, quiet=2 * HANG_SECONDS)}, 0.0)
+    assert loading.find({0}, 1.0) is None
+    compiling = HangDetector(HANG_SECONDS)
+    compiling.update({0: on_gpu(quiet=2 * HANG_SECONDS)}, 0.0)
+    assert compiling.find({0}, 1.0) is None
+
+
 def trained(detector: HangDetector, step_seconds: float = 1.0, steps: int = 10, ranks: int = 2) -> float:
     """Steps at a steady pace; the time after them."""
     for rank in range(ranks):

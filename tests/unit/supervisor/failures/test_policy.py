@@ -30,6 +30,11 @@ def test_out_of_memory_says_what_to_lower() -> None:
     decision = decide([Failure(FailureKind.OUT_OF_MEMORY, "boom", rank=0)], SETTINGS)
     assert not decision.retry
     assert "train.global_batch" in decision.reason
+    assert "expandable_segments" not in decision.reason
+    on_gpu = decide(
+        [Failure(FailureKind.OUT_OF_MEMORY, "OutOfMemoryError: CUDA out of memory. Tried", rank=0)], SETTINGS
+    )
+    assert "expandable_segments:True" in on_gpu.reason
 
 
 def test_the_first_restart_does_not_wait_and_the_next_ones_wait_longer() -> None:

@@ -247,7 +247,7 @@ def test_older_checkpoints_make_room_for_a_newer_one(runs: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     with start(RECIPE, "--set", "params.pause=0.03", "--set", "params.width=20000", runs=runs) as live:
-        mount = f"mount -t tmpfs -o size=8m tmpfs '{live.run.checkpoints}'"
+        mount = f"mount -t tmpfs -o size=10m tmpfs '{live.run.checkpoints}'"
         assert os.system(mount) == 0
         try:
             text = live.finish()

@@ -26,7 +26,7 @@ def test_a_part_that_arrives_after_its_checkpoint_failed_takes_no_space(tmp_path
         retention=CheckpointRetention(Checkpoint(), log.path), origin=CheckpointOrigin("s", 2, "a-run"), saved_step=0, begun_step=0,
         changed=lambda: None,
     )  # fmt: skip
-    commits.fail(5, "No space left on device")
+    commits.fail(5, "the file system is read-only")
     done.get(timeout=10).answer()
     late = store.staging(1, 5)
     late.mkdir()

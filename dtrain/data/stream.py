@@ -1,7 +1,8 @@
 """A stream of samples: an iterable whose samples come only one after the other, in an order of its own.
 
 Every worker reads the whole stream and keeps the samples of its own part of each global batch, by their position in the
-endless row of epochs. What is trained on is therefore the same at any number of workers.
+endless row of epochs. What is trained on is therefore the same at any number of workers. Of a stream that is split by rank already
+(`data.sharded`), each worker reads its own alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dtrain.common.errors import UserError, add_note
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.data.batches import Batches, Collate, as_batch, is_loader, is_stream
 from dtrain.data.randomness import seed_all
-from dtrain.data.sampler import UNKNOWN_SIZE, Indices, sample_seed
+from dtrain.data.sampler import UNKNOWN_SIZE, Indices, mix, sample_seed
 from dtrain.job.task_answers import gave
 
 END = object()
@@ -37,6 +38,21 @@ class StreamState:
     """Samples before it, in the endless row of epochs."""
     epoch: int
     state: Any
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """The samples of each global batch that a rank takes from a stream of its own."""
+
+    rank: int
+    global_batch: int
+    first: int
+    count: int
+
+    def position(self, begin: int) -> int:
+        """The position in the rank's stream of what has this position in the row of global batches."""
+        step, within = divmod(begin, self.global_batch)
+        return step * self.count + within - self.first
 
 
 class Stream:
@@ -61,19 +77,27 @@ class Stream:
         self._kind = "a tf.data.Dataset" if _is_tf_data(self._data) else gave(data)
         self._position = self._epoch = 0
         self._kept: StreamState | None = None
+        self._own: OwnPart | None = None
         begins_anew = again is not None or not (self.has_state or isinstance(self._data, Iterator))
         self.forks = begins_anew and not _is_tf_data(self._data)
         """Whether data workers can read it."""
 
     @property
     def has_state(self) -> bool:
-        """Whether it can be restored without reading it from its beginning."""
-        return all(callable(getattr(self._data, method, None)) for method in ("state_dict", "load_state_dict"))
+        """Whether it can be restored without reading it from its beginning: checkpoints hold one state for all ranks."""
+        return self._own is None and all(
+            callable(getattr(self._data, method, None)) for method in ("state_dict", "load_state_dict")
+        )
 
     @property
     def name(self) -> str:
         """Name for messages: `digits.py: Digits.data('train')`."""
         return self._name
+
+    def read_own(self, part: OwnPart) -> None:
+        """Take from now on the next samples of this rank's own stream for its part of each batch."""
+        self._own = part
+        self._seed = mix(self._seed, part.rank)
 
     def beginning(self) -> int | None:
         """A number that follows from the first samples; None if they cannot be read without moving the stream (one of `tf.data` keeps
@@ -97,6 +121,11 @@ class Stream:
             else "a restart reads the samples that were trained on again and skips them, which takes time "
             "(methods state_dict and load_state_dict would save it)"
         )
+        if self._own:
+            return (
+                f"{self._name} gave {self._kind}, a stream of each rank's own (data.sharded): what is trained on depends on the number of "
+                f"workers, which the run keeps; {restart}"
+            )
         return (
             f"{self._name} gave {self._kind}, a stream: each worker reads all of it and trains on its own part of every "
             f"batch, in the stream's order (train.shuffle does not apply), the same at any number of workers; {restart}"
@@ -104,7 +133,7 @@ class Stream:
 
     def fetch(self, indices: Indices, begin: int = 0) -> Any:
         """The batch of as many samples as `indices` has, from the position `begin` on."""
-        self._seek(begin)
+        self._seek(self._own.position(begin) if self._own else begin)
         return self._batch([self._next() for _ in range(len(indices))], begin)
 
     def one_epoch(self, size: int, part: int, parts: int, limit: int | None) -> Iterator[tuple[Any, int]]:

@@ -191,6 +191,9 @@ class Data:
     """Batches that each data worker is ahead of the training."""
     memory: str = "2GB"
     """Most memory of the batches that wait for one worker's training, in MB or GB."""
+    sharded: bool = False
+    """The stream of each rank has samples of its own (a node splitter, `split_dataset_by_node`): each worker reads its own alone, and the run
+    keeps its number of workers. Without it, each worker reads the whole stream and takes its part."""
 
 
 DEFAULT_STEPS = 100

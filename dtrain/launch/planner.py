@@ -165,6 +165,10 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
     if (train.steps is None) == (train.epochs is None):
         yield Problem(("train",), "give train.steps or train.epochs, one of the two")
     workers = resources.workers
+    if job.data.sharded and train.exact:
+        yield Problem(
+            ("data", "sharded"), "each number of workers reads other samples then, which train.exact cannot have"
+        )
     divided = [key for key in ("shards", "micro_batch", "accumulate") if getattr(train, key)]
     if len(divided) > 1:
         yield Problem(("train", divided[-1]), f"give {' or '.join(f'train.{key}' for key in divided)}, one of them")

@@ -25,7 +25,8 @@ from dtrain.record.events import Evaluation
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
 from dtrain.worker import whole_set
-from dtrain.worker.trainer import Report, Trainer
+from dtrain.worker.step_report import Report
+from dtrain.worker.trainer import Trainer
 
 Builder = Callable[[], Any]
 Recipe = Builder | tuple[Builder, Callable[[Any], Any]]

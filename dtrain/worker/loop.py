@@ -40,8 +40,9 @@ from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 from dtrain.worker.early_stopping import EarlyStopping
 from dtrain.worker.step_guard import RollBack, StepGuard
+from dtrain.worker.step_report import Report
 from dtrain.worker.task import EVAL, TRAIN, Task
-from dtrain.worker.trainer import Report, Trainer
+from dtrain.worker.trainer import Trainer
 
 STOP_WHEN = "dtrain_stop_when"
 """Name under which the state of `train.stop_when` is registered."""

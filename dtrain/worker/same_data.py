@@ -1,7 +1,9 @@
 """Whether every rank was given the same data: dtrain gives each of them its own part, so data that is split by rank already would be split
-twice."""
+twice, unless the recipe says so (`data.sharded`)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import UserError
@@ -24,5 +26,37 @@ def require(data: Batches | Stream, backend: TrainingBackend) -> None:
         raise UserError(
             f"{data.name} gave a stream whose first samples differ between the ranks: it is split by rank already, and each worker would "
             "train on a part of its part; give the whole stream (no split_dataset_by_node, node splitter or RANK), of which each worker "
-            "takes its own samples"
+            "takes its own samples, or set data.sharded: true, by which each worker reads its own stream alone"
         )
+
+
+def require_split(data: Stream, backend: TrainingBackend) -> None:
+    """Collective. Raise `UserError` if the streams of all ranks begin alike, so that all would train on the same samples."""
+    beginning = data.beginning()
+    own = {} if beginning is None else {"beginning": float(beginning)}
+    same = bool(own) and backend.mean(own) == own
+    if backend.mean({"same": float(same)})["same"] == 1.0:
+        raise UserError(
+            f"{data.name} gave streams that begin alike on all ranks: data.sharded is for a stream that is split by rank (node splitter, "
+            "split_dataset_by_node); leave it out, and each worker takes its own samples of the whole stream"
+        )
+
+
+class Split:
+    """The number of workers among which a stream was split by rank, in the checkpoints."""
+
+    def __init__(self, name: str, workers: int) -> None:
+        self._name = name
+        self._workers = workers
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"workers": self._workers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `UserError` if there are others now."""
+        if state["workers"] != self._workers:
+            raise UserError(
+                f"{self._name} is split by rank (data.sharded) among {state['workers']} workers, and there are {self._workers} now, whose "
+                "streams have other samples: go on with as many workers as before, or start a new run with init_from"
+            )

@@ -23,11 +23,11 @@ from dtrain.common.lazy_dataclass import dataclass
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
-from dtrain.data.stream import Stream, StreamState
+from dtrain.data.stream import OwnPart, Stream, StreamState
 from dtrain.job.job import Train
 from dtrain.job.limits import memory_bytes
 from dtrain.launch import initial_weights
-from dtrain.record.events import Evaluation, Metrics, TrainingStarted, UserWarned
+from dtrain.record.events import TrainingStarted, UserWarned
 from dtrain.record.folder import RunDir
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
@@ -43,6 +43,8 @@ MOST_SILENT_SECONDS = 60.0
 """A data worker that takes longer for a batch is worth a line in the log."""
 STREAM_NAME = "dtrain_stream"
 """Name under which a stream's state is registered."""
+SPLIT_NAME = "dtrain_sharded"
+"""Name under which the number of workers is registered that a stream is split among."""
 STREAM_STATE_STEPS = 100
 """Steps between two states of a stream if the recipe has no `checkpoint.every_steps`."""
 
@@ -124,9 +126,19 @@ class Trainer:
         return self.context.job.checkpoint.steps or STREAM_STATE_STEPS
 
     def register(self, data: Batches | Stream) -> None:
-        """Collective. Require that every rank has this data, and keep the state of a stream that has one in the checkpoints."""
+        """Collective. Require that every rank has this data, or samples of its own where the recipe says so, and keep the state of a
+        stream that has one in the checkpoints."""
+        check: Callable[[Any, TrainingBackend], None] = same_data.require
+        if self.context.job.data.sharded:
+            if not isinstance(data, Stream):
+                raise UserError(f"{data.name} gave no stream: data.sharded is for streams that are split by rank")
+            sampler = Sampler(UNKNOWN_SIZE, self.train)
+            first, count = sampler.begin(0, self.shards.start), sum(sampler.sizes(self.shards))
+            data.read_own(OwnPart(self.rank, self.train.global_batch, first, count))
+            self.backend.register(SPLIT_NAME, same_data.Split(data.name, self.world_size))
+            check = same_data.require_split
         if self.world_size > 1 and not self.checkpoint:
-            same_data.require(data, self.backend)
+            check(data, self.backend)
         if isinstance(data, Stream) and data.has_state:
             self.backend.register(STREAM_NAME, data)
 
@@ -311,7 +323,10 @@ class Trainer:
         limit = self.train.evaluate_steps
         most = limit * self.train.global_batch if limit else None
         if isinstance(data, Stream):
-            yield from data.one_epoch(size, self.rank, self.world_size, most)
+            sharded = self.context.job.data.sharded
+            yield from (
+                self._own_parts(data, size, most) if sharded else data.one_epoch(size, self.rank, self.world_size, most)
+            )
             return
         total = min(data.size, most or data.size)
         size = min(size, total)
@@ -333,64 +348,13 @@ class Trainer:
             for turn in turns:
                 yield fetched.get(turn), indices_of(turn)[1]
 
-
-class Report:
-    """Loss, metrics and speed, averaged over the ranks and said by one of them."""
-
-    def __init__(self, trainer: Trainer, total_steps: int) -> None:
-        self._trainer = trainer
-        self._total_steps = total_steps
-        self._since = time.perf_counter()
-        self._counted = 0
-        self._waited = 0.0
-        self._pending: dict[str, Any] = {}
-        """The newest value of each name since the last report."""
-
-    def count(self, done: int, values: Any) -> None:
-        """Collective if a report is due: one more step is done, with this loss or these named numbers."""
-        self._counted += 1
-        trainer = self._trainer
-        self._pending |= values if isinstance(values, Mapping) else {"loss": values}
-        if not trainer.due(done, self._total_steps, trainer.train.log_every):
-            return
-        means = trainer.backend.mean({name: float(value) for name, value in self._pending.items()})
-        self._pending.clear()
-        if not means:
-            return
-        self._check(means, done)
-        now = time.perf_counter()
-        speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)
-        wait = trainer.data_wait
-        share = min(1.0, (wait.seconds - self._waited) / max(1e-9, now - self._since))
-        self._since, self._counted, self._waited = now, 0, wait.seconds
-        backend = trainer.backend
-        optimizer = backend.measured() if trainer.rank == 0 else {}
-        self._send(
-            Metrics(
-                step=done,
-                values=means,
-                samples_per_second=round(speed, 1),
-                data_wait=round(share, 4),
-                data_workers=wait.workers,
-                optimizer=optimizer,
-            )
-        )
-
-    def _check(self, means: Mapping[str, float], done: int) -> None:
-        loss = means.get("loss", 0.0)
-        if self._trainer.train.on_nonfinite != "ignore" and not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {done - 1} (seen on rank {self._trainer.rank}; at the earliest, "
-                f"{self._trainer.train.log_every - 1} steps before): lower the learning rate, set train.clip_norm, or look "
-                "for bad samples (train.on_nonfinite: ignore trains on)"
-            )
-
-    def evaluated(self, done: int, values: dict[str, float], seconds: float) -> None:
-        """An evaluation is done; its time does not count as training."""
-        self._send(Evaluation(step=done, values=values, seconds=round(seconds, 4)))
-        self._since, self._counted = time.perf_counter(), 0
-        self._waited = self._trainer.data_wait.seconds
-
-    def _send(self, report: Metrics | Evaluation) -> None:
-        if self._trainer.rank == 0:
-            self._trainer.channel.report(report)
+    def _own_parts(self, data: Stream, size: int, most: int | None) -> Iterator[tuple[Any, int]]:
+        """Collective at each batch. All of this rank's own stream, and fillers for as long as another rank has more."""
+        limit = None if most is None else math.ceil(most / self.world_size)
+        batches, last = data.one_epoch(size, 0, 1, limit), None
+        while True:
+            batch, count = next(batches, (last, 0))
+            if self.backend.mean({"samples": float(count)})["samples"] == 0:
+                return
+            yield batch, count
+            last = batch

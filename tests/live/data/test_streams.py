@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, RECIPES, Live, dtrain, finished, killed, stopped
+from live import PROGRAMS, RECIPES, Live, dtrain, finished, killed, start, stopped
+
+from dtrain.drill.fault import Fault, encode
 
 STEPS = 24
 BATCH = 16
@@ -137,3 +139,72 @@ def test_data_that_is_split_by_rank_already_is_refused(data: str, refused: str, 
     live = finished(str(tmp_path / "r.yaml"), "--workers", "2", runs=tmp_path / "runs", code=1 if refused else 0)
     assert not refused or refused in live.events("failure_occurred")[0]["message"]
     assert bool(live.events("training_started")) != bool(refused)
+
+
+SHARDED = (
+    "import os, torch\n"
+    "class Rows:\n"
+    "    def __init__(self, first, step, end): self.numbers = range(first, end, step)\n"
+    "    def __iter__(self): return iter([{'x': torch.tensor([float(one)])} for one in self.numbers])\n"
+    "class Task:\n"
+    "    def __init__(self, split=True):\n"
+    "        self.rank, self.ranks = (int(os.environ[name]) for name in ('RANK', 'WORLD_SIZE'))\n"
+    "        if not split: self.rank, self.ranks = 0, 1\n"
+    "        self.seen = open(os.environ['SEEN'] + str(self.rank), 'a')\n"
+    "    def model(self): return torch.nn.Linear(1, 1)\n"
+    "    def optimizer(self, model): return torch.optim.SGD(model.parameters(), lr=1e-4)\n"
+    "    def data(self, split): return Rows(self.rank, self.ranks, 40 if split == 'train' else 9)\n"
+    "    def loss(self, model, batch):\n"
+    "        print(*map(int, batch['x'][:, 0].tolist()), file=self.seen, flush=True)\n"
+    "        return model(batch['x']).square().mean()\n"
+    "    def metrics(self, model, batch): return {'mean': batch['x'].mean()}\n"
+)
+"""A stream that is split by rank, and what each rank's loss is given."""
+
+
+def sharded(folder: Path, *options: str, code: int = 0, **environment: str) -> Live:
+    (folder / "own.py").write_text(SHARDED)
+    (folder / "r.yaml").write_text(
+        "task: own.py:Task\nstrategy: ddp\ntrack: []\ndata: {sharded: true}\ncheckpoint: {every_steps: 2, memory_every_steps: 0}\n"
+        "train: {steps: 7, global_batch: 6, log_every: 1}\nrecovery: {backoff_seconds: 0}\n"
+    )
+    with start(
+        str(folder / "r.yaml"),
+        "--workers",
+        "2",
+        *options,
+        runs=folder / "runs",
+        SEEN=str(folder / "seen"),
+        **environment,
+    ) as live:
+        live.finish(code)
+    return live
+
+
+def test_each_worker_reads_its_own_stream_alone_and_goes_on_in_it(tmp_path: Path) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+    one = sharded(undisturbed)
+    faults = {"DTRAIN_HOOKS": "dtrain.drill.injection=" + encode((Fault("kill", 1, "step", 5),))}
+    other = sharded(killed, **faults)
+    for rank in (0, 1):
+        numbers = [int(word) for word in (undisturbed / f"seen{rank}").read_text().split()]
+        assert numbers == [one % 40 for one in range(rank, 42, 2)]
+    assert other.weights() == one.weights()
+    assert len(other.events("attempt_started")) == 2
+    held_out = one.events("evaluation")[-1]["values"]
+    assert held_out == {"mean": 4.0}, "of nine samples, five on one rank and four on the other"
+    text = dtrain(
+        "resume", str(one.run.path), "--workers", "3", "--set", "train.steps=9", check=1, SEEN=str(tmp_path / "seen")
+    ).stdout
+    assert "is split by rank (data.sharded) among 2 workers, and there are 3 now" in text
+
+
+def test_streams_that_are_not_split_are_refused_where_they_should_be(tmp_path: Path) -> None:
+    live = sharded(tmp_path, "--set", "params.split=false", code=1)
+    assert (
+        "gave streams that begin alike on all ranks: data.sharded is for"
+        in live.events("failure_occurred")[0]["message"]
+    )
+    assert not live.events("training_started")

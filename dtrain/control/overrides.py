@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dtrain.common.errors import UsageError
+from dtrain.launch import recipe
 
 Overrides = list[tuple[tuple[str, ...], Any, str]]
 """Path in the recipe, value, and the option as it was typed."""
@@ -18,11 +19,11 @@ def of_options(
     strategy: str | None = None,
     cluster: str | None = None,
     name: str | None = None,
+    seed: int | None = None,
+    env: list[str] | None = None,
     sets: list[str] | None = None,
 ) -> Overrides:
     """The overrides that these options stand for; raises `UsageError` if they contradict each other."""
-    from dtrain.launch import recipe
-
     given: Overrides = []
     if gpus is not None and workers is not None:
         raise UsageError("--gpus and --workers both say how many workers there are", "Give one of them.")
@@ -37,9 +38,19 @@ def of_options(
         (("strategy",), strategy),
         (("cluster",), cluster),
         (("name",), name),
+        (("train", "seed"), seed),
     )
     for path, value in options:
         if value is not None:
             given.append((path, value, f"--{path[-1]} {value}"))
+    given += [_variable(text) for text in env or []]
     # Last, since they may be options of the strategy or cluster that was named.
     return given + [recipe.override(text) for text in sets or []]
+
+
+def _variable(text: str) -> recipe.Override:
+    """A `--env NAME=VALUE`; raises `UsageError` if it is not of that form."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise UsageError(f"--env {text}: not of the form NAME=VALUE", "For example: --env OMP_NUM_THREADS=2")
+    return ("env", name), value, f"--env {name}"

@@ -359,7 +359,7 @@ class Job:
     """Weights that the training begins with, instead of new ones: a run, or a file. A run that goes on from a checkpoint of its own
     does not look at it."""
     strategy: PluginChoice = PluginChoice("")
-    """How the workers train together; a script needs none."""
+    """How the workers train together; when not given, what suits the task or script (`auto`)."""
     cluster: PluginChoice = PluginChoice("")
     """Where the workers run; the default cluster when not given."""
     resources: Resources = Resources()

@@ -157,7 +157,7 @@ def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
     data = {key: _whole_numbers(value) if key in TYPED else value for key, value in document.data.items()}
     found: Found = []
     for kind in PLUGIN_KINDS:
-        choice, problems = _choice(kind, data.get(kind, _default(kind, data)), document, (kind,))
+        choice, problems = _choice(kind, data.get(kind, registry.default(kind)), document, (kind,))
         found += problems
         data[kind] = {"name": choice.name, "options": choice.options}
     if data.get("track") is not None:
@@ -195,11 +195,6 @@ def _whole_numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_whole_numbers(part) for part in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _default(kind: registry.Kind, data: dict[str, Any]) -> str | None:
-    """A script needs no strategy, and a run no cluster; a task must say how it trains."""
-    return registry.default(kind) if kind == "cluster" or "script" in data else None
 
 
 def _track(value: Any, document: Document) -> tuple[list[dict[str, Any]] | None, Found]:

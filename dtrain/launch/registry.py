@@ -46,7 +46,7 @@ def _entry_points() -> Any:
 
 @cache
 def default(kind: Kind) -> str:
-    """The plugin that a recipe need not name: a cluster, a tracker, and a strategy for scripts."""
+    """The plugin that a recipe need not name: a cluster, a tracker, a strategy."""
     return str(next(point.value for point in _entry_points().select(group=DEFAULTS, name=kind)))
 
 

@@ -1,0 +1,105 @@
+"""What a person types without having read much: it works, or one sentence says what does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from live import PROGRAMS, Live, dtrain, finished, start, wait_for
+
+from dtrain.record.folder import all_runs
+
+RECIPE = str(PROGRAMS / "tiny.yaml")
+SLOW = ("--set", "params.pause=0.2", "--set", "train.steps=1000")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    """A run that has ended."""
+    return finished(RECIPE, "--set", "train.steps=20", runs=tmp_path_factory.mktemp("runs"))
+
+
+def step_of(name: str, runs: str) -> int:
+    return int(json.loads(dtrain("status", name, "--json", DTRAIN_RUNS=runs).stdout)["step"])
+
+
+def test_without_a_run_the_last_one_is_meant(done: Live) -> None:
+    runs = str(done.runs)
+    for command in ("status", "attach", "report"):
+        assert done.run.id in dtrain(command, DTRAIN_RUNS=runs).stdout, command
+    assert dtrain("logs", "-n", "1", DTRAIN_RUNS=runs).stdout.count("\n") == 2, "one line of each rank"
+    assert f"{done.run.id} is not running: done" in dtrain("stop", DTRAIN_RUNS=runs).stdout
+    assert dtrain("stop", "--all", DTRAIN_RUNS=runs).stdout.startswith("no run goes on")
+    assert json.loads(dtrain("status", "--watch", "--json", DTRAIN_RUNS=runs).stdout)["outcome"] == "done"
+
+
+def test_a_recipe_need_not_name_a_strategy(tmp_path: Path) -> None:
+    text = Path(RECIPE).read_text().replace("strategy: ddp\n", "").replace("tiny.py", str(PROGRAMS / "tiny.py"))
+    (tmp_path / "r.yaml").write_text(text)
+    assert "ddp was chosen since: 2 workers" in dtrain("plan", "r.yaml", cwd=tmp_path).stdout
+    assert "done" in dtrain("run", "r.yaml", "--set", "train.steps=5", cwd=tmp_path).stdout
+
+
+def test_what_the_options_say_reaches_the_workers(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("script: /bin/sh\nargs: [-c, 'echo A is $A B is $B']\nenv: {B: kept}\n")
+    finished(str(tmp_path / "r.yaml"), "--env", "A=a b", "--env", "B=2", runs=tmp_path / "runs")
+    assert "A is a b B is 2" in dtrain("logs", DTRAIN_RUNS=str(tmp_path / "runs")).stdout
+    live = finished(RECIPE, "--seed", "9", "--set", "train.steps=2", runs=tmp_path / "seeds")
+    assert live.run.job().train.seed == 9
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_a_dry_run_is_the_plan_and_starts_nothing(command: str, tmp_path: Path) -> None:
+    runs = str(tmp_path / "runs")
+    shown = dtrain(command, RECIPE, "--dry-run", "--workers", "4", DTRAIN_RUNS=runs).stdout
+    assert shown == dtrain("plan", RECIPE, "--workers", "4", DTRAIN_RUNS=runs).stdout
+    assert "ddp on 4 workers" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_of_a_resume_changes_nothing(done: Live) -> None:
+    before = {path: path.read_bytes() for path in done.run.path.rglob("*") if path.is_file()}
+    given = ("resume", "last", "--dry-run", "--set", "train.steps=40")
+    assert "4 workers" in dtrain(*given, "--workers", "4", DTRAIN_RUNS=str(done.runs)).stdout
+    assert "cannot change" in dtrain(*given, "--set", "train.seed=8", check=2, DTRAIN_RUNS=str(done.runs)).stderr
+    assert before == {path: path.read_bytes() for path in done.run.path.rglob("*") if path.is_file()}
+
+
+def test_quiet_prints_the_end_alone_and_verbose_the_output_of_every_rank(tmp_path: Path) -> None:
+    given = (RECIPE, "--set", "train.steps=3", "--runs", str(tmp_path))
+    quiet = dtrain("run", "-q", *given).stdout
+    assert quiet.startswith("tiny-")
+    assert ": done in" in quiet.splitlines()[0]
+    (tmp_path / "r.yaml").write_text("script: /bin/sh\nresources: {workers: 2}\nargs: [-c, 'echo I am $RANK']\n")
+    loud = dtrain("run", "-v", str(tmp_path / "r.yaml"), "--runs", str(tmp_path)).stdout
+    assert "rank 0 | I am 0" in loud
+    assert "rank 1 | I am 1" in loud
+    resumed = dtrain("resume", "tiny", "-q", "--detach", "--set", "train.steps=6", "--runs", str(tmp_path)).stdout
+    (run,) = [run for run in all_runs(tmp_path) if run.id.startswith("tiny")]
+    assert resumed == f"{run.id}\n"
+    wait_for(lambda: step_of(run.id, str(tmp_path)) == 6, "step 6")
+
+
+def test_a_detached_sweep_is_stopped_and_removed_by_what_its_ids_begin_with(tmp_path: Path) -> None:
+    runs = str(tmp_path)
+    with start(RECIPE, "--name", "other", *SLOW, runs=tmp_path) as other:
+        other.wait_step(1)
+        given = (RECIPE, "--workers", "1", "--sweep", "train.seed=1,2", *SLOW)
+        ids = dtrain("submit", "-q", *given, DTRAIN_RUNS=runs).stdout.split()
+        assert len(ids) == 2
+        wait_for(lambda: all(step_of(name, runs) > 1 for name in ids), "their second steps")
+        assert dtrain("rm", "tiny-seed", "--yes", check=2, DTRAIN_RUNS=runs).stderr.count("goes on") == 1
+        assert dtrain("stop", "tiny-seed", DTRAIN_RUNS=runs).stdout.count("has ended: stopped") == 2
+        assert other.process.poll() is None
+        dtrain("rm", "tiny-seed", "--yes", DTRAIN_RUNS=runs)
+        assert [run.id for run in all_runs(tmp_path)] == [other.run.id]
+        assert "saved at step" in dtrain("stop", "--all", DTRAIN_RUNS=runs).stdout
+        other.finish(code=4)
+    assert "no run goes on" in dtrain("stop", "--all", DTRAIN_RUNS=str(tmp_path / "none")).stdout
+
+
+def test_run_detach_gives_the_terminal_back(tmp_path: Path) -> None:
+    out = dtrain("run", "-d", RECIPE, "--set", "train.steps=5", "--runs", str(tmp_path)).stdout
+    assert "dtrain attach tiny-" in out
+    assert "done" in dtrain("attach", "--runs", str(tmp_path)).stdout

@@ -135,6 +135,8 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001  it is reported, and its traceback is in a file
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
+            if getattr(error, "option_name", "") and any(word.endswith(".py") for word in sys.argv[1:]):
+                print("What is for the script stands behind '--': dtrain run train.py -- --lr 0.1", file=sys.stderr)
             return int(error.exit_code)
         return _report_internal_error(error)
 

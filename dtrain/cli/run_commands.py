@@ -42,7 +42,17 @@ from dtrain.common.errors import UsageError
 if TYPE_CHECKING:
     from dtrain.api.plan import LaunchPlan
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
+Recipe = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file (see recipes/), or without one a script, or a task or function: file.py:Name.",
+    ),
+]
+Args = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="-- ARGUMENT", help="Of the script; what begins with a dash stands behind '--'."),
+]
 Warm = Annotated[
     str | None,
     typer.Option(
@@ -74,13 +84,13 @@ def _keep_warm(text: str | None) -> str | None:
 
 
 def run(
-    path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
     detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None,
 ) -> None:  # fmt: skip
-    """Train a recipe, and watch it. Ctrl-C saves and stops; twice stops at once.
+    """Train a recipe or a script, and watch it. Ctrl-C saves and stops; twice stops at once.
 
-    Example: dtrain run recipe.yaml --workers 2 --set train.steps=500"""
+    Example: dtrain run recipe.yaml --workers 2 --set train.steps=500; dtrain run train.py -- --lr 0.1"""
     from dtrain.cli import terminal
     from dtrain.control import create, overrides
 
@@ -94,11 +104,13 @@ def run(
         name=name,
         seed=seed,
         env=env,
+        args=args,
         sets=sets,
     )
     if dry_run:
         return _print_plans(create.planned(path, runs, given), runs)
     made = create.new_run(path, runs, given)
+    terminal.print_made_recipe(path, made, shown)
     if detach:
         return terminal.submit(made, shown)
     raise typer.Exit(terminal.run_here(made, shown, resumed=False))
@@ -128,7 +140,7 @@ def resume(
 
 
 def submit(
-    path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
@@ -136,7 +148,7 @@ def submit(
     at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs of a sweep at once; waits for all of them, then prints a table.")] = None,
     dry_run: DryRun = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Start a recipe detached from this terminal.
+    """Start a recipe or a script detached from this terminal.
 
     Example: dtrain submit recipe.yaml --sweep train.seed=0,1,2 --at-most 1"""
     from dtrain.cli import terminal
@@ -152,6 +164,7 @@ def submit(
         name=name,
         seed=seed,
         env=env,
+        args=args,
         sets=sets,
     )
     if dry_run:
@@ -161,7 +174,9 @@ def submit(
     if at_most is not None:
         raise typer.Exit(terminal.run_queue(members, at_most, shown))
     for member in members:
-        terminal.submit(member(), shown)
+        made = member()
+        terminal.print_made_recipe(path, made, shown)
+        terminal.submit(made, shown)
 
 
 def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) -> None:
@@ -174,7 +189,7 @@ def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) ->
 
 
 def plan(
-    path: Recipe, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -192,6 +207,7 @@ def plan(
         name=name,
         seed=seed,
         env=env,
+        args=args,
         sets=sets,
     )
     _print_plans(create.planned(path, runs, given), runs, as_json=as_json)

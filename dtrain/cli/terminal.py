@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from dtrain.cli.live_view import View
 from dtrain.cli.options import Output
@@ -17,6 +18,7 @@ from dtrain.control.follow import Watcher
 from dtrain.control.state import row, state_of
 from dtrain.control.stop import stop
 from dtrain.control.sweep_queue import SweepQueue
+from dtrain.launch import target_recipe
 from dtrain.record.events import Event
 from dtrain.record.folder import RunDir, Submitted
 from dtrain.record.status import RunState
@@ -30,6 +32,21 @@ MOST_AT_ONCE = 32
 def submit(run: RunDir, output: Output = Output.NORMAL) -> None:
     """Start a run inside its cluster, and print how to watch it, or its id alone."""
     _print_submitted(run, start.submit(run), output)
+
+
+def print_made_recipe(path: Path, run: RunDir, output: Output) -> None:
+    """Say which recipe was made for a script, task or function that was named instead of one."""
+    if output is Output.QUIET or not target_recipe.is_target(path):
+        return
+    job = run.job()
+    length = f", {job.train.epochs:g} epochs (--set train.epochs=N)" if job.train.epochs else ""
+    how = f"{job.kind} {job.target} on {render.counted(job.resources.workers, 'worker')} (--workers N){length}"
+    print(f"made a recipe: {how}; it is kept in {_near(run.recipe_copy)}", flush=True)
+
+
+def _near(path: Path) -> Path:
+    """A path as a person in this folder names it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _print_submitted(run: RunDir, submitted: Submitted, output: Output) -> None:

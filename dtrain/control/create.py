@@ -20,7 +20,7 @@ from dtrain.control.state import refuse_while_it_goes_on, state_of
 from dtrain.job import code
 from dtrain.job.code import Snapshot
 from dtrain.job.job import Job
-from dtrain.launch import planner, recipe, sweep, yaml_source
+from dtrain.launch import planner, recipe, sweep, target_recipe, yaml_source
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir
@@ -66,11 +66,19 @@ def planned(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str] = ()
 def made(job: Job, path: Path, runs: Path) -> RunDir:
     """The folder of a new run of this job, with a copy of its recipe."""
     run = create_folder(runs, job)
-    shutil.copyfile(path, run.recipe_copy)
-    run.recipe_copy.chmod(PRIVATE_FILE)
-    run.recipe_source.write_text(str(path.absolute()))
+    _keep_recipe(run, path, job)
+    if not target_recipe.is_target(path):
+        run.recipe_source.write_text(str(path.absolute()))
     code_snapshot.take(run.code, job, runs)
     return run
+
+
+def _keep_recipe(run: RunDir, path: Path, job: Job) -> None:
+    if target_recipe.is_target(path):
+        run.recipe_copy.write_text(target_recipe.text_of(path, job))
+    else:
+        shutil.copyfile(path, run.recipe_copy)
+    run.recipe_copy.chmod(PRIVATE_FILE)
 
 
 def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code: bool = False) -> str:
@@ -78,7 +86,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code
     or not with these. Returns for a person what was edited since the run began and whether it applies, or ''."""
     before, job, had = _next_job(run, given, path, new_code=new_code)
     if path:
-        shutil.copyfile(path, run.recipe_copy)
+        _keep_recipe(run, path, job)
     edits = [] if path else [_edits(run)]
     edits.append(_give_code(run, before, job, had, new=new_code or had is None or job.folder != before.folder))
     run.write_job(job)

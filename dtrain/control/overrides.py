@@ -21,6 +21,7 @@ def of_options(
     name: str | None = None,
     seed: int | None = None,
     env: list[str] | None = None,
+    args: list[str] | None = None,
     sets: list[str] | None = None,
 ) -> Overrides:
     """The overrides that these options stand for; raises `UsageError` if they contradict each other."""
@@ -43,6 +44,8 @@ def of_options(
     for path, value in options:
         if value is not None:
             given.append((path, value, f"--{path[-1]} {value}"))
+    if args:
+        given.append((("args",), list(args), f"-- {' '.join(args)}"))
     given += [_variable(text) for text in env or []]
     # Last, since they may be options of the strategy or cluster that was named.
     return given + [recipe.override(text) for text in sets or []]

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dtrain.common.errors import UsageError, nearest
 from dtrain.job.job import Job, PluginChoice
-from dtrain.launch import planner, registry
+from dtrain.launch import planner, registry, target_recipe
 from dtrain.launch.yaml_source import Document, parse, scalar, unknown_key
 from dtrain.launch.yaml_source import Path as Place
 
@@ -31,7 +31,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, runs: Path | None = None) -> Job:
     """The resolved job of a recipe file; raises `UsageError` that lists every mistake. Without `here`, this machine need not be
-    able to start it. In the folder `runs`, runs that it names are looked for, and measurements that `strategy: auto` learns from."""
+    able to start it. In the folder `runs`, runs that it names are looked for, and measurements that `strategy: auto` learns from.
+    A script, a task or a function may stand for a recipe that runs it."""
+    if target_recipe.is_target(path):
+        document = target_recipe.document_of(path, [where[:2] for where, _, _ in overrides])
+        return from_document(document, Path.cwd(), overrides, here=here, runs=runs)
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")

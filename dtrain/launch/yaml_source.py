@@ -49,7 +49,7 @@ class Document:
 
     def mark(self, path: Path) -> Mark:
         """The place of this part, or of the nearest part around it."""
-        for end in range(len(path), 0, -1):
+        for end in range(len(path), -1, -1):
             if path[:end] in self.marks:
                 return self.marks[path[:end]]
         return Mark(self.source, 1, 1)

@@ -49,6 +49,31 @@ def test_what_the_options_say_reaches_the_workers(tmp_path: Path) -> None:
     assert live.run.job().train.seed == 9
 
 
+def test_a_script_needs_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "lib.py").write_text("word = 'lib'\n")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "beside.py").write_text("word = 'beside'\n")
+    (tmp_path / "code" / "train.py").write_text(
+        "import os, sys, beside\nprint('got', sys.argv[1:], beside.word, os.getcwd())\n"
+    )
+    out = dtrain("run", "code/train.py", "--", "--lr", "0.10", cwd=tmp_path).stdout
+    (run,) = all_runs(tmp_path / "runs")
+    told = f"made a recipe: script code/train.py on 1 worker (--workers N); it is kept in runs/{run.id}/recipe.yaml"
+    assert out.splitlines()[0] == told
+    assert f"got ['--lr', '0.10'] beside {tmp_path}" in out
+    assert "--lr" in run.recipe_copy.read_text()
+    assert "stands behind '--'" in dtrain("run", "code/train.py", "--lr", "1", cwd=tmp_path, check=2).stderr
+    assert dtrain("submit", "-q", "code/train.py", "a", cwd=tmp_path).stdout.startswith("train-")
+    assert "script code/train.py" in dtrain("plan", "code/train.py", cwd=tmp_path).stdout
+
+
+def test_a_task_needs_no_recipe(tmp_path: Path) -> None:
+    task = f"{PROGRAMS / 'tiny.py'}:Tiny"
+    out = dtrain("run", task, "--workers", "2", cwd=tmp_path).stdout
+    assert f"made a recipe: task {task} on 2 workers (--workers N), 1 epochs (--set train.epochs=N)" in out
+    assert ": done in" in out
+
+
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_a_dry_run_is_the_plan_and_starts_nothing(command: str, tmp_path: Path) -> None:
     runs = str(tmp_path / "runs")

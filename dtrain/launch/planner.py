@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import math
 import os
 import shutil
@@ -209,14 +208,6 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
         yield _not_divided(batch, workers, "workers")
     for problem in strategy.problems(job.resources):
         yield Problem(("strategy",), problem)
-    if (
-        strategy.framework
-        and registry.cluster_of(job).same_machine
-        and importlib.util.find_spec(strategy.framework) is None
-    ):
-        yield Problem(("strategy",), missing(job.strategy.name, strategy.framework))
-
-
-def missing(strategy: str, framework: str) -> str:
-    """The message for a framework that is not installed."""
-    return f"the strategy '{strategy}' needs {framework}, which is not installed: pip install 'dtrain[{framework}]'"
+    missing = registry.missing_for("strategy", job.strategy.name) if registry.cluster_of(job).same_machine else ""
+    if missing:
+        yield Problem(("strategy",), f"the strategy '{job.strategy.name}': {missing}")

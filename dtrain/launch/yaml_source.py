@@ -71,6 +71,8 @@ class Document:
             place[part] = inner if isinstance(inner, dict) else {}
             place = place[part]
         place[path[-1]] = value
+        for end in range(1, len(path)):
+            self.marks.setdefault(path[:end], Mark(source))
         self.marks[path] = Mark(source)
 
 

@@ -7,11 +7,14 @@ so agents and workers read a job without paying for it. Durations are seconds, a
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.common.sizes import memory_bytes
 
 Device = Literal["cpu", "gpu", "tpu"]
 FailureClass = Literal["bug", "transient", "out of memory", "crash", "device"]
@@ -55,19 +58,6 @@ THREADS = Limit(above=0, most=4096)
 DATA_WORKERS = Limit(least=0, most=256)
 EXIT_CODE = Limit(least=1, most=255)
 FACTOR = Limit(above=1, most=10**12)
-
-
-MEMORY_UNITS = {"MB": 10**6, "GB": 10**9}
-
-
-def memory_bytes(text: str) -> int | None:
-    """Bytes of `2GB` or `500 MB`; None if that is no amount of memory."""
-    number, unit = text.strip()[:-2].strip(), text.strip()[-2:].upper()
-    try:
-        found = float(number) * MEMORY_UNITS[unit]
-    except (ValueError, KeyError):
-        return None
-    return int(found) if 0 < found < 10**15 else None
 
 
 @dataclass(frozen=True)
@@ -352,6 +342,8 @@ class Job:
     """Keyword arguments of the task's class, or `context.params`."""
     args: tuple[str | int | float, ...] = ()
     """Arguments of the script."""
+    pythonpath: tuple[str, ...] = ()
+    """Folders that modules are imported from besides the recipe's, as seen from there: [src], [..]."""
     preload: tuple[str, ...] = ()
     """Modules to import once a node, before workers are forked, so that a restart need not import them again; not your
     own files, whose changes are to be seen."""
@@ -385,6 +377,11 @@ class Job:
     """Further environment variables of every worker."""
     folder: str = ""
     """Where the recipe lies: user code is looked up there, and the workers run there. Set by dtrain."""
+
+    @property
+    def code_folders(self) -> tuple[str, ...]:
+        """Where the user's modules are looked for."""
+        return (self.folder, *(os.path.normpath(Path(self.folder, part)) for part in self.pythonpath))
 
     @property
     def kind(self) -> Literal["task", "function", "script"]:

@@ -84,7 +84,7 @@ def test_it_brings_no_framework_and_says_what_to_install(fresh: Path, tmp_path: 
     refused = run(fresh / "dtrain", "plan", ROOT / "recipes/digits_ddp.yaml", cwd=tmp_path, check=2)
     (wheel,) = (fresh.parents[1] / "wheels").glob("dtrain-*.whl")
     assert f"needs torch, which is not installed: pip install '{wheel}[torch]'" in refused
-    asked = [fresh / "pip", "install", "--dry-run", "--no-deps", "--no-index", f"{wheel}[torch]"]
+    asked: list[str | Path] = [fresh / "pip", "install", "--dry-run", "--no-deps", "--no-index", f"{wheel}[torch]"]
     assert "does not provide the extra" not in run(*asked, cwd=tmp_path)
     assert "digits_ddp.yaml:" in refused
     refused = run(fresh / "dtrain", "run", ROOT / "recipes/digits_horovod.yaml", cwd=tmp_path, check=2)

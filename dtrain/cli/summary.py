@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 
+from dtrain.cli import screen
 from dtrain.common.errors import Exit
 from dtrain.control.state import RunRow
 from dtrain.record.folder import RunDir
@@ -17,6 +18,12 @@ from dtrain.show.render import clock, columns, counted, eta, failure, millisecon
 FAILURES_SHOWN = 5
 STEPS_SHOWN = 10
 """Of those that were left out."""
+STATE_STYLES = {"done": "green", "running": "cyan"}
+STATE_STYLES |= dict.fromkeys(("failed", "gave up", "lost", "unreadable"), "red")
+STATE_STYLES |= dict.fromkeys(("recovering", "stopped", "stopping"), "yellow")
+SPARE = ("restarts", "cluster", "workers", "strategy", "started", "changed", "loss", "step", "state")
+"""Columns that a narrow screen is without, the first first."""
+LABEL_WIDTH = 13
 COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "restarts", "started", "changed")
 
 
@@ -24,7 +31,7 @@ def summary(state: RunState, run: RunDir) -> str:
     """Format what happened, once a run is over."""
     code = Exit(state.exit_code or 0)
     took = f"in {seconds(state.report.get('total', 0.0))}" if state.report else ""
-    lines = [f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " ")]
+    lines = [screen.folded(f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " "), 2)]
     if state.total_steps:
         lines.append(_labelled("steps", f"{state.step} of {state.total_steps}", numbers(state.metrics), _speed(state)))
     if state.evaluation:
@@ -62,7 +69,7 @@ def status(state: RunState, run: RunDir) -> str:
     if state.exit_code is not None:
         return summary(state, run)
     now = time.time()
-    lines = [f"{run.id}: {state.outcome}" + (f" - {state.reason}" if state.reason else "")]
+    lines = [screen.folded(f"{run.id}: {state.outcome}" + (f" - {state.reason}" if state.reason else ""), 2)]
     runs = f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}"
     lines.append(_labelled("runs", runs))
     if state.total_steps:
@@ -99,7 +106,7 @@ def account(report: Mapping[str, float]) -> str:
 
 
 def _labelled(label: str, *parts: str) -> str:
-    return f"  {label:10} {', '.join(part for part in parts if part)}"
+    return screen.folded(f"  {label:10} {', '.join(part for part in parts if part)}", LABEL_WIDTH)
 
 
 def _steps(numbers: Sequence[int]) -> str:
@@ -117,16 +124,26 @@ def _speed(state: RunState) -> str:
     return f"{state.step * state.global_batch / training:,.0f} samples/s"
 
 
-def table(rows: Sequence[RunRow], metric: str | None = None) -> str:
-    """A list of runs, one line each, however long its names are; with a metric in a column of its own."""
-    heads = COLUMNS if metric is None else (*COLUMNS, metric)
-    lines: list[tuple[str, ...]] = [heads]
+def table(rows: Sequence[RunRow], metric: str | None = None, width: int | None = None) -> str:
+    """A list of runs, one line each; columns that a width has no room for are left out."""
+    lines: list[tuple[str, ...]] = [COLUMNS if metric is None else (*COLUMNS, metric)]
+    now = time.time()
     for row in rows:
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "-"
         loss = f"{row.loss:.4g}" if row.loss is not None else "-"
-        started = time.strftime("%m-%d %H:%M", time.localtime(row.started)) if row.started else "-"
-        age = f"{seconds(time.time() - row.changed)} ago" if row.changed else "-"
+        started, changed = (render.ago(now - moment) if moment else "-" for moment in (row.started, row.changed))
         cells = (row.strategy, row.cluster, str(row.workers), str(row.restarts))
         more = () if metric is None else (f"{row.metrics[metric]:.5g}" if metric in row.metrics else "-",)
-        lines.append((row.run, row.state, step, loss, *cells, started, age, *more))
-    return columns(lines)
+        lines.append((row.run, row.state, step, loss, *cells, started, changed, *more))
+    shown = render.fitted(lines, width, [*SPARE, *filter(None, [metric])])
+    text = columns(shown).split("\n")
+    if "state" not in shown[0]:
+        return "\n".join(text)
+    at = shown[0].index("state")
+    before = sum(max(len(line[one]) for line in shown) + 2 for one in range(at))
+    return "\n".join(_with_state(line, before, cells[at]) for line, cells in zip(text, shown, strict=True))
+
+
+def _with_state(line: str, at: int, state: str) -> str:
+    """A line of the table with the state that begins at this place in its colour."""
+    return line[:at] + screen.coloured(state, STATE_STYLES.get(state, "")) + line[at + len(state) :]

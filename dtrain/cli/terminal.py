@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dtrain.cli import screen
 from dtrain.cli.live_view import View
 from dtrain.cli.options import Output
 from dtrain.cli.summary import status, summary, table
 from dtrain.common.errors import ClusterError, DtrainError, Exit
-from dtrain.common.printable import raw
 from dtrain.common.processes import discard_stdout
 from dtrain.control import start
 from dtrain.control.follow import Watcher
@@ -129,18 +129,12 @@ def stop_all(runs: Sequence[RunDir], *, now: bool, wait: bool) -> bool:
     return not any(answer.exception() for answer in answers)
 
 
-def clear() -> None:
-    """Clear the screen of a terminal; do nothing in a pipe."""
-    if sys.stdout.isatty():
-        raw(sys.stdout).write("\033[H\033[2J")
-
-
 def _table(started: Sequence[RunDir]) -> str:
     """Compare the members of a sweep; a single one, or one that cannot be read, is listed as by `dtrain ps`."""
     if len(started) > 1 and all(one.events.exists() for one in started):
         found = comparison.compare([run_record.read(one) for one in started])
         return render.columns([comparison.columns(found), *comparison.rows(found)])
-    return table([row(one) for one in started])
+    return table([row(one) for one in started], width=screen.width())
 
 
 def _finish(run: RunDir, code: int) -> int:

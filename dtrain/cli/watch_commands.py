@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dtrain.cli import screen
 from dtrain.cli.options import LAST, RUNS, Json, LastRun, Runs, find, find_all
 from dtrain.common.errors import Exit, UsageError
 
@@ -43,7 +44,7 @@ def ps(
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     elif rows:
-        print(summary.table(rows, run_list.metric_column(rows, sort)))
+        print(summary.table(rows, run_list.metric_column(rows, sort), screen.width()))
     elif name or state:
         print(f"no such runs in {runs.absolute()}")
     else:
@@ -59,7 +60,6 @@ def status(
 
     Example: dtrain status last --watch"""
     from dtrain.cli import summary
-    from dtrain.cli.terminal import clear
     from dtrain.control import state as queries
 
     chosen, before = find(runs, name), ""
@@ -68,7 +68,7 @@ def status(
         public = state.public() | {"folder": str(chosen.path)}
         text = json.dumps(public, indent=None if watch else 1) if as_json else summary.status(state, chosen)
         if text != before:
-            clear() if watch and not as_json else None
+            screen.clear() if watch and not as_json else None
             print(text, flush=True)
         if not watch or state.exit_code is not None or state.phase == "lost":
             return

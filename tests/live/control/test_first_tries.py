@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, dtrain, finished, start, wait_for
+from live import DTRAIN, PROGRAMS, Live, dtrain, finished, start, wait_for
 
 from dtrain.record.folder import all_runs
 
@@ -128,3 +132,36 @@ def test_run_detach_gives_the_terminal_back(tmp_path: Path) -> None:
     out = dtrain("run", "-d", RECIPE, "--set", "train.steps=5", "--runs", str(tmp_path)).stdout
     assert "dtrain attach tiny-" in out
     assert "done" in dtrain("attach", "--runs", str(tmp_path)).stdout
+
+
+def test_ctrl_c_while_workers_start_ends_them_without_a_step(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\nfrom tiny import Tiny\n")
+
+    with start(RECIPE, "--set", f"task={tmp_path / 'slow.py'}:Tiny", runs=tmp_path) as live:
+        live.wait_event("workers_started")
+        live.process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        live.finish(code=4)
+        assert time.monotonic() - asked < 5, "the end of its processes included"
+        stop, end = live.events("stop_requested")[0], live.events("run_ended")[0]
+        assert end["time"] - stop["time"] < 1
+        assert not live.events("training_started")
+        assert not live.events("checkpoint_saved")
+        assert not live.losses()
+
+
+def test_ctrl_c_while_dtrain_itself_is_imported_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [*DTRAIN, "status"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == ""
+    assert process.returncode == -signal.SIGINT

@@ -62,6 +62,17 @@ Env = Annotated[
         "--env", metavar="NAME=VALUE", help="An environment variable of every worker; may be given several times."
     ),
 ]
+Tag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="KEY=VALUE",
+        help="A word to find the run by: dtrain ps --tag KEY=VALUE; may be given several times.",
+    ),
+]
+Note = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What the run is for; 'dtrain status' and 'report' show it.")
+]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Do not watch it: it goes on without this terminal.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print how it ended, or the run's id if it is detached, and nothing else.")

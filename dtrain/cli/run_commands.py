@@ -25,12 +25,14 @@ from dtrain.cli.options import (
     LastRun,
     Name,
     Nodes,
+    Note,
     Quiet,
     RunName,
     Runs,
     Seed,
     Set,
     Strategy,
+    Tag,
     Verbose,
     Workers,
     find,
@@ -85,7 +87,7 @@ def _keep_warm(text: str | None) -> str | None:
 
 def run(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
-    cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
+    cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
     detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None,
 ) -> None:  # fmt: skip
     """Train a recipe or a script, and watch it. Ctrl-C saves and stops; twice stops at once.
@@ -105,6 +107,8 @@ def run(
         seed=seed,
         env=env,
         args=args,
+        tags=tag,
+        note=note,
         sets=sets,
     )
     if dry_run:
@@ -141,7 +145,7 @@ def resume(
 
 def submit(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
-    cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
+    cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
     ] = None,
@@ -165,6 +169,8 @@ def submit(
         seed=seed,
         env=env,
         args=args,
+        tags=tag,
+        note=note,
         sets=sets,
     )
     if dry_run:

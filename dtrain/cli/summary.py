@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from dtrain.cli import screen
 from dtrain.common.errors import Exit
-from dtrain.control.state import RunRow
+from dtrain.control.state import RunRow, named
 from dtrain.record.folder import RunDir
 from dtrain.record.goodput import SHARES
 from dtrain.record.status import RunState
@@ -57,6 +57,7 @@ def summary(state: RunState, run: RunDir) -> str:
     lines += [_labelled("warning", warning) for warning in state.warnings]
     if code in (Exit.USER_CODE, Exit.GAVE_UP) and state.failures and (left := render.evidence(state.failures[-1])):
         lines += ["", left, ""]
+    lines += _named(run)
     lines.append(_labelled("folder", shlex.quote(str(run.path)) + (f", {state.storage}" if state.storage else "")))
     if code is not Exit.DONE:
         mended = " (when the cause is mended)" if code not in (Exit.RESUMABLE, Exit.INTERRUPTED) else ""
@@ -91,6 +92,7 @@ def status(state: RunState, run: RunDir) -> str:
         lines.append(_labelled("in memory", often, f"{milliseconds(state.memory_seconds)} each"))
     lines += [_labelled("failure", f"{clock(event)} {failure(event)}") for event in state.failures[-FAILURES_SHOWN:]]
     lines += [_labelled("warning", warning) for warning in state.warnings]
+    lines += _named(run)
     lines.append(_labelled("folder", str(run.path), state.storage))
     if state.phase == "lost":
         lines.append(f"  go on with: dtrain resume {run.id}")
@@ -103,6 +105,11 @@ def account(report: Mapping[str, float]) -> str:
     parts = ", ".join(f"{name.replace('_', ' ')} {seconds(value)}" for name, value in times.items())
     goodput = report.get("goodput", report.get("training_share"))
     return parts if goodput is None else f"{goodput:.0%} goodput ({parts})"
+
+
+def _named(run: RunDir) -> list[str]:
+    tags, note = named(run)
+    return [_labelled(label, text) for label, text in (("tags", render.tags(tags)), ("note", note)) if text]
 
 
 def _labelled(label: str, *parts: str) -> str:
@@ -126,7 +133,8 @@ def _speed(state: RunState) -> str:
 
 def table(rows: Sequence[RunRow], metric: str | None = None, width: int | None = None) -> str:
     """A list of runs, one line each; columns that a width has no room for are left out."""
-    lines: list[tuple[str, ...]] = [COLUMNS if metric is None else (*COLUMNS, metric)]
+    tagged = any(row.tags for row in rows)
+    lines: list[tuple[str, ...]] = [(*COLUMNS, *(["tags"] if tagged else []), *filter(None, [metric]))]
     now = time.time()
     for row in rows:
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "-"
@@ -134,8 +142,9 @@ def table(rows: Sequence[RunRow], metric: str | None = None, width: int | None =
         started, changed = (render.ago(now - moment) if moment else "-" for moment in (row.started, row.changed))
         cells = (row.strategy, row.cluster, str(row.workers), str(row.restarts))
         more = () if metric is None else (f"{row.metrics[metric]:.5g}" if metric in row.metrics else "-",)
-        lines.append((row.run, row.state, step, loss, *cells, started, changed, *more))
-    shown = render.fitted(lines, width, [*SPARE, *filter(None, [metric])])
+        tags = (render.tags(row.tags),) if tagged else ()
+        lines.append((row.run, row.state, step, loss, *cells, started, changed, *tags, *more))
+    shown = render.fitted(lines, width, [*(["tags"] if tagged else []), *SPARE, *filter(None, [metric])])
     text = columns(shown).split("\n")
     if "state" not in shown[0]:
         return "\n".join(text)

@@ -10,15 +10,22 @@ from typing import Annotated
 import typer
 
 from dtrain.cli import screen
-from dtrain.cli.options import LAST, RUNS, Json, LastRun, Runs, find, find_all
+from dtrain.cli.options import LAST, RUNS, Json, LastRun, Quiet, Runs, find, find_all
 from dtrain.common.errors import Exit, UsageError
 
 WATCH_SECONDS = 2.0
+Several = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN",
+        help="Ids, paths, URLs; what begins several ids means all of them. The one that was started last if none is given.",
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (ps, status, logs, stop):
+    for command in (ps, status, logs, stop, wait):
         app.command()(command)
 
 
@@ -28,6 +35,7 @@ def ps(
     sort: Annotated[str | None, typer.Option(metavar="KEY", help="A column or a metric, the best first: accuracy, loss, step, started …")] = None,
     state: Annotated[list[str] | None, typer.Option(metavar="STATE", help="Only these: done, failed, running …; may be given several times.")] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Only ids that begin with it, or fit it as a pattern: 'digits-*'.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="KEY[=VALUE]", help="Only runs with this tag; given several times: with all of them.")] = None,
 ) -> None:  # fmt: skip
     """List the runs, the one that was started last at the end.
 
@@ -38,14 +46,15 @@ def ps(
     from dtrain.record import folder
 
     chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
-    last = 0 if sort or state else -(limit or 0)
+    last = 0 if sort or state or tag else -(limit or 0)
     rows = run_list.with_state([queries.row(run) for run in chosen[last:]], state or [])
+    rows = run_list.with_tags(rows, tag or [])
     rows = run_list.in_order(rows, sort)[:limit] if sort else rows[-(limit or 0) :]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     elif rows:
         print(summary.table(rows, run_list.metric_column(rows, sort), screen.width()))
-    elif name or state:
+    elif name or state or tag:
         print(f"no such runs in {runs.absolute()}")
     else:
         print(f"no runs in {runs.absolute()} (another folder: --runs or DTRAIN_RUNS)")
@@ -96,10 +105,7 @@ def logs(
 
 
 def stop(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RUN", help="Ids, paths, URLs; what begins several ids means all of them. The one that was started last if none is given."),
-    ] = None,
+    names: Several = None,
     runs: Runs = RUNS,
     everything: Annotated[bool, typer.Option("--all", help="Every run in the folder that goes on.")] = False,
     now: Annotated[bool, typer.Option("--now", help="Do not save first.")] = False,
@@ -121,3 +127,20 @@ def stop(
         print(f"no run goes on in {runs.absolute()}")
     elif not terminal.stop_all(chosen, now=now, wait=wait):
         raise typer.Exit(int(Exit.GAVE_UP))
+
+
+def wait(names: Several = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
+    """Wait until runs have ended, for shell scripts: the exit code is that of the first run that is not done, otherwise 0.
+
+    Example: dtrain wait last && dtrain export last --to onnx"""
+    from dtrain.control import follow
+    from dtrain.show import render
+
+    codes = []
+    for run in find_all(runs, names or [LAST]):
+        state = follow.until_ended(run)
+        codes.append(int(Exit.GAVE_UP) if state.exit_code is None else state.exit_code)
+        if not quiet:
+            print(f"{run.id}: {state.outcome}" + (f" - {render.ended_why(state)}" if codes[-1] else ""), flush=True)
+    if failed := next(filter(None, codes), 0):
+        raise typer.Exit(failed)

@@ -103,6 +103,15 @@ def refuse_while_it_goes_on(run: RunDir) -> None:
         raise UsageError(f"the run {run.id} is still going on: {state.outcome}", f"See it: dtrain status {run.id}")
 
 
+def named(run: RunDir) -> tuple[dict[str, str], str]:
+    """The tags and the note of a run; nothing if its job cannot be read."""
+    try:
+        job = run.job()
+    except (RunNotFound, NewerFormat):
+        return {}, ""
+    return job.tags, job.note
+
+
 @dataclass(frozen=True)
 class RunRow:
     """One run in a list."""
@@ -121,6 +130,8 @@ class RunRow:
     changed: float | None = None
     """Seconds since 1970, of the newest event."""
     reason: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    note: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     """Newest values; those on held-out data begin with `held-out `."""
 
@@ -131,9 +142,10 @@ def row(run: RunDir) -> RunRow:
         state = state_of(run)
     except UsageError as error:
         return RunRow(run.id, "unreadable", reason=error.message)
+    tags, note = named(run)
     return RunRow(
         run=run.id, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
         strategy=state.strategy, cluster=state.cluster, workers=state.workers, restarts=state.restarts,
-        started=state.first_began or None, changed=state.changed or None, reason=state.reason,
+        started=state.first_began or None, changed=state.changed or None, reason=state.reason, tags=tags, note=note,
         metrics=state.metrics | {f"{HELD_OUT}{name}": value for name, value in state.evaluation.items()},
     )  # fmt: skip

@@ -373,6 +373,10 @@ class Job:
     track: tuple[PluginChoice, ...] | None = None
     """Where curves are drawn, as `[tensorboard, {name: wandb, project: p}]`. When not given: in the default tracker, if what it needs
     is installed. []: nowhere."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Words by which the run is found again (`dtrain ps --tag dataset=v2`): {dataset: v2}."""
+    note: str = ""
+    """What the run is for, in your words."""
     env: dict[str, str] = field(default_factory=dict)
     """Further environment variables of every worker."""
     folder: str = ""

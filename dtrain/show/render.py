@@ -332,6 +332,11 @@ def fitted(lines: Sequence[Sequence[str]], width: int | None, spare: Sequence[st
     return rows
 
 
+def tags(found: Mapping[str, str]) -> str:
+    """Format tags: `dataset=v2 debug=1`."""
+    return " ".join(f"{key}={value}" for key, value in found.items())
+
+
 def ago(elapsed: float) -> str:
     """A time in the past in a few letters: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
     whole = max(0, round(elapsed))

@@ -165,3 +165,50 @@ def test_ctrl_c_while_dtrain_itself_is_imported_is_silent(tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     assert process.communicate()[1] == ""
     assert process.returncode == -signal.SIGINT
+
+
+def test_a_shell_script_waits_for_runs_and_learns_how_they_ended(tmp_path: Path) -> None:
+    runs = str(tmp_path)
+    good = dtrain("submit", "-q", RECIPE, "--set", "train.steps=5", DTRAIN_RUNS=runs).stdout.strip()
+    assert dtrain("wait", DTRAIN_RUNS=runs).stdout == f"{good}: done\n"
+    bad = dtrain("submit", "-q", RECIPE, "--set", "params.fail_at=2", "--name", "bad", DTRAIN_RUNS=runs).stdout.strip()
+    ended = dtrain("wait", good, "bad", check=1, DTRAIN_RUNS=runs).stdout.splitlines()
+    assert ended[0] == f"{good}: done"
+    assert ended[1].startswith(f"{bad}: failed - bug: ")
+    assert dtrain("wait", "-q", bad, check=1, DTRAIN_RUNS=runs).stdout == ""
+    with start(RECIPE, *SLOW, runs=tmp_path) as live:
+        live.wait_step(1)
+        waiting = subprocess.Popen([*DTRAIN, "wait", "--runs", runs], stdout=subprocess.PIPE, text=True, cwd="/")
+        time.sleep(1)
+        assert waiting.poll() is None
+        live.process.send_signal(signal.SIGINT)
+        live.finish(code=4)
+        assert "stopped" in waiting.communicate(timeout=30)[0]
+        assert waiting.returncode == 4
+
+
+def test_runs_are_found_by_their_tags_and_say_their_notes(tmp_path: Path) -> None:
+    runs = str(tmp_path)
+    given = (RECIPE, "--workers", "1", "--set", "train.steps=3")
+    for number, more in enumerate(
+        (["--tag", "data=v1", "--note", "the base"], ["--tag", "data=v2", "--tag", "wide=1"], [])
+    ):
+        dtrain("run", "-q", *given, *more, "--name", f"run{number}", DTRAIN_RUNS=runs)
+
+    def found(*tags: str) -> list[str]:
+        words = [word for tag in tags for word in ("--tag", tag)]
+        return [row["run"][:4] for row in json.loads(dtrain("ps", "--json", *words, DTRAIN_RUNS=runs).stdout)]
+
+    assert found("data") == ["run0", "run1"]
+    assert found("data=v2") == ["run1"]
+    assert found("data", "wide=1") == ["run1"]
+    assert found("data=v3") == []
+    assert "no such runs" in dtrain("ps", "--tag", "other", DTRAIN_RUNS=runs).stdout
+    assert "data=v2 wide=1" in dtrain("ps", DTRAIN_RUNS=runs).stdout
+    for command in ("status", "report"):
+        shown = dtrain(command, "run0", DTRAIN_RUNS=runs).stdout
+        assert "data=v1" in shown
+        assert "the base" in shown
+    assert json.loads(dtrain("report", "run0", "--json", DTRAIN_RUNS=runs).stdout)["note"] == "the base"
+    assert "tags.data" in dtrain("compare", "run0", "run1", DTRAIN_RUNS=runs).stdout
+    assert "KEY=VALUE" in dtrain("run", RECIPE, "--tag", "x", check=2, DTRAIN_RUNS=runs).stderr

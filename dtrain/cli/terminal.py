@@ -39,7 +39,8 @@ def print_made_recipe(path: Path, run: RunDir, output: Output) -> None:
     if output is Output.QUIET or not target_recipe.is_target(path):
         return
     job = run.job()
-    length = f", {job.train.epochs:g} epochs (--set train.epochs=N)" if job.train.epochs else ""
+    epochs = job.train.epochs
+    length = f", {epochs:g} {'epoch' if epochs == 1 else 'epochs'} (--set train.epochs=N)" if epochs else ""
     how = f"{job.kind} {job.target} on {render.counted(job.resources.workers, 'worker')} (--workers N){length}"
     print(f"made a recipe: {how}; it is kept in {_near(run.recipe_copy)}", flush=True)
 

@@ -74,7 +74,7 @@ def test_a_script_needs_no_recipe(tmp_path: Path) -> None:
 def test_a_task_needs_no_recipe(tmp_path: Path) -> None:
     task = f"{PROGRAMS / 'tiny.py'}:Tiny"
     out = dtrain("run", task, "--workers", "2", cwd=tmp_path).stdout
-    assert f"made a recipe: task {task} on 2 workers (--workers N), 1 epochs (--set train.epochs=N)" in out
+    assert f"made a recipe: task {task} on 2 workers (--workers N), 1 epoch (--set train.epochs=N)" in out
     assert ": done in" in out
 
 

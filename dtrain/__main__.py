@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 
@@ -24,6 +25,9 @@ def main() -> int:
         from dtrain.supervisor.beside import tracker_process
 
         return tracker_process.main(*sys.argv[2:])
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if raises:  # a Ctrl-C while modules are imported ends the process without a word
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # What is imported stays: looking for garbage among it, now or at the end, only costs time.
     gc.disable()
     if sys.argv[1:2] == ["run"] and len(sys.argv) > 2:
@@ -32,6 +36,8 @@ def main() -> int:
         prewarm.start()
     from dtrain.cli import app
 
+    if raises:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     code = app.main()
     _leave(code)
     return code

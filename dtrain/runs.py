@@ -14,7 +14,7 @@ from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.serde import JsonObject
 from dtrain.control import create, overrides, start
 from dtrain.control import stop as stopping
-from dtrain.control.follow import Watcher
+from dtrain.control.follow import until_ended
 from dtrain.control.state import goes_on, state_of
 from dtrain.job import entrypoint
 from dtrain.launch.python_recipe import Recipe, document_of
@@ -67,14 +67,9 @@ class Run:
     def wait(self, timeout_seconds: float | None = None) -> Run:
         """Wait for the end; raises `RunFailed` unless it is `done`, `TimeoutError` after the time. Ctrl-C leaves the run alone."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        watcher = Watcher(self._run)
-        while goes_on(self._run):
-            if watcher.poll() is not None:
-                break
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"{self.id} goes on after {timeout_seconds:g} s: {self.state}")
-            time.sleep(POLL_SECONDS)
-        code = state_of(self._run).exit_code
+        code = until_ended(self._run, deadline).exit_code
+        if code is None and goes_on(self._run):
+            raise TimeoutError(f"{self.id} goes on after {timeout_seconds:g} s: {self.state}")
         return self._ended(int(Exit.GAVE_UP) if code is None else code)
 
     def metrics(self) -> dict[str, list[tuple[int, float]]]:

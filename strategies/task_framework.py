@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from dtrain.job import entrypoint
@@ -11,6 +10,6 @@ from dtrain.job.job import Job
 
 def of_task(job: Job) -> Literal["torch", "tensorflow"]:
     """TensorFlow if the task's file imports it (or Keras) and not PyTorch; PyTorch otherwise."""
-    module, _ = entrypoint.split(job.target)
-    imported = entrypoint.imports(Path(job.folder) / module) if module.endswith(".py") else frozenset()
+    file = entrypoint.source(job.target, job.code_folders)
+    imported = entrypoint.imports(file) if file else frozenset()
     return "tensorflow" if imported & {"tensorflow", "keras"} and "torch" not in imported else "torch"

@@ -15,7 +15,7 @@ from _pytest.mark.expression import Expression
 
 HERE = Path(__file__).parent
 BY_FOLDER = {
-    "clusters": "live", "gpu": "gpu", "live": "live", "oracle": "live", "ray": "ray", "slurm": "slurm", "tensorflow": "tensorflow",
+    "clusters": "live", "gpu": "gpu", "live": "live", "newcomer": "live", "oracle": "live", "ray": "ray", "slurm": "slurm", "tensorflow": "tensorflow",
 }  # fmt: skip
 """Folder → marker. `tests/unit` mirrors `dtrain/`, so a test of SLURM's script is in unit/clusters and needs no SLURM."""
 BY_HAND = ("extras", "horovod", "live", "quiet", "ray", "slurm", "tensorflow")

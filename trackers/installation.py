@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
+from dtrain.common import installation
+
 
 def missing(package: str, extra: str = "") -> str:
     """Why a tracker that imports this package cannot work here and what to do, or ''; imports nothing."""
-    return "" if importlib.util.find_spec(package) else f"needs {package}: pip install 'dtrain[{extra or package}]'"
+    return "" if importlib.util.find_spec(package) else f"needs {package}: {installation.command(extra or package)}"

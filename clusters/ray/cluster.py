@@ -17,6 +17,7 @@ from dtrain.api.cluster import Allocation, Cluster, Inbox, NodeDraining, NodeLos
 from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.api.protocol import Quit, decode
 from dtrain.common import environment as variables
+from dtrain.common import installation
 from dtrain.common.errors import ClusterError, Exit, UsageError
 from dtrain.record.folder import RunDir
 
@@ -82,7 +83,7 @@ class Ray(Cluster):
     @staticmethod
     def missing_here() -> str:
         """Why this machine cannot use Ray, or ''."""
-        return "" if importlib.util.find_spec("ray") else "Ray is not installed: pip install 'dtrain[ray]'"
+        return "" if importlib.util.find_spec("ray") else f"Ray is not installed: {installation.command('ray')}"
 
     def bundle(self, plan: LaunchPlan) -> dict[str, float]:
         """Return the resources of one node of the run."""
@@ -165,7 +166,7 @@ class Ray(Cluster):
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError:
-            raise UsageError("Ray's Jobs API is not installed", "pip install 'dtrain[ray]'") from None
+            raise UsageError("Ray's Jobs API is not installed", installation.command("ray")) from None
         address = self.options.jobs_address or os.environ.get("RAY_API_SERVER_ADDRESS")
         if not address:
             raise UsageError(

@@ -39,7 +39,15 @@ from .site_settings import environment_of_sbatch, refusals, sentences
 from .step import AgentLaunch, SrunStep
 
 JOB = "SLURM_JOB_ID"
+ELEMENT = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 EXCLUDE_SECONDS = 5.0
+
+
+def _this_job() -> str:
+    """The job that this process runs in. The last element of a job array has the array's own number, which means all its elements."""
+    if all(name in os.environ for name in ELEMENT):
+        return "_".join(os.environ[name] for name in ELEMENT)
+    return os.environ.get(JOB, "0")
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Slurm(Cluster):
     def supervises_locally(self) -> bool:
         """Inside an allocation, which is used as it is."""
         try:
-            return JOB in os.environ and bool(nodes_of(os.environ[JOB]))
+            return JOB in os.environ and bool(nodes_of(_this_job()))
         except ClusterError:
             return False
 
@@ -136,7 +144,7 @@ class Slurm(Cluster):
 
     @staticmethod
     def time_left() -> str:
-        job = os.environ.get(JOB)
+        job = _this_job() if JOB in os.environ else ""
         return f"{call('squeue', '--noheader', '--format=%L', f'--jobs={job}').strip()} in job {job}" if job else ""
 
     def _impossible(self, plan: LaunchPlan, known: Mapping[str, list[NodeFacts]]) -> Iterator[str]:
@@ -173,7 +181,7 @@ class Slurm(Cluster):
     @contextmanager
     def allocate(self, plan: LaunchPlan, run: RunDir, inbox: Inbox) -> Iterator[SlurmAllocation]:
         """One srun in the job that this process runs in."""
-        nodes = nodes_of(os.environ.get(JOB, "0"))
+        nodes = nodes_of(_this_job())
         if len(nodes) < plan.nodes and not plan.fits(len(nodes)):
             raise ClusterError(
                 f"the run wants {plan.nodes} nodes and the allocation has {len(nodes)}",

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dtrain.cli import screen
 from dtrain.cli.options import RUNS, Json, Runs
 from dtrain.common.errors import Exit
 
@@ -33,5 +34,7 @@ def doctor(
     if as_json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
     else:
-        print("\n".join(map(checked.told, lines)))
+        for line in lines:
+            first, *todo = checked.told(line).split("\n")
+            print("\n".join([screen.folded(first, 24), *(screen.folded(text, 11) for text in todo)]))
     raise typer.Exit(int(Exit.GAVE_UP if any(line.state == "problem" for line in lines) else Exit.DONE))

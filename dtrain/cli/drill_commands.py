@@ -54,7 +54,7 @@ def drill(
     from dtrain.drill import views
 
     if list_them:
-        print(drill_session.listed())
+        print(json.dumps(drill_session.listed_as_json(), indent=1) if as_json else drill_session.listed())
         return
     if path is None:
         raise UsageError("drill needs a recipe", "Name one: dtrain drill recipe.yaml; --list shows the faults.")

@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtrain.cli.options import Output
 from dtrain.common.printable import raw
 from dtrain.record import log_retention
 from dtrain.record.event_log import Reader
-from dtrain.record.events import Event
+from dtrain.record.events import Event, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.record.status import RunState
 from dtrain.show import render
@@ -84,18 +85,26 @@ def _newest_state(line: str) -> str:
     return next((part for part in reversed(line.split("\r")) if part), "")
 
 
+def rank_logs(run: RunDir) -> dict[int, Path]:
+    """Return the log of each rank."""
+    return {int(path.stem.split("-")[1]): path for path in sorted(run.logs.glob("rank-*.log"))}
+
+
 class Feed:
     """Turns what is new in a run into lines of text, and keeps its state.
 
     Events come from the supervisor if it works in this process (so a full disk hides nothing), else from the event log."""
 
-    def __init__(self, run: RunDir, *, resumed: bool) -> None:
+    def __init__(self, run: RunDir, *, resumed: bool, every_rank: bool = False) -> None:
         self.run = run
+        self._every_rank = every_rank
         self.state = RunState()
         self._reader = Reader(run.events)
         self._heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._in_process = False
-        self._output = LineReader(run.rank_log(0), skip=resumed)
+        self._outputs = {0: LineReader(run.rank_log(0), skip=resumed)}
+        if every_rank:
+            self._find_outputs(skip=resumed)
         if resumed:
             for event in self._reader.new():
                 self.state.add(event)
@@ -108,16 +117,23 @@ class Feed:
 
     def lines(self, *, last: bool = False) -> Iterator[str]:
         """Everything since the last call, for reading; what cannot be read now is left for the next one."""
-        output = list[str]()
-        with suppress(OSError):
-            output = self._output.new(rest=last)
-        for text in output:
-            if not text.startswith("--- dtrain: "):
-                yield f"rank 0 | {text}"
+        if last and self._every_rank:
+            self._find_outputs(skip=False)
+        for rank, output in sorted(self._outputs.items()):
+            new = list[str]()
+            with suppress(OSError):
+                new = output.new(rest=last)
+            yield from (f"rank {rank} | {text}" for text in new if not text.startswith("--- dtrain: "))
         for event in self._events():
             self.state.add(event)
+            if self._every_rank and isinstance(event, WorkersStarted):
+                self._find_outputs(skip=False)
             if text := self._line(event):
                 yield text
+
+    def _find_outputs(self, *, skip: bool) -> None:
+        for rank, path in rank_logs(self.run).items():
+            self._outputs.setdefault(rank, LineReader(path, skip=skip))
 
     def _events(self) -> Iterator[Event]:
         if not self._in_process and self._heard.empty():
@@ -135,8 +151,9 @@ class Feed:
 class View:
     """Shows a run from a thread of its own: a live panel in a terminal, plain lines in a pipe."""
 
-    def __init__(self, run: RunDir, *, resumed: bool = False) -> None:
-        self._feed = Feed(run, resumed=resumed)
+    def __init__(self, run: RunDir, output: Output = Output.NORMAL, *, resumed: bool = False) -> None:
+        self._feed = Feed(run, resumed=resumed, every_rank=output is Output.VERBOSE)
+        self._output = output
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="dtrain-view", daemon=True)
 
@@ -157,7 +174,11 @@ class View:
         self._feed.hear(event)
 
     def _show(self) -> None:
-        if sys.stdout.isatty():
+        if self._output is Output.QUIET:
+            self._over.wait()
+            for _ in self._feed.lines(last=True):
+                pass
+        elif sys.stdout.isatty():
             with _no_echo_of_ctrl_c():
                 self._show_live()
         else:

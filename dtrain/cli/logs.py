@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from dtrain.cli.live_view import LineReader
+from dtrain.cli.live_view import LineReader, rank_logs
 from dtrain.common import durations
 from dtrain.common.errors import UsageError
 from dtrain.common.lazy_dataclass import dataclass
@@ -47,11 +47,13 @@ class Filter:
     """Whether lines that several ranks wrote are shown once."""
     since: float = 0.0
     """Not what was written before (seconds since 1970), as far as that is known."""
+    last: int | None = None
+    """Of each rank, only so many of the newest lines that are there when it is looked at first."""
 
     @property
     def everything(self) -> bool:
         """Whether nothing is left out."""
-        return not self.ranks and self.attempt is None and self.pattern is None and not self.since
+        return not self.ranks and self.attempt is None and self.pattern is None and not self.since and self.last is None
 
 
 class Places:
@@ -84,6 +86,8 @@ class LogPrinter:
         self._readers: dict[int, LineReader] = {}
         self._attempts: dict[int, int] = {}
         """Rank → the attempt that its newest line belongs to."""
+        self._begun: set[int] = set()
+        """Ranks of which lines were read."""
         self._places = Places(run)
         self._events = Reader(run.events) if events else None
         self._state = RunState()
@@ -97,7 +101,7 @@ class LogPrinter:
         self._places.learn()
         new = [
             (rank, *line) for rank, reader in sorted(self._readers.items())
-            for line in self._wanted_lines(rank, reader.new(rest=last))
+            for line in self._newest(rank, self._wanted_lines(rank, reader.new(rest=last)))
         ]  # fmt: skip
         for prefix, text in self._folded(new) if self._wanted.fold else self._with_places(new):
             print(f"{prefix} | {text}")
@@ -116,6 +120,13 @@ class LogPrinter:
             pattern = self._wanted.pattern
             if self._wanted.attempt in (None, attempt) and (not pattern or pattern.search(text)):
                 yield attempt, text
+
+    def _newest(self, rank: int, lines: Iterator[tuple[int, str]]) -> Iterable[tuple[int, str]]:
+        """All lines, or of a rank that is looked at first the last ones, if only so many are wanted."""
+        if self._wanted.last is None or rank in self._begun:
+            return lines
+        self._begun.add(rank)
+        return deque(lines, self._wanted.last)
 
     def _with_places(self, lines: Sequence[Line]) -> Iterator[tuple[str, str]]:
         for rank, attempt, text in lines:
@@ -154,15 +165,18 @@ class LogPrinter:
         return log_times.line_at(path, offset)
 
 
-def rank_logs(run: RunDir) -> dict[int, Path]:
-    """Return the log of each rank."""
-    return {int(path.stem.split("-")[1]): path for path in sorted(run.logs.glob("rank-*.log"))}
-
-
-def chosen(ranks: Sequence[int], attempt: int | None, grep: str | None, since: str | None, *, fold: bool) -> Filter:
+def chosen(
+    ranks: Sequence[int],
+    attempt: int | None,
+    grep: str | None,
+    since: str | None,
+    *,
+    fold: bool,
+    last: int | None = None,
+) -> Filter:
     """The lines that were asked for; raises `UsageError` for a pattern or a time that is none."""
     try:
-        return Filter(ranks, attempt, re.compile(grep) if grep else None, fold, moment(since) if since else 0.0)
+        return Filter(ranks, attempt, re.compile(grep) if grep else None, fold, moment(since) if since else 0.0, last)
     except re.error as error:
         raise UsageError(
             f"--grep {grep}: {error}", "It is a regular expression of Python; put \\ before special characters."

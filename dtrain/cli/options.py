@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 
 from dtrain.cli.completion import plugins, run_ids, settings
 from dtrain.common import environment
+from dtrain.common.errors import UsageError
 
 if TYPE_CHECKING:
     from dtrain.record.folder import RunDir
@@ -20,9 +22,23 @@ RunName = Annotated[
         metavar="RUN", help="An id, an unambiguous prefix, a path, a URL, or 'last'.", autocompletion=run_ids
     ),
 ]
+LAST = "last"
+LastRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="An id, an unambiguous prefix, a path, or a URL; the one that was started last if not given.",
+        autocompletion=run_ids,
+        show_default=False,
+    ),
+]
 RunNames = Annotated[
     list[str],
-    typer.Argument(metavar="RUN...", help="Ids, unambiguous prefixes, paths, URLs, or 'last'.", autocompletion=run_ids),
+    typer.Argument(
+        metavar="RUN",
+        help="Ids, paths, URLs, 'last'; what begins several ids, or a pattern, means all of them.",
+        autocompletion=run_ids,
+    ),
 ]
 Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
@@ -39,12 +55,51 @@ Cluster = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Where they run; see 'dtrain plugins'.", autocompletion=plugins("cluster")),
 ]  # fmt: skip
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Of weights, sample order and dropout: train.seed.")]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", metavar="NAME=VALUE", help="An environment variable of every worker; may be given several times."
+    ),
+]
+Tag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="KEY=VALUE",
+        help="A word to find the run by: dtrain ps --tag KEY=VALUE; may be given several times.",
+    ),
+]
+Note = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What the run is for; 'dtrain status' and 'report' show it.")
+]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Do not watch it: it goes on without this terminal.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print how it ended, or the run's id if it is detached, and nothing else.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the output of every rank, not of rank 0 alone.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.", autocompletion=settings),
 ]  # fmt: skip
 RUNS = Path("runs")
+
+
+class Output(Enum):
+    """How much of a run is printed while it goes on."""
+
+    QUIET = "quiet"
+    NORMAL = "normal"
+    VERBOSE = "verbose"
+
+
+def output(*, quiet: bool = False, verbose: bool = False) -> Output:
+    """How much was asked for; raises `UsageError` if both were."""
+    if quiet and verbose:
+        raise UsageError("--quiet prints less, and --verbose more", "Give one of them.")
+    return Output.QUIET if quiet else Output.VERBOSE if verbose else Output.NORMAL
 
 
 class Code(str, Enum):
@@ -59,3 +114,21 @@ def find(runs: Path, name: str) -> RunDir:
     from dtrain.storage import run_sync
 
     return run_sync.find(runs, name)
+
+
+def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
+    """The runs that were meant, each once; a prefix or a pattern means all that fit it."""
+    from dtrain.control.select import is_named
+    from dtrain.record import folder
+    from dtrain.storage import run_sync
+
+    found: dict[Path, RunDir] = {}
+    for name in names:
+        if not name:
+            raise UsageError("an empty text names no run", "Name one, or 'last'; 'dtrain ps' lists them.")
+        plain = "://" in name or name == LAST or folder.is_run(Path(name)) or folder.is_run(runs / name)
+        fitting = [] if plain else [run for run in folder.all_runs(runs) if is_named(run.id, name)]
+        for run in fitting or [find(runs, name)]:
+            run_sync.refresh(run)
+            found[run.path] = run
+    return list(found.values())

@@ -42,6 +42,9 @@ class PlanView:
     kind: str
     target: str
     folder: str
+    """Where the workers run."""
+    code_folders: tuple[str, ...]
+    """Where the user's modules are looked for."""
     strategy: str
     reason: str
     cluster: str
@@ -74,7 +77,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     job, cluster = launch.job, registry.cluster_of(launch.job)
     run = RunDir(runs.absolute() / f"{job.name}-<time>")
     return PlanView(
-        name=job.name, kind=job.kind, target=job.target, folder=job.folder, strategy=job.strategy.name, reason=job.strategy.reason,
+        name=job.name, kind=job.kind, target=job.target, folder=job.folder, code_folders=job.code_folders, strategy=job.strategy.name, reason=job.strategy.reason,
         cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
         binding=_binding(launch), exact_buffers=_exact_buffers(launch), memory=_memory(launch), threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
@@ -137,6 +140,7 @@ def plan_text(shown: PlanView) -> str:
     workers, processes = counted(shown.workers, "worker"), counted(shown.processes, "process")
     lines = [
         f"{shown.name}: {shown.kind} {shown.target} in {shown.folder}",
+        f"  the workers run there and find modules in {' and '.join(shown.code_folders)}, then among the installed packages",
         f"  {shown.strategy} on {workers} in {processes} on {counted(shown.nodes, 'node')}, {shown.cluster}",
         f"  imported once a node, before workers are forked: {', '.join(shown.preload) or 'nothing'}",
     ]

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from dtrain.cli.options import Json
+from dtrain.common.errors import UsageError
+
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
@@ -20,13 +23,18 @@ def init(
     template: Annotated[str, typer.Option(metavar="NAME", help="torch, tensorflow, function, script, gpt, horovod, or a recipe's own name.")] = "torch",
     script: Annotated[Path | None, typer.Option("--from", metavar="SCRIPT", help="Write a recipe for this program instead.")] = None,
     list_them: Annotated[bool, typer.Option("--list", help="Only list the templates.")] = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write a recipe and a small task that run at once; nothing that is there is overwritten.
 
     Example: dtrain init --from train.py"""
     from dtrain.cli import starter
 
-    if list_them:
+    if as_json and not list_them:
+        raise UsageError("--json is for the list of templates", "Give --list, too.")
+    if list_them and as_json:
+        print(json.dumps(starter.templates(), indent=1))
+    elif list_them:
         print("\n".join(f"{name:22} {text}" for name, text in starter.templates().items()))
     else:
         print(starter.write_for_script(script, folder) if script else starter.copy_template(template, folder))

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dtrain.cli.options import (
+    LAST,
     RUNS,
     Cluster,
     Gpus,
     Html,
     Json,
+    LastRun,
     Nodes,
     RunName,
     RunNames,
@@ -27,12 +29,12 @@ from dtrain.cli.options import (
     Workers,
     Yes,
     find,
+    find_all,
 )  # fmt: skip
 from dtrain.common.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from dtrain.control.remove import Removal
-    from dtrain.record.folder import RunDir
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,7 +43,7 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def report(name: RunName, runs: Runs = RUNS, html: Html = None, as_json: Json = False) -> None:
+def report(name: LastRun = LAST, runs: Runs = RUNS, html: Html = None, as_json: Json = False) -> None:
     """Say what a run spent its time on, what its failures cost and how its metrics went.
 
     Example: dtrain report last --html report.html"""
@@ -60,8 +62,7 @@ def report(name: RunName, runs: Runs = RUNS, html: Html = None, as_json: Json = 
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two runs or more; what begins several ids, or a pattern, means all of them.")],
-    runs: Runs = RUNS, html: Html = None,
+    names: RunNames, runs: Runs = RUNS, html: Html = None,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the curves.")] = None,
     metric: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Draw this one; may be given several times.")] = None,
     as_json: Json = False,
@@ -71,7 +72,10 @@ def compare(
     Example: dtrain compare digits-lr0.1 digits-lr0.01 --html compare.html"""
     from dtrain.report import comparison, comparison_views, run_record
 
-    found = comparison.compare([run_record.read(run) for run in find_all(runs, names)])
+    chosen = find_all(runs, names)
+    if len(chosen) < 2:
+        raise UsageError(f"there is only {chosen[0].id}", "Name two runs, or what several ids begin with.")
+    found = comparison.compare([run_record.read(run) for run in chosen])
     drawn = comparison_views.chosen_metrics(found, metric or [])
     if html:
         write_page(html, comparison_views.html(found))
@@ -144,10 +148,10 @@ def rm(
 ) -> None:  # fmt: skip
     """Remove runs that have ended, with their copies on remote storage; asks first.
 
-    Example: dtrain rm digits-20261122-084904-24a7"""
+    Example: dtrain rm digits-lr0.1"""
     from dtrain.control import remove
 
-    chosen = [find(runs, name) for name in names]
+    chosen = find_all(runs, names)
     for run in chosen:
         remove.refuse_live(run)
     _remove([remove.planned(run) for run in chosen], yes=yes, checkpoints_only=False)
@@ -185,27 +189,6 @@ def _remove(removals: Sequence[Removal], *, yes: bool, checkpoints_only: bool) -
     for one in removals:
         remove.remove(one, checkpoints_only=checkpoints_only)
     print(f"removed: {render.size(sum(one.bytes for one in removals))}")
-
-
-def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
-    """The runs that were meant, each once; a prefix or a pattern means all that fit it. Raises `UsageError` for fewer than two."""
-    from dtrain.control.select import is_named
-    from dtrain.record import folder
-    from dtrain.storage import run_sync
-
-    found: dict[Path, RunDir] = {}
-    for name in names:
-        plain = "://" in name or name == "last" or (Path(name) / "job.json").is_file()
-        fitting = [] if plain else [run for run in folder.all_runs(runs) if is_named(run.id, name)]
-        for run in fitting or [find(runs, name)]:
-            run_sync.refresh(run)
-            found[run.path] = run
-    if len(found) < 2:
-        raise UsageError(
-            f"there is only {', '.join(run.id for run in found.values())}",
-            "Name two runs, or what several ids begin with.",
-        )
-    return list(found.values())
 
 
 def write_page(path: Path, text: str) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -21,17 +24,19 @@ TEMPLATES = {
     "horovod": "horovod_script",
 }
 """Name that a person gives → the recipe that shows it; any other recipe goes by its own name."""
+COMMAND = re.compile(r": dtrain run \S+")
+"""In the comment of a recipe that dtrain brings: how it is run where it lies."""
 SCHEMA = "recipe.schema.json"
 """Stands beside a recipe, so that an editor finds it without a network."""
 MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
 """Names the schema to an editor that knows the YAML language server."""
 SCRIPT_RECIPE = """\
-# {script} as it is: dtrain run {recipe}
+# {script} as it is: {command}
 name: {name}
 script: {script}
 {args}
 resources:
-  workers: 2        # processes; on a machine with GPUs: dtrain run {recipe} --gpus 8
+  workers: 2        # processes; on a machine with GPUs: {command} --gpus 8
 # after a crash the script is started again, and must find its own checkpoints: dtrain explain recovery.restarts
 """
 
@@ -47,13 +52,15 @@ def recipes_folder() -> Path:
 
 
 def templates() -> dict[str, str]:
-    """Name → the first line of the recipe, which says what it shows."""
+    """Name → the first sentence of the recipe, which says what it shows."""
     named = TEMPLATES | {path.stem: path.stem for path in sorted(recipes_folder().glob("*.yaml"))}
-    return {name: _first_line(recipes_folder() / f"{stem}.yaml") for name, stem in named.items()}
+    return {name: _first_sentence(recipes_folder() / f"{stem}.yaml") for name, stem in named.items()}
 
 
-def _first_line(path: Path) -> str:
-    return path.read_text().partition("\n")[0].removeprefix("# ").partition(": dtrain run")[0]
+def _first_sentence(path: Path) -> str:
+    comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in comment)
+    return COMMAND.sub("", text).partition(". ")[0].removesuffix(".") + "."
 
 
 def copy_template(name: str, folder: Path) -> str:
@@ -66,9 +73,10 @@ def copy_template(name: str, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for file in files[1:]:
         shutil.copyfile(file, folder / file.name)
-    _write_recipe(folder / source.name, source.read_text())
+    target = folder / source.name
+    _write_recipe(target, f"# Train it: {_command(target)}\n{COMMAND.sub('', source.read_text())}")
     written = "\n".join(f"wrote {folder / file.name}" for file in files)
-    return f"{written}\n{_next(folder / source.name)}"
+    return f"{written}\n{_next(target)}"
 
 
 def _code_of(source: Path) -> list[Path]:
@@ -95,13 +103,15 @@ def write_for_script(script: Path, folder: Path) -> str:
     target = folder / f"{script.stem}.yaml"
     _refuse_to_overwrite([target])
     folder.mkdir(parents=True, exist_ok=True)
-    options = _arguments(tree)
+    arguments = _arguments(tree)
+    required = [name for name, needed in arguments.items() if needed]
+    options = [f"{name} (required)" if needed else name for name, needed in arguments.items()]
     relative = script.resolve().relative_to(folder.resolve()) if _is_below(script, folder) else script.resolve()
     args = (
         f"args: []            # of its own: {' '.join(options)}" if options else "args: []            # its arguments"
     )
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in script.stem)
-    text = SCRIPT_RECIPE.format(script=relative, recipe=target.name, name=name, args=args)
+    text = SCRIPT_RECIPE.format(script=relative, command=_command(target), name=name, args=args)
     target.write_text(text)
     try:
         reason = recipe.load(target).strategy.reason
@@ -112,6 +122,8 @@ def write_for_script(script: Path, folder: Path) -> str:
     found = [f"wrote {target}", f"found: {reason}"]
     if options:
         found.append(f"found: arguments {' '.join(options)}; give the ones you want under args")
+    if required:
+        found.append(f"it cannot run without {' and '.join(required)}: write args: [{required[0]}, …] into {target}")
     return "\n".join([*found, _next(target)])
 
 
@@ -126,14 +138,28 @@ def _is_below(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _arguments(tree: ast.Module) -> list[str]:
-    """Options that a program declares with `add_argument` (argparse) or `option` (click), as they stand in it."""
+def _arguments(tree: ast.Module) -> dict[str, bool]:
+    """Arguments that a program declares with `add_argument` (argparse), `option` or `argument` (click), as they stand in it, and whether
+    each is required."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     declared = [
-        node for node in calls if isinstance(node.func, ast.Attribute) and node.func.attr in ("add_argument", "option")
+        node
+        for node in calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("add_argument", "option", "argument")
     ]
-    texts = [argument.value for node in declared for argument in node.args[-1:] if isinstance(argument, ast.Constant)]
-    return [text for text in texts if isinstance(text, str)]
+    texts = [
+        (argument.value, node) for node in declared for argument in node.args[-1:] if isinstance(argument, ast.Constant)
+    ]
+    return {text: _is_required(text, node) for text, node in texts if isinstance(text, str)}
+
+
+def _is_required(name: str, declared: ast.Call) -> bool:
+    """An option that says so, or a positional argument without a default."""
+    given = {one.arg: one.value.value for one in declared.keywords if isinstance(one.value, ast.Constant)}
+    named = {one.arg for one in declared.keywords}
+    if "required" in named:
+        return given.get("required") is True
+    return not name.startswith("-") and "default" not in named and given.get("nargs") not in ("?", "*")
 
 
 def _refuse_to_overwrite(files: list[Path]) -> None:
@@ -145,4 +171,10 @@ def _refuse_to_overwrite(files: list[Path]) -> None:
 
 
 def _next(path: Path) -> str:
-    return f"next: dtrain plan {path}   shows what it would do\n      dtrain run {path}    trains"
+    quoted = shlex.quote(str(path))
+    return f"next: dtrain plan {quoted}   shows what it would do\n      {_command(path)}    trains"
+
+
+def _command(path: Path) -> str:
+    """What a person types here to train a recipe."""
+    return f"dtrain run {shlex.quote(str(path))}"

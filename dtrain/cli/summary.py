@@ -6,8 +6,9 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 
+from dtrain.cli import screen
 from dtrain.common.errors import Exit
-from dtrain.control.state import RunRow
+from dtrain.control.state import RunRow, named
 from dtrain.record.folder import RunDir
 from dtrain.record.goodput import SHARES
 from dtrain.record.status import RunState
@@ -17,6 +18,12 @@ from dtrain.show.render import clock, columns, counted, eta, failure, millisecon
 FAILURES_SHOWN = 5
 STEPS_SHOWN = 10
 """Of those that were left out."""
+STATE_STYLES = {"done": "green", "running": "cyan"}
+STATE_STYLES |= dict.fromkeys(("failed", "gave up", "lost", "unreadable"), "red")
+STATE_STYLES |= dict.fromkeys(("recovering", "stopped", "stopping"), "yellow")
+SPARE = ("restarts", "cluster", "workers", "strategy", "started", "changed", "loss", "step", "state")
+"""Columns that a narrow screen is without, the first first."""
+LABEL_WIDTH = 13
 COLUMNS = ("run", "state", "step", "loss", "strategy", "cluster", "workers", "restarts", "started", "changed")
 
 
@@ -24,7 +31,7 @@ def summary(state: RunState, run: RunDir) -> str:
     """Format what happened, once a run is over."""
     code = Exit(state.exit_code or 0)
     took = f"in {seconds(state.report.get('total', 0.0))}" if state.report else ""
-    lines = [f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " ")]
+    lines = [screen.folded(f"{run.id}: {state.outcome} {took} - {state.reason}".replace("  ", " "), 2)]
     if state.total_steps:
         lines.append(_labelled("steps", f"{state.step} of {state.total_steps}", numbers(state.metrics), _speed(state)))
     if state.evaluation:
@@ -50,6 +57,7 @@ def summary(state: RunState, run: RunDir) -> str:
     lines += [_labelled("warning", warning) for warning in state.warnings]
     if code in (Exit.USER_CODE, Exit.GAVE_UP) and state.failures and (left := render.evidence(state.failures[-1])):
         lines += ["", left, ""]
+    lines += _named(run)
     lines.append(_labelled("folder", shlex.quote(str(run.path)) + (f", {state.storage}" if state.storage else "")))
     if code is not Exit.DONE:
         mended = " (when the cause is mended)" if code not in (Exit.RESUMABLE, Exit.INTERRUPTED) else ""
@@ -62,7 +70,7 @@ def status(state: RunState, run: RunDir) -> str:
     if state.exit_code is not None:
         return summary(state, run)
     now = time.time()
-    lines = [f"{run.id}: {state.outcome}" + (f" - {state.reason}" if state.reason else "")]
+    lines = [screen.folded(f"{run.id}: {state.outcome}" + (f" - {state.reason}" if state.reason else ""), 2)]
     runs = f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}"
     lines.append(_labelled("runs", runs))
     if state.total_steps:
@@ -84,6 +92,7 @@ def status(state: RunState, run: RunDir) -> str:
         lines.append(_labelled("in memory", often, f"{milliseconds(state.memory_seconds)} each"))
     lines += [_labelled("failure", f"{clock(event)} {failure(event)}") for event in state.failures[-FAILURES_SHOWN:]]
     lines += [_labelled("warning", warning) for warning in state.warnings]
+    lines += _named(run)
     lines.append(_labelled("folder", str(run.path), state.storage))
     if state.phase == "lost":
         lines.append(f"  go on with: dtrain resume {run.id}")
@@ -98,8 +107,13 @@ def account(report: Mapping[str, float]) -> str:
     return parts if goodput is None else f"{goodput:.0%} goodput ({parts})"
 
 
+def _named(run: RunDir) -> list[str]:
+    tags, note = named(run)
+    return [_labelled(label, text) for label, text in (("tags", render.tags(tags)), ("note", note)) if text]
+
+
 def _labelled(label: str, *parts: str) -> str:
-    return f"  {label:10} {', '.join(part for part in parts if part)}"
+    return screen.folded(f"  {label:10} {', '.join(part for part in parts if part)}", LABEL_WIDTH)
 
 
 def _steps(numbers: Sequence[int]) -> str:
@@ -117,18 +131,30 @@ def _speed(state: RunState) -> str:
     return f"{state.step * state.global_batch / training:,.0f} samples/s"
 
 
-def table(rows: Sequence[RunRow], metric: str | None = None) -> str:
-    """A list of runs, one line each, however long its names are; with the GPUs they have, and a metric, in columns of their own."""
-    on_gpus = any(row.gpus for row in rows)
-    heads = (*COLUMNS, *(["GPUs"] if on_gpus else []), *([metric] if metric else []))
-    lines: list[tuple[str, ...]] = [heads]
+def table(rows: Sequence[RunRow], metric: str | None = None, width: int | None = None) -> str:
+    """A list of runs, one line each; columns that a width has no room for are left out."""
+    on_gpus, tagged = any(row.gpus for row in rows), any(row.tags for row in rows)
+    own = [*(["GPUs"] if on_gpus else []), *(["tags"] if tagged else [])]
+    lines: list[tuple[str, ...]] = [(*COLUMNS, *own, *filter(None, [metric]))]
+    now = time.time()
     for row in rows:
         step = f"{row.step}/{row.total_steps}" if row.total_steps else "-"
         loss = f"{row.loss:.4g}" if row.loss is not None else "-"
-        started = time.strftime("%m-%d %H:%M", time.localtime(row.started)) if row.started else "-"
-        age = f"{seconds(time.time() - row.changed)} ago" if row.changed else "-"
+        started, changed = (render.ago(now - moment) if moment else "-" for moment in (row.started, row.changed))
         cells = (row.strategy, row.cluster, str(row.workers), str(row.restarts))
         gpus = (",".join(row.gpus) or "-",) if on_gpus else ()
         more = () if metric is None else (f"{row.metrics[metric]:.5g}" if metric in row.metrics else "-",)
-        lines.append((row.run, row.state, step, loss, *cells, started, age, *gpus, *more))
-    return columns(lines)
+        tags = (render.tags(row.tags),) if tagged else ()
+        lines.append((row.run, row.state, step, loss, *cells, started, changed, *gpus, *tags, *more))
+    shown = render.fitted(lines, width, [*own, *SPARE, *filter(None, [metric])])
+    text = columns(shown).split("\n")
+    if "state" not in shown[0]:
+        return "\n".join(text)
+    at = shown[0].index("state")
+    before = sum(max(len(line[one]) for line in shown) + 2 for one in range(at))
+    return "\n".join(_with_state(line, before, cells[at]) for line, cells in zip(text, shown, strict=True))
+
+
+def _with_state(line: str, at: int, state: str) -> str:
+    """A line of the table with the state that begins at this place in its colour."""
+    return line[:at] + screen.coloured(state, STATE_STYLES.get(state, "")) + line[at + len(state) :]

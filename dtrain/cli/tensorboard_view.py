@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dtrain.api.tracker import Tracker
+from dtrain.common import installation
 from dtrain.common.errors import Exit, UsageError
 from dtrain.launch import registry
 from dtrain.record import folder
@@ -30,7 +31,7 @@ LOOK_SECONDS = 5.0
 def show(runs: Sequence[RunDir], root: Path, port: int | None) -> int:
     """Serve these runs, or all below `root` and those that come, until Ctrl-C; the exit code of TensorBoard."""
     if importlib.util.find_spec(NAME) is None:
-        raise UsageError(f"{NAME} is not installed", f"Install it: pip install 'dtrain[{NAME}]'")
+        raise UsageError(f"{NAME} is not installed", f"Install it: {installation.command(NAME)}")
     if not runs and not root.is_dir():
         raise UsageError(f"no runs in {root.absolute()}", "Another folder: --runs or DTRAIN_RUNS.")
     with tempfile.TemporaryDirectory(prefix="dtrain-tensorboard-") as name:

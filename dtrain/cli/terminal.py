@@ -4,34 +4,63 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from dtrain.cli import screen
 from dtrain.cli.live_view import View
+from dtrain.cli.options import Output
 from dtrain.cli.summary import status, summary, table
-from dtrain.common.errors import ClusterError, Exit
+from dtrain.common.errors import ClusterError, DtrainError, Exit
 from dtrain.common.processes import discard_stdout
 from dtrain.control import start
 from dtrain.control.follow import Watcher
 from dtrain.control.state import row, state_of
 from dtrain.control.stop import stop
 from dtrain.control.sweep_queue import SweepQueue
+from dtrain.launch import target_recipe
 from dtrain.record.events import Event
 from dtrain.record.folder import RunDir, Submitted
 from dtrain.record.status import RunState
 from dtrain.report import comparison, run_record
 from dtrain.show import render
 
-
-def submit(run: RunDir) -> None:
-    """Start a run inside its cluster, and print how to watch it."""
-    print(render.submitted(run.id, start.submit(run)), flush=True)
+MOST_AT_ONCE = 32
+"""Runs that are stopped at the same time."""
 
 
-def run_here(run: RunDir, *, resumed: bool) -> int:
+def submit(run: RunDir, output: Output = Output.NORMAL) -> None:
+    """Start a run inside its cluster, and print how to watch it, or its id alone."""
+    _print_submitted(run, start.submit(run), output)
+
+
+def print_made_recipe(path: Path, run: RunDir, output: Output) -> None:
+    """Say which recipe was made for a script, task or function that was named instead of one."""
+    if output is Output.QUIET or not target_recipe.is_target(path):
+        return
+    job = run.job()
+    epochs = job.train.epochs
+    length = f", {epochs:g} {'epoch' if epochs == 1 else 'epochs'} (--set train.epochs=N)" if epochs else ""
+    how = f"{job.kind} {job.target} on {render.counted(job.resources.workers, 'worker')} (--workers N){length}"
+    print(f"made a recipe: {how}; it is kept in {_near(run.recipe_copy)}", flush=True)
+
+
+def _near(path: Path) -> Path:
+    """A path as a person in this folder names it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _print_submitted(run: RunDir, submitted: Submitted, output: Output) -> None:
+    print(run.id if output is Output.QUIET else render.submitted(run.id, submitted), flush=True)
+
+
+def run_here(run: RunDir, output: Output = Output.NORMAL, *, resumed: bool) -> int:
     """Run to its end, and show it; Ctrl-C asks it to save and stop, a second one to stop at once."""
-    view, submissions = View(run, resumed=resumed), list[Submitted]()
+    view, submissions = View(run, output, resumed=resumed), list[Submitted]()
 
     def on_submitted(submitted: Submitted) -> None:
-        print(render.submitted(run.id, submitted), flush=True)
+        if output is not Output.QUIET:
+            _print_submitted(run, submitted, output)
         submissions.append(submitted)
 
     def on_event(event: Event) -> None:
@@ -51,13 +80,13 @@ def run_here(run: RunDir, *, resumed: bool) -> int:
     return code
 
 
-def attach(run: RunDir) -> int:
+def attach(run: RunDir, output: Output = Output.NORMAL) -> int:
     """Show a run that is supervised elsewhere until it ends; Ctrl-C asks whether to detach or to stop it."""
     state = state_of(run)
     if state.exit_code is not None or state.phase == "lost":
         print(status(state, run))
         return _code(state)
-    watcher, view = Watcher(run), View(run, resumed=True)
+    watcher, view = Watcher(run), View(run, output, resumed=True)
     while True:
         try:
             with view:
@@ -68,15 +97,15 @@ def attach(run: RunDir) -> int:
                 print(f"detached; {run.id} goes on. Watch it again: dtrain attach {run.id}")
                 return int(Exit.DONE)
             _ask_to_stop(run, watcher)
-            view = View(run, resumed=True)
+            view = View(run, output, resumed=True)
     return _finish(run, code)
 
 
-def run_queue(members: Sequence[Callable[[], RunDir]], at_most: int) -> int:
+def run_queue(members: Sequence[Callable[[], RunDir]], at_most: int, output: Output = Output.NORMAL) -> int:
     """Run the members of a sweep, `at_most` at once, and print a table of them; Ctrl-C starts no more."""
     queue = SweepQueue(list(members), at_most)
     try:
-        return queue.run(lambda run, submitted: print(render.submitted(run.id, submitted), flush=True))
+        return queue.run(lambda run, submitted: _print_submitted(run, submitted, output))
     except KeyboardInterrupt:
         print(f"{len(queue.waiting)} runs were not started; {len(queue.active)} go on (dtrain stop RUN)")
         return int(Exit.INTERRUPTED)
@@ -85,12 +114,28 @@ def run_queue(members: Sequence[Callable[[], RunDir]], at_most: int) -> int:
             print(_table(queue.started), flush=True)
 
 
+def stop_all(runs: Sequence[RunDir], *, now: bool, wait: bool) -> bool:
+    """Stop these runs, at the same time, and print what came of it; False if one of several does not answer."""
+    if len(runs) == 1:
+        stopped = stop(runs[0], now=now, wait=wait)
+        print(summary(stopped.ended, runs[0]) if stopped.ended else stopped.text)
+        return True
+    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+        answers = [pool.submit(stop, run, now=now, wait=wait) for run in runs]
+        for run, answer in zip(runs, answers, strict=True):
+            try:
+                print(answer.result().text, flush=True)
+            except DtrainError as error:
+                print(f"dtrain: {run.id}: {error}", file=sys.stderr)
+    return not any(answer.exception() for answer in answers)
+
+
 def _table(started: Sequence[RunDir]) -> str:
     """Compare the members of a sweep; a single one, or one that cannot be read, is listed as by `dtrain ps`."""
     if len(started) > 1 and all(one.events.exists() for one in started):
         found = comparison.compare([run_record.read(one) for one in started])
         return render.columns([comparison.columns(found), *comparison.rows(found)])
-    return table([row(one) for one in started])
+    return table([row(one) for one in started], width=screen.width())
 
 
 def _finish(run: RunDir, code: int) -> int:

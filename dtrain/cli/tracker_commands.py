@@ -32,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
     @app.command()
     def tensorboard(
-        names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids, prefixes, paths, URLs or 'last'; all runs if none is given.")] = None,
+        names: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Ids, prefixes, paths, URLs or 'last'; all runs if none is given.")] = None,
         runs: Runs = RUNS,
         port: Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="Of the page; 6006 or one near it if not given.")] = None,
     ) -> None:  # fmt: skip

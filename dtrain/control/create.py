@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from dtrain.api.plan import LaunchPlan
 from dtrain.common.errors import Exit, StorageError, UsageError
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.serde import to_dict
@@ -19,7 +20,7 @@ from dtrain.control.state import refuse_while_it_goes_on, state_of
 from dtrain.job import code
 from dtrain.job.code import Snapshot
 from dtrain.job.job import Job
-from dtrain.launch import recipe, sweep, yaml_source
+from dtrain.launch import planner, recipe, sweep, target_recipe, yaml_source
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir
@@ -49,40 +50,68 @@ def new_run_of(document: Document, folder: Path, runs: Path, given: Overrides) -
 
 def new_sweep(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str]) -> list[Callable[[], RunDir]]:
     """For each member of a sweep what makes its run; all members are checked before the first is made."""
+    return [lambda job=job: made(job, path, runs) for job in _swept(path, runs, given, sweeps, here=True)]  # type: ignore[misc]
+
+
+def _swept(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str], *, here: bool) -> list[Job]:
     members = sweep.members(sweeps)
-    jobs = [sweep.named(recipe.load(path, [*given, *member], runs=runs), member) for member in members]
-    return [lambda job=job: made(job, path, runs) for job in jobs]  # type: ignore[misc]
+    return [sweep.named(recipe.load(path, [*given, *member], here=here, runs=runs), member) for member in members]
+
+
+def planned(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str] = ()) -> list[LaunchPlan]:
+    """What would run, also if this machine cannot start it; of a sweep for each member."""
+    return [planner.make(job) for job in _swept(path, runs, given, sweeps, here=False)]
 
 
 def made(job: Job, path: Path, runs: Path) -> RunDir:
     """The folder of a new run of this job, with a copy of its recipe."""
     run = create_folder(runs, job)
-    shutil.copyfile(path, run.recipe_copy)
-    run.recipe_copy.chmod(PRIVATE_FILE)
-    run.recipe_source.write_text(str(path.absolute()))
+    _keep_recipe(run, path, job)
+    if not target_recipe.is_target(path):
+        run.recipe_source.write_text(str(path.absolute()))
     code_snapshot.take(run.code, job, runs)
     return run
+
+
+def _keep_recipe(run: RunDir, path: Path, job: Job) -> None:
+    if target_recipe.is_target(path):
+        run.recipe_copy.write_text(target_recipe.text_of(path, job))
+    else:
+        shutil.copyfile(path, run.recipe_copy)
+    run.recipe_copy.chmod(PRIVATE_FILE)
 
 
 def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code: bool = False) -> str:
     """Give a run the settings that it goes on with and, with `new_code`, the code as it is now; raises `UsageError` if it cannot go on,
     or not with these. Returns for a person what was edited since the run began and whether it applies, or ''."""
+    before, job, had = _next_job(run, given, path, new_code=new_code)
+    if path:
+        _keep_recipe(run, path, job)
+    edits = [] if path else [_edits(run)]
+    edits.append(_give_code(run, before, job, had, new=new_code or had is None or job.folder != before.folder))
+    run.write_job(job)
+    return "\n".join(filter(None, edits))
+
+
+def planned_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code: bool = False) -> LaunchPlan:
+    """What a run would go on with; nothing is changed."""
+    _, job, had = _next_job(run, given, path, new_code=new_code)
+    with code.using(None if new_code else had):
+        return planner.make(job)
+
+
+def _next_job(run: RunDir, given: Overrides, path: Path | None, *, new_code: bool) -> tuple[Job, Job, Snapshot | None]:
+    """The job of a run, the one that it goes on with, and the code that it has; raises `UsageError` if it cannot go on with these."""
     refuse_while_it_goes_on(run)
     before, state = run.job(), state_of(run)
     had = _code(run, before, state, new=new_code)
-    kept = None if new_code else had
-    with code.using(kept):
+    with code.using(None if new_code else had):
         job = recipe.load(path, given, runs=run.path.parent) if path else overridden(run, before, given)
     job = replace(job, name=before.name, init_from=before.init_from)
     _refuse_if_finished(run, state, before, job)
     if state.saved_step:
         _refuse_another_history(run, state.saved_step, before, job)
-    if path:
-        shutil.copyfile(path, run.recipe_copy)
-    edits = [] if path else [_edits(run)]
-    edits.append(_give_code(run, before, job, had, new=new_code or kept is None or job.folder != before.folder))
-    run.write_job(job)
-    return "\n".join(filter(None, edits))
+    return before, job, had
 
 
 def _code(run: RunDir, job: Job, state: RunState, *, new: bool) -> Snapshot | None:

@@ -6,15 +6,24 @@ import time
 from collections.abc import Callable
 
 from dtrain.common.errors import Exit
-from dtrain.control.state import submission
+from dtrain.control.state import goes_on, state_of, submission
 from dtrain.record.event_log import Reader
 from dtrain.record.events import Event, Requeued, RunEnded, RunStarted
 from dtrain.record.folder import RunDir
+from dtrain.record.status import RunState
 from dtrain.storage import run_sync
 
 POLL_SECONDS = 0.1
 ASK_SECONDS = 3.0
 """Between two questions to the cluster, whose answers are slow and whose time is everyone's."""
+
+
+def until_ended(run: RunDir, deadline: float | None = None) -> RunState:
+    """Wait for the end of a run, or for a moment (monotonic seconds); the run's state then."""
+    watcher = Watcher(run)
+    while goes_on(run) and watcher.poll() is None and (deadline is None or time.monotonic() < deadline):
+        time.sleep(POLL_SECONDS)
+    return state_of(run)
 
 
 class Watcher:

@@ -24,6 +24,15 @@ def with_state(rows: Sequence[RunRow], states: Sequence[str]) -> list[RunRow]:
     return [row for row in rows if not states or row.state in states]
 
 
+def with_tags(rows: Sequence[RunRow], tags: Sequence[str]) -> list[RunRow]:
+    """The runs that have all of these tags, each a key or `key=value`."""
+    pairs = [tag.partition("=") for tag in tags]
+    return [
+        row for row in rows
+        if all(key in row.tags and (not sign or row.tags[key] == value) for key, sign, value in pairs)
+    ]  # fmt: skip
+
+
 def metric_column(rows: Sequence[RunRow], key: str | None) -> str | None:
     """The metric that the runs are sorted by, if it has no column of its own."""
     if not rows or key is None or key in ASCENDING or key in DESCENDING:

@@ -103,6 +103,15 @@ def refuse_while_it_goes_on(run: RunDir) -> None:
         raise UsageError(f"the run {run.id} is still going on: {state.outcome}", f"See it: dtrain status {run.id}")
 
 
+def named(run: RunDir) -> tuple[dict[str, str], str]:
+    """The tags and the note of a run; nothing if its job cannot be read."""
+    try:
+        job = run.job()
+    except (RunNotFound, NewerFormat):
+        return {}, ""
+    return job.tags, job.note
+
+
 @dataclass(frozen=True)
 class RunRow:
     """One run in a list."""
@@ -123,6 +132,8 @@ class RunRow:
     reason: str = ""
     gpus: tuple[str, ...] = ()
     """Those of this machine that it has now."""
+    tags: dict[str, str] = field(default_factory=dict)
+    note: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     """Newest values; those on held-out data begin with `held-out `."""
 
@@ -133,9 +144,10 @@ def row(run: RunDir, gpus: Sequence[str] = ()) -> RunRow:
         state = state_of(run)
     except UsageError as error:
         return RunRow(run.id, "unreadable", reason=error.message)
+    tags, note = named(run)
     return RunRow(
         run=run.id, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
         strategy=state.strategy, cluster=state.cluster, workers=state.workers, restarts=state.restarts,
-        started=state.first_began or None, changed=state.changed or None, reason=state.reason, gpus=tuple(gpus),
+        started=state.first_began or None, changed=state.changed or None, reason=state.reason, gpus=tuple(gpus), tags=tags, note=note,
         metrics=state.metrics | {f"{HELD_OUT}{name}": value for name, value in state.evaluation.items()},
     )  # fmt: skip

@@ -11,6 +11,7 @@ from dtrain.api.plan import LaunchPlan
 from dtrain.common.durations import seconds_of
 from dtrain.common.errors import Exit, UsageError
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.common.serde import JsonObject
 from dtrain.control.overrides import Overrides
 from dtrain.drill import cases
 from dtrain.drill.cases import Case, Span
@@ -160,6 +161,11 @@ class Session:
             f"one undisturbed run and {render.counted(count, 'run')} with faults, one after another, for {self._asked.budget} at most"
             f"; the runs are in {self._drill.folder}"
         )
+
+
+def listed_as_json() -> JsonObject:
+    """Every fault and every phase as data."""
+    return {"faults": {name: kind.text for name, kind in TYPES.items()}, "phases": dict(PHASES)}
 
 
 def listed() -> str:

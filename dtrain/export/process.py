@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import os
-import sys
 from pathlib import Path
 
 from dtrain.export.request import ExportRequest
-from dtrain.job import code
+from dtrain.job import code, entrypoint
 from dtrain.job.job import Job
 from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir
@@ -22,7 +21,7 @@ def prepared(request: ExportRequest) -> Job:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if Path(request.code).is_dir():
         os.chdir(request.code)
-        sys.path.insert(0, request.code)
+        entrypoint.enter(job, request.code)
     snapshot = code_snapshot.opened(Path(request.snapshot), request.code) if request.snapshot else None
     if snapshot:
         code.install(snapshot)

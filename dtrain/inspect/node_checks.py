@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from dtrain.agent import devices, node_health
+from dtrain.common import installation
 from dtrain.common import node_limits as limits
 from dtrain.common.errors import DtrainError
 from dtrain.common.lazy_dataclass import dataclass
@@ -194,7 +195,7 @@ def of_group(rank: int, leaders: Sequence[int], world: int) -> Iterator[Finding]
     measuring = [kind for kind in kinds if kind.measure_network]
     kind = next((kind for kind in measuring if importlib.util.find_spec(str(kind.framework))), None)
     if kind is None:
-        extras = " or ".join(dict.fromkeys(f"pip install 'dtrain[{kind.framework}]'" for kind in measuring))
+        extras = " or ".join(dict.fromkeys(installation.command(str(kind.framework)) for kind in measuring))
         yield Finding("network", "warning", "not measured", f"It is measured by a framework: {extras}.")
         return
     measured = kind.measure_network(rank, leaders, world)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from typing import Any
 
 from dtrain.common.errors import UsageError
 from dtrain.common.lazy_dataclass import dataclass
@@ -36,21 +34,9 @@ def _row(kind: registry.Kind, name: str) -> PluginRow:
         plugin = registry.plugin_class(kind, name)
     except UsageError as error:
         return PluginRow(kind, name, package, ready=False, note=error.message)
-    missing = _missing(plugin)
+    missing = registry.missing_for(kind, name)
     note = missing or ((plugin.__doc__ or "").strip().splitlines() or [""])[0]
     return PluginRow(kind, name, package, ready=not missing, note=note)
-
-
-def _missing(plugin: Any) -> str:
-    """Why a plugin cannot work here: its framework, or what its own `missing_here` says."""
-    framework = getattr(plugin, "framework", None)
-    if framework and importlib.util.find_spec(framework) is None:
-        return f"needs {framework}: pip install 'dtrain[{framework}]'"
-    frameworks = getattr(plugin, "frameworks", ())
-    if frameworks and not any(map(importlib.util.find_spec, frameworks)):
-        return f"needs {' or '.join(frameworks)}: pip install 'dtrain[{frameworks[0]}]'"
-    check = getattr(plugin, "missing_here", None)
-    return check() if check else ""
 
 
 def plugin_text(rows: Sequence[PluginRow]) -> str:

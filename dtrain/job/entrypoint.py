@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import sys
-from importlib.machinery import PathFinder
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +36,7 @@ def code_of(job: Job) -> str:
     return job.script or split(job.target)[0]
 
 
-def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
+def problem(target: str, folders: Sequence[str], kind: type[ast.AST]) -> str:
     """Why a target cannot be what the recipe says, found by reading the file; '' if it can or cannot be known."""
     module, name = split(target)
     what = "class" if kind is ast.ClassDef else "function"
@@ -43,9 +46,13 @@ def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
         return f"'{target}' is not of the form file.py:{what}_name or package.module:{what}_name"
     if not module.endswith(".py"):
         dotted = all(part.isidentifier() for part in module.split("."))
-        return "" if dotted else f"'{module}' is neither a Python file (file.py) nor a module (package.module)"
-    path = folder / module
+        if not dotted:
+            return f"'{module}' is neither a Python file (file.py) nor a module (package.module)"
+    path = source(target, folders)
+    if path is None:
+        return ""
     if not code.is_file(path):
+        folder = Path(folders[0])
         others = [str(file.relative_to(folder)) for file in folder.glob("*.py")]
         return f"there is no file {path}. {nearest(module, others) if others else ''}".rstrip()
     tree = parsed(path)
@@ -65,6 +72,15 @@ def problem(target: str, folder: Path, kind: type[ast.AST]) -> str:
     if name in names or name in imported | assigned:
         return ""
     return f"{module} has no {what} '{name}'. {nearest(name, names) if names else ''}".rstrip()
+
+
+def source(target: str, folders: Sequence[str]) -> Path | None:
+    """The file that a target is defined in, which may be missing; None for a module that is found nowhere, or is no Python file."""
+    module, _ = split(target)
+    if module.endswith(".py"):
+        return Path(folders[0], module)
+    spec = _spec(module, folders)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def parsed(path: Path) -> ast.Module | str:
@@ -109,21 +125,29 @@ def imports_below(path: Path, folder: str) -> frozenset[str]:
 def script_file(job: Job) -> Path | None:
     """The Python file that a script job runs, found without importing anything; None for other programs."""
     if isinstance(job.script, ScriptModule):
-        return module_file(job.script.module, job.folder)
+        return module_file(job.script.module, job.code_folders)
     path = Path(job.folder) / str(job.script)
     return path if path.suffix == ".py" else None
 
 
-def module_file(name: str, folder: str) -> Path | None:
-    """The file that `python -m NAME` would run in this folder, found without importing anything."""
-    places: list[str] | None = [folder, *sys.path]
-    for part in name.split("."):
+def _spec(name: str, folders: Sequence[str]) -> ModuleSpec | None:
+    """Where a module lies, in these folders or among what is installed, found without importing anything."""
+    first, *inner = name.split(".")
+    try:
+        spec = PathFinder.find_spec(first, [*folders, *sys.path]) or importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    for part in inner:
+        places = list(spec.submodule_search_locations or ()) if spec else []
         spec = PathFinder.find_spec(part, places) if places else None
-        if spec is None:
-            return None
-        places = list(spec.submodule_search_locations or ())
-    if places:
-        spec = PathFinder.find_spec("__main__", places)
+    return spec
+
+
+def module_file(name: str, folders: Sequence[str]) -> Path | None:
+    """The file that `python -m NAME` would run, found without importing anything."""
+    spec = _spec(name, folders)
+    if spec and spec.submodule_search_locations:
+        spec = PathFinder.find_spec("__main__", list(spec.submodule_search_locations))
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
@@ -138,6 +162,14 @@ def names(path: Path) -> frozenset[str]:
         if isinstance(node, ast.ImportFrom):
             found |= {alias.name for alias in node.names}
     return frozenset(found)
+
+
+def enter(job: Job, folder: str) -> None:
+    """Have this process, and those that it starts, find the user's modules as a recipe says that lies in this folder."""
+    folders = replace(job, folder=folder).code_folders
+    sys.path[:0] = folders
+    if job.pythonpath:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*folders[1:], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def load(target: str, folder: Path) -> Any:

@@ -7,10 +7,13 @@ so agents and workers read a job without paying for it. Durations are seconds, a
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.common.sizes import memory_bytes
 from dtrain.job.limits import (
     COUNT,
     DATA_WORKERS,
@@ -23,7 +26,6 @@ from dtrain.job.limits import (
     SEED,
     STEPS,
     THREADS,
-    memory_bytes,
 )
 
 Device = Literal["cpu", "gpu", "tpu"]
@@ -331,6 +333,8 @@ class Job:
     """Keyword arguments of the task's class, or `context.params`."""
     args: tuple[str | int | float, ...] = ()
     """Arguments of the script."""
+    pythonpath: tuple[str, ...] = ()
+    """Folders that modules are imported from besides the recipe's, as seen from there: [src], [..]."""
     preload: tuple[str, ...] = ()
     """Modules to import once a node, before workers are forked, so that a restart need not import them again; not your
     own files, whose changes are to be seen."""
@@ -338,7 +342,7 @@ class Job:
     """Weights that the training begins with, instead of new ones: a run, or a file. A run that goes on from a checkpoint of its own
     does not look at it."""
     strategy: PluginChoice = PluginChoice("")
-    """How the workers train together; a script needs none."""
+    """How the workers train together; when not given, what suits the task or script (`auto`)."""
     cluster: PluginChoice = PluginChoice("")
     """Where the workers run; the default cluster when not given."""
     resources: Resources = Resources()
@@ -360,10 +364,19 @@ class Job:
     track: tuple[PluginChoice, ...] | None = None
     """Where curves are drawn, as `[tensorboard, {name: wandb, project: p}]`. When not given: in the default tracker, if what it needs
     is installed. []: nowhere."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Words by which the run is found again (`dtrain ps --tag dataset=v2`): {dataset: v2}."""
+    note: str = ""
+    """What the run is for, in your words."""
     env: dict[str, str] = field(default_factory=dict)
     """Further environment variables of every worker."""
     folder: str = ""
     """Where the recipe lies: user code is looked up there, and the workers run there. Set by dtrain."""
+
+    @property
+    def code_folders(self) -> tuple[str, ...]:
+        """Where the user's modules are looked for."""
+        return (self.folder, *(os.path.normpath(Path(self.folder, part)) for part in self.pythonpath))
 
     @property
     def kind(self) -> Literal["task", "function", "script"]:

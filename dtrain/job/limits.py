@@ -1,4 +1,4 @@
-"""The bounds of the numbers in a recipe, and its amounts of memory."""
+"""The bounds of the numbers in a recipe."""
 
 from __future__ import annotations
 
@@ -41,14 +41,3 @@ THREADS = Limit(above=0, most=4096)
 DATA_WORKERS = Limit(least=0, most=256)
 EXIT_CODE = Limit(least=1, most=255)
 FACTOR = Limit(above=1, most=10**12)
-MEMORY_UNITS = {"MB": 10**6, "GB": 10**9}
-
-
-def memory_bytes(text: str) -> int | None:
-    """Bytes of `2GB` or `500 MB`; None if that is no amount of memory."""
-    number, unit = text.strip()[:-2].strip(), text.strip()[-2:].upper()
-    try:
-        found = float(number) * MEMORY_UNITS[unit]
-    except (ValueError, KeyError):
-        return None
-    return int(found) if 0 < found < 10**15 else None

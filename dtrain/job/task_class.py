@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ Found = Iterator[tuple[tuple[str, ...], str]]
 """Part of the recipe, and what is wrong with it."""
 
 
-def problems(target: str, folder: Path, params: Mapping[str, Any]) -> Found:
+def problems(target: str, folders: Sequence[str], params: Mapping[str, Any]) -> Found:
     """Pure but for reading the file. A class that other files take part in (bases, decorators) is not judged."""
-    lineage = _lineage(target, folder)
+    lineage = _lineage(target, folders)
     if lineage is None:
         return
     module, name = entrypoint.split(target)
@@ -32,15 +32,34 @@ def problems(target: str, folder: Path, params: Mapping[str, Any]) -> Found:
     yield from _of_params(signature, params, label)
 
 
-def has(target: str, folder: Path, method: str) -> bool:
+def problem_of_function(target: str, folders: Sequence[str]) -> str:
+    """Pure but for reading the file. Why a function cannot be called with a context; '' if it can or cannot be known."""
+    name, file = entrypoint.split(target)[1], entrypoint.source(target, folders)
+    tree = entrypoint.parsed(file) if file else ""
+    found = [node for node in getattr(tree, "body", ()) if isinstance(node, ast.FunctionDef) and node.name == name]
+    if not found or found[-1].decorator_list:
+        return ""
+    arguments = found[-1].args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    needed = len(positional) - len(arguments.defaults)
+    missing = [
+        one.arg for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if default is None
+    ]
+    if (positional or arguments.vararg) and needed <= 1 and not missing:
+        return ""
+    return f"{name} is called with one argument, the context: def {name}(context)"
+
+
+def has(target: str, folders: Sequence[str], method: str) -> bool:
     """Pure but for reading the file. Whether a class is seen to have a method; False if that cannot be known before it is imported."""
-    return any(method in _attributes(node) for node in _lineage(target, folder) or ())
+    return any(method in _attributes(node) for node in _lineage(target, folders) or ())
 
 
-def _lineage(target: str, folder: Path) -> list[ast.ClassDef] | None:
+def _lineage(target: str, folders: Sequence[str]) -> list[ast.ClassDef] | None:
     """The class and its bases, in Python's order for single inheritance; None if that cannot be read here."""
-    module, name = entrypoint.split(target)
-    tree = entrypoint.parsed(folder / module) if module.endswith(".py") else ""
+    name = entrypoint.split(target)[1]
+    file = entrypoint.source(target, folders)
+    tree = entrypoint.parsed(file) if file else ""
     if isinstance(tree, str):
         return None
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

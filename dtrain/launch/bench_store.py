@@ -80,8 +80,7 @@ def _versions(job: Job, strategy: str) -> dict[str, str]:
 
 
 def _file(job: Job) -> Path | None:
-    module, _ = entrypoint.split(job.target)
-    return Path(job.folder) / module if module.endswith(".py") else entrypoint.module_file(module, job.folder)
+    return entrypoint.source(job.target, job.code_folders)
 
 
 def _source(job: Job) -> str:

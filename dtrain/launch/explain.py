@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 from dtrain.common.errors import UsageError, nearest
 from dtrain.common.serde import JsonObject
 from dtrain.launch.recipe import schema
 
+MEANT = {
+    "amp": ("strategy.precision",),
+    "batch_size": ("train.global_batch", "train.micro_batch"),
+    "fp16": ("strategy.precision",),
+    "bf16": ("strategy.precision",),
+    "gpu": ("resources.workers", "resources.device"),
+    "gpus": ("resources.workers", "resources.device"),
+    "gradient_accumulation": ("train.micro_batch", "train.shards"),
+    "learning_rate": ("params",),
+    "lr": ("params",),
+    "mixed_precision": ("strategy.precision",),
+    "timeout": ("recovery.hang_seconds", "recovery.provision_seconds"),
+}
+"""Words of other programs → the keys that do that here."""
+EMPTY = {"object": "{}", "array": "[]"}
 EXAMPLES = {"integer": 2, "number": 0.5, "boolean": True, "string": "text", "array": [], "object": {}}
 
 
 def explain(key: str) -> str:
     """Everything that is known of a key; for a section, all of its keys. Raises `UsageError` for an unknown key."""
     whole = schema()
-    node, path = whole, list[str]()
+    node, path, needed = whole, list[str](), False
     for part in key.split(".") if key else []:
         choices = _properties(node, whole)
         if part not in choices:
-            where = f" in {'.'.join(path)}" if path else ""
-            raise UsageError(f"no key '{part}'{where}. {nearest(part, list(choices))}")
+            return _meant(key, part, path, list(choices), whole)
+        needed = any(part in form.get("required", []) for form in _forms(node, whole))
         node = _resolved(choices[part], whole)
         path.append(part)
     lines = [key or "a recipe", *(f"  {line}" for line in _text(node).splitlines())]
@@ -31,10 +47,33 @@ def explain(key: str) -> str:
     if not inner or ("default" in node and not isinstance(node["default"], dict)):
         lines += [
             f"  type     {_type(node, whole)}",
-            f"  default  {_default(node)}",
+            f"  default  {_default(node, needed=needed)}",
             f"  example  {_example(path, node, whole)}",
         ]
     return "\n".join(lines)
+
+
+def _meant(key: str, part: str, path: list[str], choices: list[str], whole: JsonObject) -> str:
+    """The keys that a word may mean: those that end with it, or that are known by it elsewhere. Raises `UsageError` if there are none."""
+    texts = {} if path else dict(_all_keys(whole, whole))
+    found = [name for name in texts if name.rpartition(".")[2] == part] or [
+        name for name in MEANT.get(part, ()) if name in texts
+    ]
+    if len(found) == 1:
+        return explain(found[0])
+    if found:
+        width = max(map(len, found))
+        return "\n".join([f"{key} may mean:", *(f"    {name:{width}}  {texts[name]}" for name in found)])
+    where = f" in {'.'.join(path)}" if path else ""
+    raise UsageError(f"no key '{part}'{where}. {nearest(part, choices)}")
+
+
+def _all_keys(node: JsonObject, whole: JsonObject, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, first line of its text) of every key below a node."""
+    for name, child in _properties(node, whole).items():
+        child = _resolved(child, whole)
+        yield f"{prefix}{name}", (_text(child).splitlines() or [""])[0]
+        yield from _all_keys(child, whole, f"{prefix}{name}.")
 
 
 def _resolved(node: JsonObject, whole: JsonObject) -> JsonObject:
@@ -83,8 +122,10 @@ def _one_type(form: JsonObject) -> str:
     return f"{form.get('type', form.get('title', 'anything'))}{f' {limits}' if limits else ''}"
 
 
-def _default(node: JsonObject) -> str:
-    return json.dumps(node["default"]) if "default" in node else "none: it must be given"
+def _default(node: JsonObject, *, needed: bool) -> str:
+    if "default" in node:
+        return json.dumps(node["default"])
+    return "none: it must be given" if needed else EMPTY.get(str(node.get("type")), "none")
 
 
 def _example(path: list[str], node: JsonObject, whole: JsonObject) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import math
 import os
 import shutil
@@ -14,9 +13,9 @@ from pathlib import Path
 from dtrain.api.plan import LaunchPlan, Problem
 from dtrain.api.strategy import TrainingStrategy
 from dtrain.common.errors import nearest
-from dtrain.job import entrypoint, task_class
+from dtrain.common.sizes import memory_bytes
+from dtrain.job import entrypoint, import_ways, task_class
 from dtrain.job.job import Data, Job, PluginChoice, ScriptModule, Train
-from dtrain.job.limits import memory_bytes
 from dtrain.launch import bench_store, checks, exactness, initial_weights, registry, step_checks
 from dtrain.record.folder import default_root
 from dtrain.storage import object_store
@@ -84,13 +83,19 @@ def _of_target(job: Job) -> Iterator[Problem]:
         yield Problem((named[-1],) if named else (), f"a recipe runs one of task, function and script: {given}")
     elif job.kind != "script":
         kind = ast.ClassDef if job.kind == "task" else ast.FunctionDef
-        if text := entrypoint.problem(job.target, Path(job.folder), kind):
+        text = entrypoint.problem(job.target, job.code_folders, kind)
+        if text := text or _not_found(job):
             yield Problem((job.kind,), text)
         elif job.kind == "task":
-            found = task_class.problems(job.target, Path(job.folder), job.params)
+            found = task_class.problems(job.target, job.code_folders, job.params)
             yield from (Problem(path, text) for path, text in found)
+        elif text := task_class.problem_of_function(job.target, job.code_folders):
+            yield Problem(("function",), text)
     elif text := _of_script(job):
         yield Problem(("script",), text)
+    for folder, part in zip(job.code_folders[1:], job.pythonpath, strict=True):
+        if not Path(folder).is_dir():
+            yield Problem(("pythonpath",), f"there is no folder {folder} ('{part}', as seen from {job.folder})")
     if job.kind == "script" and job.params:
         yield Problem(("params",), "a script takes `args`, not `params`")
     if job.kind != "script" and job.recovery.retry_exit_codes:
@@ -101,9 +106,18 @@ def _of_target(job: Job) -> Iterator[Problem]:
         yield Problem(("args",), f"a {job.kind} takes `params`, not `args`")
 
 
+def _not_found(job: Job) -> str:
+    """The message for a module that is not there, if the workers run in this environment."""
+    if entrypoint.source(job.target, job.code_folders) or not registry.cluster_of(job).same_machine:
+        return ""
+    name, _ = entrypoint.split(job.target)
+    where = f"there is no module '{name}' in {' or '.join(job.code_folders)} or among the installed packages"
+    return f"{where}{import_ways.of_module(name, job)}"
+
+
 def _of_script(job: Job) -> str:
     if isinstance(job.script, ScriptModule):
-        return _of_module(job.script.module, job.folder)
+        return _of_module(job.script.module, job)
     path = Path(job.folder) / str(job.script)
     if path.suffix == ".py":
         tree = entrypoint.parsed(path)
@@ -116,13 +130,14 @@ def _of_script(job: Job) -> str:
     return f"there is no file {path} and no program '{job.script}'. {nearest(str(job.script), others) if others else ''}".rstrip()
 
 
-def _of_module(name: str, folder: str) -> str:
+def _of_module(name: str, job: Job) -> str:
     if not all(part.isidentifier() for part in name.split(".")):
         return f"'{name}' is no module: name one as after python -m, package.module"
-    if path := entrypoint.module_file(name, folder):
+    if path := entrypoint.module_file(name, job.code_folders):
         tree = entrypoint.parsed(path)
         return tree if isinstance(tree, str) else ""
-    return f"there is no module '{name}' that python -m could run, in {folder} or among the installed packages"
+    where = f"there is no module '{name}' that python -m could run, in {' or '.join(job.code_folders)} or among the installed packages"
+    return f"{where}{import_ways.of_module(name, job)}"
 
 
 def _of_numbers(job: Job) -> Iterator[Problem]:
@@ -226,14 +241,6 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
         yield _not_divided(batch, workers, "workers")
     for problem in strategy.problems(job.resources):
         yield Problem(("strategy",), problem)
-    if (
-        strategy.framework
-        and registry.cluster_of(job).same_machine
-        and importlib.util.find_spec(strategy.framework) is None
-    ):
-        yield Problem(("strategy",), missing(job.strategy.name, strategy.framework))
-
-
-def missing(strategy: str, framework: str) -> str:
-    """The message for a framework that is not installed."""
-    return f"the strategy '{strategy}' needs {framework}, which is not installed: pip install 'dtrain[{framework}]'"
+    missing = registry.missing_for("strategy", job.strategy.name) if registry.cluster_of(job).same_machine else ""
+    if missing:
+        yield Problem(("strategy",), f"the strategy '{job.strategy.name}': {missing}")

@@ -13,6 +13,7 @@ from typing import Any
 from dtrain.common.errors import UsageError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Checkpoint, Data, Logs, Notify, Recovery, Resources, Storage, Train
+from dtrain.launch.target_recipe import name_of
 from dtrain.launch.yaml_source import Document
 
 Section = Mapping[str, Any]
@@ -58,7 +59,7 @@ def document_of(recipe: Recipe | Mapping[str, Any]) -> Document:
     except (TypeError, ValueError) as error:
         raise UsageError(f"the recipe holds something that a recipe file could not: {error}") from None
     if "name" not in data:
-        data["name"] = _name_of(str(data.get("task") or data.get("function") or data.get("script") or "run"))
+        data["name"] = name_of(str(data.get("task") or data.get("function") or data.get("script") or "run"))
     return Document("recipe", data)
 
 
@@ -96,10 +97,3 @@ def _target(thing: Any, key: str) -> str:
             f"Write it into a file (in a notebook: %%writefile task.py) and name it: {key}='task.py:{name}'.",
         )
     return f"{Path(source).resolve()}:{name}"
-
-
-def _name_of(target: str) -> str:
-    """A name for the run, from the file or module that it runs."""
-    stem = Path(target.rpartition(":")[0] or target.split()[0]).name.removesuffix(".py")
-    kept = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in stem)
-    return kept.lstrip("._-")[:64] or "run"

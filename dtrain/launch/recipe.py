@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from dtrain.common.errors import UsageError, nearest
 from dtrain.job.job import Job, PluginChoice
-from dtrain.launch import planner, registry
+from dtrain.launch import planner, registry, target_recipe
 from dtrain.launch.yaml_source import Document, parse, scalar, unknown_key
 from dtrain.launch.yaml_source import Path as Place
 
@@ -31,7 +31,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, runs: Path | None = None) -> Job:
     """The resolved job of a recipe file; raises `UsageError` that lists every mistake. Without `here`, this machine need not be
-    able to start it. In the folder `runs`, runs that it names are looked for, and measurements that `strategy: auto` learns from."""
+    able to start it. In the folder `runs`, runs that it names are looked for, and measurements that `strategy: auto` learns from.
+    A script, a task or a function may stand for a recipe that runs it."""
+    if target_recipe.is_target(path):
+        document = target_recipe.document_of(path, [where[:2] for where, _, _ in overrides])
+        return from_document(document, Path.cwd(), overrides, here=here, runs=runs)
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -157,7 +161,7 @@ def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
     data = {key: _whole_numbers(value) if key in TYPED else value for key, value in document.data.items()}
     found: Found = []
     for kind in PLUGIN_KINDS:
-        choice, problems = _choice(kind, data.get(kind, _default(kind, data)), document, (kind,))
+        choice, problems = _choice(kind, data.get(kind, registry.default(kind)), document, (kind,))
         found += problems
         data[kind] = {"name": choice.name, "options": choice.options}
     if data.get("track") is not None:
@@ -195,11 +199,6 @@ def _whole_numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_whole_numbers(part) for part in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _default(kind: registry.Kind, data: dict[str, Any]) -> str | None:
-    """A script needs no strategy, and a run no cluster; a task must say how it trains."""
-    return registry.default(kind) if kind == "cluster" or "script" in data else None
 
 
 def _track(value: Any, document: Document) -> tuple[list[dict[str, Any]] | None, Found]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from dtrain.api.exporter import Exporter
 from dtrain.api.strategy import Strategy
 from dtrain.api.tracker import Tracker
 from dtrain.api.weights import Framework
+from dtrain.common import installation
 from dtrain.common.errors import UsageError, nearest
 from dtrain.common.serde import from_dict
 from dtrain.job.job import Job, PluginChoice
@@ -46,7 +48,7 @@ def _entry_points() -> Any:
 
 @cache
 def default(kind: Kind) -> str:
-    """The plugin that a recipe need not name: a cluster, a tracker, and a strategy for scripts."""
+    """The plugin that a recipe need not name: a cluster, a tracker, a strategy."""
     return str(next(point.value for point in _entry_points().select(group=DEFAULTS, name=kind)))
 
 
@@ -121,10 +123,16 @@ def trackers_of(job: Job) -> tuple[PluginChoice, ...]:
 
 
 def missing_for(kind: Kind, name: str) -> str:
-    """Why a plugin cannot work on this machine and what to do, by its own word; '' if it can."""
+    """Why a plugin cannot work on this machine and what to do, by its own word or by the framework that it names; '' if it can."""
     plugin = plugin_class(kind, name)
     check = getattr(plugin, "missing_here", None)
-    return check() if check else ""
+    if text := check() if check else "":
+        return str(text)
+    framework = getattr(plugin, "framework", None)
+    frameworks = (framework,) if framework else getattr(plugin, "frameworks", ())
+    if not frameworks or any(map(importlib.util.find_spec, frameworks)):
+        return ""
+    return f"needs {' or '.join(frameworks)}, which is not installed: {installation.command(frameworks[0])}"
 
 
 def _with_options(plugin: Any, options: dict[str, Any]) -> Any:

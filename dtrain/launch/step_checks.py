@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from dtrain.api.plan import Problem
 from dtrain.api.step_checks import asked_for
@@ -23,7 +22,7 @@ def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
     key = ("train", "on_nonfinite" if job.train.spike is None else "spike")
     if job.kind == "function":
         yield Problem(key, f"a function makes its optimizer steps itself: {what} needs a task with `loss`; {STOP}")
-    elif job.task and task_class.has(job.target, Path(job.folder), "train_step"):
+    elif job.task and task_class.has(job.target, job.code_folders, "train_step"):
         yield Problem(key, f"train_step makes its optimizer steps itself: {what} needs a task with `loss`; {STOP}")
     elif strategy.unchecked(job) is None:
         yield Problem(

@@ -49,7 +49,7 @@ class Document:
 
     def mark(self, path: Path) -> Mark:
         """The place of this part, or of the nearest part around it."""
-        for end in range(len(path), 0, -1):
+        for end in range(len(path), -1, -1):
             if path[:end] in self.marks:
                 return self.marks[path[:end]]
         return Mark(self.source, 1, 1)
@@ -71,6 +71,8 @@ class Document:
             place[part] = inner if isinstance(inner, dict) else {}
             place = place[part]
         place[path[-1]] = value
+        for end in range(1, len(path)):
+            self.marks.setdefault(path[:end], Mark(source))
         self.marks[path] = Mark(source)
 
 

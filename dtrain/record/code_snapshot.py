@@ -50,7 +50,7 @@ class _Collected:
     def __init__(self, job: Job, runs: Path) -> None:
         self.recipe = os.path.realpath(job.folder)
         self._path = [
-            job.folder,
+            *job.code_folders,
             *(str(Path(job.folder, part)) for part in job.env.get("PYTHONPATH", "").split(os.pathsep) if part),
         ]
         self.sources: dict[str, bytes] = {}
@@ -169,7 +169,8 @@ def take(path: Path, job: Job, runs: Path) -> None:
     file = Path(job.folder, named).resolve()
     if file.suffix == ".py" and not file.is_relative_to(collected.recipe):
         collected.add_below(str(entrypoint.import_root(file)))
-    collected.add_below(job.folder)
+    for folder in job.code_folders:
+        collected.add_below(folder)
     collected.add_imported("" if file.suffix == ".py" else named.partition(".")[0])
     index = {
         "format": FORMAT, "folder": job.folder, "folders": [collected.name(folder) for folder in collected.folders],
@@ -238,7 +239,8 @@ def _path(name: str, recipe: str) -> str:
 def edited(snapshot: Snapshot, job: Job, runs: Path) -> Iterator[tuple[str, Path]]:
     """How the code on disk differs from a snapshot: `edited`, `gone` or `new`, and the file."""
     now = _Collected(job, runs)
-    now.add_below(job.folder)
+    for folder in job.code_folders:
+        now.add_below(folder)
     for folder in snapshot.folders - set(now.folders):
         now.add_below(folder)
     for file in sorted(snapshot.files.keys() | now.sources.keys()):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
+from dtrain.control.state import named
 from dtrain.record.goodput import SHARES, FailureCost
 from dtrain.record.metric_curves import Curve, lower_is_better
 from dtrain.report.run_record import RunRecord
@@ -83,7 +84,10 @@ def headline(record: RunRecord) -> str:
     state = record.state
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.first_began)) if state.first_began else "not yet"
     code = f", {record.origin}" if record.origin.commit else ""
-    return f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}, started {began}{code}"
+    tags, note = named(record.run)
+    labels = (f", tagged {render.tags(tags)}" if tags else "") + (f", noted: {note}" if note else "")
+    where = f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}"
+    return f"{where}, started {began}{code}{labels}"
 
 
 def text(record: RunRecord) -> str:
@@ -168,8 +172,9 @@ def as_json(record: RunRecord) -> JsonObject:
     for name, curve in record.curves.metrics.items():
         best = curve.best("min" if lower_is_better(name) else "max")
         metrics[name] = {"last": curve.last, "best": best and best[1], "best_step": best and int(best[0])}
+    tags, note = named(record.run)
     return {
-        "run": record.run.id, "outcome": state.outcome, "reason": state.reason, "step": state.step,
+        "run": record.run.id, "tags": tags, "note": note, "outcome": state.outcome, "reason": state.reason, "step": state.step,
         "total_steps": state.total_steps, "samples_per_second": record.samples_per_second,
         "account": record.account, "metrics": metrics,
         "failures": [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dtrain.common import installation
 from dtrain.common.errors import UsageError
 
 
@@ -15,7 +16,7 @@ def require() -> None:
     except ImportError:
         raise UsageError(
             "pictures are drawn by matplotlib, which is not installed",
-            "Install it: pip install 'dtrain[plot]'. A page needs nothing: --html FILE.",
+            f"Install it: {installation.command('plot')}. A page needs nothing: --html FILE.",
         ) from None
 
 

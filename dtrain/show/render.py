@@ -322,3 +322,30 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def fitted(lines: Sequence[Sequence[str]], width: int | None, spare: Sequence[str]) -> list[list[str]]:
+    """The columns that fit a width. Those whose heads are in `spare` are left out first, in that order; the last one is cut."""
+    kept = list(range(len(lines[0])))
+    for head in spare:
+        if width is None or sum(max(len(line[one]) for line in lines) + 2 for one in kept) - 2 <= width:
+            break
+        kept.remove(list(lines[0]).index(head))
+    rows = [[line[one] for one in kept] for line in lines]
+    if len(kept) == 1 and width is not None:
+        return [[cell if len(cell) <= width else f"{cell[: width - 1]}…"] for (cell,) in rows]
+    return rows
+
+
+def tags(found: Mapping[str, str]) -> str:
+    """Format tags: `dataset=v2 debug=1`."""
+    return " ".join(f"{key}={value}" for key, value in found.items())
+
+
+def ago(elapsed: float) -> str:
+    """A time in the past in a few letters: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
+    whole = max(0, round(elapsed))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if whole >= size:
+            return f"{whole // size}{unit} ago"
+    return f"{whole}s ago"

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dtrain.common import installation
 from dtrain.common.errors import StorageError
 from dtrain.common.files import PRIVATE_FOLDER, digest
 from dtrain.job.job import Storage
@@ -40,7 +41,7 @@ def url_problem(url: str) -> str:
     except ValueError:
         return f"there is no file system '{protocol}' in fsspec: for example s3://bucket/runs"
     except ImportError as error:
-        extra = "pip install 'dtrain[s3]'" if protocol in ("s3", "s3a") else str(error)
+        extra = installation.command("s3") if protocol in ("s3", "s3a") else str(error)
         return f"the package for {protocol}:// is not installed: {extra}"
     return ""
 

@@ -157,9 +157,6 @@ class Attempt:
         elif isinstance(event, events.WorkersStarted):
             self._watch.start.started(node)
             self._context.log.add(event)
-            if self._ending.asked and self._phase is Phase.RUNNING and not self._is_script:
-                # A proposal that was asked for before the workers were there reached none of them; twice does no harm.
-                self._workers.send(node, ProposeStop(self.number))
         elif isinstance(event, Heartbeat):
             self._watch.beat(node, event, now)
         elif isinstance(event, WorkerReport):
@@ -204,14 +201,13 @@ class Attempt:
         )
 
     def leave(self, now: float) -> None:
-        """Have the workers agree on a step, save at it and end; scripts get a SIGTERM. Killed after the grace."""
+        """Have the workers agree on a step, save at it and end; scripts get a SIGTERM. Killed after the grace, and before they train."""
         if self._ending.asked or self._phase is Phase.COMMITTING:
             return
-        if self._phase is not Phase.RUNNING:
-            self._ending.asked = True
-            self.kill()
-            return
         self._ending.asked = True
+        if self._phase is not Phase.RUNNING or not (self._is_script or self._ending.can_save):
+            self.kill()  # what they are resumed from is what they were started from
+            return
         self._deadline = now + self._settings.grace_seconds
         if self._is_script:
             self._workers.send_all(StopWorkers(self.number, max(0.1, self._settings.grace_seconds)))

@@ -10,6 +10,7 @@ from dtrain.api.weights import Framework, Weights
 from dtrain.checkpoint import choice
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import Manifest
+from dtrain.common import installation
 from dtrain.common.errors import FrameworkMissing, UsageError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Job
@@ -64,7 +65,7 @@ def _framework_of(folder: Path, manifest: Manifest) -> type[Framework]:
             if importlib.util.find_spec(found.framework) is None:
                 raise FrameworkMissing(
                     f"the weights in {folder.name} are {found.framework}'s, which is not installed here",
-                    f"pip install 'dtrain[{found.framework}]'",
+                    installation.command(found.framework),
                 )
             return found
     raise UsageError(f"no installed framework knows the files of {folder}", "See 'dtrain plugins'.")

@@ -29,7 +29,7 @@ from dtrain.common.errors import ClusterError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.message import Message
 from dtrain.common.processes import die_with_parent, peak_resident_bytes, set_name
-from dtrain.job import code
+from dtrain.job import code, entrypoint, import_ways
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, shards_on
 from dtrain.record import code_snapshot, collective_records
@@ -118,7 +118,7 @@ def _run(
     debugger = Debugger(channel, job)
     debugger.install()
     try:
-        _enter_code_folder(job.folder)
+        _enter_code_folder(job)
         if snapshot := code_snapshot.opened(run.code, job.folder):
             code.install(snapshot)
         context = WorkerContext(
@@ -145,7 +145,7 @@ def _run(
             failure_report.show(error, job)
             return -signal.SIGINT
         debugger.on_exception(error)
-        explanation = strategy.explain(error)
+        explanation = import_ways.explained(error, job) or strategy.explain(error)
         file = run.error_file(assignment.rank_info.rank)
         failure_report.send(channel, error, job, strategy=strategy, explanation=explanation, error_file=file)
         return FAILED
@@ -231,8 +231,9 @@ def _records(run: RunDir, attempt: int) -> dict[str, str]:
     return found
 
 
-def _enter_code_folder(folder: str) -> None:
+def _enter_code_folder(job: Job) -> None:
     """Change to the recipe's folder; raises `ClusterError` if that is not on this node."""
+    folder = job.folder
     try:
         os.chdir(folder)
     except OSError as error:
@@ -240,7 +241,7 @@ def _enter_code_folder(folder: str) -> None:
             f"the recipe's folder {folder} is not on {socket.gethostname()}: {error.strerror}",
             "Put it on a file system that all nodes share; on Ray, storage.url has it sent along.",
         ) from None
-    sys.path.insert(0, folder)
+    entrypoint.enter(job, folder)
     python_process.started_in(folder)
 
 

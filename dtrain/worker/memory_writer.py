@@ -15,7 +15,7 @@ from dtrain.checkpoint.memory_record import MemoryRecord
 from dtrain.common import hooks
 from dtrain.common.files import digest
 from dtrain.common.memory import granted_memory
-from dtrain.job.limits import memory_bytes
+from dtrain.common.sizes import memory_bytes
 from dtrain.record.events import UserWarned
 from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.memory_schedule import MemorySchedule

@@ -20,12 +20,12 @@ from dtrain.api.training_backend import Fetch, TrainingBackend, nothing_to_fetch
 from dtrain.common import hooks
 from dtrain.common.errors import UsageError, UserError, nearest
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.common.sizes import memory_bytes
 from dtrain.data.batches import Batches
 from dtrain.data.prefetch import DataWait, Prefetcher, PrefetchSettings
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, Sampler, own_shards
 from dtrain.data.stream import OwnPart, Stream, StreamState
 from dtrain.job.job import Train
-from dtrain.job.limits import memory_bytes
 from dtrain.launch import initial_weights
 from dtrain.record.events import TrainingStarted, UserWarned
 from dtrain.record.folder import RunDir

@@ -27,7 +27,7 @@ class UsersCode:
 
 
 def _folders(job: Job) -> tuple[str, ...]:
-    found = [job.folder + os.sep]
+    found = [folder + os.sep for folder in job.code_folders]
     target = entrypoint.code_of(job)
     if Path(target).is_absolute():
         found.append(f"{Path(target).parent}{os.sep}")

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from dtrain.common import installation
 from dtrain.common.errors import DtrainError, Exit, FrameworkMissing
 
 VERSION = "0.28.1"
@@ -181,7 +182,7 @@ def install_horovod() -> None:
     if not frameworks:
         raise FrameworkMissing(
             "Horovod needs PyTorch or TensorFlow, and neither is installed in this environment",
-            "install one first: pip install 'dtrain[torch]' or pip install 'dtrain[tensorflow]'",
+            f"install one first: {installation.command('torch')} or {installation.command('tensorflow')}",
         )
     python = f"{sys.implementation.cache_tag}-{platform.machine()}"
     folder = cache_folder() / cache_key(frameworks, python, processor_flags(), os.environ)

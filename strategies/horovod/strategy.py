@@ -12,7 +12,7 @@ from dtrain.api.strategy import RankInfo, RendezvousInfo, TrainingStrategy, Work
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import UserError
 from dtrain.job.failure_kinds import FailureKind
-from dtrain.job.job import Device, Job, Resources
+from dtrain.job.job import Device, Job
 from dtrain.job.limits import MEGABYTES_OR_NONE, SECONDS
 
 from .. import environments, errors, task_framework, waiting
@@ -79,10 +79,6 @@ class Horovod(TrainingStrategy):
         if self.options.fusion_mb is not None:
             return self.options.fusion_mb
         return 128.0 if rank_info.world_size <= 2 else 0.0
-
-    def problems(self, resources: Resources) -> list[str]:
-        """Horovod is there, and can do what is asked."""
-        return [] if launcher.installed() else [launcher.MISSING]
 
     def peak_device_memory(self) -> int:
         if "torch" in sys.modules:

@@ -30,6 +30,8 @@ class Ending:
         """Why the user's function asked for the end."""
         self.asked = False
         """Whether the workers were asked to leave."""
+        self.can_save = False
+        """Whether the workers train, so that they can agree on a step and save at it."""
         self._proposals: dict[int, int] = {}
         self._agreed = False
         self._rolled_back: int | None = None
@@ -47,6 +49,7 @@ class Ending:
         if isinstance(event, BadStep) and event.answer == "rollback":
             self._rolled_back = event.step
         if isinstance(event, TrainingStarted):
+            self.can_save = True
             self._total_steps = event.total_steps
 
     def exited(self, code: int, step: int | None) -> None:

@@ -44,6 +44,14 @@ class DDPOptions:
     a function not, since a gloo group of some ranks would then wait for all of them."""
 
 
+UNUSED = "Expected to have finished reduction in the prior iteration"
+"""In torch's message if a parameter got no gradient."""
+NO_PART = (
+    "some parameters of the model have no part in the loss: set strategy: {name: ddp, find_unused_parameters: true} in the recipe, or "
+    "take them out of the model (requires_grad_(False))"
+)
+
+
 class DDP(launcher.OneADevice):
     """One process a device, gloo on CPUs and NCCL on GPUs."""
 
@@ -57,6 +65,11 @@ class DDP(launcher.OneADevice):
         if self.options.compression == "none":
             return []
         return ["gradients that are sent in fewer bits are rounded anew by each worker: leave strategy.compression out"]
+
+    def explain(self, error: BaseException) -> str:
+        if isinstance(error, RuntimeError) and UNUSED in str(error):
+            return NO_PART
+        return super().explain(error)
 
     @contextmanager
     def join(self, context: WorkerContext) -> Iterator[TrainingBackend]:

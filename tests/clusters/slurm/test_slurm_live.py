@@ -453,6 +453,16 @@ def test_run_inside_an_allocation_uses_it_as_it_is(lab: SlurmLab, runs: Path) ->
     assert "wants 2 nodes" in lab.run("salloc", "-N1", *words, check=False).stderr
 
 
+def test_each_element_of_a_job_array_runs_on_its_own_node(lab: SlurmLab, runs: Path) -> None:
+    given = [*DTRAIN, "run", RECIPE, *SLURM, "--workers", "1", "--set", f"train.steps={STEPS}", "--runs", str(runs)]
+    asked = ("--wait", "--array=0-2", "-N1", "--exclusive", f"--output={runs.parent}/%a.out")
+    lab.run("sbatch", *asked, f"--wrap={shlex.join(given)}", seconds=240)
+    outputs = [(runs.parent / f"{element}.out").read_text() for element in range(3)]
+    assert all("finished" in text for text in outputs), outputs
+    hosts = {re.search(r"1 worker on (\S+)", text)[1] for text in outputs}  # type: ignore[index]
+    assert len(hosts) == 3
+
+
 def test_what_a_warm_run_imported_in_an_allocation_serves_the_next_one(
     lab: SlurmLab, runs: Path, tmp_path: Path
 ) -> None:

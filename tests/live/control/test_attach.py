@@ -65,12 +65,14 @@ class Terminal:
     def wait(self) -> int:
         """The exit code."""
         deadline = time.monotonic() + 60
-        while self.process.poll() is None:
+        over = False
+        while not over:
+            over = self.process.poll() is not None  # and what it wrote before is read once more
             assert time.monotonic() < deadline, self.text[-2000:]
             if select.select([self._own], [], [], 0.05)[0]:
                 with contextlib.suppress(OSError):
                     self.text += os.read(self._own, 1 << 16).decode(errors="replace")
-        return self.process.returncode
+        return int(self.process.returncode)
 
 
 def test_attach_shows_a_run_and_ctrl_c_asks_whether_to_detach_or_to_stop(submitted: RunDir) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live import PROGRAMS, RECIPES, Live, dtrain, finished, killed, start, stopped
@@ -162,7 +163,7 @@ SHARDED = (
 """A stream that is split by rank, and what each rank's loss is given."""
 
 
-def sharded(folder: Path, *options: str, code: int = 0, **environment: str) -> Live:
+def sharded(folder: Path, *options: str, code: int = 0, **environment: Any) -> Live:
     (folder / "own.py").write_text(SHARDED)
     (folder / "r.yaml").write_text(
         "task: own.py:Task\nstrategy: ddp\ntrack: []\ndata: {sharded: true}\ncheckpoint: {every_steps: 2, memory_every_steps: 0}\n"
@@ -186,8 +187,7 @@ def test_each_worker_reads_its_own_stream_alone_and_goes_on_in_it(tmp_path: Path
     for folder in (undisturbed, killed):
         folder.mkdir()
     one = sharded(undisturbed)
-    faults = {"DTRAIN_HOOKS": "dtrain.drill.injection=" + encode((Fault("kill", 1, "step", 5),))}
-    other = sharded(killed, **faults)
+    other = sharded(killed, DTRAIN_HOOKS="dtrain.drill.injection=" + encode((Fault("kill", 1, "step", 5),)))
     for rank in (0, 1):
         numbers = [int(word) for word in (undisturbed / f"seen{rank}").read_text().split()]
         assert numbers == [one % 40 for one in range(rank, 42, 2)]

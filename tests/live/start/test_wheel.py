@@ -82,11 +82,17 @@ def test_it_brings_no_framework_and_says_what_to_install(fresh: Path, tmp_path: 
     listed = run(fresh / "pip", "list", cwd=tmp_path)
     assert not any(name in listed.split() for name in ("torch", "tensorflow", "ray", "horovod"))
     refused = run(fresh / "dtrain", "plan", ROOT / "recipes/digits_ddp.yaml", cwd=tmp_path, check=2)
-    assert "needs torch, which is not installed: pip install 'dtrain[torch]'" in refused
+    (wheel,) = (fresh.parents[1] / "wheels").glob("dtrain-*.whl")
+    assert f"needs torch, which is not installed: pip install '{wheel}[torch]'" in refused
+    asked: list[str | Path] = [fresh / "pip", "install", "--dry-run", "--no-deps", "--no-index", f"{wheel}[torch]"]
+    assert "does not provide the extra" not in run(*asked, cwd=tmp_path)
     assert "digits_ddp.yaml:" in refused
     refused = run(fresh / "dtrain", "run", ROOT / "recipes/digits_horovod.yaml", cwd=tmp_path, check=2)
     assert "python -P -m dtrain.strategies.horovod.build" in refused
-    assert "MISSING" in run(fresh / "dtrain", "plugins", cwd=tmp_path)
+    assert "pip install" not in refused, "there is one way"
+    listed = run(fresh / "dtrain", "plugins", cwd=tmp_path)
+    assert "MISSING" in listed
+    assert "dtrain[" not in listed
 
 
 def test_it_runs_scripts_from_any_folder_even_from_its_own_source(fresh: Path, tmp_path: Path) -> None:

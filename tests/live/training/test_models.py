@@ -170,6 +170,11 @@ def test_tied_weights_are_sharded_together(tmp_path: Path) -> None:
     assert "finished Parameter (64, 16)" in plain.output(0)
 
 
+def test_parameters_that_take_no_part_name_the_option_that_allows_them(tmp_path: Path) -> None:
+    live = finished(recipe(tmp_path, "Unused"), runs=tmp_path / "runs", code=1)
+    assert "find_unused_parameters: true} in the recipe" in live.events("failure_occurred")[0]["message"]
+
+
 def test_parameters_that_take_no_part_are_found_if_asked_to(tmp_path: Path) -> None:
     options = (recipe(tmp_path, "Unused"), "--set", "strategy.find_unused_parameters=true")
     alone = finished(*options, runs=tmp_path / "alone")

@@ -64,6 +64,39 @@ def test_a_script_gets_a_recipe_that_says_what_was_found_in_it(tmp_path: Path) -
     assert "this is rank 0" in dtrain("run", "my train.yaml", cwd=tmp_path).stdout
 
 
+@pytest.mark.extras
+def test_what_a_recipe_says_of_its_command_is_what_a_person_types_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, recipe_file in starter.TEMPLATES.items():
+        starter.copy_template(name, Path(name))
+        text = Path(name, f"{recipe_file}.yaml").read_text()
+        assert text.splitlines()[1] == f"# Train it: dtrain run {name}/{recipe_file}.yaml"
+        assert "run recipes/" not in text
+    Path("my train.py").write_text("")
+    assert "dtrain run 'my train.yaml'" in starter.write_for_script(Path("my train.py"), Path())
+    assert Path("my train.yaml").read_text().splitlines()[1] == "# my train.py as it is: dtrain run 'my train.yaml'"
+
+
+def test_templates_are_described_in_whole_sentences() -> None:
+    for name, text in starter.templates().items():
+        assert text[0].isupper() or text[0].isdigit(), name
+        assert text.endswith("."), name
+        assert "dtrain run" not in text
+
+
+def test_required_arguments_of_a_script_are_marked(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "parser.add_argument('data')\nparser.add_argument('out', nargs='?')\nparser.add_argument('--lr', type=float)\n"
+        "parser.add_argument('-s', '--seed', required=True)\n@click.argument('x', default=1)\n@click.option('--y', required=False)\ndef f(): ...\n"
+    )
+    told = starter.write_for_script(tmp_path / "train.py", tmp_path)
+    assert "arguments data (required) out --lr --seed (required) x --y; give" in told
+    assert "it cannot run without data and --seed: write args: [data, …] into" in told
+    assert "data (required) out" in (tmp_path / "train.yaml").read_text()
+
+
 @pytest.mark.parametrize(("name", "text"), [("gone.py", None), ("bad.py", "def ("), ("run.sh", "true")])
 def test_what_is_no_python_program_gets_no_recipe(name: str, text: str | None, tmp_path: Path) -> None:
     if text is not None:

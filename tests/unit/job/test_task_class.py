@@ -14,7 +14,7 @@ METHODS = "def model(self): pass\n    def optimizer(self, model): pass\n    def 
 
 def found(folder: Path, source: str, params: dict[str, Any], target: str = "user.py:Task") -> dict[str, str]:
     (folder / "user.py").write_text(source)
-    return {".".join(path): text for path, text in problems(target, folder, params)}
+    return {".".join(path): text for path, text in problems(target, [str(folder)], params)}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from schema_strategies import from_schema
 from dtrain.common.errors import UsageError
 from dtrain.job.job import Job
 from dtrain.launch import recipe, yaml_source
-from dtrain.launch.explain import explain
+from dtrain.launch.explain import MEANT, explain
 
 SCHEMA = recipe.schema()
 GOOD = """\
@@ -265,6 +265,47 @@ def test_every_recipe_of_the_schema_is_a_job_or_has_located_mistakes(data: st.Da
         load(text)
     except UsageError as error:
         assert all(re.match(r"r\.yaml:\d+:\d+: ", line) for line in error.message.splitlines()), error.message
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("steps", "train.steps"),
+        ("epochs", "train.epochs"),
+        ("seed", "train.seed"),
+        ("precision", "strategy.precision"),
+        ("env", "env"),
+    ],
+)
+def test_the_end_of_a_key_explains_it(word: str, key: str) -> None:
+    assert explain(word).splitlines()[0] == key
+    assert explain(word) == explain(key)
+
+
+@pytest.mark.parametrize(
+    ("word", "keys"),
+    [("gpus", ("resources.workers", "resources.device")), ("metric", ("train.stop_when.metric", "checkpoint.keep_best.metric"))],
+)  # fmt: skip
+def test_a_word_that_may_mean_several_keys_lists_them(word: str, keys: tuple[str, ...]) -> None:
+    lines = explain(word).splitlines()
+    assert lines[0] == f"{word} may mean:"
+    assert [line.split()[0] for line in lines[1:]] == list(keys)
+
+
+def test_words_of_other_programs_mean_keys_that_exist() -> None:
+    for word, keys in MEANT.items():
+        assert all(explain(key) for key in keys)
+        assert any(key in explain(word) for key in keys)
+
+
+def test_what_must_be_given_is_told_from_what_is_empty() -> None:
+    assert "default  {}" in explain("env")
+    assert "default  none: it must be given" in explain("checkpoint.keep_best.metric")
+
+
+def test_an_unknown_section_of_an_option_is_located_there() -> None:
+    found = mistakes("task: tiny.py:Tiny", "trian.steps=3")
+    assert found == ["--set trian.steps=3: trian: unknown key 'trian'. Did you mean 'train'?"]
 
 
 def test_every_key_is_explained_with_an_example_that_is_a_recipe() -> None:

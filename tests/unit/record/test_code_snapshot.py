@@ -131,8 +131,8 @@ def test_compiled_code_is_kept_while_the_file_is_the_same(
 def test_a_target_is_checked_in_the_code_that_will_run(project: Path, snapshot: code.Snapshot) -> None:
     (project / "task.py").write_text("this is no Python")
     with code.using(snapshot):
-        assert entrypoint.problem("task.py:Task", project, ast.ClassDef) == ""
-    assert "invalid syntax" in entrypoint.problem("task.py:Task", project, ast.ClassDef)
+        assert entrypoint.problem("task.py:Task", [str(project)], ast.ClassDef) == ""
+    assert "invalid syntax" in entrypoint.problem("task.py:Task", [str(project)], ast.ClassDef)
 
 
 def test_a_folder_that_moved_keeps_its_code(project: Path, snapshot: code.Snapshot) -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from dtrain.api.protocol import Command, Heartbeat, PortsReserved, StopWorkers, WorkerExited, WorkerLiveness
+from dtrain.api.protocol import (
+    TAG,
+    Command,
+    Heartbeat,
+    PortsReserved,
+    ProposeStop,
+    ReservePorts,
+    StopWorkers,
+    WorkerExited,
+    WorkerLiveness,
+    WorkerReport,
+)
 from dtrain.checkpoint.local import LocalCheckpointStore
+from dtrain.common.message import tagged
 from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job, PluginChoice, Resources
 from dtrain.launch import planner, registry
 from dtrain.record.event_log import EventLog, read
-from dtrain.record.events import Progress, WorkersStarted
+from dtrain.record.events import Progress, TrainingStarted, WorkersStarted
 from dtrain.record.folder import RunDir
 from dtrain.supervisor.attempt import Attempt, AttemptContext
 from dtrain.supervisor.beside.background import Lane
@@ -43,9 +54,14 @@ def agents() -> dict[str, Agent]:
 
 
 @pytest.fixture
-def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
-    """One that runs, with two workers on each of two nodes."""
+def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Attempt:
+    """One that runs a script, with two workers on each of two nodes."""
     job = Job("a-run", script="true", folder=str(tmp_path), strategy=PluginChoice("script"), resources=Resources(4, 2))
+    return begun(job, tmp_path, agents)
+
+
+def begun(job: Job, tmp_path: Path, agents: dict[str, Agent]) -> Attempt:
+    """One that runs, with two workers on each of two nodes."""
     nodes = [AgentInfo(name, "127.0.0.1", name) for name in NODES]
     log = EventLog(tmp_path / "events.jsonl")
     context = AttemptContext(
@@ -69,8 +85,26 @@ def attempt(tmp_path: Path, agents: dict[str, Agent]) -> Iterator[Attempt]:
             WorkersStarted(attempt=1, node=name, pids={str(rank): 100 + rank for rank in (2 * first, 2 * first + 1)}),
             0.0,
         )
-    yield attempt
-    log.close()
+    return attempt
+
+
+def test_workers_that_do_not_train_yet_are_ended_at_once_and_others_agree_on_a_step(
+    tmp_path: Path, agents: dict[str, Agent]
+) -> None:
+    for trains in (False, True):
+        folder = tmp_path / str(trains)
+        folder.mkdir()
+        job = Job("a-run", task="t.py:T", folder=str(folder), strategy=PluginChoice("ddp"), resources=Resources(4, 2))
+        attempt = begun(job, folder, agents)
+        if trains:
+            started = TrainingStarted(step=0, total_steps=9)
+            attempt.handle("node0", WorkerReport(1, 0, tagged(started, TAG)), 1.0)
+        attempt.leave(2.0)
+        told = [command for name in NODES for command in agents[name].told if not isinstance(command, ReservePorts)]
+        asked = ProposeStop(1) if trains else StopWorkers(1, 0.0)
+        assert told[-1] == asked
+        for agent in agents.values():
+            agent.told.clear()
 
 
 def test_nodes_whose_killed_workers_do_not_end_are_named_after_a_heartbeat(

@@ -220,6 +220,7 @@ def test_a_warning_during_a_save_is_answered_at_once_and_the_checkpoint_is_commi
     gate.clear()
     for rank in (0, 1):
         agent.say(WorkerReport(1, rank, _sent(reports.ShardWritten(5, {f"rank{rank}": (1, "0")}, ""))))
+    agent.say(WorkerReport(1, 0, _sent(events.TrainingStarted(step=0, total_steps=9))))
     supervised.inbox.put(("", PreemptionNotice("the time limit is near")))
     supervised.wait(lambda: any(isinstance(one, ProposeStop) for one in agent.told), "the question for a step")
     assert not supervised.events(events.CheckpointSaved)
@@ -241,6 +242,7 @@ def test_a_run_that_finishes_while_it_is_asked_to_stop_is_done(tmp_path: Path) -
     agent = supervised.cluster.agents["node0"]
     for rank in (0, 1):
         agent.say(WorkerReport(1, rank, _sent(reports.StepsDone())))
+    agent.say(WorkerReport(1, 0, _sent(events.TrainingStarted(step=0, total_steps=0))))
     supervised.inbox.put(("", StopRequest(StopMode.GRACEFUL, "stopped by dtrain stop")))
     supervised.wait(lambda: any(isinstance(one, ProposeStop) for one in agent.told), "the question for a step")
     exit_all(supervised)

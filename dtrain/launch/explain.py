@@ -16,7 +16,7 @@ MEANT = {
     "bf16": ("strategy.precision",),
     "gpu": ("resources.workers", "resources.device"),
     "gpus": ("resources.workers", "resources.device"),
-    "gradient_accumulation": ("train.micro_batch", "train.shards"),
+    "gradient_accumulation": ("train.accumulate", "train.micro_batch", "train.shards"),
     "learning_rate": ("params",),
     "lr": ("params",),
     "mixed_precision": ("strategy.precision",),
@@ -56,9 +56,8 @@ def explain(key: str) -> str:
 def _meant(key: str, part: str, path: list[str], choices: list[str], whole: JsonObject) -> str:
     """The keys that a word may mean: those that end with it, or that are known by it elsewhere. Raises `UsageError` if there are none."""
     texts = {} if path else dict(_all_keys(whole, whole))
-    found = [name for name in texts if name.rpartition(".")[2] == part] or [
-        name for name in MEANT.get(part, ()) if name in texts
-    ]
+    ends = [name for name in texts if name.rpartition(".")[2] == part]
+    found = [*ends, *(name for name in MEANT.get(part, ()) if name in texts)]
     if len(found) == 1:
         return explain(found[0])
     if found:

@@ -26,6 +26,7 @@ from dtrain.api.training_backend import (
 )
 from dtrain.checkpoint.factory import store_of
 from dtrain.common import hooks
+from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
@@ -47,6 +48,8 @@ from dtrain.worker.trainer import Trainer
 STOP_WHEN = "dtrain_stop_when"
 """Name under which the state of `train.stop_when` is registered."""
 Failed = Callable[[Exception], None]
+MISTAKES = (UserError, TypeError, NameError, AttributeError, ImportError)
+"""Errors of `metrics_of` with a few samples that it would have with all of them, too; others may want more samples."""
 
 
 def run(
@@ -201,10 +204,8 @@ def _try_out(
         batches = [(held_out.fetch(np.arange(size)), size)]
 
         def failed(error: Exception) -> None:
-            trainer.warn(
-                f"{task.name}.metrics_of, tried with the first {size} held-out samples: {type(error).__name__}: {error} "
-                "(in an evaluation it has all of them, and its errors end the run)"
-            )
+            if isinstance(error, MISTAKES):
+                raise error
 
         if values := _values(trainer, task, lambda: batches, failed):
             trainer.require_metrics(values)

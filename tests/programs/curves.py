@@ -53,6 +53,8 @@ def area(scores: Any, labels: Any, fault: str = "") -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
     from torchmetrics.classification import BinaryAUROC
 
+    if fault == "name":
+        scores = scroes  # noqa: F821
     if len(np.unique(np.asarray(labels))) < 2:
         raise ValueError("only one class")
     assert len(scores) == HELD_OUT or fault == "limited", "each sample once"

@@ -45,6 +45,11 @@ def test_the_first_hour(tmp_path: Path) -> None:
 
     of_the_readme(tmp_path)
     assert "ddp on 2 workers" in typed("run recipe.yaml --dry-run")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("strategy: ddp", "strategy: dpp"))
+    (mistake,) = re.findall(r"^recipe\.yaml:.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert mistake in typed("run recipe.yaml", check=2)
+    recipe.write_text(recipe.read_text().replace("strategy: dpp", "strategy: ddp"))
     assert ": done in" in typed("run recipe.yaml --set train.steps=60")
     assert "step 60" in typed("status")
     assert "rank 0" in typed("logs -n 1")

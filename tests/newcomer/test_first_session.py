@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import documents
 from live import DTRAIN, ROOT, dtrain, wait_for
 
 BLOCK = re.compile(r"```(python|yaml)\n(.*?)```", re.DOTALL)
@@ -87,3 +88,8 @@ def test_a_run_in_the_background_is_watched_stopped_and_resumed(tmp_path: Path) 
     assert ": done in" in dtrain("status", cwd=tmp_path).stdout
     dtrain("rm", "recipe", "--yes", cwd=tmp_path)
     assert "no runs in" in dtrain("ps", cwd=tmp_path).stdout
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    documents.files("docs/tutorial.md", tmp_path)
+    documents.session(documents.commands("docs/tutorial.md"), tmp_path)

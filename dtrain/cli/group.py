@@ -26,7 +26,7 @@ MEANT = {
     "remove": ("rm", "removes runs that have ended"),
     "restart": ("resume", "goes on with a run"),
     "show": ("status", "says how a run is doing, or how it went"),
-    "start": ("run", "trains a recipe or a script; dtrain submit does so detached from this terminal"),
+    "start": ("run", "trains a recipe or a script; dtrain submit does so without this terminal"),
     "sweep": ("submit --sweep KEY=A,B,C", "starts a run for each value"),
     "tail": ("logs -f", "prints the workers' output as it comes"),
     "train": ("run", "trains a recipe or a script"),

@@ -90,7 +90,7 @@ def compare(
 
 
 def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
-    """Check from the workers' ledgers that every sample of every committed step was trained on exactly once.
+    """Check from the workers' ledgers that every committed step trained on its samples, none twice, none left out.
 
     Example: dtrain audit last"""
     from dtrain.report.audit import audit as audit_of

@@ -152,7 +152,7 @@ def submit(
     at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs of a sweep at once; waits for all of them, then prints a table.")] = None,
     dry_run: DryRun = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Start a recipe or a script detached from this terminal.
+    """Start a recipe or a script, and return: it goes on without this terminal.
 
     Example: dtrain submit recipe.yaml --sweep train.seed=0,1,2 --at-most 1"""
     from dtrain.cli import terminal
@@ -199,7 +199,7 @@ def plan(
     cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show what would run where, with which environment; nothing is started.
+    """Show what would run where, with which environment; no worker is started.
 
     Example: dtrain plan recipe.yaml --cluster slurm"""
     from dtrain.control import create, overrides

@@ -1,4 +1,4 @@
-"""Checking from the sample ledgers that every sample of every committed step was trained on exactly once."""
+"""Checking from the sample ledgers that every committed step trained on its samples, none twice, none left out."""
 
 from __future__ import annotations
 

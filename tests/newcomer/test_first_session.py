@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import documents
 from live import DTRAIN, ROOT, dtrain, wait_for
 
 BLOCK = re.compile(r"```(python|yaml)\n(.*?)```", re.DOTALL)
@@ -45,6 +46,11 @@ def test_the_first_hour(tmp_path: Path) -> None:
 
     of_the_readme(tmp_path)
     assert "ddp on 2 workers" in typed("run recipe.yaml --dry-run")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("strategy: ddp", "strategy: dpp"))
+    (mistake,) = re.findall(r"^recipe\.yaml:.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert mistake in typed("run recipe.yaml", check=2)
+    recipe.write_text(recipe.read_text().replace("strategy: dpp", "strategy: ddp"))
     assert ": done in" in typed("run recipe.yaml --set train.steps=60")
     assert "step 60" in typed("status")
     assert "rank 0" in typed("logs -n 1")
@@ -82,3 +88,8 @@ def test_a_run_in_the_background_is_watched_stopped_and_resumed(tmp_path: Path) 
     assert ": done in" in dtrain("status", cwd=tmp_path).stdout
     dtrain("rm", "recipe", "--yes", cwd=tmp_path)
     assert "no runs in" in dtrain("ps", cwd=tmp_path).stdout
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    documents.files("docs/tutorial.md", tmp_path)
+    documents.session(documents.commands("docs/tutorial.md"), tmp_path)

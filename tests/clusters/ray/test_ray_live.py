@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 from live import (
     PROGRAMS,
@@ -283,3 +284,8 @@ def test_an_embedded_cluster_joins_no_other_and_listens_on_the_loopback(lab: Ray
     assert {event["address"] for event in live.events("node_ready")} == {"127.0.0.1"}
     # In the kernel's order of bytes 127.x.y.z ends with 7F; in IPv6 it may be mapped.
     assert found and all(address.endswith("7F") for address in found), found
+
+
+def test_what_the_tutorial_types_on_ray(lab: RayLab, tmp_path: Path) -> None:
+    documents.files("docs/tutorial.md", tmp_path)
+    documents.session(documents.commands("docs/tutorial.md", "On Ray"), tmp_path, on(lab))

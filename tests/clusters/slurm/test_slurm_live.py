@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import documents
 import pytest
 import tracker_files
 from live import (
@@ -699,3 +700,9 @@ def test_an_interrupted_bench_takes_its_run_back(lab: SlurmLab, runs: Path) -> N
         live.process.send_signal(signal.SIGINT)
         assert "interrupted" in live.finish(code=130)
     wait_for(lambda: not lab.run("squeue", "-h").stdout, "an empty queue", 30)
+
+
+def test_what_the_tutorial_types_on_slurm(lab: SlurmLab, runs: Path) -> None:
+    folder = runs.parent
+    documents.files("docs/tutorial.md", folder)
+    documents.session(documents.commands("docs/tutorial.md", "On SLURM"), folder, lab.environment)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dtrain.cli.options import RUNS, Json, RunName, Runs, find
+from dtrain.cli.options import LAST, RUNS, Json, LastRun, Runs, find
 from dtrain.common.errors import Exit, UsageError
 
 
@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def stacks(
-    name: RunName, runs: Runs = RUNS,
+    name: LastRun = LAST, runs: Runs = RUNS,
     rank: Annotated[list[int] | None, typer.Option(metavar="N", help="Only this rank; may be given several times.")] = None,
     native: Annotated[bool, typer.Option("--native", help="Frames of C and C++, too (by py-spy, where the workers run).")] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Every frame, with whole paths.")] = False,
@@ -34,7 +34,7 @@ def stacks(
     print(json.dumps(seen.as_json(found), indent=1) if as_json else seen.text(run, found, whole=whole))
 
 
-def top(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
+def top(name: LastRun = LAST, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Show step, CPU and memory of each rank, the one furthest behind first; in a terminal again and again.
 
     Example: dtrain top last"""
@@ -48,7 +48,7 @@ def top(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
 
 
 def profile(
-    name: RunName, runs: Runs = RUNS,
+    name: LastRun = LAST, runs: Runs = RUNS,
     rank: Annotated[list[int] | None, typer.Option("--rank", metavar="N", min=0, help="Of this rank (0 if none is given); may be given several times.")] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="So many steps, the same ones on every rank.")] = 5,
     as_json: Json = False,
@@ -73,7 +73,7 @@ def profile(
 
 
 def debug(
-    name: RunName, runs: Runs = RUNS,
+    name: LastRun = LAST, runs: Runs = RUNS,
     rank: Annotated[int | None, typer.Option("--rank", metavar="N", min=0, help="The rank to debug; without it, one that waits for a debugger or fails, or rank 0.")] = None,
     at_step: Annotated[int | None, typer.Option("--at-step", metavar="N", min=0, help="Stop at this step (counted from 0) or later.")] = None,
     on_exception: Annotated[bool, typer.Option("--on-exception", help="When an exception ends a rank, at the line that raised it.")] = False,

@@ -21,7 +21,6 @@ from dtrain.cli.options import (
     Json,
     LastRun,
     Nodes,
-    RunName,
     RunNames,
     Runs,
     Set,
@@ -89,7 +88,7 @@ def compare(
         print(comparison_views.text(found, drawn, colored=colored, width=width))
 
 
-def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
+def audit(name: LastRun = LAST, runs: Runs = RUNS, as_json: Json = False) -> None:
     """Check from the workers' ledgers that every committed step trained on its samples, none twice, none left out.
 
     Example: dtrain audit last"""
@@ -114,7 +113,7 @@ def audit(name: RunName, runs: Runs = RUNS, as_json: Json = False) -> None:
 
 
 def verify(
-    name: RunName, runs: Runs = RUNS, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
+    name: LastRun = LAST, runs: Runs = RUNS, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, sets: Set = None,
     step: Annotated[int | None, typer.Option(metavar="N", min=1, help="Up to the checkpoint of this step; the newest if not given.")] = None,
     every: Annotated[int | None, typer.Option(metavar="N", min=1, help="Again and again while the run goes on, every N of its steps.")] = None,

@@ -32,6 +32,9 @@ def test_without_a_run_the_last_one_is_meant(done: Live) -> None:
     runs = str(done.runs)
     for command in ("status", "attach", "report"):
         assert done.run.id in dtrain(command, DTRAIN_RUNS=runs).stdout, command
+    assert "0 twice" in dtrain("audit", DTRAIN_RUNS=runs).stdout
+    for command in ("top", "stacks", "profile"):
+        assert "is not running: done" in dtrain(command, DTRAIN_RUNS=runs, check=2).stderr, command
     assert dtrain("logs", "-n", "1", DTRAIN_RUNS=runs).stdout.count("\n") == 2, "one line of each rank"
     assert f"{done.run.id} is not running: done" in dtrain("stop", DTRAIN_RUNS=runs).stdout
     assert dtrain("stop", "--all", DTRAIN_RUNS=runs).stdout.startswith("no run goes on")

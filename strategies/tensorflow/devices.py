@@ -20,6 +20,8 @@ def prepare(
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(eagerly)
+    if matmul := context.job.train.matmul:
+        tf.config.experimental.enable_tensor_float_32_execution(matmul != "highest")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))

@@ -17,6 +17,8 @@ class StepSeen:
     """Losses of all shards of all ranks, in the order of shards."""
     norm: float
     """Of the gradient, averaged over the ranks, before it is clipped."""
+    scale: float = 1.0
+    """What the loss was multiplied with, if a gradient is not finite and the loss is scaled (fp16)."""
 
 
 Judge = Callable[[StepSeen], bool]

@@ -181,6 +181,10 @@ class Strategy(ABC):
         strategy never can."""
         return None
 
+    def scales_loss(self) -> str:
+        """Name the option with which its backend `scales_loss` (`precision: fp16`); '' if none does."""
+        return ""
+
     def problems(self, resources: Resources) -> list[str]:
         """List what cannot work with these resources, each with what to do instead."""
         return []

@@ -197,6 +197,8 @@ class TrainingBackend(ABC):
     """Whether `operations_told` reports operations."""
     finds_nonfinite: ClassVar[bool] = False
     """Whether `origin` can be asked."""
+    scales_loss: bool = False
+    """Whether it multiplies the loss by a factor that it lowers after a gradient that is not finite (fp16); it needs `judge_by` then."""
 
     def weigh(self, weights: Sequence[float]) -> None:  # noqa: B027  an ability
         """Set the factors of the losses of this process's shards in each `step`: their sum, averaged over the ranks, is then the mean over

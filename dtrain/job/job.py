@@ -150,6 +150,9 @@ class Train:
     """False: the samples in the order of the data set."""
     clip_norm: Annotated[float, POSITIVE] | None = None
     """Largest global L2 norm of the gradient; a larger one is scaled down to it."""
+    matmul: Literal["highest", "high", "medium"] | None = None
+    """Precision in which matrices of float32 are multiplied: `highest` is float32, `high` allows TF32, `medium` bf16 (in TensorFlow: TF32).
+    When not given, as the framework has it: `highest` in PyTorch, `high` in TensorFlow."""
     until: Annotated[int, STEPS] | None = None
     """End the run after so many of its steps, with its state saved; the schedule is that of all of them."""
     evaluate_every: Annotated[int, STEPS] | None = None

@@ -50,6 +50,10 @@ def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
         )
     else:
         yield from (Problem(key, text) for text in reasons)
+    if job.train.matmul not in (None, "highest"):
+        yield Problem(
+            ("train", "matmul"), "train.exact needs whole float32, which all GPUs have: leave train.matmul out"
+        )
     for name, number in (("resources.workers", job.resources.workers), ("train.shards", job.train.shards or 1)):
         if number & (number - 1):
             yield Problem(

@@ -236,6 +236,8 @@ def _of_strategy(plan: LaunchPlan) -> Iterator[Problem]:
         yield Problem(("train",), "a script has its own loop: `train` is for tasks and functions; give it `args`")
     if job.kind == "script" and job.data != Data():
         yield Problem(("data",), "a script fetches its own data: `data` is for tasks and functions; give it `args`")
+    if job.train.matmul and job.resources.device == "tpu":
+        yield Problem(("train", "matmul"), "train.matmul is for GPUs and CPUs: leave it out")
     batch, workers = job.train.global_batch, job.resources.workers
     if job.kind != "script" and not job.train.shards and batch % workers and not plan.uneven:
         yield _not_divided(batch, workers, "workers")

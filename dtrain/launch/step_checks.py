@@ -1,4 +1,4 @@
-"""`train.on_nonfinite` and `train.spike`: what keeps a job from looking at its steps before the optimizer steps. Pure."""
+"""`train.on_nonfinite`, `train.spike` and a scaled loss (fp16): what keeps a job from looking at its steps before the optimizer steps. Pure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ from dtrain.job.job import Job
 from dtrain.launch import registry
 
 STOP = "train.on_nonfinite: stop works everywhere"
+ITSELF = "leave it out; a function may scale its loss itself and have the scaler kept by context.register"
 
 
 def problems(job: Job, strategy: Strategy) -> Iterator[Problem]:
     """Yield the reasons why a job cannot check its steps, each with what to do instead."""
-    if not asked_for(job.train) or job.kind == "script":
+    if job.kind == "script":
         return
-    what = f"train.on_nonfinite: {job.train.on_nonfinite}" if job.train.spike is None else "train.spike"
-    key = ("train", "on_nonfinite" if job.train.spike is None else "spike")
+    if asked_for(job.train):
+        name = "on_nonfinite" if job.train.spike is None else "spike"
+        what = f"train.on_nonfinite: {job.train.on_nonfinite}" if job.train.spike is None else "train.spike"
+        yield from (Problem(("train", name), f"{text}; {STOP}") for text in _why_not(what, job, strategy))
+    if option := strategy.scales_loss():
+        key = ("strategy", option.partition(":")[0])
+        yield from (Problem(key, f"{text}; {ITSELF}") for text in _why_not(f"strategy.{option}", job, strategy))
+
+
+def _why_not(what: str, job: Job, strategy: Strategy) -> Iterator[str]:
+    """Yield what keeps a job from having its steps looked at, which `what` needs."""
     if job.kind == "function":
-        yield Problem(key, f"a function makes its optimizer steps itself: {what} needs a task with `loss`; {STOP}")
+        yield f"a function makes its optimizer steps itself: {what} needs a task with `loss`"
     elif job.task and task_class.has(job.target, job.code_folders, "train_step"):
-        yield Problem(key, f"train_step makes its optimizer steps itself: {what} needs a task with `loss`; {STOP}")
+        yield f"train_step makes its optimizer steps itself: {what} needs a task with `loss`"
     elif strategy.unchecked(job) is None:
-        yield Problem(
-            key,
+        yield (
             f"{what}: '{job.strategy.name}' makes the optimizer step in the same call as the gradient, and cannot look at it before: "
-            f"choose one of {', '.join(_able())}; {STOP}",
+            f"choose one of {', '.join(_able())}"
         )
     elif text := strategy.unchecked(job):
-        yield Problem(key, f"{what}: {text}; {STOP}")
+        yield f"{what}: {text}"
 
 
 def _able() -> list[str]:

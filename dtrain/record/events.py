@@ -9,6 +9,7 @@ from dtrain.record.event import AttemptEvent as AttemptEvent
 from dtrain.record.event import Event as Event
 from dtrain.record.event import UnknownEvent as UnknownEvent
 from dtrain.record.event import from_log as from_log
+from dtrain.record.failure_events import RESCALE as RESCALE
 from dtrain.record.failure_events import BadStep as BadStep
 from dtrain.record.failure_events import DecisionMade as DecisionMade
 from dtrain.record.failure_events import FailureOccurred as FailureOccurred

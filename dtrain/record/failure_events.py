@@ -7,17 +7,21 @@ from dataclasses import field
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.event import AttemptEvent, Event
 
+RESCALE = "rescale"
+"""Answer to a gradient that overflowed in fp16: the step is left out and the loss scaled less. Nothing failed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BadStep(AttemptEvent):
-    """The loss or the gradient of a step was not finite, or jumped, and the run goes on (`train.on_nonfinite`, `train.spike`)."""
+    """The loss or the gradient of a step was not finite, or jumped, and the run goes on (`train.on_nonfinite`, `train.spike`,
+    `precision: fp16`)."""
 
     step: int
     """Counted from 0."""
     why: str
     """What was found, and where."""
     answer: str
-    """`skip`, `rollback` or `warn`."""
+    """`skip`, `rollback`, `warn` or `rescale`."""
     metric: str = ""
     """`loss` or `gradient`."""
     value: float | None = None
@@ -29,7 +33,7 @@ class BadStep(AttemptEvent):
     @property
     def left_out(self) -> bool:
         """Whether the run goes on without this step's batch."""
-        return self.answer in ("skip", "rollback")
+        return self.answer in ("skip", "rollback", RESCALE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ class LeftOut(IntEnum):
 
     NO = 0
     NONFINITE = 1
-    """The loss or gradient was not finite (`train.on_nonfinite: skip`)."""
+    """The loss or gradient was not finite (`train.on_nonfinite: skip`, `precision: fp16`)."""
     SPIKE = 2
     """The loss or gradient jumped (`train.spike`)."""
     ROLLED_BACK = 3

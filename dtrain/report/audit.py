@@ -44,7 +44,7 @@ class Audit:
     problems: tuple[str, ...] = ()
     """One line for each wrong step, the first ones only."""
     left_out: int = 0
-    """Samples of committed steps that the run left out by itself, with a reason (`train.on_nonfinite`, `train.spike`)."""
+    """Samples of committed steps that the run left out by itself, with a reason (`train.on_nonfinite`, `train.spike`, fp16)."""
     reasons: tuple[str, ...] = ()
     """One line for each such step, the first ones only."""
 

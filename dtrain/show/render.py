@@ -98,6 +98,8 @@ def _warning(event: events.UserWarned, state: RunState) -> str:
 
 
 def _bad_step(event: events.BadStep, state: RunState) -> str:
+    if event.answer == events.RESCALE:
+        return f"step {event.step}: {event.why}; it is left out, and the loss is scaled less"
     ends = {
         "skip": "the optimizer step is left out",
         "rollback": "back to the last checkpoint, to go on without this step",

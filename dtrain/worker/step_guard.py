@@ -17,7 +17,7 @@ from dtrain.api.step_checks import StepSeen, asked_for
 from dtrain.api.training_backend import NonFiniteGradient, NonFiniteLoss
 from dtrain.common.errors import AnotherRankFailed, CheckpointError, UserError
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler
-from dtrain.record.events import BadStep
+from dtrain.record.events import RESCALE, BadStep
 from dtrain.record.sample_ledger import LeftOut
 from dtrain.worker.trainer import Trainer
 
@@ -25,6 +25,8 @@ MOST_IN_A_ROW = 10
 """Steps that may be left out one after the other; a run whose every step is bad has diverged."""
 MOST_SAMPLES = 8
 """Named in a message."""
+LEAST_SCALE = 1.0
+"""Scale of the loss (fp16) below which a gradient that is not finite is no matter of the scale."""
 NAME = "dtrain_step_guard"
 """Name under which the guard's state is registered."""
 HINT = "lower the learning rate, set train.clip_norm, or look at these samples"
@@ -57,11 +59,12 @@ class StepGuard:
     def begin(self, task: Any) -> None:
         """Collective, once the checkpoint is loaded. Raises `UserError` for a task that cannot have what the recipe asks for."""
         backend = self._trainer.backend
-        if not asked_for(self._train):
+        if not (asked_for(self._train) or backend.scales_loss):
             return
         if hasattr(task, "train_step"):
             raise UserError(
-                f"{task.name}.train_step makes its optimizer steps itself: train.on_nonfinite must be stop or ignore, without train.spike"
+                f"{task.name}.train_step makes its optimizer steps itself: train.on_nonfinite must be stop or ignore, without train.spike "
+                "and without strategy.precision: fp16"
             )
         backend.judge_by(self._judge)
         # A checkpoint from before the recipe asked for this has no such state: the median begins anew.
@@ -153,6 +156,8 @@ class StepGuard:
 
     def _judge(self, seen: StepSeen) -> bool:
         wrong = next((shard for shard, loss in enumerate(seen.losses) if not math.isfinite(loss)), None)
+        if seen.scale > LEAST_SCALE and (wrong is None or self._train.on_nonfinite == "ignore"):
+            return self._rescaled(seen.scale)
         if wrong is not None:
             loss = seen.losses[wrong]
             return self._answer("loss", loss, f"the loss is {loss} on {self._place(self._step, wrong)}", wrong)
@@ -172,6 +177,14 @@ class StepGuard:
         self._losses.append(loss)
         self._norms.append(seen.norm)
         return True
+
+    def _rescaled(self, scale: float) -> bool:
+        """Leave out a step that asks for a lower scale of the loss, which is no fault of the training."""
+        self.left_out = LeftOut.NONFINITE
+        if self._trainer.rank == 0:
+            why = f"the gradient of the loss times {scale:g} overflowed in fp16"
+            self._trainer.channel.report(BadStep(step=self._step, why=why, answer=RESCALE, metric="gradient"))
+        return False
 
     def _jump(self, what: str, value: float, last: deque[float]) -> str:
         """In words, if it is one."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.common.errors import DtrainError
+
+Precision = Literal["fp32", "mixed_bfloat16"]
 
 
 class DevicesMissing(DtrainError):
@@ -14,12 +16,23 @@ class DevicesMissing(DtrainError):
 
 
 def prepare(
-    context: WorkerContext, *, replicas: int | None = None, deterministic: bool = True, eagerly: bool = False
+    context: WorkerContext,
+    *,
+    replicas: int | None = None,
+    deterministic: bool = True,
+    eagerly: bool = False,
+    precision: Precision = "fp32",
 ) -> list[str]:
     """Return this process's devices by name, as many as its place has replicas; before TensorFlow computes anything."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(eagerly)
+    if precision != "fp32":  # otherwise a policy of the user's own stays
+        import keras
+
+        keras.config.set_dtype_policy(precision)
+    if matmul := context.job.train.matmul:
+        tf.config.experimental.enable_tensor_float_32_execution(matmul != "highest")
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))

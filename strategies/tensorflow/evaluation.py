@@ -106,13 +106,17 @@ class Evaluation:
         return own
 
     def _rows(self, values: Sequence[Any], count: int) -> Rows:
+        import tensorflow as tf
+
         for value in values:
             numbers = value.dtype.is_floating or value.dtype.is_integer or value.dtype.is_bool
             if not (numbers and len(value.shape) and value.shape[0] >= count):
                 raise UserError(
                     f"{self._name}.outputs gave {gave(value)}; expected numbers with the samples along the first axis"
                 )
-        return tuple(value.numpy()[:count] for value in values)
+        # numpy has no bfloat16 of its own, and libraries of metrics refuse what stands in for it.
+        plain = (tf.cast(value, tf.float32) if value.dtype == tf.bfloat16 else value for value in values)
+        return tuple(value.numpy()[:count] for value in plain)
 
     def loss_apart(self, batch: Any, seed: int, values: Iterable[tuple[Any, Any]]) -> LossApart:
         """The task's loss with these values of the model's variables: to read them across replicas could be a collective."""

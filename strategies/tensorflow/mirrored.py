@@ -21,6 +21,8 @@ class MirroredOptions:
 
     reduction: Literal["auto", "nccl", "hierarchical_copy", "reduction_to_one_device"] = "auto"
     """How gradients are summed over the devices (`tf.distribute.CrossDeviceOps`)."""
+    precision: devices.Precision = "fp32"
+    """mixed_bfloat16: layers compute in bfloat16 and keep their weights in float32 (Keras's dtype policy)."""
     run_eagerly: bool = False
     """Steps run line by line as Python instead of as a graph, for a debugger; many times slower."""
 
@@ -51,7 +53,7 @@ class Mirrored(OneANode):
         """Nobody to connect to: take the devices."""
         import tensorflow as tf
 
-        names = devices.prepare(context, eagerly=self.options.run_eagerly)
+        names = devices.prepare(context, eagerly=self.options.run_eagerly, precision=self.options.precision)
         strategy = tf.distribute.MirroredStrategy(names, cross_device_ops=self._reduction())
         yield backend.TensorFlowBackend(context.rank_info, strategy)
 

@@ -24,6 +24,8 @@ class MultiWorkerMirroredOptions:
 
     communication: Literal["auto", "ring", "nccl"] = "auto"
     """How gradients are summed: ring over gRPC, NCCL between GPUs, or what TensorFlow takes to be best."""
+    precision: devices.Precision = "fp32"
+    """mixed_bfloat16: layers compute in bfloat16 and keep their weights in float32 (Keras's dtype policy)."""
     run_eagerly: bool = False
     """Steps run line by line as Python instead of as a graph, for a debugger; many times slower."""
 
@@ -63,7 +65,7 @@ class MultiWorkerMirrored(TensorFlowStrategy):
         """Start this worker's server on its reserved port, and wait for the others'."""
         import tensorflow as tf
 
-        devices.prepare(context, eagerly=self.options.run_eagerly)
+        devices.prepare(context, eagerly=self.options.run_eagerly, precision=self.options.precision)
         kind = tf.distribute.experimental.CommunicationImplementation[self.options.communication.upper()]
         options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)

@@ -23,7 +23,7 @@ class Mlp:
         layers = [
             keras.layers.Dense(32, activation="tanh"),
             keras.layers.Dense(32, activation="tanh"),
-            keras.layers.Dense(1),
+            keras.layers.Dense(1, dtype="float32"),
         ]
         return keras.Sequential([keras.Input((8,)), *layers])
 

@@ -32,6 +32,7 @@ from ..watch.profiler import TorchProfiler
 from . import evaluation, step_check
 from .batches import Mover, evaluating, part_of
 from .buffers import BufferSync
+from .loss_scale import LossScale
 from .losses import LateLosses
 from .models import gathered, made
 from .objective import Objective
@@ -75,6 +76,8 @@ class TorchBackend(TrainingBackend):
         self._check = StepCheck(rank_info, device, self._late)
         self._judge: Judge | None = None
         self._phases = parallel.phases = StepPhases(device)
+        self.scales_loss = parallel.scales_loss
+        parallel.scale = LossScale(device) if self.scales_loss else None
 
     def weigh(self, weights: Sequence[float]) -> None:
         """`train.exact` has equal shards and divides their sum at the end."""
@@ -160,10 +163,7 @@ class TorchBackend(TrainingBackend):
         self._set_rates(rate)
         self._phases.begin()
         self._measures.begin(number, self._optimizers)
-        by_task = self._own_step
-        values = (
-            self._step_by_task(batches[0], seeds[0], number) if by_task else self._step_by_loss(batches, seeds, number)
-        )
+        values = (self._step_by_task if self._own_step else self._step_by_loss)(batches, seeds, number)
         self._phases.end()
         self.leave_out()
         self._buffer_sync.share(self._buffers())
@@ -171,6 +171,8 @@ class TorchBackend(TrainingBackend):
 
     def judge_by(self, judge: Judge) -> None:
         self._judge = judge
+        if self._parallel.scale:
+            self._parallel.scale.keep_in(self._state.registered, self._stored)
 
     def suspend_timeouts(self) -> None:
         network.suspend_timeouts()
@@ -197,7 +199,8 @@ class TorchBackend(TrainingBackend):
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         self._to_training()
         metrics = dict[str, Any]()
-        objective = Objective(f"{self._name}.loss", self._rank_info, len(batches), exact=bool(self._exact))
+        exact, scale = bool(self._exact), self._parallel.scale
+        objective = Objective(f"{self._name}.loss", self._rank_info, len(batches), exact=exact, scale=scale)
         self._check.begin(self._judge, self._buffers())
         for shard, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
@@ -207,7 +210,7 @@ class TorchBackend(TrainingBackend):
             with self._passing(shard, len(batches)):
                 loss, more, weight = self._loss(batch)
                 self._check.add(loss, shard - 1)
-                objective.add(loss, weight, share).backward()
+                self._parallel.backward(objective.add(loss, weight, share))
             for name, value in more.items():
                 value = value.detach() if hasattr(value, "detach") else value
                 metrics[name] = metrics.get(name, 0.0) + value * share
@@ -233,12 +236,12 @@ class TorchBackend(TrainingBackend):
     def phases(self) -> Mapping[str, float]:
         return self._phases.take()
 
-    def _step_by_task(self, batch: Any, seed: int, number: StepNumber) -> Any:
+    def _step_by_task(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         self._snapshots.wait()
-        self.seed(seed)
+        self.seed(seeds[0])
         self._to_training()
         own = OwnStep(
-            number.step, number.total_steps, self._moved(batch), self._models, self._optimizers,
+            number.step, number.total_steps, self._moved(batches[0]), self._models, self._optimizers,
             self._parallel, self._train.clip_norm, self._measures, self._check, self._rank_info, self._weights[0],
         )  # fmt: skip
         with self._parallel.autocast(self._device):

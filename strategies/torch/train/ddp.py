@@ -34,7 +34,7 @@ class DDPOptions:
     compression: Literal["none", "bf16", "fp16"] = "none"
     """Type that gradients are sent in; halves the traffic and loses digits."""
     precision: Precision = "fp32"
-    """bf16: automatic mixed precision."""
+    """bf16, fp16: automatic mixed precision; in fp16 the loss of a task is scaled (`torch.amp.GradScaler`)."""
     compile: bool = False
     """Through torch.compile."""
     activation_checkpointing: tuple[str, ...] = ()
@@ -60,6 +60,9 @@ class DDP(launcher.OneADevice):
 
     def __init__(self, options: DDPOptions) -> None:
         self.options = options
+
+    def scales_loss(self) -> str:
+        return launcher.scaling(self.options.precision)
 
     def inexact(self, job: Job) -> list[str]:
         if self.options.compression == "none":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from dtrain.api.strategy import RankInfo, WorkerContext
@@ -30,7 +30,8 @@ class FSDPOptions:
     wrap_parameters: Annotated[int, POSITIVE] = 100_000
     """Without `wrap`: modules of at least this number of parameters are gathered one at a time."""
     precision: Precision = "fp32"
-    """bf16: parameters and activations in bf16, gradients summed in fp32."""
+    """bf16, fp16: parameters and activations in it, gradients summed in fp32; in fp16 the loss of a task is scaled
+    (`torch.amp.GradScaler`)."""
     reshard_after_forward: bool = True
     """Free gathered parameters after the forward pass (less memory) or keep them for the backward pass (less traffic)."""
     cpu_offload: bool = False
@@ -75,6 +76,9 @@ class FSDP(launcher.OneADevice):
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
             parallel = Sharded(self.options, mesh, tree_sums.of_job(context))
             yield backend.TorchBackend(context.rank_info, device, parallel)
+
+    def scales_loss(self) -> str:
+        return launcher.scaling(self.options.precision)
 
     def unchecked(self, job: Job) -> str:
         if self.options.cpu_offload and job.resources.device == "gpu":
@@ -123,7 +127,8 @@ class Sharded(Parallel):
     takes_closures = False  # LBFGS lays all gradients out as one vector, which those spread over a mesh cannot be
 
     def __init__(self, options: FSDPOptions, mesh: Any, sums: ExactSums | None = None) -> None:
-        super().__init__(exact=sums)
+        super().__init__(exact=sums)  # without automatic casts: `wrap` chooses the types
+        self.scales_loss = options.precision == "fp16"
         self.options = options
         self.mesh = mesh
 
@@ -140,11 +145,12 @@ class Sharded(Parallel):
 
         # The reduction of a norm on the host would need a process group of the host's own.
         self.measures_gradient = not self.options.cpu_offload or device.type == "cpu"
-        half = torch.bfloat16 if self.options.precision == "bf16" else None
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.precision)
+        types = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
         settings = {
             "mesh": self.mesh,
             "reshard_after_forward": self.options.reshard_after_forward,
-            "mp_policy": MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32),
+            "mp_policy": types,
             "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
             if self.options.cpu_offload
             else OffloadPolicy(),
@@ -152,6 +158,8 @@ class Sharded(Parallel):
         model = checkpointed(model, self.options.activation_checkpointing)
         for module in self._parts(model):
             fully_shard(module, **settings)
+        if self.scales_loss:  # a sum of losses leaves fp16's range soon
+            settings["mp_policy"] = replace(types, output_dtype=torch.float32)
         fully_shard(model, **settings)
         if self.exact and self._shard_group().size() > 1:
             replicas = self.mesh.get_group("replicate") if self.mesh.ndim > 1 else None

@@ -13,6 +13,11 @@ from ..watch import network
 from . import backend
 
 
+def scaling(precision: str) -> str:
+    """Name the option that has the loss scaled; '' for a precision that needs none."""
+    return "precision: fp16" if precision == "fp16" else ""
+
+
 class OneADevice(TrainingStrategy):
     """A strategy with one process a device, which finds its place as under torchrun."""
 

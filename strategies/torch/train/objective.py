@@ -12,18 +12,24 @@ from dtrain.api.strategy import RankInfo
 from dtrain.common.errors import UserError
 
 from ..exact.tree_sums import local
+from .loss_scale import LossScale
 
 
 class Objective:
     """The losses of one worker's backward passes in one step. With weights w, gradients that are summed up from those of w · loss
     and averaged over the ranks become those of Σ w · loss / Σ w over all passes of all ranks when they are multiplied by `factor`."""
 
-    def __init__(self, name: str, rank_info: RankInfo, passes: int = 1, *, exact: bool = False) -> None:
-        """`exact`: gradients are averaged over all passes of all ranks, by `train.exact`; `name` is the method's, for messages."""
+    def __init__(
+        self, name: str, rank_info: RankInfo, passes: int = 1, *, exact: bool = False, scale: LossScale | None = None
+    ) -> None:
+        """`exact`: gradients are averaged over all passes of all ranks, by `train.exact`; `name` is the method's, for messages. With a
+        `scale`, weights count in its unit."""
         self._name = name
         self._rank, self._world_size = rank_info.rank, rank_info.world_size
         self._passes = passes
         self._exact = exact
+        self._scale = scale
+        self._unit: Any = scale.unit if scale else 1.0
         self._weights: list[Any] = []
         self._unweighted = 0
         self._sum: Any = None
@@ -40,7 +46,7 @@ class Objective:
         else:
             weight = torch.as_tensor(weight, dtype=torch.float64, device=loss.device).detach().reshape(())
             self._weights.append(weight)
-            begin = loss * weight
+            begin = loss * (weight / self._unit)
             counted = torch.where(weight > 0, counted * weight, 0.0)
         if self._weights and self._unweighted:
             raise UserError(f"{self._name} gave a weight for some losses of a step and none for others: give each one")
@@ -63,7 +69,10 @@ class Objective:
         total = everyones.sum()
         inverse = torch.where(total > 0, 1.0 / total, 0.0)
         averaged_over = len(everyones) if self._exact else self._world_size
-        return self._sum * inverse * self._world_size, inverse * averaged_over
+        factor = inverse * averaged_over * self._unit
+        if self._scale:
+            self._scale.count_in(total / len(everyones))
+        return self._sum * inverse * self._world_size, factor
 
 
 def multiply(parameters: Iterable[Any], factor: Any) -> None:

@@ -12,10 +12,11 @@ from ..exact.tree_sums import ExactSums
 from ..state.state import ONLY
 from ..watch.measures import StepMeasures
 from ..watch.phases import StepPhases
+from .loss_scale import LossScale
 from .objective import multiply
 from .step_check import StepCheck
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Parallel:
@@ -32,6 +33,9 @@ class Parallel:
 
     def __init__(self, *, precision: Precision = "fp32", exact: ExactSums | None = None) -> None:
         self.precision = precision
+        self.scales_loss = precision == "fp16"
+        self.scale: LossScale | None = None
+        """What the loss is multiplied with; set before a model is wrapped, if it `scales_loss`."""
         self.exact = exact
         """Sums the gradients (`train.exact`)."""
         self.phases: StepPhases | None = None
@@ -68,9 +72,13 @@ class Parallel:
         import torch
 
         context: AbstractContextManager[Any] = nullcontext()
-        if self.precision == "bf16":
-            context = torch.autocast(device.type, dtype=torch.bfloat16)
+        if self.precision != "fp32":
+            context = torch.autocast(device.type, dtype=torch.bfloat16 if self.precision == "bf16" else torch.float16)
         return context
+
+    def backward(self, loss: Any) -> None:
+        """Add the gradients of a loss, which are scaled until `apply`."""
+        (self.scale.times(loss) if self.scale else loss).backward()
 
     def norm(self, parameters: Iterable[Any], *, judged: bool) -> Any:
         """Return the norm of the averaged gradients of these parameters; `judged`: its bits decide something."""
@@ -93,6 +101,8 @@ class Parallel:
         """Multiply the averaged gradients of these parameters by `factor` if there is one, clip them and take the step of all
         optimizers, if the check lets them: whether it does. `name` is that of the optimizers in `measures`."""
         norm = None
+        if self.scale:
+            self.scale.unscale(optimizers)
         if factor is not None:
             parameters = list(parameters)
             multiply(parameters, factor)
@@ -104,7 +114,10 @@ class Parallel:
             norm = None
         elif norm is not None and (measures.due or check.wants_norm):
             norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        if not check.may_step(norm):
+        steps = check.may_step(norm, self.scale)
+        if self.scale:
+            self.scale.update()
+        if not steps:
             return False
         for optimizer in optimizers:
             optimizer.step()

@@ -50,6 +50,8 @@ def connected(context: WorkerContext, *, eager: bool | None = False) -> Iterator
         timeout=timedelta(seconds=max(LEAST_TIMEOUT_SECONDS, HANGS * context.job.recovery.hang_seconds)),
         device_id=bound_device(device, context.job, eager=eager),
     )  # fmt: skip
+    if context.job.train.matmul:
+        torch.set_float32_matmul_precision(context.job.train.matmul)
     if context.job.train.exact:
         tree_sums.settings(device, context.job.resources.cpus_per_worker or 1)
     yield device

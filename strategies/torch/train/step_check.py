@@ -8,12 +8,14 @@ Importing this module imports no framework.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dtrain.api.step_checks import Judge, StepSeen
 from dtrain.api.strategy import RankInfo
 
+from .loss_scale import LossScale
 from .losses import LateLosses
 
 COLLECTIVE = "SyncBatchNorm"
@@ -50,8 +52,9 @@ class StepCheck:
         if self.judge:
             self._losses.append(loss.detach())
 
-    def may_step(self, norm: Any) -> bool:
-        """Collective if somebody judges. Whether the optimizer steps with a gradient of this norm (None: it cannot be had)."""
+    def may_step(self, norm: Any, scale: LossScale | None = None) -> bool:
+        """Collective if somebody judges. Whether the optimizer steps with a gradient of this norm (None: it cannot be had), of a loss that
+        was scaled by this."""
         import torch
         import torch.distributed as dist
 
@@ -68,7 +71,8 @@ class StepCheck:
         if ranks > 1:
             dist.all_reduce(seen)
         *losses, whole = seen.tolist()
-        return self.judge(StepSeen(tuple(losses), whole))
+        blamed = scale.blamed() if scale and not math.isfinite(whole) else 1.0
+        return self.judge(StepSeen(tuple(losses), whole, blamed))
 
     def undo(self) -> None:
         """The step is left out: buffers become what they were."""

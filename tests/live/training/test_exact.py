@@ -65,8 +65,9 @@ def test_any_number_of_workers_under_any_strategy_gives_the_same_bits(
         ("--set", "strategy.activation_checkpointing=[TransformerEncoderLayer]"),
         ("--set", "train.clip_norm=null"),
         ("--set", "strategy.precision=bf16"),
+        ("--set", "strategy.precision=fp16"),
     ],
-    ids=["activation-checkpointing", "no-clipping", "bf16"],
+    ids=["activation-checkpointing", "no-clipping", "bf16", "fp16"],
 )
 def test_with_what_changes_the_arithmetic_too(more: tuple[str, ...], tmp_path: Path) -> None:
     one = finished(RECIPE, *more, runs=tmp_path / "one")

@@ -57,7 +57,7 @@ def test_options_are_checked_without_the_framework() -> None:
         check=2,
     )
     assert "unknown key 'wrapp'. Did you mean 'wrap'?" in failed.stderr
-    assert "'fp32' or 'bf16'" in failed.stderr
+    assert "'fp32', 'bf16' or 'fp16'" in failed.stderr
 
 
 @pytest.mark.live

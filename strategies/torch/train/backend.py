@@ -128,7 +128,7 @@ class TorchBackend(TrainingBackend):
         self._measures = StepMeasures(train.log_every)
         if self._own_step or self._by_function:
             for model in self._models.values():
-                model.register_forward_hook(self._phases.watch_output)
+                self._parallel.watch_calls(model, self._device, self._phases.watch_output)
         return self._view(self._models), self._view(self._optimizers)
 
     def _view(self, things: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -75,6 +75,21 @@ class Parallel:
         if self.precision != "fp32":
             context = torch.autocast(device.type, dtype=torch.bfloat16 if self.precision == "bf16" else torch.float16)
         return context
+
+    def watch_calls(self, model: Any, device: Any, watch: Callable[..., None]) -> None:
+        """Have each call of a model that a loop of the user's own makes compute in `precision`, and its output watched."""
+        contexts: list[AbstractContextManager[Any]] = []
+
+        def enter(*_: Any) -> None:
+            contexts.append(self.autocast(device))
+            contexts[-1].__enter__()
+
+        def leave(*_: Any) -> None:
+            contexts.pop().__exit__(None, None, None)
+
+        model.register_forward_pre_hook(enter)
+        model.register_forward_hook(leave, always_call=True)
+        model.register_forward_hook(watch)
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of a loss, which are scaled until `apply`."""

@@ -155,10 +155,34 @@ def test_a_weighted_loss_trains_as_with_a_scaler_by_hand(more: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("values", "why"),
     [
-        (("function=own_loop.py:train", "task=null"), "a function makes its optimizer steps itself"),
+        (("function=tiny.py:train", "task=null"), "a function makes its optimizer steps itself"),
         (("task=gan.py:Gan",), "train_step makes its optimizer steps itself"),
     ],
 )
 def test_steps_of_ones_own_are_refused(values: tuple[str, ...], why: str, tmp_path: Path) -> None:
     said: Any = dtrain("plan", RECIPE, *settings(*values, "strategy.precision=fp16"), check=2)
     assert f"{why}: strategy.precision: fp16 needs a task with `loss`" in said.stderr
+
+
+def test_a_function_computes_in_bf16_what_its_model_is_called_with(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def train(context):\n"
+        "    build = lambda: torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 1))\n"
+        "    model, optimizer = context.prepare(build, lambda model: torch.optim.SGD(model.parameters(), lr=0.1))\n"
+        "    for batch in context.batches(torch.randn(64, 8, generator=torch.Generator().manual_seed(1))):\n"
+        "        output = model(batch)\n"
+        "        print('computed in', output.dtype, torch.is_autocast_enabled('cpu'))\n"
+        "        loss = output.float().square().mean()\n"
+        "        optimizer.zero_grad()\n"
+        "        loss.backward()\n"
+        "        optimizer.step()\n"
+        "        context.report(loss=loss)\n"
+    )
+    (tmp_path / "r.yaml").write_text(
+        "function: own.py:train\nstrategy: {name: ddp, precision: bf16}\ntrain: {steps: 3, global_batch: 8}\n"
+    )
+    for workers in ("1", "2"):
+        live = finished(str(tmp_path / "r.yaml"), "--workers", workers, runs=tmp_path / workers)
+        text = live.run.rank_log(0).read_text()
+        assert text.count("computed in torch.bfloat16 False") == 3, text

@@ -287,17 +287,21 @@ def clock_time(seconds_since_1970: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(seconds_since_1970))
 
 
-MOST_WORKERS_SHOWN = 16
+MOST_GROUPS_SHOWN = 4
 
 
 def workers(state: RunState) -> str:
-    """Format each worker's step, or how many workers there are if they are many."""
+    """Format the steps that the workers are at, equal ones once, or their range if there are many."""
     if not state.pids:
         return "waiting for nodes" if not state.hosts else "starting"
-    found = sorted(state.pids, key=int)
-    many = len(found) > MOST_WORKERS_SHOWN
-    each = () if many else (f"{rank}:{state.steps.get(rank, state.phase)}" for rank in found)
-    text = "  ".join(each) or f"{len(found)} {state.phase}"
+    groups: dict[str, list[int]] = {}
+    for rank in sorted(state.pids, key=int):
+        at = f"at step {state.steps[rank]}" if rank in state.steps else state.phase
+        groups.setdefault(at, []).append(int(rank))
+    if len(groups) > MOST_GROUPS_SHOWN:
+        text = f"{len(state.pids)} at steps {min(state.steps.values())} to {max(state.steps.values())}"
+    else:
+        text = "; ".join(f"{ranks(numbers)} {at}" for at, numbers in groups.items())
     text += f"  (the others wait for {ranks(sorted(state.stragglers))})" if state.stragglers else ""
     return f"{text}  ({ranks(sorted(state.debugged))} in a debugger)" if state.debugged else text
 

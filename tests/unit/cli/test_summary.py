@@ -7,6 +7,8 @@ from pathlib import Path
 from dtrain.cli.summary import account, summary
 from dtrain.record import events, status
 from dtrain.record.folder import RunDir
+from dtrain.record.status import RunState
+from dtrain.show import render
 
 
 def test_an_account_names_its_goodput_and_what_took_time() -> None:
@@ -41,3 +43,13 @@ def test_the_steps_of_a_run_that_failed_before_its_first_report_are_said() -> No
         ]
     )
     assert "steps      23 of 40" in summary(state, RunDir(Path("a")))
+
+
+def test_workers_are_shown_by_the_step_that_they_are_at() -> None:
+    state = RunState(pids={str(rank): 100 + rank for rank in range(6)}, phase="running")
+    state.hosts = {"node0": "here"}
+    assert render.workers(state) == "ranks 0 to 5 running"
+    state.steps = dict.fromkeys("01235", 1185) | {"4": 1184}
+    assert render.workers(state) == "ranks 0 to 3, 5 at step 1185; rank 4 at step 1184"
+    state.steps = {str(rank): 1180 + rank for rank in range(6)}
+    assert render.workers(state) == "6 at steps 1180 to 1185"

@@ -12,6 +12,8 @@ from dtrain.job import entrypoint
 
 METHODS = (("model", "models"), ("optimizer", "optimizers"), ("data",), ("loss", "train_step"))
 """A task has one of each."""
+MEASURES = ("metrics", "metrics_of")
+"""Methods whose dicts are the numbers of an evaluation, if a task has one of them."""
 EXPECTED = "a task has model and optimizer (or models and optimizers), data, and loss (or train_step)"
 Found = Iterator[tuple[tuple[str, ...], str]]
 """Part of the recipe, and what is wrong with it."""
@@ -53,6 +55,33 @@ def problem_of_function(target: str, folders: Sequence[str]) -> str:
 def has(target: str, folders: Sequence[str], method: str) -> bool:
     """Pure but for reading the file. Whether a class is seen to have a method; False if that cannot be known before it is imported."""
     return any(method in _attributes(node) for node in _lineage(target, folders) or ())
+
+
+def metric_names(target: str, folders: Sequence[str]) -> list[str] | None:
+    """Pure but for reading the file. Names in the dicts that `metrics` and `metrics_of` are seen to return; None if that cannot be known
+    before the class is imported, or if it has neither."""
+    lineage = _lineage(target, folders) or []
+    written = {
+        node.attr for cls in lineage for node in ast.walk(cls) if isinstance(node, ast.Attribute) and _is_stored(node)
+    }
+    names: list[str] = []
+    for method in MEASURES:
+        found = next((node for cls in lineage for node in cls.body if getattr(node, "name", "") == method), None)
+        if found is None and not any(method in _attributes(cls) for cls in lineage) and method not in written:
+            continue
+        if not isinstance(found, ast.FunctionDef) or found.decorator_list or method in written:
+            return None
+        returns = [node.value for node in ast.walk(found) if isinstance(node, ast.Return)]
+        keys = [key for value in returns for key in (value.keys if isinstance(value, ast.Dict) else [None])]
+        texts = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+        if not texts or len(texts) < len(keys):
+            return None
+        names += texts
+    return list(dict.fromkeys(names)) or None
+
+
+def _is_stored(node: ast.Attribute) -> bool:
+    return isinstance(node.ctx, ast.Store)
 
 
 def _lineage(target: str, folders: Sequence[str]) -> list[ast.ClassDef] | None:

@@ -166,15 +166,8 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
     yield from _of_amount(("data", "memory"), job.data.memory)
     if job.checkpoint.memory_limit is not None:
         yield from _of_amount(("checkpoint", "memory_limit"), job.checkpoint.memory_limit)
-    if job.kind == "task" and not train.evaluate_every:
-        for key, wanted in (
-            (("train", "stop_when"), train.stop_when),
-            (("checkpoint", "keep_best"), job.checkpoint.keep_best),
-        ):
-            if wanted:
-                yield Problem(
-                    key, f"{key[1]} looks at evaluations, and there is one at the end only: set train.evaluate_every"
-                )
+    if job.kind == "task":
+        yield from _of_decisions(job)
     if job.kind == "function" and train.stop_when:
         yield Problem(("train", "stop_when"), "a function decides itself when it stops: it calls context.stop(reason)")
     if (train.steps is None) == (train.epochs is None):
@@ -199,6 +192,24 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         yield _not_divided(train.global_batch, workers, "workers")
     elif train.accumulate and train.global_batch < workers * train.accumulate:
         yield _not_divided(train.global_batch, workers * train.accumulate, "passes of all workers")
+
+
+def _of_decisions(job: Job) -> Iterator[Problem]:
+    """Problems of what evaluations of a task decide."""
+    decisions = {("train", "stop_when"): job.train.stop_when, ("checkpoint", "keep_best"): job.checkpoint.keep_best}
+    for key, wanted in decisions.items():
+        if wanted is None:
+            continue
+        if not job.train.evaluate_every:
+            yield Problem(
+                key, f"{key[1]} looks at evaluations, and there is one at the end only: set train.evaluate_every"
+            )
+        names = task_class.metric_names(job.target, job.code_folders)
+        if names and wanted.metric not in names:
+            yield Problem(
+                (*key, "metric"),
+                f"there is no metric {wanted.metric!r} in an evaluation, which has {', '.join(names)}. {nearest(wanted.metric, names)}",
+            )
 
 
 def _of_amount(key: tuple[str, ...], text: str) -> Iterator[Problem]:

@@ -61,14 +61,25 @@ def test_a_run_ends_when_its_evaluations_get_no_better(at: int, tmp_path: Path) 
     live.assert_clean_audit(steps=45)
 
 
-def test_a_metric_that_is_not_there_is_said_before_the_first_step(tmp_path: Path) -> None:
-    file = recipe(tmp_path, "evaluate_every: 5, stop_when: {metric: scores, mode: max}", "every_steps: 10")
-    live = finished(file, runs=tmp_path, code=2)
-    message = live.events("failure_occurred")[0]["message"]
-    assert (
-        "train.stop_when: there is no metric 'scores' in an evaluation, which has score. Did you mean 'score'?"
-        in message
+NO_METRIC = "there is no metric 'scores' in an evaluation, which has score. Did you mean 'score'?"
+
+
+def test_a_metric_that_is_not_there_is_said_before_anything_is_started(tmp_path: Path) -> None:
+    train, best = "evaluate_every: 5, stop_when: {metric: scores, mode: max}", "keep_best: {metric: scores, mode: max}"
+    refused = dtrain("run", recipe(tmp_path, train, best), "--runs", str(tmp_path / "runs"), check=2).stderr
+    assert f"train.stop_when.metric: {NO_METRIC}" in refused
+    assert "peaking.yaml:6:" in refused
+    assert f"checkpoint.keep_best.metric: {NO_METRIC}" in refused
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_metric_that_a_class_does_not_show_is_said_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "shown.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(PROGRAMS)!r})\nfrom peaking import Peaking\nclass Hidden(Peaking): pass\n"
     )
+    file = recipe(tmp_path, "evaluate_every: 5, stop_when: {metric: scores, mode: max}", "every_steps: 10")
+    live = finished(file, "--set", f"task={tmp_path}/shown.py:Hidden", runs=tmp_path, code=2)
+    assert f"train.stop_when: {NO_METRIC}" in live.events("failure_occurred")[0]["message"]
     assert not live.events("metrics")
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
@@ -75,6 +76,8 @@ class Inspector:
         self._meter = meter
         self._send = send
         self._command: Inspect | None = None
+        self._next: deque[tuple[Inspect, Mapping[int, WorkerProcess]]] = deque()
+        """Requests that came while another one was under way."""
         self._texts: dict[int, str] = {}
         self._usage: dict[str, WorkerUsage] = {}
         self._waiting: dict[int, _Waiting] = {}
@@ -89,9 +92,10 @@ class Inspector:
         return time.monotonic() + POLL_SECONDS if self._command else None
 
     def begin(self, command: Inspect, workers: Mapping[int, WorkerProcess]) -> None:
-        """Ask the chosen workers; a request that is still under way is answered with what there is."""
+        """Ask the chosen workers, when the requests before this one are answered."""
         if self._command:
-            self._finish()
+            self._next.append((command, workers))
+            return
         now = time.monotonic()
         chosen = {rank: one for rank, one in workers.items() if not command.ranks or rank in command.ranks}
         self._command, self._deadline = command, now + LATEST_SECONDS
@@ -202,6 +206,8 @@ class Inspector:
         )
         stacks = inspection.shared(([rank], text + more) for rank, text in self._texts.items())
         self._send(Inspected(command.attempt, command.request, stacks, self._usage))
+        if self._next:
+            self.begin(*self._next.popleft())
 
 
 def _py_spy() -> str | None:

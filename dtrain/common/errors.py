@@ -16,6 +16,11 @@ class Exit(IntEnum):
     INTERNAL = 70
     INTERRUPTED = 130
 
+    @classmethod
+    def _missing_(cls, value: object) -> Exit | None:
+        """Read a code that no dtrain ends with, which only a damaged record has, as giving up."""
+        return cls.GAVE_UP if isinstance(value, int) else None
+
 
 class DtrainError(Exception):
     """An error with a message for the person at the terminal, a hint for the next step and an exit code."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dtrain.agent.memory import handshake, transfer
@@ -106,6 +106,7 @@ EVENTS = (
 
 @SMALL
 @given(st.lists(st.sampled_from(EVENTS).flatmap(lambda event: spoiled(line(event))), max_size=4))
+@example([line(RunEnded(exit_code=-1, reason="finished"))])
 def test_lines_of_an_event_log(tmp_path: Path, lines: list[bytes]) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"\n".join(lines))

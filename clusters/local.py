@@ -135,7 +135,7 @@ class Local(Cluster):
         return True
 
     def problems(self, plan: LaunchPlan) -> list[str]:
-        """More GPUs than there are, or names of GPUs that mean none or that something else overrides."""
+        """Report more GPUs than there are, or names of GPUs that mean none or that something else overrides."""
         resources, wanted = plan.job.resources, plan.workers
         if resources.device != "gpu":
             return (
@@ -165,7 +165,7 @@ class Local(Cluster):
         return "\n".join(shlex.join(plan.agent_command(run, node)) for node in nodes)
 
     def site_settings(self, plan: LaunchPlan, run: RunDir) -> list[str]:
-        """The GPUs that a run may take."""
+        """Name the GPUs that a run may take."""
         if plan.job.resources.device != "gpu":
             return []
         names = ", ".join(one.name for one in gpu_leases.choice(plan.job.resources.gpus))

@@ -98,7 +98,7 @@ class _Group:
     """Rank → number → call."""
 
     def stands_at(self) -> int | None:
-        """The first collective that a rank waits for; None if there is none."""
+        """Return the first collective that a rank waits for; None if there is none."""
         return min(
             (call.number for calls in self.calls.values() for call in calls.values() if call.pending), default=None
         )
@@ -136,7 +136,7 @@ def _groups(records: Mapping[int, dict[str, Any]]) -> list[_Group]:
 
 
 def _calls(record: dict[str, Any]) -> Iterator[tuple[tuple[str, str], _Call]]:
-    """The collectives of one rank, each with the names of its group; what is garbled is left out."""
+    """List the collectives of one rank, each with the names of its group; what is garbled is left out."""
     for entry in record["entries"]:
         with suppress(KeyError, TypeError, ValueError, IndexError, AttributeError):
             if entry["is_p2p"]:
@@ -150,7 +150,7 @@ def _calls(record: dict[str, Any]) -> Iterator[tuple[tuple[str, str], _Call]]:
 
 
 def _members(record: dict[str, Any], name: str) -> frozenset[int]:
-    """The ranks of a group, which a record lists as a text: `[0, 1]`."""
+    """Return the ranks of a group, which a record lists as a text: `[0, 1]`."""
     config = record.get("pg_config", {})
     names = DEFAULT_GROUP if name in DEFAULT_GROUP else (name,)
     text = next((str(config[one].get("ranks", "")) for one in names if one in config), "")
@@ -199,7 +199,7 @@ def _explain_group(
 
 
 def _usual(calls: list[_Call]) -> _Call:
-    """The call that most ranks made; the first one if they are even."""
+    """Return the call that most ranks made; the first one if they are even."""
     return max(calls, key=lambda call: sum(_same(call, other) for other in calls))
 
 

@@ -44,7 +44,7 @@ EXCLUDE_SECONDS = 5.0
 
 
 def _this_job() -> str:
-    """The job that this process runs in. The last element of a job array has the array's own number, which means all its elements."""
+    """Return the job that this process runs in. The last element of a job array has the array's own number, which means all its elements."""
     if all(name in os.environ for name in ELEMENT):
         return "_".join(os.environ[name] for name in ELEMENT)
     return os.environ.get(JOB, "0")

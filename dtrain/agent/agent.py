@@ -162,7 +162,7 @@ class Agent:
             self._hear_zygote()
 
     def _ready(self) -> bool:
-        """Whether the next workers have what they begin with."""
+        """Return whether the next workers have what they begin with."""
         return self._memory.ready(self._waiting[0]) and self._device_memory.ready()
 
     def _hear_zygote(self) -> None:

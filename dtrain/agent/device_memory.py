@@ -28,7 +28,7 @@ class DeviceMemory:
         self._look_at = 0.0
 
     def begin(self, start: StartWorkers) -> None:
-        """Workers are to be started; the first time, note what is free."""
+        """Begin to wait for the memory that workers need; the first time, note what is free."""
         if not start.device_wait_seconds:
             return
         self._gpus = gpu.visible()[: sum(rank.replicas for rank in start.ranks)]
@@ -39,7 +39,7 @@ class DeviceMemory:
                 self._before[one] = int(memory.free)
 
     def ready(self) -> bool:
-        """Whether as much is free as before the run, or it was waited for long enough, which is said with who holds it; does not wait."""
+        """Return whether as much is free as before the run, or it was waited for long enough, which is said with who holds it; does not wait."""
         now = time.monotonic()
         if not self._gpus or now < self._look_at:
             return not self._gpus

@@ -33,7 +33,7 @@ def gpus() -> int:
 
 
 def settings() -> dict[str, str]:
-    """The variables of every process on this node, where the user sets no others; none where there are no such devices."""
+    """Return the variables of every process on this node, where the user sets no others; none where there are no such devices."""
     found: dict[str, str] = {}
     if gpus():
         # A look at CUDA would start it, and what is forked afterwards could not use it.

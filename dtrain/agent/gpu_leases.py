@@ -110,7 +110,7 @@ def join(uuids: Sequence[str]) -> list[IO[str]]:
 
 
 def held() -> list[Holder]:
-    """Everyone who has a GPU of this machine now, as far as this user's runs go."""
+    """List everyone who has a GPU of this machine now, as far as this user's runs go."""
     found = []
     if (Path(BASE) / f"dtrain-{os.getuid()}" / FOLDER).is_dir():
         with suppress(OSError, ClusterError), _turn() as folder:
@@ -121,7 +121,7 @@ def held() -> list[Holder]:
 
 
 def of_runs() -> dict[str, list[str]]:
-    """The GPUs that each run has now: folder → numbers or names."""
+    """Return the GPUs that each run has now: folder → numbers or names."""
     found: dict[str, list[str]] = {}
     for one in held():
         found.setdefault(one.folder, []).append(one.gpu)
@@ -129,7 +129,7 @@ def of_runs() -> dict[str, list[str]]:
 
 
 def choice(named: Sequence[int | str]) -> list[Gpu]:
-    """The GPUs that a run may take: those that its recipe names, or all, of the ones that CUDA_VISIBLE_DEVICES leaves. Raises `ClusterError`
+    """Return the GPUs that a run may take: those that its recipe names, or all, of the ones that CUDA_VISIBLE_DEVICES leaves. Raises `ClusterError`
     for a name that means none of them."""
     seen = gpu.visible()
     if not named:

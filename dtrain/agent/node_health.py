@@ -45,7 +45,7 @@ class Trouble:
 
 
 def troubles(*, on_gpus: bool) -> list[Trouble]:
-    """Everything of this node; what cannot be read is left out."""
+    """List everything of this node; what cannot be read is left out."""
     return [*_limits(), *(_of_gpus() if on_gpus else ())]
 
 
@@ -79,7 +79,7 @@ def _told_by_library(nvml: Any, seen: list[Gpu]) -> Iterator[Trouble]:
 
 
 def _of_gpu(nvml: Any, handle: Any, one: Gpu) -> Iterator[Trouble]:
-    """What NVML tells of one GPU; a card that does not support a question is not asked it."""
+    """Yield what NVML tells of one GPU; a card that does not support a question is not asked it."""
     with suppress(nvml.NVMLError, AttributeError):
         kind, counter = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
         if errors := nvml.nvmlDeviceGetTotalEccErrors(handle, kind, counter):
@@ -102,7 +102,7 @@ def _of_gpu(nvml: Any, handle: Any, one: Gpu) -> Iterator[Trouble]:
 
 
 def _in_kernel_log(gpus: dict[str, Gpu]) -> Iterator[Trouble]:
-    """The newest error of the hardware of each of these GPUs (address on the bus → GPU)."""
+    """Yield the newest error of the hardware of each of these GPUs (address on the bus → GPU)."""
     newest: dict[str, int] = {}
     for match in XID.finditer(_kernel_log()):
         bus = match["bus"].lower()

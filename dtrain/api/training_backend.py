@@ -142,7 +142,7 @@ class TrainingBackend(ABC):
         raise UserError("metrics_of: this strategy cannot collect the outputs of all held-out samples")
 
     def loss_apart(self, batch: Any, seed: int) -> LossApart:
-        """The task's loss of a batch in evaluation mode, by this rank alone and on copies, so that nothing changes; None if that
+        """Compute the task's loss of a batch in evaluation mode, by this rank alone and on copies, so that nothing changes; None if that
         cannot be had."""
         return None
 

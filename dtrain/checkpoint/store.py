@@ -127,7 +127,7 @@ class CheckpointStore(Protocol):
         manifest and is no checkpoint."""
 
     def room(self) -> int | None:
-        """Free bytes where workers stage checkpoints, if the deletion of committed ones frees some there."""
+        """Return the free bytes where workers stage checkpoints, if the deletion of committed ones frees some there."""
 
     def local_folder(self, name: str, attempt: int, *, whole: bool = True) -> Path:
         """The folder of a committed checkpoint on this node. Without `whole`, tensors may be missing until they are fetched."""

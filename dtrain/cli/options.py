@@ -96,7 +96,7 @@ class Output(Enum):
 
 
 def output(*, quiet: bool = False, verbose: bool = False) -> Output:
-    """How much was asked for; raises `UsageError` if both were."""
+    """Return how much was asked for; raises `UsageError` if both were."""
     if quiet and verbose:
         raise UsageError("--quiet prints less, and --verbose more", "Give one of them.")
     return Output.QUIET if quiet else Output.VERBOSE if verbose else Output.NORMAL
@@ -117,7 +117,7 @@ def find(runs: Path, name: str) -> RunDir:
 
 
 def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:
-    """The runs that were meant, each once; a prefix or a pattern means all that fit it."""
+    """Find the runs that were meant, each once; a prefix or a pattern means all that fit it."""
     from dtrain.control.select import is_named
     from dtrain.record import folder
     from dtrain.storage import run_sync

@@ -16,12 +16,12 @@ PLAIN = "\033[0m"
 
 
 def width() -> int | None:
-    """Characters of a line of a terminal; None in a pipe, where lines are as long as they are."""
+    """Return the characters of a line of a terminal; None in a pipe, where lines are as long as they are."""
     return max(NARROWEST, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
 def folded(text: str, indent: int) -> str:
-    """A line as several that fit the screen, those after the first indented; words, such as paths, stay whole."""
+    """Fold a line into several that fit the screen, those after the first indented; words, such as paths, stay whole."""
     columns = width()
     if columns is None or len(text) <= columns:
         return text
@@ -33,7 +33,7 @@ def folded(text: str, indent: int) -> str:
 
 
 def coloured(text: str, style: str) -> str:
-    """Text in a colour, on a terminal, unless NO_COLOR is set."""
+    """Put text in a colour, on a terminal, unless NO_COLOR is set."""
     if style not in STYLES or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"{STYLES[style]}{text}{PLAIN}"

@@ -154,7 +154,7 @@ def _arguments(tree: ast.Module) -> dict[str, bool]:
 
 
 def _is_required(name: str, declared: ast.Call) -> bool:
-    """An option that says so, or a positional argument without a default."""
+    """Return whether it is an option that says so, or a positional argument without a default."""
     given = {one.arg: one.value.value for one in declared.keywords if isinstance(one.value, ast.Constant)}
     named = {one.arg for one in declared.keywords}
     if "required" in named:
@@ -176,5 +176,5 @@ def _next(path: Path) -> str:
 
 
 def _command(path: Path) -> str:
-    """What a person types here to train a recipe."""
+    """Return what a person types here to train a recipe."""
     return f"dtrain run {shlex.quote(str(path))}"

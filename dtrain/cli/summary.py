@@ -132,7 +132,7 @@ def _speed(state: RunState) -> str:
 
 
 def table(rows: Sequence[RunRow], metric: str | None = None, width: int | None = None) -> str:
-    """A list of runs, one line each; columns that a width has no room for are left out."""
+    """Format a list of runs, one line each; columns that a width has no room for are left out."""
     on_gpus, tagged = any(row.gpus for row in rows), any(row.tags for row in rows)
     own = [*(["GPUs"] if on_gpus else []), *(["tags"] if tagged else [])]
     lines: list[tuple[str, ...]] = [(*COLUMNS, *own, *filter(None, [metric]))]
@@ -156,5 +156,5 @@ def table(rows: Sequence[RunRow], metric: str | None = None, width: int | None =
 
 
 def _with_state(line: str, at: int, state: str) -> str:
-    """A line of the table with the state that begins at this place in its colour."""
+    """Put the state that begins at this place of a line in its colour."""
     return line[:at] + screen.coloured(state, STATE_STYLES.get(state, "")) + line[at + len(state) :]

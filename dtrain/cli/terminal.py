@@ -46,7 +46,7 @@ def print_made_recipe(path: Path, run: RunDir, output: Output) -> None:
 
 
 def _near(path: Path) -> Path:
-    """A path as a person in this folder names it."""
+    """Return a path as a person in this folder names it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

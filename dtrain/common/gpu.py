@@ -36,7 +36,7 @@ class Gpu:
 
 
 def library() -> Any | None:
-    """NVIDIA's library, initialised; None where nvidia-ml-py is not installed or the driver does not answer."""
+    """Return NVIDIA's library, initialised; None where nvidia-ml-py is not installed or the driver does not answer."""
     try:
         import pynvml
 
@@ -47,7 +47,7 @@ def library() -> Any | None:
 
 
 def installed() -> list[Gpu]:
-    """All GPUs of this machine in the order of the PCI bus."""
+    """List all GPUs of this machine in the order of the PCI bus."""
     nvml = library()
     uuids = [_uuid(nvml, number) for number in range(nvml.nvmlDeviceGetCount())] if nvml else []
     with suppress(OSError):
@@ -65,14 +65,14 @@ def _uuid(nvml: Any, number: int) -> str:
 
 
 def handle(nvml: Any, one: Gpu) -> Any:
-    """The library's handle of a GPU or a slice; raises the library's own error."""
+    """Return the library's handle of a GPU or a slice; raises the library's own error."""
     if one.uuid.startswith(UNKNOWN):
         return nvml.nvmlDeviceGetHandleByIndex(int(one.uuid.removeprefix(UNKNOWN)))
     return nvml.nvmlDeviceGetHandleByUUID(one.uuid)
 
 
 def bus_of(one: Gpu) -> str:
-    """The address of a GPU on the PCI bus as sysfs writes it: `0000:3b:00.0`; '' if nobody tells it, or for a slice."""
+    """Return the address of a GPU on the PCI bus as sysfs writes it: `0000:3b:00.0`; '' if nobody tells it, or for a slice."""
     if nvml := library():
         with suppress(nvml.NVMLError):
             domain, _, rest = _text(nvml.nvmlDeviceGetPciInfo(handle(nvml, one)).busId).lower().partition(":")
@@ -85,12 +85,12 @@ def bus_of(one: Gpu) -> str:
 
 
 def device_files() -> int:
-    """How many GPUs have a device file."""
+    """Count the GPUs that have a device file."""
     return sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in DEVICES.glob("nvidia[0-9]*"))
 
 
 def named(environment: Mapping[str, str] = os.environ) -> list[str] | None:
-    """The parts of CUDA_VISIBLE_DEVICES up to the first that is none; None if it is not set."""
+    """Return the parts of CUDA_VISIBLE_DEVICES up to the first that is none; None if it is not set."""
     if environment.get(VISIBLE) is None:
         return None
     parts = [part.strip() for part in environment[VISIBLE].split(",")]
@@ -99,13 +99,13 @@ def named(environment: Mapping[str, str] = os.environ) -> list[str] | None:
 
 
 def visible(environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """The GPUs that a program with these variables may use, in its order."""
+    """List the GPUs that a program with these variables may use, in its order."""
     there, names = installed(), named(environment)
     return there if names is None else [found_in(there, name) for name in names]
 
 
 def found_in(there: list[Gpu], name: str) -> Gpu:
-    """The GPU that a number, a UUID or the unique beginning of one names; its UUID is the name itself if nobody knows it."""
+    """Find the GPU that a number, a UUID or the unique beginning of one names; its UUID is the name itself if nobody knows it."""
     if name.isdigit():
         return Gpu(name, there[int(name)].uuid if int(name) < len(there) else f"{UNKNOWN}{name}")
     matches = [one.uuid for one in there if one.uuid.startswith(name)]
@@ -113,7 +113,7 @@ def found_in(there: list[Gpu], name: str) -> Gpu:
 
 
 def number_of(local_rank: int) -> int | None:
-    """The driver's number of the GPU that this worker of a node has; None for a slice, and if nobody knows it."""
+    """Return the driver's number of the GPU that this worker of a node has; None for a slice, and if nobody knows it."""
     names = named()
     if names is None or local_rank >= len(names):
         return local_rank

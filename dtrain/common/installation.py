@@ -33,7 +33,7 @@ def command(extra: str) -> str:
 
 
 def requirements(extra: str, declared: list[str]) -> list[str]:
-    """The packages that an extra stands for, of what a distribution declares (`torch>=2.6; extra == "torch"`)."""
+    """List the packages that an extra stands for, of what a distribution declares (`torch>=2.6; extra == "torch"`)."""
     parted = [text.partition(";") for text in declared]
     return [
         package.strip() for package, _, when in parted if re.search(rf"""extra == ['"]{re.escape(extra)}['"]""", when)

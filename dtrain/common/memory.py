@@ -57,7 +57,7 @@ def _limits() -> Iterator[tuple[Path, int, str]]:
 
 
 def cpu_quota() -> float | None:
-    """How many CPUs' time the control groups of this process may use; None: they do not bound it."""
+    """Return how many CPUs' time the control groups of this process may use; None: they do not bound it."""
     found = []
     for folder in _folders("cpu"):
         with suppress(OSError, ValueError):  # not there, or `max`
@@ -70,7 +70,7 @@ def cpu_quota() -> float | None:
 
 
 def most_processes() -> int | None:
-    """How many processes and threads the control groups of this process may have; None: they do not bound it."""
+    """Return how many processes and threads the control groups of this process may have; None: they do not bound it."""
     found = []
     for folder in _folders("pids"):
         with suppress(OSError, ValueError):

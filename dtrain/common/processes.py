@@ -57,14 +57,14 @@ def kill_group(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 def name_of(pid: int) -> str:
-    """The name of a process as ps(1) shows it; '' if it is gone."""
+    """Return the name of a process as ps(1) shows it; '' if it is gone."""
     with suppress(OSError):
         return _said(Path(f"/proc/{pid}/comm")).strip()
     return ""
 
 
 def opened(pid: int | str, devices: Collection[str]) -> str:
-    """The first of these device files that a process has open; '' if it has none, or is gone."""
+    """Return the first of these device files that a process has open; '' if it has none, or is gone."""
     with suppress(OSError):
         for link in (PROC / str(pid) / "fd").iterdir():
             with suppress(OSError):  # it was closed just now

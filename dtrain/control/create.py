@@ -59,7 +59,7 @@ def _swept(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str], *, h
 
 
 def planned(path: Path, runs: Path, given: Overrides, sweeps: Sequence[str] = ()) -> list[LaunchPlan]:
-    """What would run, also if this machine cannot start it; of a sweep for each member."""
+    """Plan what would run, also if this machine cannot start it; of a sweep for each member."""
     return [planner.make(job) for job in _swept(path, runs, given, sweeps, here=False)]
 
 
@@ -94,7 +94,7 @@ def prepare_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code
 
 
 def planned_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code: bool = False) -> LaunchPlan:
-    """What a run would go on with; nothing is changed."""
+    """Plan what a run would go on with; nothing is changed."""
     _, job, had = _next_job(run, given, path, new_code=new_code)
     with code.using(None if new_code else had):
         return planner.make(job)

@@ -63,7 +63,7 @@ FORMS = {
 
 
 def _named(option: str, text: str) -> recipe.Override:
-    """A `--env NAME=VALUE` or `--tag KEY=VALUE`; raises `UsageError` if it is not of that form."""
+    """Take apart a `--env NAME=VALUE` or `--tag KEY=VALUE`; raises `UsageError` if it is not of that form."""
     section, form, example = FORMS[option]
     name, sign, value = text.partition("=")
     if not sign or not name:

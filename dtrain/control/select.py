@@ -25,7 +25,7 @@ def with_state(rows: Sequence[RunRow], states: Sequence[str]) -> list[RunRow]:
 
 
 def with_tags(rows: Sequence[RunRow], tags: Sequence[str]) -> list[RunRow]:
-    """The runs that have all of these tags, each a key or `key=value`."""
+    """Choose the runs that have all of these tags, each a key or `key=value`."""
     pairs = [tag.partition("=") for tag in tags]
     return [
         row for row in rows

@@ -104,7 +104,7 @@ def refuse_while_it_goes_on(run: RunDir) -> None:
 
 
 def named(run: RunDir) -> tuple[dict[str, str], str]:
-    """The tags and the note of a run; nothing if its job cannot be read."""
+    """Read the tags and the note of a run; nothing if its job cannot be read."""
     try:
         job = run.job()
     except (RunNotFound, NewerFormat):

@@ -50,7 +50,7 @@ class OwnPart:
     count: int
 
     def position(self, begin: int) -> int:
-        """The position in the rank's stream of what has this position in the row of global batches."""
+        """Return the position in the rank's stream of what has this position in the row of global batches."""
         step, within = divmod(begin, self.global_batch)
         return step * self.count + within - self.first
 

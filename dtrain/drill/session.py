@@ -164,7 +164,7 @@ class Session:
 
 
 def listed_as_json() -> JsonObject:
-    """Every fault and every phase as data."""
+    """Return every fault and every phase as data."""
     return {"faults": {name: kind.text for name, kind in TYPES.items()}, "phases": dict(PHASES)}
 
 

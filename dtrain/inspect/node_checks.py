@@ -131,7 +131,7 @@ def _limits() -> Iterator[Finding]:
 
 
 def _health() -> Iterator[Finding]:
-    """Limits, and GPUs if there are any."""
+    """Check limits, and GPUs if there are any."""
     for trouble in node_health.troubles(on_gpus=devices.gpus() > 0):
         yield Finding(trouble.check, "warning", trouble.text, f"{trouble.todo[0].upper()}{trouble.todo[1:]}")
 

@@ -75,7 +75,7 @@ def problem(target: str, folders: Sequence[str], kind: type[ast.AST]) -> str:
 
 
 def source(target: str, folders: Sequence[str]) -> Path | None:
-    """The file that a target is defined in, which may be missing; None for a module that is found nowhere, or is no Python file."""
+    """Return the file that a target is defined in, which may be missing; None for a module that is found nowhere, or is no Python file."""
     module, _ = split(target)
     if module.endswith(".py"):
         return Path(folders[0], module)
@@ -131,7 +131,7 @@ def script_file(job: Job) -> Path | None:
 
 
 def _spec(name: str, folders: Sequence[str]) -> ModuleSpec | None:
-    """Where a module lies, in these folders or among what is installed, found without importing anything."""
+    """Find where a module lies, in these folders or among what is installed, without importing anything."""
     first, *inner = name.split(".")
     try:
         spec = PathFinder.find_spec(first, [*folders, *sys.path]) or importlib.util.find_spec(first)

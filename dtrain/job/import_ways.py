@@ -15,7 +15,7 @@ ENDS = (".git", *PROJECT)
 
 
 def of_module(name: str, job: Job) -> str:
-    """What makes a missing module found, if it lies somewhere in the same project; '' otherwise."""
+    """Say what makes a missing module found, if it lies somewhere in the same project; '' otherwise."""
     first = name.partition(".")[0]
     for folder in _around(Path(job.folder)):
         if (folder / f"{first}.py").is_file() or (folder / first).is_dir():
@@ -29,7 +29,7 @@ def of_module(name: str, job: Job) -> str:
 
 
 def _around(folder: Path) -> Iterator[Path]:
-    """The folders of a project that modules may be imported from, from this one upwards."""
+    """Yield the folders of a project that modules may be imported from, from this one upwards."""
     for place in (folder, *folder.parents):
         yield place
         yield place / "src"
@@ -38,7 +38,7 @@ def _around(folder: Path) -> Iterator[Path]:
 
 
 def explained(error: BaseException, job: Job) -> str:
-    """What makes an import work that failed in the user's code; '' if it is another error, or nothing is known."""
+    """Say what makes an import work that failed in the user's code; '' if it is another error, or nothing is known."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         found = of_module(error.name, job)
         return f"there is no module '{error.name}'{found}" if found else ""

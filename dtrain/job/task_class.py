@@ -58,7 +58,7 @@ def has(target: str, folders: Sequence[str], method: str) -> bool:
 
 
 def metric_names(target: str, folders: Sequence[str]) -> list[str] | None:
-    """Pure but for reading the file. Names in the dicts that `metrics` and `metrics_of` are seen to return; None if that cannot be known
+    """Pure but for reading the file. List the names in the dicts that `metrics` and `metrics_of` are seen to return; None if that cannot be known
     before the class is imported, or if it has neither."""
     lineage = _lineage(target, folders) or []
     written = {

@@ -18,7 +18,7 @@ PROGRAMS = (".py", ".sh")
 
 
 def is_target(path: Path) -> bool:
-    """Whether a path names what a recipe would run: `train.py`, `task.py:Class`, `package.module:Class`."""
+    """Return whether a path names what a recipe would run: `train.py`, `task.py:Class`, `package.module:Class`."""
     module, name = entrypoint.split(str(path))
     if not name:
         return path.suffix in PROGRAMS
@@ -30,7 +30,7 @@ def _is_dotted(module: str) -> bool:
 
 
 def document_of(path: Path, set_keys: Sequence[tuple[str, ...]] = ()) -> Document:
-    """The recipe of a target, whose paths begin in the working directory. A task or function trains one epoch unless these keys of the
+    """Make the recipe of a target, whose paths begin in the working directory. A task or function trains one epoch unless these keys of the
     recipe, which are set from outside, say how long."""
     target = str(path)
     kind = _kind(target)
@@ -41,7 +41,7 @@ def document_of(path: Path, set_keys: Sequence[tuple[str, ...]] = ()) -> Documen
 
 
 def _kind(target: str) -> str:
-    """What a target is, found by reading its file; of one that is found nowhere, what its name looks like."""
+    """Tell what a target is, found by reading its file; of one that is found nowhere, what its name looks like."""
     module, name = entrypoint.split(target)
     if not name:
         if not Path(target).is_file():
@@ -55,7 +55,7 @@ def _kind(target: str) -> str:
 
 
 def text_of(path: Path, job: Job) -> str:
-    """The recipe of a target as a file, with the arguments and the length that its job has."""
+    """Write the recipe of a target as a file, with the arguments and the length that its job has."""
     data = document_of(path).data
     if "train" in data:
         data["train"] = {"steps": job.train.steps} if job.train.steps else {"epochs": job.train.epochs}
@@ -65,7 +65,7 @@ def text_of(path: Path, job: Job) -> str:
 
 
 def name_of(target: str) -> str:
-    """A name for the run, from the file or module that it runs."""
+    """Make a name for the run, from the file or module that it runs."""
     stem = Path(target if target.endswith(PROGRAMS) else target.rpartition(":")[0] or target.split()[0]).name
     for ending in PROGRAMS:
         stem = stem.removesuffix(ending)

@@ -24,7 +24,7 @@ def file_prefix(run: RunDir, attempt: int) -> Path:
 
 
 def file(run: RunDir, attempt: int, rank: int) -> Path:
-    """The record of one rank."""
+    """Return the path of the record of one rank."""
     prefix = file_prefix(run, attempt)
     return prefix.with_name(f"{prefix.name}{rank}")
 
@@ -53,7 +53,7 @@ def forget(run: RunDir, attempt: int, rank: int) -> None:
 
 
 def read(run: RunDir, attempt: int) -> dict[int, bytes]:
-    """Rank → its record, of all that were written."""
+    """Read the records of all ranks (rank → record), of all that were written."""
     prefix, found = file_prefix(run, attempt), dict[int, bytes]()
     for path in run.logs.glob(f"{prefix.name}*"):
         rank = path.name.removeprefix(prefix.name)

@@ -331,7 +331,7 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def fitted(lines: Sequence[Sequence[str]], width: int | None, spare: Sequence[str]) -> list[list[str]]:
-    """The columns that fit a width. Those whose heads are in `spare` are left out first, in that order; the last one is cut."""
+    """Choose the columns that fit a width. Those whose heads are in `spare` are left out first, in that order; the last one is cut."""
     kept = list(range(len(lines[0])))
     for head in spare:
         if width is None or sum(max(len(line[one]) for line in lines) + 2 for one in kept) - 2 <= width:
@@ -349,7 +349,7 @@ def tags(found: Mapping[str, str]) -> str:
 
 
 def ago(elapsed: float) -> str:
-    """A time in the past in a few letters: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
+    """Format a time in the past in a few letters: `12s ago`, `5m ago`, `3h ago`, `2d ago`."""
     whole = max(0, round(elapsed))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if whole >= size:

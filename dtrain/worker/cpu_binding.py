@@ -15,7 +15,7 @@ SYSFS = Path("/sys")
 
 
 def bind(rank_info: RankInfo, *, on_gpus: bool) -> str:
-    """Bind this process before it starts threads; what was done, in one sentence."""
+    """Bind this process before it starts threads; returns what was done, in one sentence."""
     allowed = os.sched_getaffinity(0)
     chosen, why = choice(rank_info, allowed, on_gpus=on_gpus)
     if not chosen:
@@ -25,7 +25,7 @@ def bind(rank_info: RankInfo, *, on_gpus: bool) -> str:
 
 
 def choice(rank_info: RankInfo, allowed: set[int], *, on_gpus: bool) -> tuple[set[int], str]:
-    """The CPUs of a rank among those that its node may use, and why these; none if nothing tells."""
+    """Choose the CPUs of a rank among those that its node may use, and why these; none if nothing tells."""
     if on_gpus:
         first = rank_info.local_rank * rank_info.replicas
         return _next_to(gpu.visible()[first : first + rank_info.replicas], allowed)
@@ -45,7 +45,7 @@ def _next_to(gpus: Sequence[Gpu], allowed: set[int]) -> tuple[set[int], str]:
 
 
 def _own_cores(local_rank: int, ranks: int, allowed: set[int]) -> tuple[set[int], str]:
-    """An equal part of the cores, whole ones, in the order of the memory that they are next to."""
+    """Choose an equal part of the cores, whole ones, in the order of the memory that they are next to."""
     cores = sorted({_siblings(cpu) & allowed for cpu in allowed}, key=lambda core: (_memory_node(min(core)), min(core)))
     each = len(cores) // ranks
     if not each:
@@ -54,7 +54,7 @@ def _own_cores(local_rank: int, ranks: int, allowed: set[int]) -> tuple[set[int]
 
 
 def _siblings(cpu: int) -> frozenset[int]:
-    """The hardware threads of a CPU's core."""
+    """Return the hardware threads of a CPU's core."""
     with suppress(OSError, ValueError):
         return frozenset(_numbers((SYSFS / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()))
     return frozenset({cpu})
@@ -66,7 +66,7 @@ def _memory_node(cpu: int) -> int:
 
 
 def _numbers(text: str) -> set[int]:
-    """Of a list as the kernel writes it: `0-3,8`; raises `ValueError`."""
+    """Read a list as the kernel writes it: `0-3,8`; raises `ValueError`."""
     found = set[int]()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")

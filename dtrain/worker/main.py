@@ -224,7 +224,7 @@ def _environment(run: RunDir, job: Job, strategy: Strategy, assignment: Assignme
 
 
 def _records(run: RunDir, attempt: int) -> dict[str, str]:
-    """Where the strategy's framework leaves its record of collectives, and the pipe that asks for it if there can be one."""
+    """Return where the strategy's framework leaves its record of collectives, and the pipe that asks for it if there can be one."""
     found = {RECORD_FILE: str(collective_records.file_prefix(run, attempt))}
     with suppress(OSError):
         found[RECORD_PIPE] = str(collective_records.pipe_prefix(run, attempt))

@@ -17,7 +17,7 @@ TOLERANCE = 3e-4
 
 
 def doubt(backend: TrainingBackend, data: Batches, train: Train, name: str) -> str:
-    """Why `loss` is no mean over samples or over what its weight counts, or ''. It is computed of some samples and of their halves, on
+    """Say why `loss` is no mean over samples or over what its weight counts, or ''. It is computed of some samples and of their halves, on
     copies of everything; a loss that is drawn (noise, augmentation) is not judged. An error shows in the first step, if it is one."""
     try:
         return _doubt(backend, data, train, name)

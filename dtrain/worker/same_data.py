@@ -50,11 +50,11 @@ class Split:
         self._workers = workers
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the number for a checkpoint."""
         return {"workers": self._workers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `UserError` if there are others now."""
+        """Compare with the number of a checkpoint; raises `UserError` if there are others now."""
         if state["workers"] != self._workers:
             raise UserError(
                 f"{self._name} is split by rank (data.sharded) among {state['workers']} workers, and there are {self._workers} now, whose "

@@ -25,7 +25,7 @@ class Report:
         """The newest value of each name since the last report."""
 
     def count(self, done: int, values: Any) -> None:
-        """Collective if a report is due: one more step is done, with this loss or these named numbers."""
+        """Collective if a report is due. Count a step that is done, with this loss or these named numbers."""
         self._counted += 1
         trainer = self._trainer
         self._pending |= values if isinstance(values, Mapping) else {"loss": values}
@@ -64,7 +64,7 @@ class Report:
             )
 
     def evaluated(self, done: int, values: dict[str, float], seconds: float) -> None:
-        """An evaluation is done; its time does not count as training."""
+        """Report an evaluation, whose time does not count as training."""
         self._send(Evaluation(step=done, values=values, seconds=round(seconds, 4)))
         self._since, self._counted = time.perf_counter(), 0
         self._waited = self._trainer.data_wait.seconds

@@ -46,7 +46,7 @@ class Task:
         return getattr(self._user, attribute)
 
     def copied(self, memo: dict[int, Any]) -> Task:
-        """A copy for a call of the user's code that leaves no trace: containers, arrays, generators and what has a `state_dict` among the
+        """Make a copy for a call of the user's code that leaves no trace: containers, arrays, generators and what has a `state_dict` among the
         attributes are copied, too. Raises `ValueError` if they are large, and what `copy.deepcopy` raises."""
         user = copy.copy(self._user)
         for name, value in vars(user).items():

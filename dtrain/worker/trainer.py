@@ -349,7 +349,7 @@ class Trainer:
                 yield fetched.get(turn), indices_of(turn)[1]
 
     def _own_parts(self, data: Stream, size: int, most: int | None) -> Iterator[tuple[Any, int]]:
-        """Collective at each batch. All of this rank's own stream, and fillers for as long as another rank has more."""
+        """Collective at each batch. Yield all of this rank's own stream, and fillers for as long as another rank has more."""
         limit = None if most is None else math.ceil(most / self.world_size)
         batches, last = data.one_epoch(size, 0, 1, limit), None
         while True:

@@ -35,7 +35,7 @@ class Evaluation:
         self._measures: dict[Metrics | None, Any] = {}
 
     def sums(self, batches: Held, metrics: Metrics | None) -> tuple[dict[str, float], dict[str, float]]:
-        """Means over this process's batches by name, and their weights."""
+        """Return the means over this process's batches by name, and their weights."""
         import numpy as np
         import tensorflow as tf
 
@@ -53,7 +53,7 @@ class Evaluation:
         return {name: total / (weights[name] or 1.0) for name, total in sums.items()}, weights
 
     def _groups(self, batches: Held) -> Iterator[tuple[list[Any], Any]]:
-        """A batch for each replica, and the numbers of samples that count: 0 of one that is there twice."""
+        """Yield a batch for each replica, and the numbers of samples that count: 0 of one that is there twice."""
         import numpy as np
 
         rest = iter(batches)
@@ -87,7 +87,7 @@ class Evaluation:
         )
 
     def outputs(self, batches: Held, function: Metrics) -> list[Rows]:
-        """What `function(model, batch)` returned of each of this process's batches."""
+        """Return what `function(model, batch)` returned of each of this process's batches."""
         import tensorflow as tf
 
         def replica(batch: Any) -> Any:
@@ -119,7 +119,7 @@ class Evaluation:
         return tuple(value.numpy()[:count] for value in plain)
 
     def loss_apart(self, batch: Any, seed: int, values: Iterable[tuple[Any, Any]]) -> LossApart:
-        """The task's loss with these values of the model's variables: to read them across replicas could be a collective."""
+        """Compute the task's loss with these values of the model's variables: to read them across replicas could be a collective."""
         import keras
         import tensorflow as tf
 
@@ -135,7 +135,7 @@ class Evaluation:
 
 
 def gathered(own: Sequence[Rows], rank_info: RankInfo, totals: Callable[[Any], Any]) -> Rows | None:
-    """Collective. Arrays of all samples on rank 0; batches were dealt out to the ranks in turn. TensorFlow gathers nothing between
+    """Collective. Gather the arrays of all samples on rank 0; batches were dealt out to the ranks in turn. TensorFlow gathers nothing between
     processes: each turn is a sum of arrays that are zero but for one rank's rows."""
     import numpy as np
 

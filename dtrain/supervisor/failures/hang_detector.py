@@ -40,7 +40,7 @@ class HangDetector:
     def __init__(self, limit_seconds: float, *, own_loop: bool = True) -> None:
         self._limit = limit_seconds
         self._own_loop = own_loop
-        """Whether the loop is dtrain's, so that its steps tell when it stands still."""
+        """Return whether the loop is dtrain's, so that its steps tell when it stands still."""
         self._signs: dict[int, WorkerLiveness] = {}
         self._stepping: set[int] = set()
         self._counted: dict[int, int] = {}

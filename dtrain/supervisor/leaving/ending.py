@@ -31,7 +31,7 @@ class Ending:
         self.asked = False
         """Whether the workers were asked to leave."""
         self.can_save = False
-        """Whether the workers train, so that they can agree on a step and save at it."""
+        """Return whether the workers train, so that they can agree on a step and save at it."""
         self._proposals: dict[int, int] = {}
         self._agreed = False
         self._rolled_back: int | None = None

@@ -45,7 +45,7 @@ class Nodes:
         return (late or not self._replacement.coming()) and self.fitting() > 0
 
     def waiting(self) -> bool:
-        """Whether the nodes cannot start before something is free; says what and who has it, whenever that changes."""
+        """Return whether the nodes cannot start before something is free; says what and who has it, whenever that changes."""
         why = self._allocation.waits_for()
         if why != self._awaited:
             self._log.add(events.NodesAwaited(why=why))

@@ -25,7 +25,7 @@ Measured = tuple[Mapping[str, Any], Mapping[str, Any]]
 def sums(
     batches: Iterable[tuple[Any, int]], measure: Callable[[Any], Measured]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Means over all batches by name, and their weights: the number of samples where the measure names none."""
+    """Return the means over all batches by name, and their weights: the number of samples where the measure names none."""
     import torch
 
     totals: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def sums(
 
 
 def measure_of(task: Any, name: str, metrics: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Measured]:
-    """What measures a batch: these metrics, the task's or, if it has none, its loss."""
+    """Return what measures a batch: these metrics, the task's or, if it has none, its loss."""
     if metrics is not None:
         return lambda models, batch: weighted(metrics(models, batch), f"{name}: the metrics of context.evaluate")
     if hasattr(task, "metrics"):
@@ -60,7 +60,7 @@ def measure_of(task: Any, name: str, metrics: Callable[[Any, Any], Any] | None) 
 def outputs(
     batches: Iterable[tuple[Any, int]], call: Callable[[Any], Any], rank_info: RankInfo, name: str
 ) -> tuple[Any, ...] | None:
-    """Collective. What was returned of all samples as tensors on the host of rank 0; batches are dealt out to the ranks in turn."""
+    """Collective. Gather what was returned of all samples as tensors on the host of rank 0; batches are dealt out to the ranks in turn."""
     import torch
     import torch.distributed as dist
 
@@ -90,7 +90,7 @@ def _rows(values: Any, count: int, name: str) -> tuple[Any, ...]:
 
 
 def loss_apart(task: Any, models: Mapping[str, Any], view: Callable[[Any], Any], batch: Any, name: str) -> LossApart:
-    """The loss of a batch on copies of the task and its models, whatever its `loss` does to them; None if there can be none."""
+    """Compute the loss of a batch on copies of the task and its models, whatever its `loss` does to them; None if there can be none."""
     import torch
 
     tensors = [tensor for model in models.values() for tensor in (*model.parameters(), *model.buffers())]

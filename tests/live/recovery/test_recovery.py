@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -225,18 +227,24 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(runs: P
     assert_as_if_nothing_happened(live, undisturbed)
 
 
-def test_a_full_disk_is_said_and_training_goes_on(runs: Path, undisturbed: Live) -> None:
-    """The checkpoint folder is a tiny file system of its own, which only the newest checkpoints fit on."""
+@contextmanager
+def on_a_small_disk(runs: Path, size: str) -> Iterator[Live]:
+    """A run whose checkpoint folder is a file system of its own of this size."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     with start(RECIPE, "--set", "params.pause=0.03", "--set", "params.width=20000", runs=runs) as live:
-        mount = f"mount -t tmpfs -o size=3m tmpfs '{live.run.checkpoints}'"
-        assert os.system(mount) == 0
+        assert os.system(f"mount -t tmpfs -o size={size} tmpfs '{live.run.checkpoints}'") == 0
         try:
-            live.wait_event("checkpoint_failed")
-            live.finish(code=3)
+            yield live
         finally:
             os.system(f"umount -l '{live.run.checkpoints}'")
+
+
+def test_a_full_disk_is_said_and_training_goes_on(runs: Path, undisturbed: Live) -> None:
+    """The checkpoint folder is a tiny file system of its own, which only the newest checkpoints fit on."""
+    with on_a_small_disk(runs, "3m") as live:
+        live.wait_event("checkpoint_failed")
+        live.finish(code=3)
     assert "No space left" in live.events("checkpoint_failed")[0]["error"]
     assert len(live.events("attempt_started")) == 1
     assert "could not be saved" in live.events("run_ended")[0]["reason"]
@@ -244,16 +252,9 @@ def test_a_full_disk_is_said_and_training_goes_on(runs: Path, undisturbed: Live)
 
 def test_older_checkpoints_make_room_for_a_newer_one(runs: Path) -> None:
     """The checkpoint folder has room for three, and the recipe keeps three while a fourth is written."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    with start(RECIPE, "--set", "params.pause=0.03", "--set", "params.width=20000", runs=runs) as live:
-        mount = f"mount -t tmpfs -o size=10m tmpfs '{live.run.checkpoints}'"
-        assert os.system(mount) == 0
-        try:
-            text = live.finish()
-            kept = sorted(path.name for path in live.run.checkpoints.glob("step-*"))
-        finally:
-            os.system(f"umount -l '{live.run.checkpoints}'")
+    with on_a_small_disk(runs, "10m") as live:
+        text = live.finish()
+        kept = sorted(path.name for path in live.run.checkpoints.glob("step-*"))
     assert not live.events("checkpoint_failed")
     assert kept[-1].startswith("step-00000060")
     assert len(kept) == 2

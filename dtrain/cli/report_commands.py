@@ -1,4 +1,4 @@
-"""The commands that look back at runs: report, compare, audit, verify, rm and clean."""
+"""The commands that look back at runs: report, compare, audit, verify, reproduce, rm and clean."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from dtrain.cli.options import (
     Json,
     LastRun,
     Nodes,
+    Quiet,
     RunNames,
     Runs,
     Set,
@@ -29,6 +30,7 @@ from dtrain.cli.options import (
     Yes,
     find,
     find_all,
+    output,
 )  # fmt: skip
 from dtrain.common.errors import Exit, UsageError
 
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (report, compare, audit, verify, rm, clean):
+    for command in (report, compare, audit, verify, reproduce, rm, clean):
         app.command()(command)
 
 
@@ -141,6 +143,30 @@ def verify(
         print(json.dumps(one.public(), indent=1) if as_json else one.text(), flush=True)
         equal &= one.equal
     if not equal:
+        raise typer.Exit(int(Exit.USER_CODE))
+
+
+def reproduce(
+    name: LastRun = LAST, runs: Runs = RUNS, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, cluster: Cluster = None,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train a run once more, with the code, the recipe and the seed that it recorded, and compare the weights at the end.
+
+    Example: dtrain reproduce last"""
+    from dtrain.cli import terminal
+    from dtrain.control import overrides
+    from dtrain.report import comparison, run_record
+    from dtrain.verify import reproduction
+
+    run = find(runs, name)
+    again = reproduction.repetition(run, overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, cluster=cluster))
+    for text in reproduction.reservations(run, again):
+        print(f"dtrain: not as {run.id} was trained: {text}", file=sys.stderr, flush=True)
+    if code := terminal.run_here(again, output(quiet=quiet), resumed=False):
+        raise typer.Exit(code)
+    found = comparison.verdict(run_record.read(run), run_record.read(again))
+    print(f"{run.id} and {again.id}: {found.text}")
+    if found.equal is False:
         raise typer.Exit(int(Exit.USER_CODE))
 
 

@@ -163,7 +163,7 @@ def _outside(name: str, path: list[str]) -> str:
 
 
 def take(path: Path, job: Job, runs: Path) -> None:
-    """Write the snapshot of a job's code to `path`; `runs`, the folder of runs, is left out."""
+    """Write the snapshot of a job's code to `path`, and the changes since its commit beside it; `runs`, the folder of runs, is left out."""
     collected = _Collected(job, runs)
     named = entrypoint.code_of(job)
     file = Path(job.folder, named).resolve()
@@ -176,13 +176,15 @@ def take(path: Path, job: Job, runs: Path) -> None:
         "format": FORMAT, "folder": job.folder, "folders": [collected.name(folder) for folder in collected.folders],
         "mtimes": {collected.name(path): time for path, time in collected.mtimes.items()},
         "modules": {name: collected.name(path) for name, path in collected.modules.items()},
-    } | origin.now(Path(collected.recipe))  # fmt: skip
+    } | (facts := origin.now(Path(collected.recipe)))  # fmt: skip
     written = io.BytesIO()
     with ZipFile(written, "w") as archive:
         archive.writestr(INDEX, json.dumps(index, indent=1))
         for name, source in sorted((collected.name(one), source) for one, source in collected.sources.items()):
             archive.writestr(name, source)
     write_whole(path, written.getvalue(), PRIVATE_FILE)
+    if facts["git"]:
+        origin.keep_changes(Path(collected.recipe), path.with_suffix(".diff"), Path(os.path.realpath(runs)))
 
 
 def origin_of(path: Path) -> Origin:

@@ -75,6 +75,11 @@ class RunDir:
         """The user's code that the run trains from; see `dtrain.record.code_snapshot`."""
         return self.path / "code.zip"
 
+    @property
+    def changes(self) -> Path:
+        """What was changed in that code since its commit, as git shows it; empty if nothing was."""
+        return self.code.with_suffix(".diff")
+
     def former_code(self, digest: str) -> Path:
         """The code that the run trained from before it was given another; `digest` identifies it."""
         return self.path / f"code-{digest}.zip"

@@ -33,6 +33,15 @@ STAMP_WORDS = 3
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """How two runs compare, in a sentence."""
+
+    text: str
+    equal: bool | None = None
+    """Whether their weights are equal; None if there are none to compare."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Runs beside each other; the first one is what the others are compared with."""
 
@@ -54,7 +63,7 @@ class Comparison:
         """For each run but the first: whether its weights are those of the first, or where their losses part."""
         names = self.names
         return [
-            f"{name} and {names[0]}: {verdict(self.records[0], record)}"
+            f"{name} and {names[0]}: {verdict(self.records[0], record).text}"
             for name, record in zip(names[1:], self.records[1:], strict=True)
         ]
 
@@ -131,27 +140,27 @@ def _hidden(key: str, values: list[str]) -> list[str]:
     return [f"value {numbers[value]}" for value in values]
 
 
-def verdict(first: RunRecord, other: RunRecord) -> str:
-    """Whether two runs have the same weights at the last step that both have saved, or from which step on their losses differ."""
+def verdict(first: RunRecord, other: RunRecord) -> Verdict:
+    """Compare the weights at the last step that both runs have saved, or find the step from which on their losses differ."""
     both = sorted(first.digests.keys() & other.digests.keys())
     if not both and not (first.curves.metrics and other.curves.metrics):
-        return "they have no weights and no losses to compare"
+        return Verdict("they have no weights and no losses to compare")
     parts = first.curves.parts_from(other.curves)
     where = f"the losses part at step {parts}" if parts is not None else "the losses that both have are equal"
     if not both:
-        return f"{where}; there is no step that both have saved"
+        return Verdict(f"{where}; there is no step that both have saved")
     equal = [step for step in both if first.digests[step] == other.digests[step]]
     if equal and equal[-1] == both[-1]:
-        return f"the weights are equal at step {both[-1]}"
+        return Verdict(f"the weights are equal at step {both[-1]}", equal=True)
     since = f" (equal until step {equal[-1]})" if equal else ""
     different = f"the weights differ at step {both[-1]}{since}"
     try:
         found = _first_difference(first.run, other.run, both[-1])
     except (OSError, ValueError):  # one of them is not here any more
-        return f"{different}; {where}"
+        return Verdict(f"{different}; {where}", equal=False)
     if found is None:
-        return f"weights and optimizer are equal to the last bit at step {both[-1]}; {where}"
-    return f"{different}: {found.name} {found.text}; {where}"
+        return Verdict(f"weights and optimizer are equal to the last bit at step {both[-1]}; {where}", equal=True)
+    return Verdict(f"{different}: {found.name} {found.text}; {where}", equal=False)
 
 
 def _first_difference(one: RunDir, other: RunDir, step: int) -> TensorDifference | None:
@@ -225,7 +234,7 @@ def as_json(comparison: Comparison) -> JsonObject:
             for key, values in comparison.differences.items()
         },
         "verdicts": {
-            record.run.id: verdict(comparison.records[0], record) for record in comparison.records[1:]
+            record.run.id: verdict(comparison.records[0], record).text for record in comparison.records[1:]
         },
     }  # fmt: skip
 

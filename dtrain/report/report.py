@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
@@ -83,7 +84,7 @@ def headline(record: RunRecord) -> str:
     """Format what ran where, and how it ended."""
     state = record.state
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.first_began)) if state.first_began else "not yet"
-    code = f", {record.origin}" if record.origin.commit else ""
+    code = f", {record.origin}{', changed since' if record.is_changed else ''}" if record.origin.commit else ""
     tags, note = named(record.run)
     labels = (f", tagged {render.tags(tags)}" if tags else "") + (f", noted: {note}" if note else "")
     where = f"{state.target}, {state.strategy} on {counted(state.workers, 'worker')}, {state.cluster}"
@@ -175,6 +176,7 @@ def as_json(record: RunRecord) -> JsonObject:
     tags, note = named(record.run)
     return {
         "run": record.run.id, "tags": tags, "note": note, "outcome": state.outcome, "reason": state.reason, "step": state.step,
+        "origin": asdict(record.origin), "changed_since_commit": record.is_changed,
         "total_steps": state.total_steps, "samples_per_second": record.samples_per_second,
         "account": record.account, "metrics": metrics,
         "failures": [

@@ -46,6 +46,11 @@ class RunRecord:
         """The commit and the packages of the code that it trains with."""
         return code_snapshot.origin_of(self.run.code)
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether its code was not that of the commit."""
+        return self.run.changes.exists() and self.run.changes.stat().st_size > 0
+
     @cached_property
     def account(self) -> dict[str, float]:
         """Seconds by kind; see `goodput.account_of`."""

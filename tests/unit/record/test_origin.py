@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from dtrain.job.job import Job
 from dtrain.record import code_snapshot, origin
 from dtrain.record.origin import Origin
 from dtrain.report.comparison import origins
+from tests.support.processes import wait_until
 
 
 def test_branch_and_commit_are_read_without_git(tmp_path: Path) -> None:
@@ -25,6 +27,58 @@ def test_branch_and_commit_are_read_without_git(tmp_path: Path) -> None:
     assert origin.commit_of(tmp_path) == {"branch": "main", "commit": "56ef"}
     (tmp_path / ".git" / "HEAD").write_text("78ab\n")
     assert origin.commit_of(tmp_path) == {"commit": "78ab"}
+
+
+def test_another_working_tree_and_the_address_without_its_password(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        options = ["-c", "user.name=me", "-c", "user.email=me@here"]
+        return subprocess.run(
+            ["git", *options, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q", "-b", "main", "repository")
+    git("-C", "repository", "remote", "add", "origin", "https://me:secret@host/team/code.git")
+    git("-C", "repository", "commit", "-q", "--allow-empty", "-m", "first")
+    git("-C", "repository", "worktree", "add", "-q", "-b", "other", "../tree")
+    commit = git("-C", "repository", "rev-parse", "HEAD").strip()
+    expected = {"commit": commit, "remote": "https://host/team/code.git"}
+    assert origin.commit_of(tmp_path / "repository") == expected | {"branch": "main"}
+    assert origin.commit_of(tmp_path / "tree") == expected | {"branch": "other"}
+
+    changes = tmp_path / "code.diff"
+    for edit, seen in (
+        (lambda: None, ""),
+        (lambda: (tmp_path / "tree" / "runs").mkdir() or (tmp_path / "tree" / "runs" / "x").touch(), ""),
+        (lambda: (tmp_path / "tree" / "new.txt").write_text("x"), "# not in git: new.txt\n"),
+        (lambda: git("-C", "tree", "add", "new.txt"), "+x"),
+    ):
+        edit()
+        origin.keep_changes(tmp_path / "tree", changes, tmp_path / "tree" / "runs")
+        wait_until(
+            lambda seen=seen: seen in changes.read_text() and bool(seen) == bool(changes.read_text()), 10, "no diff"
+        )
+
+
+def test_a_command_is_kept_without_values_of_the_environment() -> None:
+    typed = [
+        "/usr/bin/dtrain",
+        "run",
+        "a b.yaml",
+        "--env",
+        "KEY=1",
+        "--env=OTHER=a=b",
+        "--set",
+        "env.X=2",
+        "--set",
+        "train.steps=3",
+    ]
+    assert origin.typed(typed) == (
+        "dtrain run 'a b.yaml' --env 'KEY=***' '--env=OTHER=***' --set 'env.X=***' --set train.steps=3"
+    )
+    assert (
+        origin.typed(["dtrain", "run", "--set", "init_from=s3://me:pw@host/x"])
+        == "dtrain run --set init_from=s3://host/x"
+    )
 
 
 def test_packages_are_those_that_python_finds() -> None:

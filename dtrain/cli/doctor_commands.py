@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dtrain.cli import screen
-from dtrain.cli.options import RUNS, Json, Runs
+from dtrain.cli.options import RUNS, Json, Profile, Runs
 from dtrain.common.errors import Exit
 
 
@@ -23,7 +23,7 @@ def doctor(
     path: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Check the cluster, nodes and devices of this recipe; without it, this machine.")] = None,
     cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Check the nodes of this cluster.")] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of nodes to check.")] = None,
-    runs: Runs = RUNS, as_json: Json = False,
+    profile: Profile = None, runs: Runs = RUNS, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Check this machine, or every node of a cluster: versions, devices, memory, limits, folder, clock, network.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -79,12 +80,26 @@ Quiet = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the output of every rank, not of rank 0 alone.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        envvar=environment.PROFILE, metavar="NAME", callback=lambda value: _use_profile(value),
+        help="Fill in what the recipe leaves out from this profile of .dtrain.yaml or ~/.config/dtrain/config.yaml.",
+    ),
+]  # fmt: skip
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Begins the run's id.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any value of the recipe, as section.key=value.", autocompletion=settings),
 ]  # fmt: skip
 RUNS = Path("runs")
+
+
+def _use_profile(name: str | None) -> str | None:
+    """Put the name into the environment, where whatever reads a recipe finds it."""
+    if name:
+        os.environ[environment.PROFILE] = name
+    return name
 
 
 class Output(Enum):

@@ -47,6 +47,8 @@ class PlanView:
     """Where the user's modules are looked for."""
     strategy: str
     reason: str
+    filled: tuple[str, ...]
+    """Keys that a profile or a file of defaults gave, with the place of each."""
     cluster: str
     nodes: int
     workers: int
@@ -78,7 +80,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
     run = RunDir(runs.absolute() / f"{job.name}-<time>")
     return PlanView(
         name=job.name, kind=job.kind, target=job.target, folder=job.folder, code_folders=job.code_folders, strategy=job.strategy.name, reason=job.strategy.reason,
-        cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
+        filled=job.filled, cluster=job.cluster.name, nodes=launch.nodes, workers=launch.workers, processes=launch.processes, preload=launch.preload,
         binding=_binding(launch), exact_buffers=_exact_buffers(launch), memory=_memory(launch), threads=job.resources.cpus_per_worker,
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
@@ -152,6 +154,8 @@ def plan_text(shown: PlanView) -> str:
         lines.append(f"  {shown.binding}")
     if shown.reason:
         lines.append(f"  {shown.strategy} was chosen since: {shown.reason}")
+    if shown.filled:
+        lines += ["  left out by the recipe, and taken from:", *(f"    {where}" for where in shown.filled)]
     if shown.init_from:
         lines.append(f"  begins with the weights of {shown.init_from}")
     if shown.numbers:

@@ -26,6 +26,7 @@ from dtrain.cli.options import (
     Name,
     Nodes,
     Note,
+    Profile,
     Quiet,
     RunName,
     Runs,
@@ -87,7 +88,8 @@ def _keep_warm(text: str | None) -> str | None:
 
 def run(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
-    cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
+    cluster: Cluster = None, profile: Profile = None,
+    name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
     detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None,
 ) -> None:  # fmt: skip
     """Train a recipe or a script, and watch it. Ctrl-C saves and stops; twice stops at once.
@@ -123,6 +125,7 @@ def run(
 def resume(
     name: RunName, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Take the settings of this recipe instead of the run's own.")] = None,
+    profile: Profile = None,
     code: Annotated[Code, typer.Option(help="Train with the code that the run began with, or with the code as it is now.")] = Code.SAME,
     detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None,
 ) -> None:  # fmt: skip
@@ -145,7 +148,8 @@ def resume(
 
 def submit(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
-    cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
+    cluster: Cluster = None, profile: Profile = None,
+    name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
     ] = None,
@@ -196,7 +200,8 @@ def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) ->
 
 def plan(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
-    cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
+    cluster: Cluster = None, profile: Profile = None,
+    name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show what would run where, with which environment; no worker is started.

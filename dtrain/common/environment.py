@@ -4,6 +4,8 @@ from __future__ import annotations
 
 RUNS = "DTRAIN_RUNS"
 """Read by the command line: the folder of runs, if `--runs` is not given."""
+PROFILE = "DTRAIN_PROFILE"
+"""Read by the command line and set by `--profile`: the profile that fills in what recipes leave out."""
 WARM = "DTRAIN_WARM"
 """Read by the command line and set by `--warm`: how long the agents of a local run stay after it, with everything imported."""
 RUN = "DTRAIN_RUN"

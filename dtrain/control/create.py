@@ -41,7 +41,7 @@ def new_run(path: Path, runs: Path, given: Overrides) -> RunDir:
 def new_run_of(document: Document, folder: Path, runs: Path, given: Overrides) -> RunDir:
     """A new run folder for a recipe that is no file; paths in it begin at `folder`."""
     written = yaml.safe_dump(document.data, sort_keys=False)
-    run = create_folder(runs, recipe.from_document(document, folder, given, runs=runs))
+    run = create_folder(runs, recipe.from_document(document, folder, given, runs=runs, profiles=True))
     run.recipe_copy.write_text(written)
     run.recipe_copy.chmod(PRIVATE_FILE)
     code_snapshot.take(run.code, run.job(), runs)
@@ -152,14 +152,14 @@ def _give_code(run: RunDir, before: Job, job: Job, had: Snapshot | None, *, new:
 def overridden(run: RunDir, before: Job, given: Overrides) -> Job:
     """The job of a run with these settings changed; raises `UsageError` for every mistake."""
     data = to_dict(before)
-    where = Path(data.pop("folder"))
+    where, filled = Path(data.pop("folder")), tuple(data.pop("filled"))
     data.pop("init_from")  # what it was then; the file may be gone
     for kind in ("strategy", "cluster"):
         data[kind] = {"name": data[kind]["name"]} | data[kind]["options"]
     if data["track"] is not None:
         data["track"] = [{"name": tracker["name"]} | tracker["options"] for tracker in data["track"]]
     data["args"] = list(data["args"])
-    return recipe.from_document(yaml_source.Document(str(run.job_file), data), where, given)
+    return replace(recipe.from_document(yaml_source.Document(str(run.job_file), data), where, given), filled=filled)
 
 
 def _refuse_if_finished(run: RunDir, state: RunState, before: Job, job: Job) -> None:

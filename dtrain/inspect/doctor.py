@@ -18,7 +18,7 @@ from dtrain.common.errors import DtrainError, UsageError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import overrides
 from dtrain.inspect.node_checks import MARK
-from dtrain.launch import planner, recipe, registry
+from dtrain.launch import planner, profiles, recipe, registry, yaml_source
 
 SIGNS = {"ok": "ok       ", "warning": "warning  ", "problem": "PROBLEM  "}
 MAY_DIFFER = (
@@ -81,8 +81,10 @@ def examined(path: Path | None, cluster: str | None, nodes: int | None, runs: Pa
 def _job(path: Path | None, cluster: str | None, nodes: int | None) -> dict[str, Any]:
     """The recipe of the run that looks at the nodes."""
     if path is None:
-        count = nodes or 1
-        return {"cluster": cluster or registry.default("cluster"), "resources": {"nodes": count, "workers": count}}
+        count, silent = nodes or 1, yaml_source.Document("dtrain doctor", {"cluster": cluster} if cluster else {})
+        profiles.fill(silent, Path.cwd())
+        chosen = silent.data.get("cluster", registry.default("cluster"))
+        return {"cluster": chosen, "resources": {"nodes": count, "workers": count}}
     job = recipe.load(path, overrides.of_options(cluster=cluster, nodes=nodes), here=False)
     resources = {"nodes": job.resources.nodes, "workers": job.resources.workers, "device": job.resources.device}
     chosen = {"name": job.cluster.name} | job.cluster.options if job.cluster.options else job.cluster.name

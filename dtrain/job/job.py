@@ -375,6 +375,8 @@ class Job:
     """Further environment variables of every worker."""
     folder: str = ""
     """Where the recipe lies: user code is looked up there, and the workers run there. Set by dtrain."""
+    filled: tuple[str, ...] = ()
+    """Keys that the recipe left out and a profile or a file of defaults gave, with the place of each. Set by dtrain."""
 
     @property
     def code_folders(self) -> tuple[str, ...]:

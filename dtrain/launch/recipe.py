@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from dtrain.common.errors import UsageError, nearest
 from dtrain.job.job import Job, PluginChoice
 from dtrain.launch import planner, registry, target_recipe
+from dtrain.launch import profiles as defaults
 from dtrain.launch.yaml_source import Document, parse, scalar, unknown_key
 from dtrain.launch.yaml_source import Path as Place
 
@@ -26,6 +27,8 @@ Override = tuple[tuple[str, ...], Any, str]
 PLUGIN_KINDS: tuple[registry.Kind, ...] = ("strategy", "cluster")
 TYPED = ("resources", "train", "data", "checkpoint", "logs", "recovery", "strategy", "cluster", "track", "init_from")
 """Sections whose numbers have a type; those of `params` are the user's."""
+OWN = frozenset({"folder", "filled"})
+"""Fields of a job that dtrain sets."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -35,7 +38,7 @@ def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, r
     A script, a task or a function may stand for a recipe that runs it."""
     if target_recipe.is_target(path):
         document = target_recipe.document_of(path, [where[:2] for where, _, _ in overrides])
-        return from_document(document, Path.cwd(), overrides, here=here, runs=runs)
+        return from_document(document, Path.cwd(), overrides, here=here, runs=runs, profiles=True)
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -46,18 +49,22 @@ def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, r
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}:1:1: not UTF-8 or UTF-16 text ({error.reason} at byte {error.start})") from None
     document = parse(text, str(path))
-    return from_document(document, path.absolute().parent, overrides, here=here, runs=runs)
+    return from_document(document, path.absolute().parent, overrides, here=here, runs=runs, profiles=True)
 
 
 def from_document(
-    document: Document, folder: Path, overrides: Sequence[Override] = (), *, here: bool = True, runs: Path | None = None
-) -> Job:
-    """The job of a parsed recipe; see `load`."""
+    document: Document, folder: Path, overrides: Sequence[Override] = (), *, here: bool = True, runs: Path | None = None,
+    profiles: bool = False,
+) -> Job:  # fmt: skip
+    """The job of a parsed recipe; see `load`. With `profiles`, files of defaults fill in what it leaves out."""
+    filled: tuple[str, ...] = ()
     if not document.problems:
         for where, value, source in overrides:
             document.put(where, value, source)
         if "name" not in document.data:
             document.data["name"] = Path(document.source).stem
+        if profiles:
+            filled = defaults.fill(document, folder)
     job, problems = _typed(document, folder)
     if job and not problems:
         job, found = planner.checked(job, here=here, runs=runs)
@@ -69,7 +76,7 @@ def from_document(
         ordered = sorted(problems, key=lambda problem: (problem[0].source, problem[0].line, problem[0].column))
         lines = (f"{mark}: {name + ': ' if name else ''}{text}" for mark, name, text in ordered)
         raise UsageError("\n".join(map(_printable, lines)))
-    return job
+    return dataclasses.replace(job, filled=filled) if filled else job
 
 
 def _printable(text: str) -> str:
@@ -101,7 +108,8 @@ def schema() -> dict[str, Any]:
     """The JSON schema of recipes, with the options of every installed plugin."""
     result = _adapter(Job, docstrings=True).json_schema()
     definitions = result.setdefault("$defs", {})
-    result["properties"].pop("folder")
+    for key in OWN:
+        result["properties"].pop(key)
     result["required"] = []
     properties = result["properties"]
     for kind in PLUGIN_KINDS:
@@ -179,8 +187,9 @@ def _typed(document: Document, folder: Path) -> tuple[Job | None, Found]:
                 f"there is no file '{data['script']}': give '{words[0]}' here and the rest in `args`",
             )
         )
-    if "folder" in data:
-        found.append((document.mark(("folder",)), "folder", unknown_key("folder", _fields(Job))))
+    for key in OWN & data.keys():
+        found.append((document.mark((key,)), key, unknown_key(key, _fields(Job))))
+        del data[key]
     if not isinstance(data.get("name"), str) or not NAME.fullmatch(data["name"]):
         allowed = "1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first"
         found.append((document.mark(("name",)), "name", f"{data['name']!r} cannot name a run: {allowed}"))
@@ -239,7 +248,7 @@ def _choice(kind: registry.Kind, value: Any, document: Document, place: Place) -
 
 
 def _fields(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls) if field.name != "folder"]
+    return [field.name for field in dataclasses.fields(cls) if cls is not Job or field.name not in OWN]
 
 
 def _class_at(cls: type, path: Sequence[str | int]) -> type | None:

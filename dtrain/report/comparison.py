@@ -20,7 +20,7 @@ from dtrain.record.origin import Origin
 from dtrain.report.run_record import RunRecord
 from dtrain.show.render import seconds
 
-SAME_ANYWAY = ("name", "folder")
+SAME_ANYWAY = ("name", "folder", "filled")
 """Keys of a job that tell runs apart and say nothing of what they do."""
 PRIVATE = tuple(f"{key}." for key in PRIVATE_KEYS)
 """Keys whose differences are shown without their values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import Annotated
@@ -17,6 +18,7 @@ from dtrain.cli import (
     drill_commands,
     export_commands,
     inspect_commands,
+    login_commands,
     node_commands,
     recipe_commands,
     report_commands,
@@ -26,6 +28,7 @@ from dtrain.cli import (
 )
 from dtrain.cli.group import Commands
 from dtrain.cli.options import Json
+from dtrain.common import environment
 from dtrain.common.errors import DtrainError, Exit
 from dtrain.common.printable import PrintableStream
 from dtrain.common.processes import discard_stdout
@@ -56,7 +59,15 @@ def _options(
         bool,
         typer.Option("--version", is_eager=True, callback=lambda value: _print_version(wanted=value), help="Print it."),
     ] = False,
-) -> None:
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="MACHINE", envvar=environment.HOST,
+            help="Type the command on this machine, over SSH; stands anywhere on the line.",
+        ),
+    ] = "",
+    bootstrap: Annotated[bool, typer.Option("--bootstrap", help="With --host: put dtrain there first.")] = False,
+) -> None:  # fmt: skip
     pass
 
 
@@ -98,7 +109,8 @@ for first in (run_commands, watch_commands):
 for command in (warm, plugins):
     app.command()(command)
 for commands in (
-    recipe_commands, bench_commands, drill_commands, report_commands, export_commands, inspect_commands, tracker_commands, node_commands, doctor_commands, completion,
+    recipe_commands, bench_commands, drill_commands, report_commands, export_commands, inspect_commands, tracker_commands, node_commands,
+    doctor_commands, login_commands, completion,
 ):  # fmt: skip
     commands.add_to(app)
 
@@ -116,7 +128,9 @@ def main() -> int:
             )
     completion.prepare()
     try:
-        code = app(standalone_mode=False, complete_var=completion.VARIABLE)
+        code = _elsewhere()
+        if code is None:
+            code = app(standalone_mode=False, complete_var=completion.VARIABLE)
         return code if isinstance(code, int) else int(Exit.DONE)
     except DtrainError as error:
         print(f"dtrain: {error}" if "\n" not in error.message else str(error), file=sys.stderr)
@@ -139,6 +153,19 @@ def main() -> int:
                 print("What is for the script stands behind '--': dtrain run train.py -- --lr 0.1", file=sys.stderr)
             return int(error.exit_code)
         return _report_internal_error(error)
+
+
+def _elsewhere() -> int | None:
+    """Type the command on another machine, if one is named; returns its exit code, or None."""
+    names = ("--host", "--profile", "--bootstrap")
+    if (
+        not any(word.startswith(names) for word in sys.argv)
+        and not {environment.HOST, environment.PROFILE} & os.environ.keys()
+    ):
+        return None
+    from dtrain.login import forward
+
+    return forward.run(sys.argv[1:])
 
 
 def _report_internal_error(error: Exception) -> int:

@@ -102,6 +102,10 @@ def planned_resume(run: RunDir, given: Overrides, path: Path | None, *, new_code
 
 def _next_job(run: RunDir, given: Overrides, path: Path | None, *, new_code: bool) -> tuple[Job, Job, Snapshot | None]:
     """The job of a run, the one that it goes on with, and the code that it has; raises `UsageError` if it cannot go on with these."""
+    if host := run.brought_from:
+        raise UsageError(
+            f"this is a copy of {run.id} from {host}", f"Go on with it there: dtrain resume {run.id} --host {host}"
+        )
     refuse_while_it_goes_on(run)
     before, state = run.job(), state_of(run)
     had = _code(run, before, state, new=new_code)

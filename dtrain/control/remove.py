@@ -42,7 +42,7 @@ def refuse_live(run: RunDir) -> None:
 def planned(run: RunDir) -> Removal:
     """Find what would be removed of a run."""
     row = queries.row(run)
-    url = str(job.storage.url or "") if (job := _job(run)) else ""
+    url = str(job.storage.url or "") if (job := _job(run)) and not run.brought_from else ""
     return Removal(run, row.state, folder_bytes(run.path), f"{url.rstrip('/')}/{run.id}" if url else "")
 
 
@@ -97,7 +97,7 @@ def remove(removal: Removal, *, checkpoints_only: bool = False) -> None:
     run, job = removal.run, _job(removal.run)
     with run.lock() as lease:
         refuse_supervised_elsewhere(run)
-        if job and (there := run_sync.claimed(run, job, lease)):
+        if job and removal.storage and (there := run_sync.claimed(run, job, lease)):
             there.remove("checkpoints" if checkpoints_only else "")
         for path in run.checkpoints.iterdir() if checkpoints_only and run.checkpoints.is_dir() else ():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

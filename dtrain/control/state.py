@@ -43,7 +43,9 @@ def state_of(run: RunDir) -> RunState:
         job = run.job()
         state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
         state.workers, state.phase = job.resources.workers, "created"
-    if _is_unfinished(run, state, history) and not run.supervised():
+    if run.brought_from:
+        state.reason = state.reason or f"as it was when it was brought from {run.brought_from}"
+    elif _is_unfinished(run, state, history) and not run.supervised():
         requeued = [type(event) for event in history[-2:]] == [Requeued, RunEnded]
         _correct_by_cluster(run, state, requeued=requeued)
     return state
@@ -84,9 +86,11 @@ def _show_submission(state: RunState, there: Submission, *, requeued: bool) -> N
 
 
 def goes_on(run: RunDir) -> bool:
-    """Whether the run is supervised, or will be; one that cannot be read is not."""
+    """Whether the run is supervised here, or will be; one that cannot be read is not."""
     if run.supervised():
         return True
+    if run.brought_from:
+        return False
     try:
         state = state_of(run)
     except (RunNotFound, NewerFormat):

@@ -14,12 +14,16 @@ from dtrain.launch.yaml_source import Path as Place
 
 PROJECT = ".dtrain.yaml"
 KEYS = ("defaults", "profiles")
+HOST = "host"
+"""Key of a profile alone: the machine to type commands on."""
 PLUGINS = ("strategy", "cluster")
 """Sections whose options belong to a name."""
 
 
 def user_file() -> Path:
     """Return the file of the person who types, whether it exists or not."""
+    if given := os.environ.get(environment.CONFIG):
+        return Path(given)
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "dtrain" / "config.yaml"
 
 
@@ -40,23 +44,40 @@ def project_file(folder: Path) -> Path | None:
 def fill(document: Document, folder: Path) -> tuple[str, ...]:
     """Give a recipe in this folder the values that it leaves out: of the profile in DTRAIN_PROFILE, then of the defaults, each time those
     of the project first. Returns for every value its key and where it stands. Raises `UsageError` if no file has the profile."""
-    files = [file for file in (project_file(folder), user_file()) if file and file.is_file()]
-    sources = [_read(file) for file in files]
+    sources = _sources(folder)
     for source in sources:
         document.problems += source.problems
     layers: list[tuple[Document, Place]] = []
     if name := os.environ.get(environment.PROFILE):
-        layers += [(source, ("profiles", name)) for source in sources if name in source.data["profiles"]]
-        if not layers:
-            raise _unknown(name, files, sources)
+        layers += [(source, ("profiles", name)) for source in _with_profile(name, sources)]
     layers += [(source, ("defaults",)) for source in sources]
     filled = list[str]()
     for source, place in layers:
         values: Any = source.data
         for part in place:
             values = values[part]
-        _fill(document, document.data, values, (), source, place, filled)
+        own = {key: value for key, value in values.items() if (place[0], key) != ("profiles", HOST)}
+        _fill(document, document.data, own, (), source, place, filled)
     return tuple(filled)
+
+
+def host_of(name: str, path: Path) -> str:
+    """Return the machine that a profile names for recipes at this path; '' if none. Raises `UsageError` if there is no such profile."""
+    found = _with_profile(name, _sources(path if path.is_dir() else path.parent))
+    return next((str(one.data["profiles"][name][HOST]) for one in found if one.data["profiles"][name].get(HOST)), "")
+
+
+def _sources(folder: Path) -> list[Document]:
+    """Read the files of defaults that hold for recipes in a folder, that of the project first."""
+    return [_read(file) for file in (project_file(folder), user_file()) if file and file.is_file()]
+
+
+def _with_profile(name: str, sources: list[Document]) -> list[Document]:
+    """Return the files that have a profile; raises `UsageError` if none has."""
+    found = [source for source in sources if name in source.data["profiles"]]
+    if not found and not any(source.problems for source in sources):
+        raise _unknown(name, sources)
+    return found
 
 
 def _read(file: Path) -> Document:
@@ -78,15 +99,16 @@ def _read(file: Path) -> Document:
     return source
 
 
-def _unknown(name: str, files: list[Path], sources: list[Document]) -> UsageError:
+def _unknown(name: str, sources: list[Document]) -> UsageError:
+    files = [source.source for source in sources]
     known = sorted({profile for source in sources for profile in source.data["profiles"]})
     if not known:
-        where = " and ".join(map(str, files)) or f"{PROJECT} of the project and {user_file()}"
+        where = " and ".join(files) or f"{PROJECT} of the project and {user_file()}"
         return UsageError(
             f"there is no profile '{name}': {where} {'have none' if files else 'do not exist'}",
             f"Write it: profiles: {{{name}: {{resources: {{workers: 8}}}}}}",
         )
-    return UsageError(f"there is no profile '{name}' in {' or '.join(map(str, files))}. {nearest(name, known)}")
+    return UsageError(f"there is no profile '{name}' in {' or '.join(files)}. {nearest(name, known)}")
 
 
 def _fill(

@@ -115,6 +115,16 @@ class RunDir:
         return self.path / "submission.json"
 
     @property
+    def brought(self) -> Path:
+        """In a copy of a run that `dtrain pull` made: the name of the machine that it is a copy from."""
+        return self.path / "brought.from"
+
+    @property
+    def brought_from(self) -> str:
+        """The machine that this is a copy from; '' for a run itself."""
+        return self.brought.read_text() if self.brought.exists() else ""
+
+    @property
     def mailbox(self) -> Mailbox:
         """Requests to the run's supervisor."""
         return Mailbox(self.path / "requests")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import debian
 from processes import (
     command_line,
     free_ports,
@@ -87,18 +88,7 @@ def slurm_missing() -> str | None:
 
 def install_slurm() -> str | None:
     """Install Debian's packages where they are missing and this process may; gives why SLURM is still missing."""
-    problem = slurm_missing()
-    if problem is None:
-        return None
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return f"{problem}; only root on Debian or Ubuntu can install it from here"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=120"]
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run([*apt, *command], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"{problem}; apt-get {command[0]} failed: {done.stderr.strip()[-500:]}"
-    return slurm_missing()
+    return debian.install(slurm_missing, PACKAGES)
 
 
 class SlurmError(RuntimeError):

@@ -40,6 +40,7 @@ ORDER = (
     "export",
     "bench",
     "drill",
+    "login",
     "cli",
     "runs",
 )
@@ -247,6 +248,7 @@ USER_TEXT = {
     "dtrain/cli/app.py": "help texts name what there is",
     "dtrain/inspect/node_checks.py": "nvidia-smi has an option of such a name",
     "dtrain/cli/tensorboard_view.py": "the command's own name",
+    "dtrain/login/forward.py": "the command's own name",
     "dtrain/cli/recipe_commands.py": "help texts name what there is",
     "dtrain/cli/export_commands.py": "help texts name what there is",
     "dtrain/cli/starter.py": "templates are recipes of the built-in plugins",

@@ -17,6 +17,8 @@ INNER = re.compile(r"\b(zygotes?|templates?|agents?)\b", re.IGNORECASE)
 """Processes inside of dtrain, which docs/how-it-works.md introduces."""
 CLICK: Any = typer.main.get_command(app)
 OPTIONS = {name: {one for option in command.params for one in option.opts} for name, command in CLICK.commands.items()}
+EVERYWHERE = {one for option in CLICK.params for one in option.opts} | {"--help"}
+"""Options that stand anywhere on a command line."""
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:`|^|^\$ )dtrain ([a-z]\w*)([^`\n#|;]*)", re.MULTILINE)
 
@@ -50,5 +52,5 @@ def test_every_command_exists_and_has_the_options_that_are_shown(document: Path)
     for name, rest in (found for piece in code for found in COMMAND.findall(piece)):
         assert name in OPTIONS, f"dtrain {name}"
         own = rest.partition(" -- ")[0]
-        given = set(re.findall(r"(?<=[\s\[])--?[a-z][a-z-]*", own)) - {"--help"}
+        given = set(re.findall(r"(?<=[\s\[])--?[a-z][a-z-]*", own)) - EVERYWHERE
         assert given <= OPTIONS[name], f"dtrain {name}{rest}"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from live import (
 )
 from processes import is_alive, open_to_others, wait_until
 from slurm_lab import SlurmLab, install_slurm
+from ssh_lab import SshLab, install_ssh
 
 from dtrain.api import testing
 from dtrain.launch import registry
@@ -706,3 +708,25 @@ def test_what_the_tutorial_types_on_slurm(lab: SlurmLab, runs: Path) -> None:
     folder = runs.parent
     documents.files("docs/tutorial.md", folder)
     documents.session(documents.commands("docs/tutorial.md", "On SLURM"), folder, lab.environment)
+
+
+def test_a_laptop_trains_on_it_over_ssh(lab: SlurmLab, tmp_path: Path) -> None:
+    if problem := install_ssh():
+        pytest.skip(problem)
+    login = SshLab(tmp_path / "login", **lab.environment)
+    try:
+        login.put_dtrain_there()
+        project = tmp_path / "project"
+        shutil.copytree(
+            PROGRAMS, project, ignore=lambda _, names: [name for name in names if not name.startswith("tiny.")]
+        )
+        words = ("run", "tiny.yaml", *SLURM, "--nodes", "2", "--host", "login")
+        done = dtrain(*words, cwd=project, **login.client)
+        (run,) = all_runs(login.home / ".dtrain" / "runs")
+        assert f"{run.id}: done" in done.stdout
+        assert run.submitted() is not None
+        plan = dtrain("plan", "tiny.yaml", *SLURM, "--host", "login", cwd=project, **login.client).stdout
+        assert "#SBATCH" in plan
+        assert "not from this machine" not in plan
+    finally:
+        login.stop()

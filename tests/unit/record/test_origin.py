@@ -14,7 +14,7 @@ from dtrain.job.job import Job
 from dtrain.record import code_snapshot, origin
 from dtrain.record.origin import Origin
 from dtrain.report.comparison import origins
-from tests.support.processes import wait_until
+from processes import wait_until
 
 
 def test_branch_and_commit_are_read_without_git(tmp_path: Path) -> None:

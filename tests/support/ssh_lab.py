@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import debian
 from processes import free_ports, wait_until
@@ -75,7 +76,7 @@ class SshLab:
         assert self._sshd.poll() is None, (folder / "log").read_text()
 
     @property
-    def client(self) -> dict[str, str]:
+    def client(self) -> dict[str, Any]:
         """The environment of a person who reaches it, with a home and caches of their own."""
         own = self.folder / "laptop"
         own.mkdir(exist_ok=True)

@@ -9,12 +9,12 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from processes import wait_until
 
 from dtrain.job.job import Job
 from dtrain.record import code_snapshot, origin
 from dtrain.record.origin import Origin
 from dtrain.report.comparison import origins
-from processes import wait_until
 
 
 def test_branch_and_commit_are_read_without_git(tmp_path: Path) -> None:
@@ -45,18 +45,21 @@ def test_another_working_tree_and_the_address_without_its_password(tmp_path: Pat
     assert origin.commit_of(tmp_path / "repository") == expected | {"branch": "main"}
     assert origin.commit_of(tmp_path / "tree") == expected | {"branch": "other"}
 
-    changes = tmp_path / "code.diff"
-    for edit, seen in (
-        (lambda: None, ""),
-        (lambda: (tmp_path / "tree" / "runs").mkdir() or (tmp_path / "tree" / "runs" / "x").touch(), ""),
-        (lambda: (tmp_path / "tree" / "new.txt").write_text("x"), "# not in git: new.txt\n"),
-        (lambda: git("-C", "tree", "add", "new.txt"), "+x"),
-    ):
-        edit()
-        origin.keep_changes(tmp_path / "tree", changes, tmp_path / "tree" / "runs")
+    tree, changes = tmp_path / "tree", tmp_path / "code.diff"
+    (tree / "runs").mkdir()
+    (tree / "runs" / "x").touch()
+
+    def kept(expected: str) -> None:
+        origin.keep_changes(tree, changes, tree / "runs")
         wait_until(
-            lambda seen=seen: seen in changes.read_text() and bool(seen) == bool(changes.read_text()), 10, "no diff"
+            lambda: expected in changes.read_text() and bool(expected) == bool(changes.read_text()), 10, expected
         )
+
+    kept("")
+    (tree / "new.txt").write_text("x")
+    kept("# not in git: new.txt\n")
+    git("-C", "tree", "add", "new.txt")
+    kept("+x")
 
 
 def test_a_command_is_kept_without_values_of_the_environment() -> None:

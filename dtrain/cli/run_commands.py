@@ -1,4 +1,4 @@
-"""The commands that start runs, or show what they would start: run, resume, submit, attach and plan."""
+"""The commands that start runs, or show what they would start: run, resume, submit, resize, attach and plan."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Warm = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (run, resume, submit, attach, plan):
+    for command in (run, resume, submit, resize, attach, plan):
         app.command()(command)
 
 
@@ -187,6 +187,23 @@ def submit(
         made = member()
         terminal.print_made_recipe(path, made, shown)
         terminal.submit(made, shown)
+
+
+def resize(
+    name: LastRun = LAST, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, runs: Runs = RUNS, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Go on with a running run at another size: it saves at an agreed step, and goes on from there without this terminal.
+
+    Example: dtrain resize last --workers 4"""
+    from dtrain.cli import terminal
+    from dtrain.control import overrides, resize
+
+    run = find(runs, name)
+    submitted = resize.resize(run, overrides.of_options(gpus=gpus, workers=workers, nodes=nodes))
+    if submitted is None:
+        print(f"{run.id} came to its end before it could be resized")
+    else:
+        terminal.print_submitted(run, submitted, output(quiet=quiet))
 
 
 def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) -> None:

@@ -31,7 +31,7 @@ MOST_AT_ONCE = 32
 
 def submit(run: RunDir, output: Output = Output.NORMAL) -> None:
     """Start a run inside its cluster, and print how to watch it, or its id alone."""
-    _print_submitted(run, start.submit(run), output)
+    print_submitted(run, start.submit(run), output)
 
 
 def print_made_recipe(path: Path, run: RunDir, output: Output) -> None:
@@ -50,7 +50,8 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _print_submitted(run: RunDir, submitted: Submitted, output: Output) -> None:
+def print_submitted(run: RunDir, submitted: Submitted, output: Output) -> None:
+    """Print how to watch a run that was started, or its id alone."""
     print(run.id if output is Output.QUIET else render.submitted(run.id, submitted), flush=True)
 
 
@@ -60,7 +61,7 @@ def run_here(run: RunDir, output: Output = Output.NORMAL, *, resumed: bool) -> i
 
     def on_submitted(submitted: Submitted) -> None:
         if output is not Output.QUIET:
-            _print_submitted(run, submitted, output)
+            print_submitted(run, submitted, output)
         submissions.append(submitted)
 
     def on_event(event: Event) -> None:
@@ -105,7 +106,7 @@ def run_queue(members: Sequence[Callable[[], RunDir]], at_most: int, output: Out
     """Run the members of a sweep, `at_most` at once, and print a table of them; Ctrl-C starts no more."""
     queue = SweepQueue(list(members), at_most)
     try:
-        return queue.run(lambda run, submitted: _print_submitted(run, submitted, output))
+        return queue.run(lambda run, submitted: print_submitted(run, submitted, output))
     except KeyboardInterrupt:
         print(f"{len(queue.waiting)} runs were not started; {len(queue.active)} go on (dtrain stop RUN)")
         return int(Exit.INTERRUPTED)

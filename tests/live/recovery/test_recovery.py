@@ -269,3 +269,19 @@ def test_a_function_gets_the_same_recovery(runs: Path) -> None:
     live = killed(str(recipe), "--set", "params.pause=0.02", runs=runs, step=33, rank=0)
     assert live.weights() == alone.weights()
     live.assert_clean_audit(steps=60)
+
+
+def test_a_running_run_goes_on_at_another_size(runs: Path) -> None:
+    with start(RECIPE, "--set", "params.pause=0.05", runs=runs) as live:
+        live.wait_step(12)
+        wrong = dtrain("resize", live.run.id, "--workers", "3", "--runs", str(runs), check=2)
+        assert "3 workers" in wrong.stderr
+        done = dtrain("resize", live.run.id, "--workers", "1", "--runs", str(runs))
+        assert f"dtrain attach {live.run.id}" in done.stdout
+        live.finish(code=4)
+    dtrain("wait", live.run.id, "--runs", str(runs))
+    assert [event["workers"] for event in live.events("attempt_started")] == [2, 1]
+    assert not live.events("failure_occurred")
+    live.assert_clean_audit(steps=60)
+    over = dtrain("resize", live.run.id, "--workers", "2", "--runs", str(runs), check=2)
+    assert f"Go on with it: dtrain resume {live.run.id} --workers 2" in over.stderr

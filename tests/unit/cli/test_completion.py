@@ -24,7 +24,7 @@ def completed(*words: str, cwd: Path | str = "/", **environment: str) -> list[st
 
 
 def test_commands() -> None:
-    assert set(completed("re")) == {"report", "reproduce", "resume"}
+    assert set(completed("re")) == {"report", "reproduce", "resize", "resume"}
 
 
 def test_keys_of_a_recipe_and_their_values() -> None:

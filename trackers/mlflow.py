@@ -21,6 +21,8 @@ MOST_TAGS = 90
 LONGEST_PARAMETER = 500
 STATUS = {0: "FINISHED", 4: "KILLED", 130: "KILLED"}
 """Exit code → MLflow's word."""
+NOTE_TAG = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
 NOT_ALLOWED = re.compile(r"[^\w\-. /:]")
 """Characters that a metric's name may not have."""
 
@@ -65,7 +67,7 @@ class Mlflow:
             self._id = found[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
             return int(found[0].data.tags.get(COUNT_TAG, "0"))
-        self._id = self._client.create_run(number, run_name=run.id, tags={RUN_TAG: run.id}).info.run_id
+        self._id = self._client.create_run(number, run_name=run.id, tags=_labels(run) | {RUN_TAG: run.id}).info.run_id
         self._log_parameters(run.config)
         return 0
 
@@ -119,3 +121,11 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _flat(f"{prefix}.{name}" if prefix else NOT_ALLOWED.sub("_", str(name)), part)
     elif prefix and value not in (None, {}, ""):
         yield NOT_ALLOWED.sub("_", prefix), str(value)
+
+
+def _labels(run: TrackedRun) -> dict[str, str]:
+    """The tags and the note of the run."""
+    note = str(run.config.get("note") or "")
+    return {str(name): str(value) for name, value in dict(run.config.get("tags") or {}).items()} | (
+        {NOTE_TAG: note} if note else {}
+    )

@@ -10,6 +10,9 @@ from dtrain.api.tracker import Ending, Entry, TrackedRun
 
 from .installation import missing
 
+LONGEST_TAG = 64
+"""Characters of a tag that W&B takes."""
+
 
 @dataclass(frozen=True)
 class WandbOptions:
@@ -46,7 +49,7 @@ class Wandb:
         options = self._options
         self._run = wandb.init(
             id=run.id, name=run.id, project=options.project or run.name, entity=options.entity, group=options.group,
-            tags=list(options.tags), config=run.config, dir=str(run.folder), resume="allow", mode=options.mode,
+            tags=[*options.tags, *_labels(run)], notes=str(run.config.get("note") or "") or None, config=run.config, dir=str(run.folder), resume="allow", mode=options.mode,
             # What this process prints and takes says nothing about the run.
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
         )  # fmt: skip
@@ -61,3 +64,8 @@ class Wandb:
 
     def close(self, ending: Ending | None) -> None:
         self._run.finish(exit_code=ending.exit_code if ending else 1)
+
+
+def _labels(run: TrackedRun) -> list[str]:
+    """The tags of the run, as the words that W&B has instead."""
+    return [f"{name}:{value}"[:LONGEST_TAG] for name, value in dict(run.config.get("tags") or {}).items()]

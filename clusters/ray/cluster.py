@@ -141,7 +141,7 @@ class Ray(Cluster):
                         entrypoint=f"{shlex.join(command)} || {STOPPED_IS_NO_FAILURE}",
                         submission_id=f"{run.id}-{os.urandom(2).hex()}",
                         runtime_env=environment or None,
-                        metadata={"dtrain_run": run.id},
+                        metadata=plan.job.tags | {"dtrain_run": run.id},
                     )
                 )
             except (RuntimeError, ValueError) as error:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from dtrain.api.plan import LaunchPlan, supervisor_command
-from dtrain.record.folder import RunDir
+from dtrain.common.errors import UsageError
+from dtrain.record.folder import RunDir, find
 
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
+NAME = "slurm"
 NO_LIMIT = ("UNLIMITED", "INFINITE")
 EARLY_SECONDS = 60
 """How much too early SLURM's warning may come, by its manual."""
@@ -42,6 +44,22 @@ class SlurmOptions:
     """Nodes not to take."""
     reservation: str | None = None
     """A reservation to run in."""
+    after: str | None = None
+    """Id of a run on this cluster that must have ended well before this one begins."""
+    licenses: str | None = None
+    """Licenses of the cluster to hold, `matlab:2`."""
+    nice: int | None = None
+    """How far behind other jobs of yours it waits."""
+    switches: str | None = None
+    """Most leaf switches between its nodes, and how long to wait for that: `1@2:00:00`."""
+    exclusive: bool = False
+    """Whether its nodes are shared with no other job."""
+    mail_user: str | None = None
+    """Address that SLURM writes to."""
+    mail_type: str | None = None
+    """When it does: `END,FAIL`."""
+    comment: str | None = None
+    """Kept with the job in SLURM's accounting; the tags and the note of the run when not given."""
     spare_nodes: int = 0
     """Nodes to hold in reserve; one takes the place of a lost one at once."""
     warn_seconds: int = 120
@@ -61,6 +79,8 @@ def render(options: SlurmOptions, plan: LaunchPlan, run: RunDir) -> str:
     if _goes_on_with_fewer(options, plan):
         # Without this, SLURM ends and requeues the job when any node dies, which is better if the others cannot go on.
         lines.append("#SBATCH --no-kill")
+    if options.exclusive:
+        lines.append("#SBATCH --exclusive")
     lines += ["#SBATCH --requeue", *(f"#SBATCH {_word(option)}" for option in options.extra)]
     # Until the supervisor has handlers, a warning must not end the job; ignored signals stay ignored over exec.
     lines += ["trap '' USR1 TERM", *options.setup, f"exec {shlex.join(supervisor_command(run))}"]
@@ -80,13 +100,48 @@ def _requests(options: SlurmOptions, plan: LaunchPlan, run: RunDir) -> Iterator[
     yield "gpus-per-node", gpus(options, plan)
     yield "gres", options.gres
     yield "mem", options.memory
-    for name in ("partition", "account", "qos", "time", "constraint", "exclude", "reservation"):
+    for name in (
+        "partition",
+        "account",
+        "qos",
+        "time",
+        "constraint",
+        "exclude",
+        "reservation",
+        "licenses",
+        "nice",
+        "switches",
+    ):
         yield name, getattr(options, name)
+    yield "mail-user", options.mail_user
+    yield "mail-type", options.mail_type
+    yield "comment", options.comment or _labels(plan)
+    yield "dependency", _dependency(options, run)
     yield "signal", f"B:USR1@{options.warn_seconds}"
     yield "export", "ALL"
     yield "chdir", "/"
     yield "open-mode", "append"
     yield "output", str(run.logs / "supervisor.log").replace("%", "%%")
+
+
+def _labels(plan: LaunchPlan) -> str:
+    """The tags and the note of a run, on one line."""
+    words = [*(f"{name}={value}" for name, value in plan.job.tags.items()), *plan.job.note.split()]
+    return " ".join(words)
+
+
+def _dependency(options: SlurmOptions, run: RunDir) -> str:
+    """SLURM's words for waiting until another run has ended well; raises `UsageError` if SLURM does not know that run."""
+    if not options.after:
+        return ""
+    other = find(run.path.parent, options.after)
+    submitted = other.submitted()
+    if submitted is None or submitted.cluster != NAME:
+        raise UsageError(
+            f"cluster.after: {other.id} was not submitted to SLURM, which cannot wait for it",
+            f"Wait for it here: dtrain wait {other.id}",
+        )
+    return f"afterok:{submitted.reference}"
 
 
 def cpus(options: SlurmOptions, plan: LaunchPlan) -> int:

@@ -35,6 +35,8 @@ class WandbFile:
 
     id: str = ""
     project: str = ""
+    tags: list[str] = field(default_factory=list)
+    notes: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
     exit_code: int | None = None
 
@@ -54,6 +56,7 @@ def wandb(run: RunDir) -> list[WandbFile]:
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 one.id, one.project = record.run.run_id, record.run.project
+                one.tags, one.notes = list(record.run.tags), record.run.notes
             elif kind == "history":
                 items = record.history.item
                 row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}

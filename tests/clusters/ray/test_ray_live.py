@@ -124,7 +124,20 @@ def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, 
     from ray.job_submission import JobSubmissionClient
 
     runs = ("--runs", str(tmp_path))
-    dtrain("submit", RECIPE, *FOUR, *SLOW, "--set", "train.steps=1000", "--cluster", "ray", *runs, **on(lab))
+    dtrain(
+        "submit",
+        RECIPE,
+        *FOUR,
+        *SLOW,
+        "--set",
+        "train.steps=1000",
+        "--cluster",
+        "ray",
+        "--tag",
+        "dataset=v2",
+        *runs,
+        **on(lab),
+    )
     (run,) = all_runs(tmp_path)
     wait_for(lambda: run.events.exists() and '"metrics"' in run.events.read_text(), "its first steps")
     assert json.loads(dtrain("ps", "--json", *runs, **on(lab)).stdout)[0]["state"] == "running"
@@ -136,7 +149,7 @@ def test_a_submitted_job_goes_on_without_its_client_and_is_stopped(lab: RayLab, 
     assert submitted
     wait_for(lambda: jobs.get_job_status(submitted.reference).is_terminal(), "the end of the job")
     info = jobs.get_job_info(submitted.reference)
-    assert (info.status.value, info.metadata["dtrain_run"]) == ("SUCCEEDED", run.id)
+    assert (info.status.value, info.metadata) == ("SUCCEEDED", {"dtrain_run": run.id, "dataset": "v2"})
 
 
 def test_waiting_for_what_is_not_there_says_what_is_missing_and_gives_up(lab: RayLab, tmp_path: Path) -> None:

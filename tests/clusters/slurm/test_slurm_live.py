@@ -730,3 +730,20 @@ def test_a_laptop_trains_on_it_over_ssh(lab: SlurmLab, tmp_path: Path) -> None:
         assert "not from this machine" not in plan
     finally:
         login.stop()
+
+
+def test_a_run_waits_until_another_one_has_ended_well(lab: SlurmLab, runs: Path) -> None:
+    words = (RECIPE, "--workers", "1", *SLURM, "--set", "params.pause=0.02", "--quiet")
+    first = command(lab, runs, "submit", *words, "--set", "train.steps=200").strip()
+    second = command(lab, runs, "submit", *words, "--set", "train.steps=3", "--set", f"cluster.after={first}").strip()
+    wait_for(lambda: "PENDING (Dependency)" in command(lab, runs, "status", second), "the reason it waits")
+    command(lab, runs, "wait", second)
+    ended, began = (json.loads(line) for line in (events(runs / first)[-1], events(runs / second)[0]))
+    assert ended["event"] == "run_ended"
+    assert ended["time"] < began["time"]
+    refused = command(lab, runs, "submit", *words, "--set", "cluster.after=nothing", check=2)
+    assert "no run 'nothing'" in refused
+
+
+def events(run: Path) -> list[str]:
+    return (run / "events.jsonl").read_text().splitlines()

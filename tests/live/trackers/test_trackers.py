@@ -44,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed_thrice(folder: Path) -> Live:
     temporary = folder / "tmp"
     temporary.mkdir()
-    with start(*arguments(folder), runs=folder / "runs", TMPDIR=str(temporary), **ENVIRONMENT) as live:
+    labels = ("--tag", "dataset=v2", "--note", "the first try")
+    with start(*arguments(folder), *labels, runs=folder / "runs", TMPDIR=str(temporary), **ENVIRONMENT) as live:
         for attempt, (step, rank) in enumerate(((15, 1), (31, 0), (47, 1)), start=1):
             live.wait_step(step, attempt=attempt)
             live.kill(rank, attempt=attempt)
@@ -91,6 +92,7 @@ def test_csv_has_every_step_once(killed_thrice: Live) -> None:
 def test_wandb_has_one_run_whose_steps_rise(killed_thrice: Live) -> None:
     (file,) = tracker_files.wandb(killed_thrice.run)
     assert (file.id, file.project, file.exit_code) == (killed_thrice.run.id, "elsewhere", 0)
+    assert (file.tags, file.notes) == (["dataset:v2"], "the first try")
     steps = [row["_step"] for row in file.rows]
     assert steps == sorted(set(steps))
     assert {row["_step"]: row["train/loss"] for row in file.rows if "train/loss" in row} == killed_thrice.losses()
@@ -103,6 +105,7 @@ def test_mlflow_has_one_run_that_is_finished(killed_thrice: Live, folder: Path) 
     assert {one.step: one.value for one in history} == killed_thrice.losses()
     assert len(history) == 60
     assert run.info.status == "FINISHED"
+    assert (run.data.tags["dataset"], run.data.tags["mlflow.note.content"]) == ("v2", "the first try")
     assert run.data.params["train.global_batch"] == "32"
     assert sum("failure" in text for name, text in run.data.tags.items() if name.startswith("dtrain.mark")) == 3
 

@@ -67,11 +67,13 @@ def test_the_batch_script_is_this_to_the_letter(name: str) -> None:
 @pytest.mark.parametrize("nasty", ["a b", "a'b\"c", "$(touch x)", "`id`", "a;b #c", "--nodes=9"])
 def test_no_value_becomes_shell_or_another_option(nasty: str) -> None:
     names = [field.name for field in dataclasses.fields(script.SlurmOptions) if field.type in ("str | None", "str")]
-    options = {name: nasty for name in names if name not in ("time", "container")}
+    options = {name: nasty for name in names if name not in ("time", "container", "after")}
     lines = rendered(Resources(workers=1), options).splitlines()
     directives = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
     assert all(len(shlex.split(line)) == 1 for line in directives)
-    assert {f"--{name}={nasty}".replace("memory", "mem") for name in options} <= {shlex.split(d)[0] for d in directives}
+    assert {f"--{name.replace('_', '-')}={nasty}".replace("memory", "mem") for name in options} <= {
+        shlex.split(d)[0] for d in directives
+    }
     assert [line for line in lines if not line.startswith("#")] == [
         "trap '' USR1 TERM",
         shlex.join(plan.supervisor_command(RunDir(Path("/shared/it's 100% mine/golden-1")))).join(["exec ", ""]),
@@ -145,3 +147,20 @@ def test_a_machine_without_slurm_plans_the_batch_script(tmp_path: Path) -> None:
     assert "SBATCH_JOB_NAME=mine is left out: the recipe says otherwise" in shown
     assert "not from this machine: sbatch was not found: run dtrain where SLURM's commands are" in shown
     assert "sbatch was not found" in dtrain("run", recipe, *options, check=2, PATH=str(tmp_path)).stderr
+
+
+def test_tags_and_note_are_the_comment_unless_there_is_one() -> None:
+    job = Job(
+        name="golden",
+        script="true",
+        cluster=PluginChoice("slurm", {"exclusive": True}),
+        folder="/",
+        tags={"a": "b c"},
+        note="try\nthis",
+    )
+    launch = planner.make(job)
+    text = registry.cluster_of(job).render(launch, RunDir(Path("/runs/golden-1")))
+    assert "#SBATCH '--comment=a=b c try this'" in text
+    assert "#SBATCH --exclusive\n" in text
+    own = planner.make(dataclasses.replace(job, cluster=PluginChoice("slurm", {"comment": "mine"})))
+    assert "#SBATCH --comment=mine" in registry.cluster_of(own.job).render(own, RunDir(Path("/runs/golden-1")))

@@ -50,9 +50,23 @@ class Host:
         return [*words, *(f"-o{key}={value}" for key, value in options.items())]
 
     @cached_property
+    def _there(self) -> list[str]:
+        """The home of the person there, and the version of dtrain, if there is one: in one go, since a link may be slow. Makes its folder."""
+        own = f'"$HOME"/{BASE}/venv/bin/dtrain'
+        found = f"if [ -x {own} ]; then {own} --version; else dtrain --version; fi 2>/dev/null || true"
+        return self.output(
+            f'mkdir -p -m 700 "$HOME"/{BASE} && mkdir -p "$HOME"/{BASE}/projects && echo "$HOME" && {found}'
+        ).splitlines()
+
+    @property
     def home(self) -> str:
         """The home of the person there."""
-        return self.output('printf "%s" "$HOME"')
+        return self._there[0]
+
+    @property
+    def version(self) -> str:
+        """The version of dtrain there; '' without one."""
+        return self._there[1].split()[-1] if len(self._there) > 1 else ""
 
     @property
     def base(self) -> str:

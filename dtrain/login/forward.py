@@ -103,6 +103,7 @@ def run(argv: Sequence[str]) -> int | None:
     host = Host(typed.host)
     if typed.bootstrap:
         install.install(host)
+        host = Host(typed.host)
     folder, words = _sent(host, typed.words, typed.command)
     if typed.command == "run" and not {"--dry-run", "-d", "--detach", "-h", "--help"} & set(words):
         return _run(host, folder, words)
@@ -139,12 +140,11 @@ def _from(root: Path, word: str) -> str:
 
 def _check_version(host: Host) -> None:
     """Refuse a machine without dtrain, and name another version of it."""
-    there = host.output(f"{_dtrain(host)} --version 2>/dev/null || true").split()
-    if not there:
+    if not host.version:
         raise _missing(host)
-    if there[-1] != version("dtrain"):
+    if host.version != version("dtrain"):
         print(
-            f"dtrain: {host.name} has dtrain {there[-1]}, and this is {version('dtrain')}; --bootstrap puts this one there",
+            f"dtrain: {host.name} has dtrain {host.version}, and this is {version('dtrain')}; --bootstrap puts this one there",
             file=sys.stderr,
         )
 

@@ -44,7 +44,6 @@ def install(host: Host) -> None:
     with tempfile.TemporaryDirectory() as folder:
         wheel = wheel_of(distribution("dtrain"), Path(folder))
         target = f"{host.base}/wheels"
-        host.output(f"mkdir -p -m 700 {shlex.quote(host.base)} && mkdir -p {shlex.quote(target)}")
         host.send(Path(folder), [wheel.name], target)
         print(f"putting dtrain on {host.name} …", file=sys.stderr, flush=True)
         venv, at_least = f"{host.base}/venv", ", ".join(map(str, NEEDS))

@@ -76,7 +76,6 @@ class Project:
         here since it is large."""
         sent, large = self.files()
         target = f"{host.base}/projects/{self.name}"
-        host.output(f"mkdir -p -m 700 {shlex.quote(host.base)} && mkdir -p {shlex.quote(target)}")
         host.send(self.root, sent, target)
         before = kept.read_text().split("\0") if kept.exists() else []
         if gone := sorted(set(before) - set(sent) - {""}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -161,12 +161,23 @@ class Averaged(Parallel):
                 distributed.synchronize()
             plain()
 
-        wait = distributed.synchronize
+        wait, averaged = distributed.synchronize, False
 
         def synchronize() -> None:
+            nonlocal averaged
+            if averaged and not distributed._handles:
+                return
             wait()
+            averaged, distributed._synchronized = True, False  # or `step` warns that this was done twice
             if self.phases:
                 self.phases.reduced()
+
+        def begin() -> None:
+            nonlocal averaged
+            averaged = False
+
+        if passes == 1 and self.options.op == "average":
+            _at_the_end_of_each_pass(distributed._requires_update, begin, synchronize)
 
         def add_param_group(group: Any) -> None:
             raise UserError(
@@ -195,6 +206,31 @@ class Averaged(Parallel):
                 optimizer.synchronize()
                 stack.enter_context(optimizer.skip_synchronize())
             return super().apply(optimizers, parameters, clip_norm, measures, check, name, factor)
+
+
+def _at_the_end_of_each_pass(
+    parameters: Iterable[Any], begin: Callable[[], None], synchronize: Callable[[], None]
+) -> None:
+    """Average gradients before `backward` returns, as DDP does: whoever clips or adds them up in a loop of their own sees the same ones on
+    every rank, and two passes before a step are right."""
+    import torch
+
+    under_way = False
+
+    def end() -> None:
+        nonlocal under_way
+        under_way = False
+        synchronize()
+
+    def on_gradient(_: Any) -> None:
+        nonlocal under_way
+        begin()
+        if not under_way:
+            under_way = True
+            torch.autograd.Variable._execution_engine.queue_callback(end)
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(on_gradient)
 
 
 def _copied_by_constructor(optimizer: Any) -> Any:

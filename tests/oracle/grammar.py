@@ -18,7 +18,7 @@ OPTIMIZERS = {
     "RAdam": "torch.optim.RAdam({}, lr=0.01)",
     "Adagrad": "torch.optim.Adagrad({}, lr=0.05)",
     "Adadelta": "torch.optim.Adadelta({}, lr=0.5)",
-    "RMSprop": "torch.optim.RMSprop({}, lr=0.01, centered=True, momentum=0.5)",
+    "RMSprop": "torch.optim.RMSprop({}, lr=0.01, eps=1e-4, centered=True, momentum=0.5)",
     "Rprop": "torch.optim.Rprop({}, lr=0.01)",
     "ASGD": "torch.optim.ASGD({}, lr=0.05, t0=3)",
     "Adafactor": "torch.optim.Adafactor({}, lr=0.05)",
@@ -57,7 +57,7 @@ DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "model": ("linear", "conv", "embedding", "sparse"),
     "norm": ("none", "batch", "layer"),
     "dropout": ("no", "yes"),
-    "extra": ("none", "tied", "frozen", "mean", "counter", "extra_state", "unused", "complex", "not_saved", "attribute"),
+    "extra": ("none", "tied", "frozen", "untrained", "mean", "counter", "extra_state", "unused", "complex", "not_saved", "attribute"),
     "optimizer": tuple(OPTIMIZERS),
     "groups": ("one", "two", "named", "added"),
     "values": ("plain", "tensor", "numpy", "array", "set"),
@@ -181,8 +181,10 @@ def fitting(found: dict[str, str]) -> Choices:
         "schedule-free",
     ):
         drop("extra")
+    if found["form"] == "function" and found["batch"] == "8" and found["workers"] == "2" and found["event"] == "grow":
+        drop("batch")  # three workers cannot divide it
     if found["strategy"] == "fsdp":  # torch has nothing sharded for these, and says so in the first step
-        if found["optimizer"] in ("Adafactor", "Muon", "SparseAdam"):
+        if found["optimizer"] in ("Adafactor", "Muon", "Rprop", "SparseAdam"):
             drop("optimizer", "model")
         if found["extra"] in ("complex", "attribute"):
             drop("extra")
@@ -193,8 +195,6 @@ def fitting(found: dict[str, str]) -> Choices:
     if found["strategy"] == "horovod":
         if found["extra"] == "complex":
             drop("extra")
-        if found["form"] == "function":
-            drop("passes")  # Horovod wants to know of them beforehand
         if found["groups"] == "added":
             drop("groups")
     if found["event"] == "shrink" and found["workers"] == "1":

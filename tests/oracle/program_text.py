@@ -7,6 +7,8 @@ from typing import Any
 from grammar import OPTIMIZERS, SCHEDULES, STEPS, Choices
 from program_parts import AVERAGE, DATA, HEAD, LOOKAHEAD, REGISTERED, SCHEDULE_FREE
 
+CLIP = "nn.utils.clip_grad_norm_([one for group in optimizer.param_groups for one in group['params']], 0.5)"
+
 
 def source(chosen: Choices) -> str:
     """Return the program."""
@@ -67,6 +69,7 @@ def _model(chosen: Choices) -> str:
             ["x = torch.tanh(self.again(self.middle(x)))"],
         ),
         "frozen": (["self.middle = nn.Linear(8, 8)", "self.middle.requires_grad_(False)"], ["x = self.middle(x)"]),
+        "untrained": (["self.untouched = nn.Linear(8, 8)"], ["x = self.untouched(x)"]),
         "mean": (
             ["self.register_buffer('mean', torch.zeros(8))"],
             ["if self.training:", "    self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)", "x = x - self.mean"],
@@ -125,9 +128,9 @@ def _optimizer(chosen: Choices) -> str:
             .replace("foreach=True", "foreach=False")
             .replace("fused=True", "foreach=False")
         )
-    parameters = "[one for one in model.parameters() if one.requires_grad]"
+    parameters = "[one for name, one in model.named_parameters() if one.requires_grad and 'untouched' not in name]"
     if chosen["optimizer"] == "Muon":
-        parameters = "[one for one in model.parameters() if one.requires_grad and one.ndim == 2]"
+        parameters = "[one for name, one in model.named_parameters() if one.ndim == 2 and one.requires_grad and 'untouched' not in name]"
     before = ""
     if chosen["groups"] in ("two", "named"):
         named = chosen["groups"] == "named"
@@ -204,7 +207,8 @@ def _by_step(chosen: Choices, number: str) -> list[str]:
     if chosen["groups"] == "added":
         lines += [
             f"if {number} == 4:",
-            "    optimizer.add_param_group({'params': [one for one in model.parameters() if one.requires_grad and one.ndim < 2], 'lr': 0.005})",
+            "    late = [one for name, one in model.named_parameters() if one.requires_grad and one.ndim < 2 and 'untouched' not in name]",
+            "    optimizer.add_param_group({'params': late, 'lr': 0.005})",
         ]  # fmt: skip
     return lines
 
@@ -273,7 +277,7 @@ def _stepping(chosen: Choices, number: str, watched: str) -> list[str]:
         return [*([watched] if watched else []), "", "def closure():", "    optimizer.zero_grad()", f"    loss = {loss}",
                 "    loss.backward()", "    return loss", "", "loss = optimizer.step(closure)"]  # fmt: skip
     lines = [watched] if watched else []
-    clip = ["nn.utils.clip_grad_norm_(model.parameters(), 0.5)"] if chosen["clip"] == "yes" else []
+    clip = [CLIP] if chosen["clip"] == "yes" else []
     if chosen["passes"] == "halves":
         lines += ["optimizer.zero_grad()", "half = len(batch[0]) // 2 or 1", "whole, loss = batch, 0.0",
                   "for batch in [tuple(part[:half] for part in whole), tuple(part[half:] for part in whole)]:",
@@ -323,7 +327,7 @@ def _by_hand(chosen: Choices) -> str:
     whole = Choices(dict(chosen.of) | {"passes": "one"}) if chosen["loss"] == "masked" else chosen
     stepping = _stepping(whole, "number", "")
     if clipped and "nn.utils" not in "".join(stepping):
-        stepping.insert(-1, "nn.utils.clip_grad_norm_(model.parameters(), 0.5)")
+        stepping.insert(-1, CLIP)
     inner += [
         "rates = [float(group['lr']) for group in optimizer.param_groups]",
         *stepping,

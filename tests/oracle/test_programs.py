@@ -35,6 +35,12 @@ FINDING = {
     "clipped-twice-as-far": "clip=yes",
 }  # fmt: skip
 """Fault → a program by which it is found; the campaign looks for it among drawn ones."""
+FOUND = {
+    "gradients of parameters that no optimizer trains were in the norm": "extra=untrained clip=yes event=stop",
+    "and went into checkpoints": "form=function optimizer=Muon clip=yes passes=across",
+    "under Horovod, a function clipped its own rank's gradients": "form=function strategy=horovod workers=3 passes=halves clip=yes",
+}
+"""What the campaign found → a program that shows it."""
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -54,6 +60,15 @@ def test_a_drawn_program_is_the_same_training_everywhere(number: int, tmp_path: 
         assert any(re.search(known, str(error)) for known in KNOWN_REFUSALS), f"{chosen} is refused: {error}"
         return
     assert not found, f"python tests/campaign/programs.py --program '{chosen}'\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [pytest.param(text, marks=[pytest.mark.horovod] * ("horovod" in text)) for text in FOUND.values()],
+    ids=list(FOUND),
+)
+def test_what_was_found_once_is_not_found_again(program: str, tmp_path: Path) -> None:
+    assert not differences(Trial(parsed(program), tmp_path))
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -105,15 +105,15 @@ def evaluating(optimizers: Iterable[Any], named: Iterable[tuple[str, Any]]) -> I
                 group.update(then)
 
 
-def pending_gradients(named: Iterable[tuple[str, Any]], ranks: int) -> dict[str, Any]:
-    """Collective. The gradients that no step of an optimizer has used yet: the same on every rank, or their mean."""
+def pending_gradients(named: Iterable[tuple[str, Any]], trained: Iterable[Any], ranks: int) -> dict[str, Any]:
+    """Collective. The gradients of trained parameters that no step of an optimizer has used yet: the same on every rank, or their mean."""
     import torch
     import torch.distributed as dist
 
-    found = {}
+    found, wanted = {}, set(map(id, trained))
     for name, parameter in named:
         gradient = parameter.grad
-        if gradient is None or gradient.is_sparse:
+        if id(parameter) not in wanted or gradient is None or gradient.is_sparse:
             continue
         gradient = gradient.detach()
         if ranks > 1 and not hasattr(gradient, "to_local"):

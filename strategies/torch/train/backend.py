@@ -36,7 +36,7 @@ from .loss_scale import LossScale
 from .losses import LateLosses
 from .models import gathered, made
 from .objective import Objective
-from .optimizers import check_trained, refuse_closures, sorted_out
+from .optimizers import check_trained, forget_gradients, refuse_closures, sorted_out, trained
 from .own_step import OwnStep, reported
 from .parallel import Parallel
 from .process_group import everyones, totals
@@ -214,16 +214,15 @@ class TorchBackend(TrainingBackend):
             for name, value in more.items():
                 value = value.detach() if hasattr(value, "detach") else value
                 metrics[name] = metrics.get(name, 0.0) + value * share
-        parameters = (parameter for _, parameter in self._state.named_parameters())
         self._snapshots.wait()
         hooks.reach("reduced", number.step)
         optimizers = list(self._optimizers.values())
         total, factor = objective.reduced()
         clip_norm = self._train.clip_norm
+        parameters = trained(self._optimizers)
         if not self._parallel.apply(optimizers, parameters, clip_norm, self._measures, self._check, factor=factor):
             self._check.undo()
-        for optimizer in self._optimizers.values():
-            optimizer.zero_grad()
+        forget_gradients(self._optimizers, (parameter for _, parameter in self._state.named_parameters()))
         self._late.next_step()
         return {"loss": total} | metrics if metrics else total
 
@@ -361,7 +360,8 @@ class TorchBackend(TrainingBackend):
         section = "model" if "model" in state else "models"
         named = list(self._state.named_parameters())
         if self._by_function and not self._stepped:
-            state[GRADIENTS] = optimizer_state.pending_gradients(named, self._rank_info.world_size)
+            own = trained(self._optimizers)
+            state[GRADIENTS] = optimizer_state.pending_gradients(named, own, self._rank_info.world_size)
         with optimizer_state.evaluating(self._optimizers.values(), named) as weights:
             state |= {TRAINING_WEIGHTS: weights} if weights else {}
             snapshot = self._snapshots.take(state, {f"{section}.{name}" for name, _ in named})

@@ -3,7 +3,7 @@ without."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dtrain.common.errors import UserError
@@ -84,6 +84,22 @@ def check_trained(optimizers: Mapping[str, Any], named: list[tuple[str, Any]], m
                         f"{method} gave an optimizer of a parameter of shape {tuple(parameter.shape)} that is in no model: "
                         "make it from the model that the method is given, whose parameters may be other objects than before"
                     )
+
+
+def trained(optimizers: Mapping[str, Any]) -> list[Any]:
+    """Return the parameters that optimizers train, each once: a model may have others, whose gradients are nobody's."""
+    every = (one for optimizer in optimizers.values() for group in optimizer.param_groups for one in group["params"])
+    return list({id(one): one for one in every}.values())
+
+
+def forget_gradients(optimizers: Mapping[str, Any], parameters: Iterable[Any]) -> None:
+    """Begin the gradients of the next step: also of parameters that no optimizer trains, which would only add up."""
+    for optimizer in optimizers.values():
+        optimizer.zero_grad()
+    known = set(map(id, trained(optimizers)))
+    for parameter in parameters:
+        if id(parameter) not in known:
+            parameter.grad = None
 
 
 def refuse_closures(optimizers: Mapping[str, Any], method: str, *, own: bool, possible: bool) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 from grammar import OPTIMIZERS, SCHEDULES, STEPS, Choices
 from program_parts import AVERAGE, DATA, HEAD, LOOKAHEAD, REGISTERED, SCHEDULE_FREE
 
-CLIP = "nn.utils.clip_grad_norm_([one for group in optimizer.param_groups for one in group['params']], 0.5)"
+TRAINED = "[one for group in optimizer.param_groups for one in group['params']]"
+CLIP = "nn.utils.clip_grad_norm_({}, 0.5)"
 
 
 def source(chosen: Choices) -> str:
@@ -277,7 +278,7 @@ def _stepping(chosen: Choices, number: str, watched: str) -> list[str]:
         return [*([watched] if watched else []), "", "def closure():", "    optimizer.zero_grad()", f"    loss = {loss}",
                 "    loss.backward()", "    return loss", "", "loss = optimizer.step(closure)"]  # fmt: skip
     lines = [watched] if watched else []
-    clip = [CLIP] if chosen["clip"] == "yes" else []
+    clip = [_clip(chosen)] if chosen["clip"] == "yes" else []
     if chosen["passes"] == "halves":
         lines += ["optimizer.zero_grad()", "half = len(batch[0]) // 2 or 1", "whole, loss = batch, 0.0",
                   "for batch in [tuple(part[:half] for part in whole), tuple(part[half:] for part in whole)]:",
@@ -290,6 +291,12 @@ def _stepping(chosen: Choices, number: str, watched: str) -> list[str]:
         ]
         return [*lines, f"loss = {loss}", "(loss / 2).backward()", *step]
     return [*lines, "optimizer.zero_grad()", f"loss = {loss}", "loss.backward()", *clip, "optimizer.step()"]
+
+
+def _clip(chosen: Choices) -> str:
+    """Of a loop of one's own under DDP: with gradients that no optimizer uses, and that add up, since nobody forgets them."""
+    every = chosen["form"] == "function" and chosen["strategy"] == "ddp"
+    return CLIP.format("model.parameters()" if every else TRAINED)
 
 
 def _function(chosen: Choices) -> str:
@@ -327,7 +334,7 @@ def _by_hand(chosen: Choices) -> str:
     whole = Choices(dict(chosen.of) | {"passes": "one"}) if chosen["loss"] == "masked" else chosen
     stepping = _stepping(whole, "number", "")
     if clipped and "nn.utils" not in "".join(stepping):
-        stepping.insert(-1, CLIP)
+        stepping.insert(-1, _clip(chosen))
     inner += [
         "rates = [float(group['lr']) for group in optimizer.param_groups]",
         *stepping,

@@ -37,7 +37,8 @@ FINDING = {
 """Fault → a program by which it is found; the campaign looks for it among drawn ones."""
 FOUND = {
     "gradients of parameters that no optimizer trains were in the norm": "extra=untrained clip=yes event=stop",
-    "and went into checkpoints": "form=function optimizer=Muon clip=yes passes=across",
+    "and were lost with a function's state": "form=function optimizer=Muon clip=yes passes=across",
+    "those of steps that are done, too": "form=function extra=untrained clip=yes",
     "under Horovod, a function clipped its own rank's gradients": "form=function strategy=horovod workers=3 passes=halves clip=yes",
 }
 """What the campaign found → a program that shows it."""

@@ -216,10 +216,9 @@ class TorchBackend(TrainingBackend):
                 metrics[name] = metrics.get(name, 0.0) + value * share
         self._snapshots.wait()
         hooks.reach("reduced", number.step)
-        optimizers = list(self._optimizers.values())
+        optimizers, parameters = list(self._optimizers.values()), trained(self._optimizers)
         total, factor = objective.reduced()
         clip_norm = self._train.clip_norm
-        parameters = trained(self._optimizers)
         if not self._parallel.apply(optimizers, parameters, clip_norm, self._measures, self._check, factor=factor):
             self._check.undo()
         forget_gradients(self._optimizers, (parameter for _, parameter in self._state.named_parameters()))
@@ -359,9 +358,10 @@ class TorchBackend(TrainingBackend):
         state = self._state.gathered()
         section = "model" if "model" in state else "models"
         named = list(self._state.named_parameters())
-        if self._by_function and not self._stepped:
-            own = trained(self._optimizers)
-            state[GRADIENTS] = optimizer_state.pending_gradients(named, own, self._rank_info.world_size)
+        if self._by_function:
+            used = trained(self._optimizers) if self._stepped else []
+            gradients = optimizer_state.pending_gradients(named, used, self._rank_info.world_size)
+            state |= {GRADIENTS: gradients} if gradients else {}
         with optimizer_state.evaluating(self._optimizers.values(), named) as weights:
             state |= {TRAINING_WEIGHTS: weights} if weights else {}
             snapshot = self._snapshots.take(state, {f"{section}.{name}" for name, _ in named})

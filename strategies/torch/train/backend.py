@@ -35,7 +35,6 @@ from .buffers import BufferSync
 from .loss_scale import LossScale
 from .losses import LateLosses
 from .models import gathered, made
-from .objective import Objective
 from .optimizers import check_trained, forget_gradients, refuse_closures, sorted_out, trained
 from .own_step import OwnStep, reported
 from .parallel import Parallel
@@ -199,8 +198,7 @@ class TorchBackend(TrainingBackend):
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         self._to_training()
         metrics = dict[str, Any]()
-        exact, scale = bool(self._exact), self._parallel.scale
-        objective = Objective(f"{self._name}.loss", self._rank_info, len(batches), exact=exact, scale=scale)
+        objective = self._parallel.objective(f"{self._name}.loss", self._rank_info, len(batches))
         self._check.begin(self._judge, self._buffers())
         for shard, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
             self.seed(seed)
@@ -216,9 +214,9 @@ class TorchBackend(TrainingBackend):
                 metrics[name] = metrics.get(name, 0.0) + value * share
         self._snapshots.wait()
         hooks.reach("reduced", number.step)
-        optimizers, parameters = list(self._optimizers.values()), trained(self._optimizers)
+        optimizers, clip_norm = list(self._optimizers.values()), self._train.clip_norm
         total, factor = objective.reduced()
-        clip_norm = self._train.clip_norm
+        parameters = trained(self._optimizers)
         if not self._parallel.apply(optimizers, parameters, clip_norm, self._measures, self._check, factor=factor):
             self._check.undo()
         forget_gradients(self._optimizers, (parameter for _, parameter in self._state.named_parameters()))

@@ -20,14 +20,16 @@ class Objective:
     and averaged over the ranks become those of Σ w · loss / Σ w over all passes of all ranks when they are multiplied by `factor`."""
 
     def __init__(
-        self, name: str, rank_info: RankInfo, passes: int = 1, *, exact: bool = False, scale: LossScale | None = None
-    ) -> None:
+        self, name: str, rank_info: RankInfo, passes: int = 1, *, weighted: dict[str, bool], exact: bool = False,
+        scale: LossScale | None = None,
+    ) -> None:  # fmt: skip
         """`exact`: gradients are averaged over all passes of all ranks, by `train.exact`; `name` is the method's, for messages. With a
-        `scale`, weights count in its unit."""
+        `scale`, weights count in its unit. `weighted` keeps from step to step what the ranks agreed on."""
         self._name = name
         self._rank, self._world_size = rank_info.rank, rank_info.world_size
         self._passes = passes
         self._exact = exact
+        self._weighted = weighted
         self._scale = scale
         self._unit: Any = scale.unit if scale else 1.0
         self._weights: list[Any] = []
@@ -54,11 +56,12 @@ class Objective:
         return begin
 
     def reduced(self) -> tuple[Any, Any]:
-        """Collective if there are weights. Return the loss, whose mean over the ranks is the objective, and the factor of the averaged
-        gradients (None: 1). The weights of all passes are added in one order, whoever has them."""
+        """Collective in the first step, and if there are weights. Return the loss, whose mean over the ranks is the objective, and the factor
+        of the averaged gradients (None: 1). The weights of all passes are added in one order, whoever has them."""
         import torch
         import torch.distributed as dist
 
+        self._agree()
         if not self._weights:
             return self._sum, None
         everyones = torch.zeros(self._world_size * self._passes, dtype=torch.float64, device=self._weights[0].device)
@@ -73,6 +76,28 @@ class Objective:
         if self._scale:
             self._scale.count_in(total / len(everyones))
         return self._sum * inverse * self._world_size, factor
+
+    def _agree(self) -> None:
+        """Raise `UserError` if this rank's losses have weights and another's have none, or if that changes: the ranks would wait for each
+        other."""
+        import torch
+        import torch.distributed as dist
+
+        weighted = bool(self._weights)
+        if self._name not in self._weighted:
+            count = torch.tensor(float(weighted), device=self._sum.device)
+            if self._world_size > 1:
+                dist.all_reduce(count)
+            if 0 < count.item() < self._world_size:
+                raise UserError(
+                    f"{self._name} gave a weight on {count.item():g} of {self._world_size} ranks: give each loss one"
+                )
+            self._weighted[self._name] = weighted
+        elif self._weighted[self._name] != weighted:
+            now, before = ("a weight", "none") if weighted else ("no weight", "one")
+            raise UserError(
+                f"{self._name} gave {now} for the loss of this step and {before} before: give each loss one"
+            )
 
 
 def multiply(parameters: Iterable[Any], factor: Any) -> None:

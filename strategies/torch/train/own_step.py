@@ -74,7 +74,7 @@ class OwnStep:
             raise UserError(f"there is no optimizer {name!r}: this task has {', '.join(map(repr, self.optimizers))}")
         optimizer = self.optimizers[name]
         optimizer.zero_grad()
-        objective = Objective("train_step", self.rank_info)
+        objective = Objective(f"train_step{name and f' ({name})'}", self.rank_info, weighted=self.parallel.weighted)
         objective.add(loss, weight, self.weight).backward()
         _, factor = objective.reduced()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

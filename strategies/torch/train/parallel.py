@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
+from dtrain.api.strategy import RankInfo
+
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
 from ..state.state import ONLY
 from ..watch.measures import StepMeasures
 from ..watch.phases import StepPhases
 from .loss_scale import LossScale
-from .objective import multiply
+from .objective import Objective, multiply
 from .step_check import StepCheck
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -38,6 +40,8 @@ class Parallel:
         """What the loss is multiplied with; set before a model is wrapped, if it `scales_loss`."""
         self.exact = exact
         """Sums the gradients (`train.exact`)."""
+        self.weighted: dict[str, bool] = {}
+        """Method of the user's → whether its losses have weights, on which the ranks agreed in the first step."""
         self.phases: StepPhases | None = None
         """The clock of the steps; set before a model is wrapped."""
 
@@ -90,6 +94,10 @@ class Parallel:
         model.register_forward_pre_hook(enter)
         model.register_forward_hook(leave, always_call=True)
         model.register_forward_hook(watch)
+
+    def objective(self, name: str, rank_info: RankInfo, passes: int) -> Objective:
+        """Begin the objective of a step: of losses that a method of this name gives, in so many passes."""
+        return Objective(name, rank_info, passes, weighted=self.weighted, exact=bool(self.exact), scale=self.scale)
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of a loss, which are scaled until `apply`."""

@@ -123,3 +123,28 @@ def test_under_tensorflow(options: tuple[str, ...], tmp_path: Path) -> None:
     held_out = [[event["values"]["loss"] for event in live.events("evaluation")] for live in (one, divided)]
     assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
     assert not divided.events("user_warned")
+
+
+@pytest.mark.parametrize(
+    ("when", "words"),
+    [
+        ("RANK", "gave a weight on 1 of 2 ranks: give each loss one"),
+        ("STEP", "gave no weight for the loss of this step and one before"),
+    ],
+)
+def test_losses_with_a_weight_and_without_are_refused_at_once(when: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mixed.py").write_text(
+        "import os\n\nimport torch\n\n\nclass Mixed:\n    passes = 0\n\n    def model(self):\n        return torch.nn.Linear(2, 1)\n\n"
+        "    def optimizer(self, model):\n        return torch.optim.SGD(model.parameters(), lr=0.1)\n\n"
+        "    def data(self, split):\n        return torch.ones(24, 2).numpy() if split == 'train' else None\n\n"
+        "    def loss(self, model, batch):\n        self.passes += 1\n"
+        "        loss = model(torch.as_tensor(batch)).mean()\n"
+        "        plain = os.environ['RANK'] == '1' and (os.environ['WHEN'] == 'RANK' or self.passes > 4)\n"
+        "        return loss if plain else (loss, {'weight': 3})\n"
+    )
+    (tmp_path / "r.yaml").write_text(
+        f"task: mixed.py:Mixed\nstrategy: ddp\nresources: {{workers: 2}}\ntrack: []\nenv: {{WHEN: {when}}}\n"
+        "train: {steps: 8, global_batch: 8, sanity_check: false}\nrecovery: {hang_seconds: 600}\n"
+    )
+    live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", code=1)
+    assert words in live.events("failure_occurred")[0]["message"]

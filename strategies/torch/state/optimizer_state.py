@@ -46,15 +46,25 @@ def restore(optimizer: Any, found: Mapping[str, Any], parameters: Mapping[str, A
     } | more)  # fmt: skip
     # Loading gives tensors the type of their parameter, whatever the optimizer computes them in.
     for name in order:
-        parameter = parameters[name]
+        state = optimizer.state[parameters[name]]
         for key, value in found[STATE].get(name, {}).items():
-            loaded_value = optimizer.state[parameter].get(key)
-            if getattr(value, "dtype", None) != getattr(loaded_value, "dtype", None):
-                optimizer.state[parameter][key] = value.to(loaded_value.device)
+            if key in state:
+                state[key] = _typed_as(value, state[key])
     # A scheduler knows the groups themselves, which loading replaces.
     for group, loaded in zip(groups, optimizer.param_groups, strict=True):
         group.update(loaded)
     optimizer.param_groups = groups
+
+
+def _typed_as(saved: Any, loaded: Any) -> Any:
+    """Return what was loaded with the types of the tensors that were saved, in lists and mappings, too (LBFGS has lists)."""
+    if hasattr(saved, "dtype") and hasattr(loaded, "device"):
+        return saved.to(loaded.device) if saved.dtype != loaded.dtype else loaded
+    if isinstance(saved, list | tuple) and type(loaded) in (list, tuple) and len(saved) == len(loaded):
+        return type(loaded)(_typed_as(one, other) for one, other in zip(saved, loaded, strict=True))
+    if isinstance(saved, Mapping) and isinstance(loaded, Mapping) and saved.keys() == loaded.keys():
+        return {key: _typed_as(one, loaded[key]) for key, one in saved.items()}
+    return loaded
 
 
 def settings_of(optimizer: Any) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ UNIT = not live and not extras and not tensorflow and not horovod and not ray an
 NEEDS = pyproject.toml constraints.txt
 SOURCES = $(NEEDS) $(shell find dtrain strategies clusters trackers exporters recipes -type f -not -name "*.pyc")
 
-.PHONY: demo unit test test-gpu check lint types campaign bench clean
+.PHONY: demo unit test test-gpu check lint types campaign bench docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/dtrain run recipes/digits_ddp.yaml
@@ -19,6 +19,10 @@ unit: $(VENV)/.unit $(VENV)/.installed
 # Real processes, real SLURM, real Ray, real Horovod; the tests that needed another try are listed at the end.
 test: $(VENV)/.test $(VENV)/.installed check
 	$(VENV)/bin/python -P tests/run.py
+
+# The documents as a site for reading without a network: site/index.html.
+docs: $(VENV)/.docs $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -P -m mkdocs build --quiet
 
 # On a machine with GPUs, where what is installed is enough: `python -m pytest tests -m gpu`.
 test-gpu: $(VENV)/.test $(VENV)/.installed
@@ -80,6 +84,10 @@ $(VENV)/.check: $(VENV)/.python $(NEEDS)
 	$(PIP) '.[unit,check]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.python $(NEEDS)
+	$(PIP) '.[docs]'
+	touch $@ $(VENV)/.installed
+
 $(VENV)/.unit: $(VENV)/.python $(NEEDS)
 	$(PIP) '.[torch,unit]'
 	touch $@ $(VENV)/.installed
@@ -88,7 +96,7 @@ $(VENV)/.test: $(VENV)/.python $(NEEDS) strategies/horovod/build.py
 	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,trackers,export,serve,test]'
 	$(PIP) --no-deps tf-keras   # it asks for the large build of TensorFlow by name
 	$(VENV)/bin/python -P -m dtrain.strategies.horovod.build
-	touch $@ $(VENV)/.unit $(VENV)/.check $(VENV)/.installed
+	touch $@ $(VENV)/.unit $(VENV)/.check $(VENV)/.docs $(VENV)/.installed
 
 # After an edit only dtrain itself is installed again. The tests run what is installed, as users do.
 $(VENV)/.installed: $(SOURCES)
@@ -98,4 +106,4 @@ $(VENV)/.installed: $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -53,6 +53,12 @@ def explain(key: str) -> str:
     return "\n".join(lines)
 
 
+def every_key() -> list[str]:
+    """Return every key of a recipe, a section before the keys in it."""
+    whole = schema()
+    return [name for name, _ in _all_keys(whole, whole)]
+
+
 def _meant(key: str, part: str, path: list[str], choices: list[str], whole: JsonObject) -> str:
     """The keys that a word may mean: those that end with it, or that are known by it elsewhere. Raises `UsageError` if there are none."""
     texts = {} if path else dict(_all_keys(whole, whole))

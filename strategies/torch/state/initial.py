@@ -8,6 +8,7 @@ from typing import Any
 from dtrain.api.weights import HINT, ReadWeights, Unmatched, Weights, compared
 from dtrain.common.errors import DtrainError, UserError
 
+from .shards import fill
 from .state import ONLY, TorchState
 from .weights import TorchWeights, tied
 
@@ -67,15 +68,9 @@ def _give(target: Any, value: Any, group: Any) -> None:
     """Collective. Rank 0's value into the tensor of every rank, or into each rank's part of it."""
     import torch
     import torch.distributed as dist
-    from torch.distributed.tensor import DTensor, distribute_tensor
 
     whole = torch.empty(target.shape, dtype=target.dtype)
     if value is not None:
         whole.copy_(value)
     dist.broadcast(whole, 0, group=group)
-    if isinstance(target, DTensor):
-        local = target.to_local()
-        part = distribute_tensor(whole.to(local.device), target.device_mesh, target.placements, src_data_rank=None)
-        local.copy_(part.to_local())
-    else:
-        target.copy_(whole)
+    fill(target, whole)

@@ -50,7 +50,7 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
                 if place.relative_path not in files:
                     written_as_values = place.relative_path == VALUES
                     files[place.relative_path] = (
-                        read_values(folder) if written_as_values else _mapped(folder / place.relative_path)
+                        read_values(folder) if written_as_values else MappedFile(folder / place.relative_path)
                     )
                 self._read(item, files[place.relative_path], place, planner)
             done: Any = torch.futures.Future()
@@ -61,7 +61,7 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             if item.type == LoadItemType.BYTE_IO and isinstance(file, dict):
                 planner.load_value(item, file[item.storage_index.fqn])
                 return
-            found = file[place.offset : place.offset + place.length]
+            found = file.part(place.offset, place.length)
             if item.type == LoadItemType.BYTE_IO:
                 planner.load_value(item, _unpickled(found.numpy().tobytes(), folder))
                 return
@@ -74,6 +74,7 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             wanted = planner.resolve_tensor(item).detach()
             wanted.copy_(narrow_tensor_by_index(stored, item.storage_offsets, item.lengths))
             planner.commit_tensor(item, wanted)
+            file.leave(place.offset, place.length)
 
     return Reader(folder)
 
@@ -122,11 +123,24 @@ def _unpickled(data: bytes, folder: Path) -> Any:
         raise refused(folder, error) from None
 
 
-def _mapped(path: Path) -> Any:
-    """Map a file's bytes as a tensor."""
-    import torch
+class MappedFile:
+    """A file as a tensor of bytes, which takes memory only where it was read and not left again."""
 
-    if not path.stat().st_size:
-        return torch.empty(0, dtype=torch.uint8)
-    with open(path, "rb") as file:
-        return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self._bytes, self._map = torch.empty(0, dtype=torch.uint8), None
+        if path.stat().st_size:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def part(self, begin: int, length: int) -> Any:
+        """Bytes of the file, not copied."""
+        return self._bytes[begin : begin + length]
+
+    def leave(self, begin: int, length: int) -> None:
+        """Give back the memory of whole pages in this part; changes made there are lost."""
+        begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and end > begin:
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)

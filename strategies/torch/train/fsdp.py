@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
+from dtrain.common import allocator
 from dtrain.job.job import Job, Resources
 from dtrain.job.limits import COUNT, POSITIVE
 
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
 from ..watch.measures import peak_device_memory
-from . import backend, launcher
+from . import backend, deferred, launcher
 from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
 from .process_group import connected
 
@@ -40,6 +42,9 @@ class FSDPOptions:
     """Through torch.compile."""
     activation_checkpointing: tuple[str, ...] = ()
     """Classes of modules whose activations are computed again instead of kept."""
+    build: Literal["auto", "meta", "whole"] = "auto"
+    """How the model is made. `meta`: without memory, then filled tensor by tensor, each cut to this worker's part; an error if its
+    constructors need values. `whole`: in the memory of every worker, then cut. `auto`: `meta` where that is possible, and the log says where not."""
     eager_connect: bool | None = None
     """On GPUs, bind the process group to the device and connect NCCL before the first collective (`device_id`). When not given: for a task. Of
     a function not, since a gloo group of some ranks would then wait for all of them."""
@@ -131,6 +136,17 @@ class Sharded(Parallel):
         self.scales_loss = options.precision == "fp16"
         self.options = options
         self.mesh = mesh
+
+    def built(self, make: Callable[[], dict[str, Any]], device: Any) -> dict[str, Any]:
+        """Collective. No worker holds a whole model, if its constructors can do without values."""
+        found = None if self.options.build == "whole" else deferred.attempted(make, needed=self.options.build == "meta")
+        if found is None:
+            return super().built(make, device)
+        if found.size >= allocator.LARGE_MODEL_BYTES:
+            allocator.return_freed_tensors(os.environ)
+        wrapped = {name: self.wrap(model, device) for name, model in found.models.items()}
+        found.materialise("cpu" if self.options.cpu_offload else device)
+        return wrapped
 
     def wrap(self, model: Any, device: Any) -> Any:
         """Inner modules first, then the rest as one."""

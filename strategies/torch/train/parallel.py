@@ -41,6 +41,10 @@ class Parallel:
         self.phases: StepPhases | None = None
         """The clock of the steps; set before a model is wrapped."""
 
+    def built(self, make: Callable[[], dict[str, Any]], device: Any) -> dict[str, Any]:
+        """Collective. The parallel models, by name, of those that the user's code makes."""
+        return {name: self.wrap(model.to(device), device) for name, model in make().items()}
+
     def wrap(self, model: Any, device: Any) -> Any:
         """The parallel model of the user's."""
         return model

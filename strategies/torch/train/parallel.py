@@ -171,11 +171,11 @@ def compiled(model: Any, *, when: bool) -> Any:
     return model
 
 
-def checkpointed(model: Any, names: tuple[str, ...]) -> Any:
-    """Have modules of these classes compute their activations once more in the backward pass instead of keeping them."""
+def checkpointed(model: Any, names: tuple[str, ...], every: int = 1) -> Any:
+    """Have every n-th module of these classes compute its activations once more in the backward pass instead of keeping them."""
     if names:
         from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-        chosen = {id(module) for module in modules_named(model, names)}
+        chosen = {id(module) for module in modules_named(model, names)[::every]}
         apply_activation_checkpointing(model, check_fn=lambda module: id(module) in chosen)
     return model

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from dtrain.api.rank_memory import RankMemory
 from dtrain.api.strategy import WorkerContext
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.job.job import Job, Resources
@@ -17,6 +18,7 @@ from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
 from ..watch.measures import peak_device_memory
 from . import backend, launcher
+from .memory_estimate import estimated
 from .parallel import Parallel, Precision, checkpointed, compiled
 from .process_group import connected
 
@@ -81,6 +83,9 @@ class DDP(launcher.OneADevice):
 
     def scales_loss(self) -> str:
         return launcher.scaling(self.options.precision)
+
+    def rank_memory(self, task: Any, job: Job) -> RankMemory:
+        return estimated(task, job, 1)
 
     def inexact(self, job: Job) -> list[str]:
         found = []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from dtrain.api.rank_memory import RankMemory
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common import allocator
@@ -19,6 +20,7 @@ from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
 from ..watch.measures import peak_device_memory
 from . import backend, blocks, deferred, launcher
+from .memory_estimate import estimated
 from .parallel import Parallel, Precision, checkpointed, compiled
 from .process_group import connected
 
@@ -130,6 +132,17 @@ class FSDP(launcher.OneADevice):
     def sharing(self, resources: Resources) -> int:
         """Return the number of workers that a model is split over."""
         return resources.workers
+
+    def rank_memory(self, task: Any, job: Job) -> RankMemory:
+        options = self.options
+
+        def largest(model: Any) -> int:
+            parts = blocks.chosen(model, options.wrap, options.wrap_parameters, Path(job.folder))
+            size = _dtype(options.types().param)
+            return blocks.largest_numel(model, parts) * (size.itemsize if size else 4)
+
+        # A block computes, others are gathered ahead, and the gradients of one are not split yet.
+        return estimated(task, job, self.sharing(job.resources), largest, 2 + options.prefetch)
 
     def unchecked(self, job: Job) -> str:
         if self.options.cpu_offload and job.resources.device == "gpu":

@@ -10,6 +10,7 @@ from dtrain.common.errors import DtrainError, UserError
 
 from .shards import fill
 from .state import ONLY, TorchState
+from .tensor_files import TensorFiles, shapes
 from .weights import TorchWeights, tied
 
 
@@ -34,6 +35,8 @@ def start_from(state: TorchState, group: Any, rank: int, read: ReadWeights, sour
     with torch.no_grad():
         for name in rest:
             _give(targets[name], weights.get(name), group)
+            if isinstance(weights, TensorFiles):
+                weights.leave(name)
     return found
 
 
@@ -54,7 +57,7 @@ def _compared(
 ) -> tuple[Unmatched, Sequence[str]]:
     """Return what does not fit, and the names that do. Raises `UserError` that lists the former if all must fit."""
     here = {name: tuple(value.shape) for name, value in targets.items()}
-    there = {name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "dtype")}
+    there = shapes(weights)
     found = compared(there, here, tied(state.models.get(ONLY, state.models)))
     if strict:
         found.refuse(f"init_from: {source}", "the model", HINT)

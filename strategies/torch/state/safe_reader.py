@@ -6,7 +6,6 @@ framework.
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dtrain.common.files import is_safe_name
 
 from ...unpickling import PICKLE, loads, refused
 from .index import INDEX, VALUES, read_index, read_values
+from .tensor_files import MappedFile
 
 METADATA = ".metadata"
 """Older versions wrote it instead of the index."""
@@ -121,26 +121,3 @@ def _unpickled(data: bytes, folder: Path) -> Any:
         return torch.load(io.BytesIO(data), weights_only=False, pickle_module=PICKLE)
     except pickle.UnpicklingError as error:
         raise refused(folder, error) from None
-
-
-class MappedFile:
-    """A file as a tensor of bytes, which takes memory only where it was read and not left again."""
-
-    def __init__(self, path: Path) -> None:
-        import torch
-
-        self._bytes, self._map = torch.empty(0, dtype=torch.uint8), None
-        if path.stat().st_size:
-            with open(path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-
-    def part(self, begin: int, length: int) -> Any:
-        """Bytes of the file, not copied."""
-        return self._bytes[begin : begin + length]
-
-    def leave(self, begin: int, length: int) -> None:
-        """Give back the memory of whole pages in this part; changes made there are lost."""
-        begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + length) // mmap.PAGESIZE * mmap.PAGESIZE
-        if self._map is not None and end > begin:
-            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)

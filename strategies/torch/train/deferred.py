@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from dtrain.common import allocator
 from dtrain.common.errors import UserError
 
 from ..state.shards import fill
@@ -146,6 +147,9 @@ def gathered(models: Mapping[str, Any], task: Any, name: str, rank: int) -> Mode
     states = {key: get_model_state_dict(model, options=options) for key, model in models.items()}
     if rank:
         return {}
+    size = sum(one.nbytes for state in states.values() for one in state.values() if hasattr(one, "nbytes"))
+    if size >= allocator.LARGE_MODEL_BYTES:
+        print(f"{name}.finish is given the whole model, which takes {size / 1e9:.2g} GB of rank 0's memory")
     make = partial(made, task, name, several=ONLY not in states)
     found = attempted(make, needed=False)
     if found is None:

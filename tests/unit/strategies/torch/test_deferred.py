@@ -16,7 +16,7 @@ from dtrain.common.errors import UserError
 from dtrain.strategies.torch.train.deferred import attempted
 
 
-class ByHand(nn.Module):
+class ByHand(nn.Module):  # type: ignore[misc]
     """What people write in a constructor."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class ByHand(nn.Module):
         self.positions[:, 0::2], self.positions[:, 1::2] = torch.sin(angles), torch.cos(angles)
 
 
-class Redrawn(nn.Module):
+class Redrawn(nn.Module):  # type: ignore[misc]
     """Every weight is drawn again when all are there."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ def normed() -> nn.Module:
 def transformer() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 64}
     return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, **sizes))
 
 

@@ -21,7 +21,7 @@ from dtrain.strategies.torch.train.fsdp import FSDP, HSDP, FSDPOptions, HSDPOpti
 CPU = torch.device("cpu")
 
 
-class Block(nn.Module):
+class Block(nn.Module):  # type: ignore[misc]
     """One linear layer, which keeps the type that it computed in."""
 
     def __init__(self) -> None:

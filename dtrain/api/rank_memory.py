@@ -16,7 +16,7 @@ class RankMemory:
     block: int = 0
     """The largest part of the model that is gathered at a time; 0: nothing is gathered."""
     blocks: int = 0
-    """How many parts are gathered at once, gradients of one counted."""
+    """How many parts are whole at once, copies of the gradients of one counted."""
 
     @property
     def split(self) -> int:

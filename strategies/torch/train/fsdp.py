@@ -141,8 +141,8 @@ class FSDP(launcher.OneADevice):
             size = _dtype(options.types().param)
             return blocks.largest_numel(model, parts) * (size.itemsize if size else 4)
 
-        # A block computes, others are gathered ahead, and the gradients of one are not split yet.
-        return estimated(task, job, self.sharing(job.resources), largest, 2 + options.prefetch)
+        # A block computes, others are gathered ahead, and the gradients of one are whole, in the layout of the model and in that of the sum.
+        return estimated(task, job, self.sharing(job.resources), largest, 3 + options.prefetch)
 
     def unchecked(self, job: Job) -> str:
         if self.options.cpu_offload and job.resources.device == "gpu":

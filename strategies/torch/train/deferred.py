@@ -30,6 +30,8 @@ def attempted(make: Callable[[], Models], *, needed: bool) -> Deferred | None:
     generators = random.getstate(), numpy.random.get_state()
     try:
         return Deferred(*recorded(make))
+    except UserError:
+        raise
     except Exception as error:
         why = str(error).partition("\n")[0]
         if needed:
@@ -176,7 +178,13 @@ def _become(stray: Any, view: View, real: Callable[[View], Any]) -> None:
     """Turn a tensor without content into one that has it, wherever the user's code keeps it."""
     import torch
 
-    torch.utils.swap_tensors(stray, real(view).requires_grad_(stray.requires_grad))
+    try:
+        torch.utils.swap_tensors(stray, real(view).requires_grad_(stray.requires_grad))
+    except RuntimeError as error:
+        raise UserError(
+            f"a tensor that the model keeps beside its parameters and buffers cannot be filled: {error}",
+            "Set strategy.build to whole, or register it as a buffer.",
+        ) from error
 
 
 def _places(models: Models) -> Iterator[Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,28 @@ def test_a_whole_model_is_filled_from_its_state_and_draws_only_what_that_lacks()
     deferred.fill({"": trained.state_dict()})
     found = tensors(deferred.models[""])
     assert all(torch.equal(found[name], value) for name, value in tensors(trained).items())
+
+
+def test_a_tensor_that_cannot_be_filled_later_is_an_error_that_says_what_to_do() -> None:
+    watched = []
+
+    def make() -> Any:
+        model = ByHand()
+        watched.append(weakref.ref(model.kept[0]))
+        return model
+
+    deferred = attempted(lambda: {"": make()}, needed=False)
+    assert deferred is not None
+    with pytest.raises(UserError, match=r"Set strategy\.build to whole"):
+        deferred.materialise("cpu")
+
+
+def test_a_mistake_of_the_users_is_told_as_it_is() -> None:
+    def make() -> Any:
+        raise UserError("no module")
+
+    with pytest.raises(UserError, match="no module"):
+        attempted(make, needed=False)
 
 
 def forked() -> nn.Module:

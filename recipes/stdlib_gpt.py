@@ -58,7 +58,7 @@ class Text:
         return self.text[index * self.context : (index + 1) * self.context + 1].astype(np.int64)
 
 
-class StdlibGPT:
+class NextByte:
     """The task: next-byte prediction on some megabytes of the standard library."""
 
     def __init__(self, width=96, heads=4, blocks=3, context=96, megabytes=2):
@@ -83,6 +83,10 @@ class StdlibGPT:
     def loss(self, model, batch):
         scores = model(batch[:, :-1])
         return F.cross_entropy(scores.flatten(0, 1).float(), batch[:, 1:].flatten())
+
+
+class StdlibGPT(NextByte):
+    """The same, and a sample at the end, for which one worker gets the whole model."""
 
     def finish(self, model):
         """Print a sample."""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.failure_kinds import FailureKind, exception_kind
@@ -18,6 +18,7 @@ from dtrain.job.job import Device, Job, Resources
 
 if TYPE_CHECKING:  # an agent imports this module, and must be light
     from dtrain.api.bench_choice import MeasuredStrategies, StrategyChoice
+    from dtrain.api.rank_memory import RankMemory
     from dtrain.api.training_backend import TrainingBackend
 
 ERROR_FILE = "<error file of this rank>"
@@ -188,6 +189,11 @@ class Strategy(ABC):
     def problems(self, resources: Resources) -> list[str]:
         """List what cannot work with these resources, each with what to do instead."""
         return []
+
+    def rank_memory(self, task: Any, job: Job) -> RankMemory | None:
+        """Tell how much memory a rank needs for the task of this job; in a process of its own, which may import the framework. None: not
+        known."""
+        return None
 
     def peak_device_memory(self) -> int:
         """In a worker, the most bytes that its devices have held at once; 0: they are CPUs, or it is not known."""

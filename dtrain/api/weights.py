@@ -14,7 +14,7 @@ from dtrain.api.exporter import Inference
 from dtrain.common.errors import UserError
 from dtrain.common.lazy_dataclass import dataclass
 
-Weights = dict[str, Any]
+Weights = Mapping[str, Any]
 """Name → tensor: of PyTorch as in a state dict, a numpy array otherwise."""
 Shape = tuple[int, ...]
 MOST_SHOWN = 100
@@ -93,7 +93,7 @@ class Framework(Protocol):
 
     @staticmethod
     def read(folder: Path) -> Weights:
-        """The model's weights in a checkpoint's folder, whole, in the memory of this process."""
+        """The model's weights in a checkpoint's folder; they may be read from it when they are asked for."""
 
     @staticmethod
     def read_file(path: Path, model: Callable[[], Any]) -> Weights:

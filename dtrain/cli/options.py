@@ -42,6 +42,9 @@ RunNames = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option(envvar=environment.RUNS, metavar="FOLDER", help="Where the run folders are.")]
+PlanMemory = Annotated[
+    bool, typer.Option("--memory", help="Build the task's model, without its memory, and show what a rank needs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="For a program to read.")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page that opens without a network.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

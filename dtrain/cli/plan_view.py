@@ -9,10 +9,12 @@ from dtrain.api.plan import LaunchPlan
 from dtrain.api.strategy import RankInfo, RendezvousInfo
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.secrets import redacted
+from dtrain.inspect import rank_memory
+from dtrain.inspect.rank_memory import MemoryPlan
 from dtrain.job.job import shards_on
 from dtrain.launch import initial_weights, planner, registry
 from dtrain.record.folder import RunDir
-from dtrain.show.render import counted
+from dtrain.show.render import counted, size
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ class PlanView:
     """The weights that it begins with; '': new ones."""
     out_of_reach: tuple[str, ...]
     """Reasons why this machine cannot start it."""
+    rank_memory: MemoryPlan | None
+    """What a rank of a task needs; None if nobody asked."""
 
 
-def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
-    """Convert a plan to data."""
+def plan_view(launch: LaunchPlan, runs: Path, *, memory: bool = False) -> PlanView:
+    """Convert a plan to data; with `memory`, and for a recipe that says what a device has, with what a rank needs."""
     job, cluster = launch.job, registry.cluster_of(launch.job)
     run = RunDir(runs.absolute() / f"{job.name}-<time>")
     return PlanView(
@@ -85,6 +89,7 @@ def plan_view(launch: LaunchPlan, runs: Path) -> PlanView:
         numbers=None if job.kind == "script" else BatchView(job.train.global_batch, shards_on(job.train, launch.workers)),
         ranks=_rank_views(launch, run.id, same_machine=cluster.same_machine), commands=cluster.render(launch, run), init_from=initial_weights.told(job),
         site_settings=tuple(cluster.site_settings(launch, run)), out_of_reach=tuple(planner.out_of_reach(launch)),
+        rank_memory=rank_memory.of_job(job) if job.task and (memory or job.resources.device_memory) else None,
     )  # fmt: skip
 
 
@@ -171,9 +176,35 @@ def plan_text(shown: PlanView) -> str:
             f"{counted(shown.threads, 'thread') if shown.threads else 'as many threads'} everywhere"
         )
     lines.append(f"  in-memory checkpoints: {shown.memory}")
+    if shown.rank_memory:
+        lines += [f"  {line}" for line in _memory_lines(shown.rank_memory)]
     for rank in shown.ranks:
         lines.append(f"  rank {rank.rank} on {rank.node} (ports are chosen when an attempt begins: 0 here)")
         lines += [f"    {name}={value}" for name, value in rank.environment.items()]
     lines += ["  would run:", *(f"    {line}" for line in shown.commands.splitlines())]
     lines += [f"  {sentence}" for sentence in shown.site_settings]
     return "\n".join([*lines, *(f"  not from this machine: {text}" for text in shown.out_of_reach)])
+
+
+def _memory_lines(found: MemoryPlan) -> list[str]:
+    """Format what a rank needs, and a warning if its device has less."""
+    needed = found.needed
+    if needed is None:
+        return [f"memory of a rank: not known ({found.unknown})"]
+    optimizer = "not known" if needed.optimizer is None else size(needed.optimizer)
+    parts = [f"parameters {size(needed.parameters)}", f"gradients {size(needed.gradients)}", f"optimizer {optimizer}"]
+    if needed.block:
+        parts.append(f"{needed.blocks} gathered blocks of {size(needed.block)}")
+    lines = [f"memory of a rank: {', '.join(parts)}: {size(needed.total)}; activations come on top"]
+    if not found.fits:
+        what = "choose a strategy that splits the model over the workers"
+        if needed.block:
+            what = (
+                f"take {found.enough_workers} workers"
+                if found.enough_workers
+                else "choose smaller blocks (strategy.wrap)"
+            )
+        lines.append(
+            f"warning: a device has {size(found.device_bytes or 0)} (resources.device_memory), which is less: {what}"
+        )
+    return lines

@@ -26,6 +26,7 @@ from dtrain.cli.options import (
     Name,
     Nodes,
     Note,
+    PlanMemory,
     Profile,
     Quiet,
     RunName,
@@ -217,9 +218,8 @@ def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) ->
 
 def plan(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
-    cluster: Cluster = None, profile: Profile = None,
-    name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
-    as_json: Json = False,
+    cluster: Cluster = None, profile: Profile = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
+    memory: PlanMemory = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show what would run where, with which environment; no worker is started.
 
@@ -238,12 +238,12 @@ def plan(
         args=args,
         sets=sets,
     )
-    _print_plans(create.planned(path, runs, given), runs, as_json=as_json)
+    _print_plans(create.planned(path, runs, given), runs, as_json=as_json, memory=memory)
 
 
-def _print_plans(plans: Sequence[LaunchPlan], runs: Path, *, as_json: bool = False) -> None:
+def _print_plans(plans: Sequence[LaunchPlan], runs: Path, *, as_json: bool = False, memory: bool = False) -> None:
     from dtrain.cli import plan_view
 
     for launch in plans:
-        shown = plan_view.plan_view(launch, runs)
+        shown = plan_view.plan_view(launch, runs, memory=memory)
         print(json.dumps(asdict(shown), indent=1) if as_json else plan_view.plan_text(shown))

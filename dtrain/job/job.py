@@ -88,6 +88,8 @@ class Resources:
     """Threads of one replica; the node's CPUs divided by its replicas when not given."""
     min_workers: Annotated[int, COUNT] | None = None
     """Go on with this many when nodes are lost and none replaces them; `workers` when not given."""
+    device_memory: str | None = None
+    """Memory of one device, as `80GB`, in which a rank's part of the model must fit: `dtrain plan` warns if it does not."""
     check_nodes: bool = True
     """Look at every node before its first step, beside the start: versions equal, clock, room on the disk and in /dev/shm, run folder
     writable, other nodes reachable."""

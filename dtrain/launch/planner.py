@@ -159,6 +159,8 @@ def _of_numbers(job: Job) -> Iterator[Problem]:
         )
     if (resources.min_workers or 0) > resources.workers:
         yield Problem(("resources", "min_workers"), f"min_workers is above workers ({resources.workers})")
+    if resources.device_memory is not None:
+        yield from _of_amount(("resources", "device_memory"), resources.device_memory)
     if job.logs.keep is not None:
         yield from _of_amount(("logs", "keep"), job.logs.keep)
     if job.kind == "script":

@@ -43,7 +43,7 @@ class SavedWeights:
         }
 
     def read(self) -> Weights:
-        """Read the weights, whole."""
+        """Read the weights, or have them read when they are asked for."""
         return self.framework.read(self.folder)
 
 
@@ -74,9 +74,9 @@ def _framework_of(folder: Path, manifest: Manifest) -> type[Framework]:
 def load(
     run: str | os.PathLike[str], step: int | None = None, best: str | None = None, *,
     runs: str | os.PathLike[str] | None = None,
-) -> Weights:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Read the weights of a run; see `dtrain.load`."""
-    return saved(default_root(runs), os.fspath(run), step, best).read()
+    return dict(saved(default_root(runs), os.fspath(run), step, best).read())
 
 
 def load_weights(

@@ -279,7 +279,8 @@ def _train(
     debugger: Debugger,
 ) -> None:
     """A task or a function, under the job's strategy."""
-    from dtrain.worker import allocator, loop
+    from dtrain.common import allocator
+    from dtrain.worker import loop
 
     allocator.keep_freed_memory(os.environ)
     assert isinstance(strategy, TrainingStrategy), "the plan refuses others"

@@ -8,7 +8,9 @@ from typing import Any
 from dtrain.api.weights import HINT, ReadWeights, Unmatched, Weights, compared
 from dtrain.common.errors import DtrainError, UserError
 
+from .shards import fill
 from .state import ONLY, TorchState
+from .tensor_files import TensorFiles, shapes
 from .weights import TorchWeights, tied
 
 
@@ -33,6 +35,8 @@ def start_from(state: TorchState, group: Any, rank: int, read: ReadWeights, sour
     with torch.no_grad():
         for name in rest:
             _give(targets[name], weights.get(name), group)
+            if isinstance(weights, TensorFiles):
+                weights.leave(name)
     return found
 
 
@@ -53,7 +57,7 @@ def _compared(
 ) -> tuple[Unmatched, Sequence[str]]:
     """Return what does not fit, and the names that do. Raises `UserError` that lists the former if all must fit."""
     here = {name: tuple(value.shape) for name, value in targets.items()}
-    there = {name: tuple(value.shape) for name, value in weights.items() if hasattr(value, "dtype")}
+    there = shapes(weights)
     found = compared(there, here, tied(state.models.get(ONLY, state.models)))
     if strict:
         found.refuse(f"init_from: {source}", "the model", HINT)
@@ -67,15 +71,9 @@ def _give(target: Any, value: Any, group: Any) -> None:
     """Collective. Rank 0's value into the tensor of every rank, or into each rank's part of it."""
     import torch
     import torch.distributed as dist
-    from torch.distributed.tensor import DTensor, distribute_tensor
 
     whole = torch.empty(target.shape, dtype=target.dtype)
     if value is not None:
         whole.copy_(value)
     dist.broadcast(whole, 0, group=group)
-    if isinstance(target, DTensor):
-        local = target.to_local()
-        part = distribute_tensor(whole.to(local.device), target.device_mesh, target.placements, src_data_rank=None)
-        local.copy_(part.to_local())
-    else:
-        target.copy_(whole)
+    fill(target, whole)

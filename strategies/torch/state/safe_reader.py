@@ -6,7 +6,6 @@ framework.
 from __future__ import annotations
 
 import io
-import mmap
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dtrain.common.files import is_safe_name
 
 from ...unpickling import PICKLE, loads, refused
 from .index import INDEX, VALUES, read_index, read_values
+from .tensor_files import MappedFile
 
 METADATA = ".metadata"
 """Older versions wrote it instead of the index."""
@@ -50,7 +50,7 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
                 if place.relative_path not in files:
                     written_as_values = place.relative_path == VALUES
                     files[place.relative_path] = (
-                        read_values(folder) if written_as_values else _mapped(folder / place.relative_path)
+                        read_values(folder) if written_as_values else MappedFile(folder / place.relative_path)
                     )
                 self._read(item, files[place.relative_path], place, planner)
             done: Any = torch.futures.Future()
@@ -61,7 +61,7 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             if item.type == LoadItemType.BYTE_IO and isinstance(file, dict):
                 planner.load_value(item, file[item.storage_index.fqn])
                 return
-            found = file[place.offset : place.offset + place.length]
+            found = file.part(place.offset, place.length)
             if item.type == LoadItemType.BYTE_IO:
                 planner.load_value(item, _unpickled(found.numpy().tobytes(), folder))
                 return
@@ -74,6 +74,7 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             wanted = planner.resolve_tensor(item).detach()
             wanted.copy_(narrow_tensor_by_index(stored, item.storage_offsets, item.lengths))
             planner.commit_tensor(item, wanted)
+            file.leave(place.offset, place.length)
 
     return Reader(folder)
 
@@ -120,13 +121,3 @@ def _unpickled(data: bytes, folder: Path) -> Any:
         return torch.load(io.BytesIO(data), weights_only=False, pickle_module=PICKLE)
     except pickle.UnpicklingError as error:
         raise refused(folder, error) from None
-
-
-def _mapped(path: Path) -> Any:
-    """Map a file's bytes as a tensor."""
-    import torch
-
-    if not path.stat().st_size:
-        return torch.empty(0, dtype=torch.uint8)
-    with open(path, "rb") as file:
-        return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)

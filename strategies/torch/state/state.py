@@ -18,7 +18,8 @@ from dtrain.api.training_backend import Fetch, nothing_to_fetch
 from dtrain.common.errors import CheckpointError, UserError
 
 from ... import plain_values
-from . import optimizer_state, safe_reader
+from . import optimizer_state, safe_reader, tensor_files
+from .index import INDEX
 from .packing import leaves, packed, places, unpacked
 
 ONLY = ""
@@ -156,7 +157,7 @@ class Stored:
         self.folder = folder
         self._group = group
         self._fetch = fetch
-        metadata = safe_reader.reader(folder).read_metadata()
+        self._metadata = metadata = safe_reader.reader(folder).read_metadata()
         self.groups: dict[str, list[dict[str, Any]]] = {}
         """Name of an optimizer → its groups as they were saved, once they are loaded."""
         self._entries: dict[str, Any] = dict(metadata.state_dict_metadata)
@@ -192,16 +193,23 @@ class Stored:
             no_dist=self._group is None,
         )
 
-    def weights(self) -> dict[str, Any]:
-        """The state of the models, whole, on the host; the names of one of several models begin with its own. Without a group."""
-        chosen = {key: path for key, path in self._paths.items() if path[0] in ("model", "models")}
+    def weights(self) -> Mapping[str, Any]:
+        """The state of the models, read tensor by tensor; the names of one of several models begin with its own. Without a group."""
+        names = {
+            key: ".".join(map(str, path[1:])) for key, path in self._paths.items() if path[0] in ("model", "models")
+        }
+        tensors = {key: name for key, name in names.items() if hasattr(self._entries[key], "size")}
+        if not (self.folder / INDEX).exists():
+            tensors = {}  # an older version pickled them
+        chosen = {key: self._paths[key] for key in names if key not in tensors}
         state: dict[str, Any] = {}
         for key, path in chosen.items():
             _put(state, path, self._template(key))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
             self.read(state)
-        return {".".join(map(str, path[1:])): _got(state, path) for path in chosen.values()}
+        values = {names[key]: _got(state, path) for key, path in chosen.items()}
+        return tensor_files.of_checkpoint(self.folder, self._metadata, tensors, values)
 
     def names(self, section: str) -> list[str]:
         """Return the names of the things in a section."""

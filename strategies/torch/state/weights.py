@@ -5,8 +5,8 @@ Importing this module imports no framework.
 
 from __future__ import annotations
 
+import functools
 import json
-import mmap
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,15 +16,17 @@ from typing import Any, ClassVar
 
 from dtrain.api.training_backend import nothing_to_fetch
 from dtrain.api.weights import FOLDER, HINT, Shape, Unmatched, Weights, compared
-from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
+from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, laid_out
 from dtrain.common.errors import UserError
 from dtrain.job.task_answers import gave
 
 from ..train.models import made
+from . import tensor_files
 from .index import INDEX
 from .inference import TorchInference
 from .safe_reader import METADATA
 from .state import ONLY, Stored, plain_name
+from .tensor_files import TensorFiles
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -65,7 +67,7 @@ class TorchWeights:
             ) from None
         for wrapper in WRAPPERS:
             if found and all(name.startswith(wrapper) for name in found):
-                found = {name.removeprefix(wrapper): value for name, value in found.items()}
+                found = found.without(wrapper)
         return found
 
     @staticmethod
@@ -77,7 +79,7 @@ class TorchWeights:
         import torch
 
         here = TorchWeights.shapes(model)
-        there = {name: _shape(value) for name, value in weights.items()}
+        there = tensor_files.shapes(weights)
         found = compared(there, here, tied(model))
         if strict:
             found.refuse(source, "the model", HINT)
@@ -116,10 +118,11 @@ class TorchWeights:
             model.save_pretrained(path)
             return []
         if path.suffix != SUFFIX:
-            torch.save(weights, path)
+            torch.save(dict(weights), path)
             return []
-        tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
-        _write_tensors(path, tensors, metadata)
+        empty = weights.empty() if isinstance(weights, TensorFiles) else weights
+        tensors = {name: value for name, value in empty.items() if isinstance(value, torch.Tensor)}
+        _write_tensors(path, weights, tensors, metadata)
         left = [name for name in weights if name not in tensors]
         return [f"{', '.join(left)}: no tensors, which a safetensors file holds alone (.pt holds all)"] if left else []
 
@@ -155,7 +158,7 @@ def _shape(value: Any) -> Shape:
     return tuple(value.shape) if hasattr(value, "shape") else ()
 
 
-def _of_folder(path: Path) -> Weights:
+def _of_folder(path: Path) -> TensorFiles:
     """Read a folder that `save_pretrained` wrote, in one file or several."""
     if not (path / CONFIG).is_file():
         raise ValueError(f"a folder without {CONFIG} is none of Hugging Face's")
@@ -165,15 +168,15 @@ def _of_folder(path: Path) -> Weights:
         index = path / f"{name}.index.json"
         if index.is_file():
             parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return {key: value for part in parts for key, value in _of_file(path / Path(part).name).items()}
+            return functools.reduce(TensorFiles.joined, [_of_file(path / Path(part).name) for part in parts])
     raise ValueError(f"there is no {' and no '.join(HUB_FILES)} in it")
 
 
-def _of_file(path: Path) -> Weights:
+def _of_file(path: Path) -> TensorFiles:
     import torch
 
     if path.suffix == SUFFIX:
-        return _read_tensors(path)
+        return tensor_files.of_file(path)
     if path.suffix not in PICKLED:
         raise ValueError(f"its name ends with none of {', '.join((SUFFIX, *PICKLED))}")
     found = torch.load(path, map_location="cpu", weights_only=True)
@@ -182,26 +185,11 @@ def _of_file(path: Path) -> Weights:
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
         raise ValueError(f"it holds {gave(found)}, not a state dict")
-    return dict(found)
+    return TensorFiles({}, found)
 
 
-def _read_tensors(path: Path) -> Weights:
-    import torch
-
-    entries = entries_of(path)
-    types = {short: getattr(torch, name) for name, short in DTYPES.items() if hasattr(torch, name)}
-    with open(path, "rb") as file:
-        memory = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
-    found = {}
-    for entry in entries:
-        content = memory[entry.begin : entry.begin + entry.length]
-        if entry.begin % types[entry.dtype].itemsize:
-            content = content.clone()
-        found[entry.name] = content.view(types[entry.dtype]).view(entry.shape)
-    return found
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def _write_tensors(path: Path, weights: Weights, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write weights one by one; `tensors` have their types and shapes."""
     import torch
 
     entries = []
@@ -216,5 +204,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str
     with open(path, "wb") as file:
         file.write(layout.header)
         for entry in layout.entries:
-            content = tensors[entry.name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            content = weights[entry.name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             file.write(content.numpy().data)
+            if isinstance(weights, TensorFiles):
+                weights.leave(entry.name)

@@ -32,9 +32,10 @@ from ..watch.profiler import TorchProfiler
 from . import evaluation, step_check
 from .batches import Mover, evaluating, part_of
 from .buffers import BufferSync
+from .deferred import gathered
 from .loss_scale import LossScale
 from .losses import LateLosses
-from .models import gathered, made
+from .models import made
 from .optimizers import check_trained, forget_gradients, refuse_closures, sorted_out, trained
 from .own_step import OwnStep, reported
 from .parallel import Parallel
@@ -97,10 +98,7 @@ class TorchBackend(TrainingBackend):
             )
         self._train = train
         several = hasattr(task, "models")
-        self._models = {
-            name: self._parallel.wrap(model.to(self._device), self._device)
-            for name, model in made(task, self._name, several=several).items()
-        }
+        self._models = self._parallel.built(partial(made, task, self._name, several=several), self._device)
         self._state.models = plain = {name: self._parallel.plain(model) for name, model in self._models.items()}
         if self._exact:
             tree_sums.refuse(plain.values(), self._name)

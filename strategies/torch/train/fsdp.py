@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
+from dtrain.api.rank_memory import RankMemory
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
+from dtrain.common import allocator
 from dtrain.job.job import Job, Resources
 from dtrain.job.limits import COUNT, POSITIVE
 
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
 from ..watch.measures import peak_device_memory
-from . import backend, launcher
-from .parallel import Parallel, Precision, checkpointed, compiled, modules_named
+from . import backend, blocks, deferred, launcher
+from .memory_estimate import estimated
+from .parallel import Parallel, Precision, checkpointed, compiled
 from .process_group import connected
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """Types by role, as in torch's `MixedPrecisionPolicy`."""
+
+    param: Precision | None = None
+    """Of gathered parameters and what is computed with them; their own when not given."""
+    reduce: Precision = "fp32"
+    """Of gradients while they are summed."""
+    output: Precision | None = None
+    """Of what the model returns."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +42,44 @@ class FSDPOptions:
     """Of fully_shard."""
 
     wrap: tuple[str, ...] = ()
-    """Classes of modules that are gathered one at a time (`[Block]`); by size when not given."""
+    """Classes of modules that are gathered one at a time (`[Block]`), or a function that takes the model and returns a list of them
+    (`[blocks.py:chosen]`); by size when not given."""
     wrap_parameters: Annotated[int, POSITIVE] = 100_000
     """Without `wrap`: modules of at least this number of parameters are gathered one at a time."""
     precision: Precision = "fp32"
     """bf16, fp16: parameters and activations in it, gradients summed in fp32; in fp16 the loss of a task is scaled
     (`torch.amp.GradScaler`)."""
-    reshard_after_forward: bool = True
-    """Free gathered parameters after the forward pass (less memory) or keep them for the backward pass (less traffic)."""
+    mixed_precision: MixedPrecision | None = None
+    """Types by role, instead of `precision`."""
+    reshard_after_forward: bool | int = True
+    """Free gathered parameters after the forward pass (less memory) or keep them for the backward pass (less traffic). A number: keep them
+    split over so many workers, which must divide those that share a model."""
+    prefetch: Annotated[int, COUNT] = 1
+    """How many of the modules of `wrap` are gathered ahead of the one that computes."""
+    ignored: tuple[str, ...] = ()
+    """Names of frozen parameters that every worker keeps whole (`[embedding.*]`)."""
     cpu_offload: bool = False
     """Keep what is not in use in the host's memory."""
-    compile: bool = False
-    """Through torch.compile."""
+    compile: bool | Literal["block"] = False
+    """Through torch.compile; `block`: each of the modules of `wrap` by itself, which compiles equal ones once."""
     activation_checkpointing: tuple[str, ...] = ()
     """Classes of modules whose activations are computed again instead of kept."""
+    activation_checkpointing_every: Annotated[int, COUNT] = 1
+    """Only every n-th of these modules, from the first one on: less is computed again, and more is kept."""
+    build: Literal["auto", "meta", "whole"] = "auto"
+    """How the model is made. `meta`: without memory, then filled tensor by tensor, each cut to this worker's part; an error if its
+    constructors need values. `whole`: in the memory of every worker, then cut. `auto`: `meta` where that is possible, and the log says where not."""
     eager_connect: bool | None = None
     """On GPUs, bind the process group to the device and connect NCCL before the first collective (`device_id`). When not given: for a task. Of
     a function not, since a gloo group of some ranks would then wait for all of them."""
+
+    def types(self) -> MixedPrecision:
+        """The types by role; a sum of losses leaves fp16's range soon."""
+        if self.mixed_precision:
+            return self.mixed_precision
+        return MixedPrecision(
+            None if self.precision == "fp32" else self.precision, output="fp32" if self.precision == "fp16" else None
+        )
 
 
 @dataclass(frozen=True)
@@ -74,11 +111,38 @@ class FSDP(launcher.OneADevice):
         with connected(context, eager=self.options.eager_connect) as device:
             shape = self.shape(context.rank_info)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
-            parallel = Sharded(self.options, mesh, tree_sums.of_job(context))
+            parallel = Sharded(self.options, mesh, tree_sums.of_job(context), Path(context.job.folder))
             yield backend.TorchBackend(context.rank_info, device, parallel)
 
     def scales_loss(self) -> str:
-        return launcher.scaling(self.options.precision)
+        return launcher.scaling(self.options.types().param or "")
+
+    def problems(self, resources: Resources) -> list[str]:
+        """Yield options that contradict each other or do not fit the workers."""
+        found, options = super().problems(resources), self.options
+        if options.mixed_precision and options.precision != "fp32":
+            found.append("strategy.precision and strategy.mixed_precision both choose types: leave out one of them")
+        parts = options.reshard_after_forward
+        if not isinstance(parts, bool) and (parts < 1 or self.sharing(resources) % parts):
+            found.append(
+                f"strategy.reshard_after_forward: {parts} does not divide the {self.sharing(resources)} workers that share a model"
+            )
+        return found
+
+    def sharing(self, resources: Resources) -> int:
+        """Return the number of workers that a model is split over."""
+        return resources.workers
+
+    def rank_memory(self, task: Any, job: Job) -> RankMemory:
+        options = self.options
+
+        def largest(model: Any) -> int:
+            parts = blocks.chosen(model, options.wrap, options.wrap_parameters, Path(job.folder))
+            size = _dtype(options.types().param)
+            return blocks.largest_numel(model, parts) * (size.itemsize if size else 4)
+
+        # A block computes, others are gathered ahead, and the gradients of one are whole, in the layout of the model and in that of the sum.
+        return estimated(task, job, self.sharing(job.resources), largest, 3 + options.prefetch)
 
     def unchecked(self, job: Job) -> str:
         if self.options.cpu_offload and job.resources.device == "gpu":
@@ -95,6 +159,9 @@ class HSDP(FSDP):
 
     Options = HSDPOptions
     options: HSDPOptions
+
+    def sharing(self, resources: Resources) -> int:
+        return max(1, resources.workers // (self.options.replicas or resources.nodes))
 
     def problems(self, resources: Resources) -> list[str]:
         """Yield groups of unequal size."""
@@ -126,15 +193,27 @@ class Sharded(Parallel):
     waits_inside = True  # for the parameters of the other ranks
     takes_closures = False  # LBFGS lays all gradients out as one vector, which those spread over a mesh cannot be
 
-    def __init__(self, options: FSDPOptions, mesh: Any, sums: ExactSums | None = None) -> None:
+    def __init__(self, options: FSDPOptions, mesh: Any, sums: ExactSums | None = None, folder: Path = Path()) -> None:
         super().__init__(exact=sums)  # without automatic casts: `wrap` chooses the types
-        self.scales_loss = options.precision == "fp16"
+        self.scales_loss = options.types().param == "fp16"
         self.options = options
         self.mesh = mesh
+        self._folder = folder
+        """Of the user's code."""
+
+    def built(self, make: Callable[[], dict[str, Any]], device: Any) -> dict[str, Any]:
+        """Collective. No worker holds a whole model, if its constructors can do without values."""
+        found = None if self.options.build == "whole" else deferred.attempted(make, needed=self.options.build == "meta")
+        if found is None:
+            return super().built(make, device)
+        if found.size >= allocator.LARGE_MODEL_BYTES:
+            allocator.return_freed_tensors(os.environ)
+        wrapped = {name: self.wrap(model, device) for name, model in found.models.items()}
+        found.materialise("cpu" if self.options.cpu_offload else device)
+        return wrapped
 
     def wrap(self, model: Any, device: Any) -> Any:
         """Inner modules first, then the rest as one."""
-        import torch
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
             FSDPModule,
@@ -145,29 +224,36 @@ class Sharded(Parallel):
 
         # The reduction of a norm on the host would need a process group of the host's own.
         self.measures_gradient = not self.options.cpu_offload or device.type == "cpu"
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.precision)
-        types = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+        types = self.options.types()
+        policy = MixedPrecisionPolicy(param_dtype=_dtype(types.param), reduce_dtype=_dtype(types.reduce))
+        model = checkpointed(model, self.options.activation_checkpointing, self.options.activation_checkpointing_every)
+        parts = blocks.chosen(model, self.options.wrap, self.options.wrap_parameters, self._folder)
         settings = {
             "mesh": self.mesh,
-            "reshard_after_forward": self.options.reshard_after_forward,
-            "mp_policy": types,
+            "reshard_after_forward": self._reshard(),
+            "mp_policy": policy,
             "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
             if self.options.cpu_offload
             else OffloadPolicy(),
+            "ignored_params": blocks.ignored(model, self.options.ignored),
         }
-        model = checkpointed(model, self.options.activation_checkpointing)
-        for module in self._parts(model):
+        for module in parts:
+            compiled(module, when=self.options.compile == "block")
             fully_shard(module, **settings)
-        if self.scales_loss:  # a sum of losses leaves fp16's range soon
-            settings["mp_policy"] = replace(types, output_dtype=torch.float32)
-        fully_shard(model, **settings)
+        fully_shard(model, **settings | {"mp_policy": replace(policy, output_dtype=_dtype(types.output))})
+        _prefetch(parts[::-1], self.options.prefetch)
         if self.exact and self._shard_group().size() > 1:
             replicas = self.mesh.get_group("replicate") if self.mesh.ndim > 1 else None
             for module in model.modules():
                 if isinstance(module, FSDPModule):
                     module.set_custom_reduce_scatter(tree_sums.reduce_scatter(self.exact, replicas))
         self._time_waits(model)
-        return compiled(model, when=self.options.compile)
+        return compiled(model, when=self.options.compile is True)
+
+    def _reshard(self) -> bool | int:
+        """A run that goes on with other workers than it began with may have a number that does not divide them."""
+        parts = self.options.reshard_after_forward
+        return parts if isinstance(parts, bool) or self._shard_group().size() % parts == 0 else True
 
     def _time_waits(self, model: Any) -> None:
         """Have the clock of the steps know when this worker waits for other ranks inside of a pass."""
@@ -190,24 +276,6 @@ class Sharded(Parallel):
     def clip(self, parameters: Iterable[Any], most: float) -> Any:
         return tree_sums.clip(parameters, most, self._shard_group()) if self.exact else super().clip(parameters, most)
 
-    def _parts(self, model: Any) -> list[Any]:
-        """The modules to be gathered one at a time, inner ones before those around them. Modules that share a parameter
-        (an embedding and the layer tied to it) are left to the module around them: one gathers a parameter for all."""
-        tied = _tied(model)
-        if self.options.wrap:
-            named = modules_named(model, self.options.wrap)
-            return [module for module in reversed(named) if not _shares(module, tied)]
-        taken: set[int] = set()
-        chosen = []
-        for module in reversed(list(model.modules())):
-            own = [parameter for parameter in module.parameters() if id(parameter) not in taken]
-            containers = ("ModuleList", "ModuleDict")
-            large = sum(parameter.numel() for parameter in own) >= self.options.wrap_parameters
-            if large and module is not model and type(module).__name__ not in containers and not _shares(module, tied):
-                chosen.append(module)
-                taken.update(id(parameter) for parameter in own)
-        return chosen
-
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Every pass reduces its gradients to this worker's share, so that whole ones are never kept; only the
         replicas of HSDP wait for the last pass."""
@@ -216,15 +284,16 @@ class Sharded(Parallel):
         return nullcontext()
 
 
-def _tied(model: Any) -> dict[int, int]:
-    """Parameter → how many modules hold it themselves, for those that more than one does."""
-    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    return {parameter: count for parameter, count in holders.items() if count > 1}
+def _dtype(name: Precision | None) -> Any:
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(name or "")
 
 
-def _shares(module: Any, tied: dict[int, int]) -> bool:
-    """Whether a module has a parameter that a module outside of it has too."""
-    if not tied:
-        return False
-    inside = Counter(id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False))
-    return any(count != tied.get(parameter, count) for parameter, count in inside.items())
+def _prefetch(modules: Sequence[Any], depth: int) -> None:
+    """Have each module gather so many after it, and in the backward pass before it, while it computes; torch gathers one by itself."""
+    if depth == 1:
+        return
+    for number, module in enumerate(modules):
+        module.set_modules_to_forward_prefetch(modules[number + 1 : number + 1 + depth])
+        module.set_modules_to_backward_prefetch(modules[max(0, number - depth) : number][::-1])

@@ -25,17 +25,3 @@ def made(task: Any, name: str, *, several: bool) -> dict[str, Any]:
         if key and not str(key).isidentifier():
             raise UserError(f"{method} names a model {key!r}; expected an identifier, like 'generator'")
     return dict(models)
-
-
-def gathered(models: Mapping[str, Any], task: Any, name: str, rank: int) -> dict[str, Any]:
-    """Collective. Sharded models with all their weights, built once more on the host of rank 0; {} on the others."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    states = {key: get_model_state_dict(model, options=options) for key, model in models.items()}
-    if rank:
-        return {}
-    whole = made(task, name, several=ONLY not in states)
-    for key, model in whole.items():
-        model.load_state_dict(states[key])
-    return whole

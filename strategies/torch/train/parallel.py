@@ -45,6 +45,10 @@ class Parallel:
         self.phases: StepPhases | None = None
         """The clock of the steps; set before a model is wrapped."""
 
+    def built(self, make: Callable[[], dict[str, Any]], device: Any) -> dict[str, Any]:
+        """Collective. The parallel models, by name, of those that the user's code makes."""
+        return {name: self.wrap(model.to(device), device) for name, model in make().items()}
+
     def wrap(self, model: Any, device: Any) -> Any:
         """The parallel model of the user's."""
         return model
@@ -175,11 +179,11 @@ def compiled(model: Any, *, when: bool) -> Any:
     return model
 
 
-def checkpointed(model: Any, names: tuple[str, ...]) -> Any:
-    """Have modules of these classes compute their activations once more in the backward pass instead of keeping them."""
+def checkpointed(model: Any, names: tuple[str, ...], every: int = 1) -> Any:
+    """Have every n-th module of these classes compute its activations once more in the backward pass instead of keeping them."""
     if names:
         from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-        chosen = {id(module) for module in modules_named(model, names)}
+        chosen = {id(module) for module in modules_named(model, names)[::every]}
         apply_activation_checkpointing(model, check_fn=lambda module: id(module) in chosen)
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from live import RECIPES, finished, killed, start
+from live import RECIPES, dtrain, finished, killed, start
 
 DIGITS = sorted(path.stem for path in RECIPES.glob("digits_*.yaml") if path.stem != "digits_function")
 
@@ -30,6 +30,18 @@ def test_the_gpt_learns_and_prints_a_sample(name: str, tmp_path: Path) -> None:
     losses = live.losses()
     assert losses[max(losses)] < losses[min(losses)] - 0.3
     assert "def " in live.output(0)
+
+
+def test_the_large_gpt_fits_the_workers_it_names_and_no_fewer(tmp_path: Path) -> None:
+    recipe = str(RECIPES / "stdlib_gpt_large.yaml")
+    shown = dtrain("plan", recipe).stdout
+    assert "memory of a rank: parameters 15" in shown
+    assert "warning: a device has" not in shown
+    assert "which is less: take 2 workers" in dtrain("plan", recipe, "--workers", "1").stdout
+    small = ("params.width=64", "params.heads=4", "params.blocks=2", "params.context=64", "train.steps=20")
+    live = finished(recipe, *(part for one in small for part in ("--set", one)), runs=tmp_path)
+    losses = live.losses()
+    assert losses[max(losses)] < losses[min(losses)] - 0.2
 
 
 @pytest.mark.parametrize("name", ["script", "horovod_script"])

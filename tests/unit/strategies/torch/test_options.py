@@ -7,8 +7,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from live import PROGRAMS, Live, dtrain, finished
 from one_worker import trained, written
+from torch import nn
+
+from dtrain.job.job import Resources
+from dtrain.strategies.torch.train.ddp import DDP, DDPOptions, Replicated
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 SHORT = ("--workers", "2", "--set", "train.steps=10")
@@ -26,7 +31,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Live:
     [
         ("ddp", ["static_graph=true", "bucket_mb=0.001"], 1e-5),
         ("ddp", ["precision=bf16"], 0.2),
-        ("ddp", ["compression=fp16"], 0.05),
+        ("ddp", ["comm_hook=fp16_compress"], 0.05),
+        ("ddp", ["comm_hook=powerSGD", "power_sgd_start=2", "power_sgd_rank=2"], 0.2),
         ("ddp", ["compile=true"], 1e-4),
         ("ddp", ["activation_checkpointing=[Tanh]"], 1e-5),
         ("fsdp", ["precision=bf16", "wrap=[Linear]"], 0.2),
@@ -42,6 +48,8 @@ def test_an_option_trains(strategy: str, options: list[str], close: float, plain
     live = finished(RECIPE, "--strategy", strategy, *SHORT, *sets, runs=tmp_path)
     for step, loss in plain.losses().items():
         assert live.losses()[step] == pytest.approx(loss, rel=close), f"step {step}"
+    if any("comm_hook" in option for option in options):
+        assert live.losses() != plain.losses()
 
 
 def test_options_are_checked_without_the_framework() -> None:
@@ -219,3 +227,18 @@ def test_large_buffers_may_come_later_and_be_replaced(tmp_path: Path) -> None:
     )
     live = finished(str(tmp_path / "r.yaml"), runs=tmp_path / "runs")
     assert live.events("run_ended")[0]["exit_code"] == 0
+
+
+def test_batch_norm_takes_its_statistics_over_all_workers_where_torch_can() -> None:
+    strategy = DDP(DDPOptions(sync_batch_norm=True))
+    assert not strategy.problems(Resources(device="gpu"))
+    assert "is for GPUs" in strategy.problems(Resources())[0]
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    kinds = [type(module) for module in Replicated(strategy.options, world_size=1).wrap(model, torch.device("cpu"))]
+    assert kinds == [nn.Linear, nn.SyncBatchNorm]
+
+
+def test_how_gradients_are_sent_is_said_once() -> None:
+    assert DDPOptions(compression="bf16").hook() == "bf16_compress"
+    both = DDP(DDPOptions(compression="bf16", comm_hook="powerSGD"))
+    assert "leave out one of them" in both.problems(Resources())[0]

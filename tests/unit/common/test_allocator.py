@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from dtrain.worker.allocator import keep_freed_memory
+from dtrain.common.allocator import keep_freed_memory
 
 PROGRAM = """
 import resource, numpy
-from dtrain.worker.allocator import keep_freed_memory
+from dtrain.common.allocator import keep_freed_memory
 if {keep}:
     assert keep_freed_memory({{}})
 def faults():

@@ -1,0 +1,156 @@
+"""Tensors that lie in files, read one by one when they are asked for. Importing this module imports no framework."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dtrain.checkpoint.tensor_file import DTYPES, entries_of
+
+
+class Piece(NamedTuple):
+    """A part of a tensor in a file."""
+
+    file: Path
+    begin: int
+    length: int
+    """In bytes."""
+    offset: Sequence[int]
+    """Where the part begins in the tensor."""
+    shape: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies."""
+
+    dtype: Any
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+class TensorFiles(Mapping[str, Any]):
+    """Name → tensor. One in a single piece is a view of its file, which takes memory where it was read; of several, a copy."""
+
+    def __init__(self, stored: Mapping[str, Stored], values: Mapping[str, Any] | None = None) -> None:
+        self._stored = dict(stored)
+        self._values = dict(values or {})
+        """What is no tensor."""
+        self._files: dict[Path, MappedFile] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._stored, *self._values))
+
+    def __len__(self) -> int:
+        return len(self._stored) + len(self._values)
+
+    def __getitem__(self, name: str) -> Any:
+        import torch
+
+        if name in self._values:
+            return self._values[name]
+        stored = self._stored[name]
+        if len(stored.pieces) == 1:
+            return self._part(stored.pieces[0], stored.dtype)
+        whole = torch.empty(stored.shape, dtype=stored.dtype)
+        for piece in stored.pieces:
+            room = whole
+            for dimension, (begin, size) in enumerate(zip(piece.offset, piece.shape, strict=True)):
+                room = room.narrow(dimension, begin, size)
+            room.copy_(self._part(piece, stored.dtype))
+            self._files[piece.file].leave(piece.begin, piece.length)
+        return whole
+
+    def empty(self) -> dict[str, Any]:
+        """Name → tensor of its type and shape, without content where that lies in a file."""
+        import torch
+
+        found = {name: torch.empty(one.shape, dtype=one.dtype, device="meta") for name, one in self._stored.items()}
+        return found | self._values
+
+    def leave(self, name: str) -> None:
+        """Give back the memory of a tensor that was read and is not used any more."""
+        for piece in self._stored[name].pieces if name in self._stored else ():
+            if piece.file in self._files:
+                self._files[piece.file].leave(piece.begin, piece.length)
+
+    def without(self, prefix: str) -> TensorFiles:
+        """The same tensors under names that do not begin so."""
+        parts = (
+            {name.removeprefix(prefix): one for name, one in part.items()} for part in (self._stored, self._values)
+        )
+        return TensorFiles(*parts)
+
+    def joined(self, other: TensorFiles) -> TensorFiles:
+        """These and others."""
+        return TensorFiles(self._stored | other._stored, self._values | other._values)
+
+    def _part(self, piece: Piece, dtype: Any) -> Any:
+        if piece.file not in self._files:
+            self._files[piece.file] = MappedFile(piece.file)
+        content = self._files[piece.file].part(piece.begin, piece.length)
+        if piece.begin % dtype.itemsize:
+            content = content.clone()  # files are laid out for types of 8 bytes at most
+        return content.view(dtype).view(tuple(piece.shape))
+
+
+def of_file(path: Path) -> TensorFiles:
+    """The tensors of a safetensors file; raises `ValueError` if it is none."""
+    import torch
+
+    types = {short: getattr(torch, name) for name, short in DTYPES.items() if hasattr(torch, name)}
+    return TensorFiles({
+        entry.name: Stored(
+            types[entry.dtype], tuple(entry.shape),
+            (Piece(path, entry.begin, entry.length, (0,) * len(entry.shape), entry.shape),),
+        )
+        for entry in entries_of(path)
+    })  # fmt: skip
+
+
+def of_checkpoint(folder: Path, metadata: Any, names: Mapping[str, str], values: Mapping[str, Any]) -> TensorFiles:
+    """Tensors of a checkpoint by other names (name in the checkpoint → name), beside values that are no tensors."""
+    pieces: dict[str, list[Piece]] = {name: [] for name in names}
+    for index, place in metadata.storage_data.items():
+        if index.fqn in pieces:
+            entry = metadata.state_dict_metadata[index.fqn]
+            offset = tuple(index.offset or (0,) * len(entry.size))
+            shape = next(tuple(chunk.sizes) for chunk in entry.chunks if tuple(chunk.offsets) == offset)
+            pieces[index.fqn].append(Piece(folder / place.relative_path, place.offset, place.length, offset, shape))
+    stored = {}
+    for name, found in pieces.items():
+        entry = metadata.state_dict_metadata[name]
+        stored[names[name]] = Stored(entry.properties.dtype, tuple(entry.size), tuple(found))
+    return TensorFiles(stored, values)
+
+
+def shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name → shape of weights, without reading those that lie in files; () for what is no tensor."""
+    found = weights.empty() if isinstance(weights, TensorFiles) else weights
+    return {name: tuple(value.shape) if hasattr(value, "shape") else () for name, value in found.items()}
+
+
+class MappedFile:
+    """A file as a tensor of bytes, which takes memory only where it was read and not left again."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self._bytes, self._map = torch.empty(0, dtype=torch.uint8), None
+        if path.stat().st_size:
+            with open(path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+
+    def part(self, begin: int, length: int) -> Any:
+        """Bytes of the file, not copied."""
+        return self._bytes[begin : begin + length]
+
+    def leave(self, begin: int, length: int) -> None:
+        """Give back the memory of whole pages in this part; changes made there are lost."""
+        begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and end > begin:
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)

@@ -1,0 +1,117 @@
+"""The options of fsdp, each seen in what it does to a model; one rank, whose model is sharded all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from dtrain.common.errors import UserError
+from dtrain.job.job import Resources
+from dtrain.strategies.torch.train.fsdp import FSDP, HSDP, FSDPOptions, HSDPOptions, MixedPrecision, Sharded
+
+CPU = torch.device("cpu")
+
+
+class Block(nn.Module):  # type: ignore[misc]
+    """One linear layer, which keeps the type that it computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.computed_in: Any = None
+
+    def forward(self, x: Any) -> Any:
+        y = self.inner(x)
+        self.computed_in = y.dtype
+        return y
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,), mesh_dim_names=("shard",))
+    dist.destroy_process_group()
+
+
+def sharded(mesh: Any, model: Any = None, folder: Path = Path(), **options: Any) -> Any:
+    """Four blocks, or another model, under these options."""
+    model = model or nn.Sequential(*(Block() for _ in range(4)))
+    return Sharded(FSDPOptions(**{"wrap": ("Block",)} | options), mesh, folder=folder).wrap(model, CPU)
+
+
+def test_types_are_chosen_by_role(mesh: Any) -> None:
+    model = sharded(mesh, mixed_precision=MixedPrecision(param="bf16", reduce="bf16", output="fp32"))
+    assert model(torch.ones(2, 4)).dtype == torch.float32
+    assert model[0].computed_in == torch.bfloat16
+    assert sharded(mesh, mixed_precision=MixedPrecision(param="bf16"))(torch.ones(2, 4)).dtype == torch.bfloat16
+
+
+def test_a_function_chooses_the_modules(mesh: Any, tmp_path: Path) -> None:
+    (tmp_path / "choice.py").write_text("def last(model):\n    return [model[3]]\ndef none(model):\n    return 3\n")
+    model = sharded(mesh, folder=tmp_path, wrap=("choice.py:last",))
+    assert [isinstance(block, FSDPModule) for block in model] == [False, False, False, True]
+    with pytest.raises(UserError, match="expected a list of modules"):
+        sharded(mesh, folder=tmp_path, wrap=("choice.py:none",))
+
+
+def test_gathered_parameters_are_kept_where_they_are_not_freed(mesh: Any) -> None:
+    kept = {}
+    for reshard in (True, False):
+        model = sharded(mesh, reshard_after_forward=reshard)
+        model(torch.ones(2, 4))
+        kept[reshard] = isinstance(model[0].inner.weight, DTensor)
+    assert kept == {True: True, False: False}
+
+
+def test_a_number_of_workers_that_keep_parameters_must_divide_those_that_share() -> None:
+    def problems(strategy: FSDP) -> str:
+        return " ".join(strategy.problems(Resources(workers=4)))
+
+    assert not problems(FSDP(FSDPOptions(reshard_after_forward=2)))
+    assert "3 does not divide the 4 workers" in problems(FSDP(FSDPOptions(reshard_after_forward=3)))
+    assert "4 does not divide the 2 workers" in problems(HSDP(HSDPOptions(reshard_after_forward=4, replicas=2)))
+
+
+def test_precision_is_given_once() -> None:
+    options = FSDPOptions(precision="bf16", mixed_precision=MixedPrecision(param="fp16"))
+    assert "leave out one of them" in FSDP(options).problems(Resources())[0]
+
+
+def test_more_modules_are_gathered_ahead(mesh: Any) -> None:
+    ahead = [len(block._get_fsdp_state()._states_to_forward_prefetch) for block in sharded(mesh, prefetch=2)]
+    back = [len(block._get_fsdp_state()._states_to_backward_prefetch) for block in sharded(mesh, prefetch=2)]
+    assert (ahead, back) == ([2, 2, 1, 0], [0, 1, 2, 2])
+
+
+def test_frozen_parameters_can_stay_whole(mesh: Any) -> None:
+    model = nn.Sequential(*(Block() for _ in range(4)))
+    model[0].inner.requires_grad_(requires_grad=False)
+    sharded(mesh, model, ignored=("0.*",))
+    assert not isinstance(model[0].inner.weight, DTensor)
+    assert isinstance(model[1].inner.weight, DTensor)
+    with pytest.raises(UserError, match=r"1\.inner\.weight is trained"):
+        sharded(mesh, ignored=("1.*",))
+    with pytest.raises(UserError, match="no parameter of the model is called 'head'"):
+        sharded(mesh, ignored=("head",))
+
+
+def test_every_nth_module_computes_its_activations_again(mesh: Any) -> None:
+    model = sharded(mesh, activation_checkpointing=("Block",), activation_checkpointing_every=2)
+    assert [hasattr(block, "_checkpoint_wrapped_module") for block in model] == [True, False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_each_block_is_compiled_by_itself(mesh: Any) -> None:
+    for option, parts, whole in ((False, False, False), (True, False, True), ("block", True, False)):
+        model = sharded(mesh, compile=option)
+        assert (model._compiled_call_impl is not None) == whole
+        assert {block._compiled_call_impl is not None for block in model} == {parts}

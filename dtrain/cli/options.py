@@ -15,6 +15,7 @@ from dtrain.common.errors import UsageError
 
 if TYPE_CHECKING:
     from dtrain.record.folder import RunDir
+    from dtrain.study.folder import StudyDir
 
 RunName = Annotated[
     str,
@@ -114,6 +115,13 @@ def find(runs: Path, name: str) -> RunDir:
     from dtrain.storage import run_sync
 
     return run_sync.find(runs, name)
+
+
+def find_study(runs: Path, name: str) -> StudyDir | None:
+    """The study that was meant; None if a run was."""
+    from dtrain.study import folder
+
+    return None if name == LAST else folder.find(runs, name)
 
 
 def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:

@@ -29,6 +29,7 @@ from dtrain.cli.options import (
     Yes,
     find,
     find_all,
+    find_study,
 )  # fmt: skip
 from dtrain.common.errors import Exit, UsageError
 
@@ -49,6 +50,11 @@ def report(name: LastRun = LAST, runs: Runs = RUNS, html: Html = None, as_json: 
     from dtrain.report import report as reports
     from dtrain.report import run_record
 
+    if study := find_study(runs, name):
+        from dtrain.cli import tune_commands
+
+        tune_commands.report(study, html, as_json=as_json)
+        return
     record = run_record.read(find(runs, name))
     if html:
         from dtrain.report.page import report_page
@@ -152,6 +158,13 @@ def rm(
     Example: dtrain rm digits-lr0.1"""
     from dtrain.control import remove
 
+    for study in [found for found in (find_study(runs, name) for name in names) if found]:
+        from dtrain.cli import tune_commands
+
+        tune_commands.remove(study, yes=yes)
+        names = [name for name in names if not study.id.startswith(name) and Path(name).absolute() != study.path]
+    if not names:
+        return
     chosen = find_all(runs, names)
     for run in chosen:
         remove.refuse_live(run)

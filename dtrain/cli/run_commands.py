@@ -36,6 +36,7 @@ from dtrain.cli.options import (
     Verbose,
     Workers,
     find,
+    find_study,
     output,
 )  # fmt: skip
 from dtrain.common import environment
@@ -63,6 +64,13 @@ Warm = Annotated[
     ),
 ]  # fmt: skip
 
+Best = Annotated[
+    bool,
+    typer.Option(
+        "--best", help="RECIPE is a study: take the recipe of its best trial, which is written beside its own."
+    ),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
@@ -88,7 +96,7 @@ def _keep_warm(text: str | None) -> str | None:
 def run(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
-    detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None,
+    detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None, best: Best = False,
 ) -> None:  # fmt: skip
     """Train a recipe or a script, and watch it. Ctrl-C saves and stops; twice stops at once.
 
@@ -97,6 +105,7 @@ def run(
     from dtrain.control import create, overrides
 
     shown = output(quiet=quiet, verbose=verbose)
+    path = _of_best(path, runs) if best else path
     given = overrides.of_options(
         gpus=gpus,
         workers=workers,
@@ -132,6 +141,10 @@ def resume(
     from dtrain.cli import terminal
     from dtrain.control import create, overrides
 
+    if study := find_study(runs, name):
+        from dtrain.cli import tune_commands
+
+        return tune_commands.resume(study, detach=detach, quiet=quiet)
     chosen, shown = find(runs, name), output(quiet=quiet, verbose=verbose)
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, env=env, sets=sets)
     if dry_run:
@@ -189,21 +202,24 @@ def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) ->
     """Watch a run that was submitted, or started elsewhere. Ctrl-C asks whether to detach or to stop it.
 
     Example: dtrain attach last"""
-    from dtrain.cli import terminal
+    from dtrain.cli import terminal, tune_commands
 
+    if study := find_study(runs, name):
+        raise typer.Exit(tune_commands.attach(study))
     raise typer.Exit(terminal.attach(find(runs, name), output(verbose=verbose)))
 
 
 def plan(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
-    as_json: Json = False,
+    as_json: Json = False, best: Best = False,
 ) -> None:  # fmt: skip
     """Show what would run where, with which environment; no worker is started.
 
     Example: dtrain plan recipe.yaml --cluster slurm"""
     from dtrain.control import create, overrides
 
+    path = _of_best(path, runs) if best else path
     given = overrides.of_options(
         gpus=gpus,
         workers=workers,
@@ -217,6 +233,15 @@ def plan(
         sets=sets,
     )
     _print_plans(create.planned(path, runs, given), runs, as_json=as_json)
+
+
+def _of_best(path: Path, runs: Path) -> Path:
+    """The recipe of the best trial of a study, which is written to a file."""
+    from dtrain.study import control, folder
+
+    written = control.best_recipe(folder.require(runs, str(path)))
+    print(f"wrote {written}", file=sys.stderr)
+    return written
 
 
 def _print_plans(plans: Sequence[LaunchPlan], runs: Path, *, as_json: bool = False) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dtrain.cli import screen
-from dtrain.cli.options import LAST, RUNS, Json, LastRun, Quiet, Runs, find, find_all
+from dtrain.cli.options import LAST, RUNS, Json, LastRun, Quiet, Runs, find, find_all, find_study
 from dtrain.common.errors import Exit, UsageError
+
+if TYPE_CHECKING:
+    from dtrain.study.folder import StudyDir
 
 WATCH_SECONDS = 2.0
 Several = Annotated[
@@ -73,6 +78,10 @@ def status(
     from dtrain.cli import summary
     from dtrain.control import state as queries
 
+    if study := find_study(runs, name):
+        from dtrain.cli import tune_commands
+
+        return tune_commands.status(study, watch=watch, as_json=as_json)
     chosen, before = find(runs, name), ""
     while True:
         state = queries.state_of(chosen)
@@ -82,7 +91,7 @@ def status(
             screen.clear() if watch and not as_json else None
             print(text, flush=True)
         if not watch or state.exit_code is not None or state.phase == "lost":
-            return
+            return None
         before = text
         time.sleep(WATCH_SECONDS)
 
@@ -122,6 +131,13 @@ def stop(
 
     if everything and names:
         raise UsageError("--all means every run, and a run is named as well", "Use one of them.")
+    studies = _studies(runs, names or [], everything=everything)
+    for study in studies:
+        from dtrain.study import control
+
+        print(control.stop(study, now=now, wait=wait), flush=True)
+    if studies and len(studies) == len(names or []):
+        return
     chosen = folder.all_runs(runs) if everything else find_all(runs, names or [LAST])
     if everything or len(chosen) > 1:
         chosen = [run for run in chosen if goes_on(run)]
@@ -129,6 +145,15 @@ def stop(
         print(f"no run goes on in {runs.absolute()}")
     elif not terminal.stop_all(chosen, now=now, wait=wait):
         raise typer.Exit(int(Exit.GAVE_UP))
+
+
+def _studies(runs: Path, names: Sequence[str], *, everything: bool) -> list[StudyDir]:
+    """The studies among what was named, or all that go on."""
+    from dtrain.study import folder
+
+    if everything:
+        return [study for study in folder.all_studies(runs) if study.goes_on()]
+    return [study for study in (find_study(runs, name) for name in names) if study]
 
 
 def wait(names: Several = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
@@ -139,7 +164,14 @@ def wait(names: Several = None, runs: Runs = RUNS, quiet: Quiet = False) -> None
     from dtrain.show import render
 
     codes = []
-    for run in find_all(runs, names or [LAST]):
+    for study in _studies(runs, names or [], everything=False):
+        from dtrain.study import control
+
+        codes.append(control.wait(study) or 0)
+        if not quiet:
+            print(f"{study.id}: {control.state(study)}", flush=True)
+    left = [name for name in names or [LAST] if not find_study(runs, name)]
+    for run in find_all(runs, left):
         state = follow.until_ended(run)
         codes.append(int(Exit.GAVE_UP) if state.exit_code is None else state.exit_code)
         if not quiet:

@@ -29,7 +29,6 @@ from dtrain.common.errors import Exit
 if TYPE_CHECKING:
     from dtrain.study.folder import StudyDir
 
-LOOK_SECONDS = 0.5
 Over = Annotated[
     list[str] | None,
     typer.Option(
@@ -116,10 +115,11 @@ def attach(study: StudyDir, *, quiet: bool = False) -> int:
     from dtrain.study import control, views
 
     seen: dict[int, str] = {}
+    looks = control.Looks(study)
     on_screen = sys.stdout.isatty() and not quiet
 
-    def show() -> None:
-        if quiet:
+    def show(*, last: bool = False) -> None:
+        if quiet or not (last or looks.due()):
             return
         if on_screen:
             if (text := views.status(study, screen.width())) != seen.get(-1):
@@ -142,7 +142,7 @@ def attach(study: StudyDir, *, quiet: bool = False) -> int:
                 print(f"detached; {study.id} goes on. Watch it again: dtrain attach {study.id}")
                 return int(Exit.DONE)
             print(control.stop(study, now=False, wait=False))
-    show()
+    show(last=True)
     if on_screen:
         screen.clear()
     code = views.exit_code(study)

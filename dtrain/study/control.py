@@ -28,6 +28,7 @@ from dtrain.study.journal import Journal, Trial, check_sampler, rank
 
 POLL_SECONDS = 0.1
 START_SECONDS = 30.0
+LOOK_SECONDS = 2.0
 STOP_SECONDS = 90.0
 _detached: list[subprocess.Popen[bytes]] = []
 """Processes of studies that this process started, kept so that their exit statuses are collected."""
@@ -142,6 +143,23 @@ def best_recipe(study: StudyDir) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+class Looks:
+    """Says when a study is worth another look: its journal has grown, or its trials have trained on for some time."""
+
+    def __init__(self, study: StudyDir) -> None:
+        self._study = study
+        self._size = -1
+        self._at = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        size = self._study.journal.stat().st_size if self._study.journal.exists() else 0
+        if size == self._size and time.monotonic() - self._at < LOOK_SECONDS:
+            return False
+        self._size, self._at = size, time.monotonic()
+        return True
 
 
 def wait(study: StudyDir, on_look: Callable[[], None] = lambda: None, deadline: float | None = None) -> int | None:

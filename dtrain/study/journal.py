@@ -6,7 +6,9 @@ the trials, and its seed follows from the study's and the trial's number, so tha
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -20,6 +22,8 @@ from dtrain.launch.tuning import Domain
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "sobol": "QMCSampler", "cma": "CmaEsSampler"}
 ONE_SEED = ("QMCSampler",)
 """Samplers that are one sequence: its seed is the same for all trials."""
+LEAST_TRIALS = 8
+"""From which on the importance of keys is computed."""
 OF_STUDY = "dtrain:study"
 """Attribute of a trial that has what the sampler remembers of the whole study."""
 
@@ -147,13 +151,23 @@ class Journal:
         self._storage.set_trial_state_values(self._id(number), self._states[name], values)
 
     def importances(self) -> dict[str, float]:
-        """Key → its share in how the metric varies, as Optuna computes it; none if there are too few trials."""
-        try:
-            evaluator = optuna().importance.PedAnovaImportanceEvaluator()
-            found: dict[str, float] = optuna().importance.get_param_importances(self._study, evaluator=evaluator)
-        except (ValueError, RuntimeError, ImportError):
+        """Key → its share in how the metric varies at the first rung, or at the end if there are none, as Optuna computes it; none if
+        there are too few trials."""
+        library, found = optuna(), self._study.get_trials(deepcopy=False)
+        compared = library.create_study(direction=self._mode)
+        for one in found:
+            values = list(dict(sorted(one.intermediate_values.items())).values()) or list(one.values or ())
+            if values and math.isfinite(values[0]) and one.state != self._states.FAIL:
+                compared.add_trial(
+                    library.trial.create_trial(params=one.params, distributions=one.distributions, value=values[0])
+                )
+        if len(compared.trials) < LEAST_TRIALS:
             return {}
-        return found
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            evaluator = library.importance.PedAnovaImportanceEvaluator()
+            shares: dict[str, float] = library.importance.get_param_importances(compared, evaluator=evaluator)
+        return {key: share for key, share in shares.items() if math.isfinite(share)}
 
     def _note(self, number: int, **facts: Any) -> None:
         for key, value in facts.items():
@@ -179,8 +193,6 @@ def _sampler(name: str, seed: int, number: int) -> Any:
         raise UsageError(f"tune.sampler: there is no {name!r}. {nearest(name, ['grid', *SAMPLERS, *known])}")
     own = seed % 2**32 if chosen in ONE_SEED else seed_of(seed, number)
     try:
-        import warnings
-
         with warnings.catch_warnings():  # of what is experimental in Optuna
             warnings.simplefilter("ignore")
             return getattr(samplers, chosen)(seed=own)
@@ -220,7 +232,6 @@ def _cut_to_whole_lines(path: Path) -> None:
 
 def rank(trials: Sequence[Trial], mode: str) -> list[Trial]:
     """The trials, the best first: what is done before what was stopped early, since later values are not those of the same step."""
-    import math
 
     def place(one: Trial) -> tuple[bool, bool, float, int]:
         known = one.value is not None and math.isfinite(one.value) and one.state != "failed"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dtrain.common.errors import Exit
+from dtrain.record import event_log
+from dtrain.record.events import Metrics, Progress
 from dtrain.show import render
 from dtrain.study import control
 from dtrain.study.folder import StudyDir
@@ -68,11 +70,18 @@ def table(study: StudyDir, found: Sequence[Trial], width: int = WIDTH) -> str:
         known = one.value is not None and one.state != "failed" and study.tune.metric
         value = number(one.value) if known else "-"
         values = [_cut(number(one.values.get(key))) for key in keys]
-        step = str(one.step) if one.step else "-"
-        lines.append([str(place) if known else "-", str(one.number), *values, value, step, shown_state(study, one)])
+        state = shown_state(study, one)
+        step = _step(study, one) if state == "running" else one.step
+        lines.append([str(place) if known else "-", str(one.number), *values, value, str(step or "-"), state])
     rows = render.fitted(lines, width, list(reversed(heads)))
     text = render.columns(rows)
     return "\n".join(line[:width].rstrip() for line in text.split("\n"))
+
+
+def _step(study: StudyDir, trial: Trial) -> int:
+    """The step that a trial is at which trains now."""
+    events = event_log.read(study.trial(trial.number).events)
+    return max((event.step for event in events if isinstance(event, Progress | Metrics)), default=trial.step)
 
 
 def _heads(keys: Sequence[str]) -> list[str]:
@@ -106,15 +115,12 @@ def shown_state(study: StudyDir, trial: Trial) -> str:
 
 
 def line(study: StudyDir, trial: Trial) -> str:
-    """A trial that has moved, in one line."""
+    """What the journal says of a trial, in one line."""
     values = ", ".join(f"{key}={number(value)}" for key, value in trial.values.items())
-    value = (
-        f"{study.tune.metric} {number(trial.value)} at step {trial.step}"
-        if trial.value is not None and study.tune.metric
-        else ""
-    )
-    why = trial.failure if trial.state == "failed" else ""
-    return f"trial {trial.number}: " + "  ".join(filter(None, (shown_state(study, trial), value, why, f"({values})")))
+    state = trial.state if trial.state != "running" else "at a rung" if trial.rungs else "started"
+    known = trial.value is not None and study.tune.metric
+    value = f"{study.tune.metric} {number(trial.value)} at step {trial.step}" if known else ""
+    return f"trial {trial.number}: " + "  ".join(filter(None, (state, value, trial.failure, f"({values})")))
 
 
 def saved_steps(study: StudyDir, found: Sequence[Trial]) -> tuple[int, int]:

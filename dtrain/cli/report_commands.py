@@ -178,14 +178,17 @@ def clean(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Remove their checkpoints only.")] = False,
     runs: Runs = RUNS, yes: Yes = False,
 ) -> None:  # fmt: skip
-    """Remove all runs that have ended but the best ones; asks first. A run that goes on is not touched.
+    """Remove all runs that have ended but the best ones; asks first. A run, or a study, that goes on is not touched.
 
     Example: dtrain clean --keep-best 3 --metric accuracy"""
     from dtrain.control import remove
     from dtrain.control import select as run_list
     from dtrain.record import folder
+    from dtrain.study import folder as studies
 
-    chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    kept = tuple(f"{study.id}-" for study in studies.all_studies(runs) if study.goes_on())
+    named = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    chosen = [run for run in named if not run.id.startswith(kept)]
     worse = list(remove.worse_than_best(chosen, keep_best, metric))
     if not worse:
         print(f"nothing to remove in {runs.absolute()}")

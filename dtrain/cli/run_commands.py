@@ -162,7 +162,7 @@ def submit(
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
     ] = None,
-    at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs of a sweep at once; waits for all of them, then prints a table.")] = None,
+    at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="At once, as a study that goes on without this terminal; waits for all, then prints a table.")] = None,
     dry_run: DryRun = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Start a recipe or a script, and return: it goes on without this terminal.
@@ -189,10 +189,11 @@ def submit(
     if dry_run:
         _print_plans(create.planned(path, runs, given, sweep or []), runs)
         return
-    members = create.new_sweep(path, runs, given, sweep or [])
     if at_most is not None:
-        raise typer.Exit(terminal.run_queue(members, at_most, shown))
-    for member in members:
+        from dtrain.cli import tune_commands
+
+        raise typer.Exit(tune_commands.sweep(path, runs, given, sweep or [], at_most, shown))
+    for member in create.new_sweep(path, runs, given, sweep or []):
         made = member()
         terminal.print_made_recipe(path, made, shown)
         terminal.submit(made, shown)

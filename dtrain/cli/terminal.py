@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from dtrain.control import start
 from dtrain.control.follow import Watcher
 from dtrain.control.state import row, state_of
 from dtrain.control.stop import stop
-from dtrain.control.sweep_queue import SweepQueue
 from dtrain.launch import target_recipe
 from dtrain.record.events import Event
 from dtrain.record.folder import RunDir, Submitted
@@ -101,19 +100,6 @@ def attach(run: RunDir, output: Output = Output.NORMAL) -> int:
     return _finish(run, code)
 
 
-def run_queue(members: Sequence[Callable[[], RunDir]], at_most: int, output: Output = Output.NORMAL) -> int:
-    """Run the members of a sweep, `at_most` at once, and print a table of them; Ctrl-C starts no more."""
-    queue = SweepQueue(list(members), at_most)
-    try:
-        return queue.run(lambda run, submitted: _print_submitted(run, submitted, output))
-    except KeyboardInterrupt:
-        print(f"{len(queue.waiting)} runs were not started; {len(queue.active)} go on (dtrain stop RUN)")
-        return int(Exit.INTERRUPTED)
-    finally:
-        if queue.started:
-            print(_table(queue.started), flush=True)
-
-
 def stop_all(runs: Sequence[RunDir], *, now: bool, wait: bool) -> bool:
     """Stop these runs, at the same time, and print what came of it; False if one of several does not answer."""
     if len(runs) == 1:
@@ -130,7 +116,7 @@ def stop_all(runs: Sequence[RunDir], *, now: bool, wait: bool) -> bool:
     return not any(answer.exception() for answer in answers)
 
 
-def _table(started: Sequence[RunDir]) -> str:
+def compared(started: Sequence[RunDir]) -> str:
     """Compare the members of a sweep; a single one, or one that cannot be read, is listed as by `dtrain ps`."""
     if len(started) > 1 and all(one.events.exists() for one in started):
         found = comparison.compare([run_record.read(one) for one in started])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from dtrain.cli.options import (
     Gpus,
     Name,
     Nodes,
+    Output,
     Quiet,
     Runs,
     Set,
@@ -27,6 +29,7 @@ from dtrain.cli.run_commands import Recipe
 from dtrain.common.errors import Exit
 
 if TYPE_CHECKING:
+    from dtrain.launch.recipe import Override
     from dtrain.study.folder import StudyDir
 
 Over = Annotated[
@@ -78,6 +81,7 @@ def tune(
 
     Example: dtrain tune recipe.yaml --over params.width=64,128 --metric accuracy --trials 20 --early-stop asha"""
     from dtrain.control import overrides
+    from dtrain.launch import recipe
     from dtrain.study import control
 
     given = overrides.of_options(
@@ -97,7 +101,7 @@ def tune(
     given += [
         (("tune", key), value, f"--{key.replace('_', '-')} {value}") for key, value in said.items() if value is not None
     ]
-    document, folder = control.read(path)
+    document, folder = recipe.read(path, given)
     study = control.make(document, folder, runs, given, str(path.absolute()))
     control.begin(study)
     print(
@@ -151,6 +155,26 @@ def attach(study: StudyDir, *, quiet: bool = False) -> int:
     else:
         print(views.status(study, screen.width()), flush=True)
     return code
+
+
+def sweep(path: Path, runs: Path, given: Sequence[Override], sweeps: Sequence[str], at_most: int, shown: Output) -> int:
+    """Run the members of a sweep as a study, wait for them, and print a table; returns the first exit code that is not 0."""
+    from dtrain.cli import terminal
+    from dtrain.control.state import state_of
+    from dtrain.study import control
+
+    study = control.sweep(path, runs, given, sweeps, at_most)
+    control.begin(study)
+    print(study.id if shown is Output.QUIET else f"began the study {study.id}", flush=True)
+    try:
+        code = control.wait(study) or 0
+    except KeyboardInterrupt:
+        print(f"{study.id} goes on (dtrain stop {study.id})")
+        return int(Exit.INTERRUPTED)
+    started = sorted(study.trial_runs(), key=lambda run: int(run.id.rpartition("-")[2]))
+    print(terminal.compared(started), flush=True)
+    codes = [state_of(one).exit_code for one in started]
+    return next((Exit.GAVE_UP if one is None else one for one in codes if one != Exit.DONE), code)
 
 
 def _wants_to_stop(study: StudyDir) -> bool:

@@ -76,8 +76,6 @@ def domain(value: Any) -> Domain:
 def _choice(values: list[Any]) -> Domain:
     if not values:
         raise ValueError("the list is empty: name at least one value")
-    if nested := [value for value in values if isinstance(value, list | dict)]:
-        raise ValueError(f"{nested[0]!r} is no plain value: list texts, numbers, true, false or null")
     for value in values:
         if [repr(one) for one in values].count(repr(value)) > 1:
             raise ValueError(f"{value!r} stands in the list twice")
@@ -143,8 +141,6 @@ def problems(job: Job) -> Iterator[Problem]:
     tune = job.tune
     if tune is None:
         return
-    if not tune.over:
-        yield Problem(("tune",), "tune.over is missing: which keys have which values, as {params.lr: log(1e-5, 1e-1)}")
     yield from _of_space(tune)
     yield from _of_metric(job, tune)
     if tune.early_stop == "pbt":

@@ -17,8 +17,9 @@ from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, write_whole
 from dtrain.control import remove as removing
 from dtrain.control import stop as stopping
 from dtrain.control.state import goes_on
-from dtrain.launch import recipe, target_recipe, tuning, yaml_source
+from dtrain.launch import recipe, tuning, yaml_source
 from dtrain.launch.recipe import Override
+from dtrain.launch.sweep import members
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.folder import new_id
@@ -47,21 +48,12 @@ def over(text: str, option: str = "--over") -> Override:
     return ("tune", "over", key.strip()), read, f"{option} {text}"
 
 
-def read(path: Path) -> tuple[Document, Path]:
-    """The document of a recipe file, or of a task that is named instead of one, and the folder that its paths begin at."""
-    if target_recipe.is_target(path):
-        return target_recipe.document_of(path, []), Path.cwd()
-    recipe.load(path, here=False)  # for its messages
-    return yaml_source.parse(path.read_text(encoding="utf-8-sig"), str(path)), path.absolute().parent
-
-
 def make(document: Document, folder: Path, runs: Path, given: Sequence[Override], source: str = "") -> StudyDir:
     """A new study of a recipe; raises `UsageError` for every mistake in it."""
     job = recipe.from_document(document, folder, given, runs=runs)
-    if job.tune is None:
+    if job.tune is None or not job.tune.over:
         raise UsageError(
-            "there is nothing to try: the recipe has no section `tune`",
-            "Say it: --over 'params.lr=log(1e-5,1e-1)' --metric accuracy",
+            "there is nothing to try", "Say it: --over 'params.lr=log(1e-5,1e-1)', or as tune.over in the recipe."
         )
     check_values(document, folder, runs, job.tune.over)
     check_sampler(job.tune.sampler)
@@ -74,6 +66,21 @@ def make(document: Document, folder: Path, runs: Path, given: Sequence[Override]
     except OSError as error:
         raise UsageError(f"cannot write to {runs}: {error.strerror}", "Choose another folder with --runs.") from None
     return study
+
+
+def sweep(path: Path, runs: Path, given: Sequence[Override], sweeps: Sequence[str], at_most: int) -> StudyDir:
+    """The study of a sweep: a trial for every combination of its values, `at_most` at once; nothing is compared."""
+    document, folder = recipe.read(path, given)
+    values: dict[str, list[Any]] = {}
+    for member in members(sweeps):
+        for where, value, _ in member:
+            known = values.setdefault(".".join(where), [])
+            known += [value] if value not in known else []
+    document.data.pop("tune", None)
+    section = {"over": values, "sampler": tuning.GRID, "at_once": at_most}
+    return make(
+        document, folder, runs, [*given, *((("tune", key), value, "--sweep") for key, value in section.items())]
+    )
 
 
 def begin(study: StudyDir) -> None:

@@ -6,6 +6,7 @@ the trials, and its seed follows from the study's and the trial's number, so tha
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import warnings
@@ -24,6 +25,8 @@ ONE_SEED = ("QMCSampler",)
 """Samplers that are one sequence: its seed is the same for all trials."""
 LEAST_TRIALS = 8
 """From which on the importance of keys is computed."""
+NESTED = "json:"
+"""Begins a choice that is a list or a mapping."""
 OF_STUDY = "dtrain:study"
 """Attribute of a trial that has what the sampler remembers of the whole study."""
 
@@ -117,7 +120,8 @@ class Journal:
 
     def add(self, values: Mapping[str, Any], space: Mapping[str, Domain]) -> Trial:
         """Write a trial with these values to the journal."""
-        return self._add(values, {key: _distribution(domain) for key, domain in space.items()}, {})
+        encoded = {key: _encoded(value) for key, value in values.items()}
+        return self._add(encoded, {key: _distribution(domain) for key, domain in space.items()}, {})
 
     def _add(self, values: Mapping[str, Any], distributions: Mapping[str, Any], remembered: Any) -> Trial:
         template = optuna().trial.create_trial(
@@ -181,8 +185,9 @@ def _trial(found: Any) -> Trial:
     rungs = dict(sorted(found.intermediate_values.items()))
     value = found.value if found.state.name == "COMPLETE" else list(rungs.values())[-1] if rungs else None
     facts = {key: found.user_attrs[key] for key in ("step", "seconds", "failure") if key in found.user_attrs}
+    values = {key: _decoded(one) for key, one in found.params.items()}
     began = found.datetime_start.timestamp() if found.datetime_start else 0.0
-    return Trial(found.number, STATES[found.state.name], dict(found.params), rungs, value, began=began, **facts)
+    return Trial(found.number, STATES[found.state.name], values, rungs, value, began=began, **facts)
 
 
 def _sampler(name: str, seed: int, number: int) -> Any:
@@ -217,10 +222,19 @@ def seed_of(seed: int, number: int) -> int:
 def _distribution(domain: Domain) -> Any:
     kinds = optuna().distributions
     if domain.kind == "choice":
-        return kinds.CategoricalDistribution(domain.choices)
+        return kinds.CategoricalDistribution([_encoded(choice) for choice in domain.choices])
     if domain.kind == "int":
         return kinds.IntDistribution(int(domain.low), int(domain.high), log=domain.log, step=domain.step)
     return kinds.FloatDistribution(domain.low, domain.high, log=domain.log)
+
+
+def _encoded(choice: Any) -> Any:
+    """A choice as Optuna stores it: a list is no value there."""
+    return f"{NESTED}{json.dumps(choice)}" if isinstance(choice, list | dict) else choice
+
+
+def _decoded(value: Any) -> Any:
+    return json.loads(value[len(NESTED) :]) if isinstance(value, str) and value.startswith(NESTED) else value
 
 
 def _cut_to_whole_lines(path: Path) -> None:

@@ -17,7 +17,13 @@ def report_page(study: StudyDir) -> str:
     found = control.trials(study)
     return page.page(
         study.id,
-        [_head(study, found), _curve(study, found), _importance(study), _slices(study, found), _trials(study, found)],
+        [
+            _head(study, found),
+            _curve(study, found),
+            _importance(study),
+            _slices(study, found),
+            page.section("Trials", trials_table(study), panel=False),
+        ],
     )
 
 
@@ -85,8 +91,9 @@ def _slices(study: StudyDir, found: Sequence[Trial]) -> str:
     return page.section("Slices", *parts)
 
 
-def _trials(study: StudyDir, found: Sequence[Trial]) -> str:
-    keys = list(study.tune.over)
+def trials_table(study: StudyDir) -> str:
+    """All trials with their values, the best first."""
+    found, keys = control.trials(study), list(study.tune.over)
     heads = ["rank", "trial", *keys, study.tune.metric or "-", "step", "time", "state", "run"]
     rows = [
         [
@@ -101,4 +108,4 @@ def _trials(study: StudyDir, found: Sequence[Trial]) -> str:
         ]
         for place, one in enumerate(rank(found, control.mode(study)), 1)
     ]
-    return page.section("Trials", page.table(heads, rows, numeric=range(len(keys) + 5)), panel=False)
+    return page.table(heads, rows, numeric=range(len(keys) + 5))

@@ -6,6 +6,7 @@ was going on is attached to, one that has left is taken note of, and one that wa
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -144,7 +145,8 @@ class Session:
         self._journal.end(number, "failed", failure=why, **facts)
         self._trials = self._journal.trials()
         first = self._trials[:SAME_FAILURES]
-        if len(first) == SAME_FAILURES and {(one.state, one.failure) for one in first} == {("failed", why)}:
+        alike = {(one.state, _kind_of(one.failure)) for one in first}
+        if len(first) == SAME_FAILURES and alike == {("failed", _kind_of(why))}:
             self._problem = UserError(
                 f"the first {SAME_FAILURES} trials failed in the same way: {why}",
                 f"See it: dtrain status {self._study.trial(number).id}",
@@ -227,6 +229,11 @@ class Session:
             why = self._trials[-1].failure if self._trials else "none was started in the time that tune.budget gives"
             return Exit.USER_CODE, f"no trial was trained to its end: {why}"
         return Exit.DONE, f"{done} of {len(self._trials)} trials were trained to their end"
+
+
+def _kind_of(failure: str) -> str:
+    """What a failure has in common with others of its kind: its message without numbers and details."""
+    return re.sub(r"[\d.]+", "0", failure.partition("(")[0])
 
 
 def _missing(name: str, reported: tuple[str, ...]) -> UsageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ from dtrain.record.status import RunState
 from dtrain.study.folder import StudyDir
 from dtrain.study.rungs import Ladder
 
+NOT_FINITE = re.compile(r"the (loss|gradient) is -?(nan|inf)\b")
+"""Begins the message of a step whose numbers overflowed."""
 OPTION = "tune.over"
 """Where the values of a trial come from, in messages."""
 
@@ -43,7 +46,7 @@ def document_with(study: StudyDir, values: Mapping[str, Any]) -> Document:
 def make(study: StudyDir, number: int, values: Mapping[str, Any], ladder: Ladder) -> RunDir:
     """A new run for a trial; what an earlier try has left of one is removed. Raises `UsageError` if the recipe cannot have these values."""
     document, run = document_with(study, values), study.trial(number)
-    settings: dict[str, Any] = {"tags.study": study.id, "tags.trial": str(number)}
+    settings: dict[str, Any] = {"tags.study": study.id}
     if ladder.steps:
         settings["train.until"] = ladder.first(number)
         if study.job.kind == "task" and not study.job.train.evaluate_every:
@@ -110,7 +113,8 @@ class Progress:
         """Why it failed: the class and the message."""
         if self.state.failures:
             last = self.state.failures[-1]
-            return f"{last.kind}: {last.message.strip().splitlines()[-1] if last.message.strip() else last.kind}"
+            said = last.message.strip().splitlines() or [last.kind]
+            return f"{'not finite' if NOT_FINITE.match(said[-1]) else last.kind}: {said[-1]}"
         return self.state.reason or self.state.outcome
 
 

@@ -120,7 +120,7 @@ def line(study: StudyDir, trial: Trial) -> str:
     state = trial.state if trial.state != "running" else "at a rung" if trial.rungs else "started"
     known = trial.value is not None and study.tune.metric
     value = f"{study.tune.metric} {number(trial.value)} at step {trial.step}" if known else ""
-    return f"trial {trial.number}: " + "  ".join(filter(None, (state, value, trial.failure, f"({values})")))
+    return f"trial {trial.number}: " + "  ".join(filter(None, (state, value, trial.failure[:WIDTH], f"({values})")))
 
 
 def saved_steps(study: StudyDir, found: Sequence[Trial]) -> tuple[int, int]:

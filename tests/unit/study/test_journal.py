@@ -13,7 +13,11 @@ from dtrain.study import journal
 from dtrain.study.journal import Journal, Trial
 
 pytest.importorskip("optuna")
-SPACE = {"params.lr": domain("log(1e-4, 1)"), "params.width": domain([4, 8]), "params.depth": domain("int(1, 9)")}
+SPACE = {
+    "params.lr": domain("log(1e-4, 1)"),
+    "params.layers": domain([[4], [2, 8]]),
+    "params.depth": domain("int(1, 9)"),
+}
 
 
 def trained(path: Path, sampler: str, *, reopened: bool, trials: int = 14) -> list[Trial]:
@@ -22,7 +26,7 @@ def trained(path: Path, sampler: str, *, reopened: bool, trials: int = 14) -> li
     for number in range(trials):
         book = Journal(path, "s", "min", write=True) if reopened else book
         values = book.propose(SPACE, sampler, seed=5).values
-        cost = abs(math.log(values["params.lr"]) + 3) + values["params.depth"] / values["params.width"]
+        cost = abs(math.log(values["params.lr"]) + 3) + values["params.depth"] / values["params.layers"][0]
         book.report(number, 10, cost + 1, 1.0)
         if number % 3:
             book.end(number, "done", cost, step=30, seconds=2.0)

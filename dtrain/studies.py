@@ -123,7 +123,7 @@ def tune(
         "sampler": sampler,
         "early_stop": early_stop,
         "at_once": at_once,
-        "seed": seed,
+        "sampler_seed": seed,
     }
     given = _overrides(settings, options)
     given += [(("tune", "over", key), value, f"over {key}") for key, value in (over or {}).items()]

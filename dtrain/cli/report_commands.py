@@ -35,6 +35,7 @@ from dtrain.common.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from dtrain.control.remove import Removal
+    from dtrain.study.folder import StudyDir
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,9 +52,7 @@ def report(name: LastRun = LAST, runs: Runs = RUNS, html: Html = None, as_json: 
     from dtrain.report import run_record
 
     if study := find_study(runs, name):
-        from dtrain.cli import tune_commands
-
-        tune_commands.report(study, html, as_json=as_json)
+        _report_study(study, html, as_json=as_json)
         return
     record = run_record.read(find(runs, name))
     if html:
@@ -64,6 +63,15 @@ def report(name: LastRun = LAST, runs: Runs = RUNS, html: Html = None, as_json: 
         print(json.dumps(reports.as_json(record), indent=1))
     else:
         print(reports.text(record))
+
+
+def _report_study(study: StudyDir, html: Path | None, *, as_json: bool) -> None:
+    from dtrain.study import control, page
+
+    if html:
+        write_page(html, page.report_page(study))
+    else:
+        print(json.dumps(control.public(study), indent=1) if as_json else page.text(study))
 
 
 def compare(
@@ -159,9 +167,9 @@ def rm(
     from dtrain.control import remove
 
     for study in [found for found in (find_study(runs, name) for name in names) if found]:
-        from dtrain.cli import tune_commands
+        from dtrain.cli import study_view
 
-        tune_commands.remove(study, yes=yes)
+        study_view.remove(study, yes=yes)
         names = [name for name in names if not study.id.startswith(name) and Path(name).absolute() != study.path]
     if not names:
         return

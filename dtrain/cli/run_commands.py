@@ -142,9 +142,9 @@ def resume(
     from dtrain.control import create, overrides
 
     if study := find_study(runs, name):
-        from dtrain.cli import tune_commands
+        from dtrain.cli import study_view
 
-        return tune_commands.resume(study, detach=detach, quiet=quiet)
+        return study_view.resume(study, detach=detach, quiet=quiet)
     chosen, shown = find(runs, name), output(quiet=quiet, verbose=verbose)
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, env=env, sets=sets)
     if dry_run:
@@ -190,9 +190,9 @@ def submit(
         _print_plans(create.planned(path, runs, given, sweep or []), runs)
         return
     if at_most is not None:
-        from dtrain.cli import tune_commands
+        from dtrain.cli import study_view
 
-        raise typer.Exit(tune_commands.sweep(path, runs, given, sweep or [], at_most, shown))
+        raise typer.Exit(study_view.sweep(path, runs, given, sweep or [], at_most, shown))
     for member in create.new_sweep(path, runs, given, sweep or []):
         made = member()
         terminal.print_made_recipe(path, made, shown)
@@ -203,10 +203,10 @@ def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) ->
     """Watch a run that was submitted, or started elsewhere. Ctrl-C asks whether to detach or to stop it.
 
     Example: dtrain attach last"""
-    from dtrain.cli import terminal, tune_commands
+    from dtrain.cli import study_view, terminal
 
     if study := find_study(runs, name):
-        raise typer.Exit(tune_commands.attach(study))
+        raise typer.Exit(study_view.attach(study))
     raise typer.Exit(terminal.attach(find(runs, name), output(verbose=verbose)))
 
 

@@ -92,7 +92,7 @@ def attach(run: RunDir, output: Output = Output.NORMAL) -> int:
                 code = watcher.wait()
             break
         except KeyboardInterrupt:
-            if not _wants_to_stop(run):
+            if not wants_to_stop(run.id):
                 print(f"detached; {run.id} goes on. Watch it again: dtrain attach {run.id}")
                 return int(Exit.DONE)
             _ask_to_stop(run, watcher)
@@ -140,12 +140,12 @@ def _ask_to_stop(run: RunDir, watcher: Watcher) -> None:
     watcher.ask_soon()
 
 
-def _wants_to_stop(run: RunDir) -> bool:
-    """Ask the person at the terminal; without one, or without an answer, the run goes on."""
+def wants_to_stop(name: str) -> bool:
+    """Ask the person at the terminal; without one, or without an answer, what they watch goes on."""
     if not sys.stdin.isatty():
         return False
     try:
-        answer = input(f"\n[d]etach and leave {run.id} running, or [s]top it (it saves first)? [d] ")
+        answer = input(f"\n[d]etach and leave {name} running, or [s]top it (it saves first)? [d] ")
     except (EOFError, KeyboardInterrupt):
         print()
         return False

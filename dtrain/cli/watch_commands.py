@@ -79,9 +79,9 @@ def status(
     from dtrain.control import state as queries
 
     if study := find_study(runs, name):
-        from dtrain.cli import tune_commands
+        from dtrain.cli import study_view
 
-        return tune_commands.status(study, watch=watch, as_json=as_json)
+        return study_view.status(study, watch=watch, as_json=as_json)
     chosen, before = find(runs, name), ""
     while True:
         state = queries.state_of(chosen)

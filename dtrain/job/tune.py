@@ -37,5 +37,5 @@ class Tune:
     at_once: Annotated[int, COUNT] | Literal["auto"] = "auto"
     """Trials that train at the same time. auto: as many as the machine has GPUs for or, if `resources.cpus_per_worker` is given, CPUs,
     otherwise one; 8 where a cluster has a queue."""
-    seed: Annotated[int, SEED] = 0
+    sampler_seed: Annotated[int, SEED] = 0
     """Of the choice of values. With one trial at once, two studies of the same seed are equal trial by trial."""

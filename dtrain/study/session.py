@@ -187,7 +187,7 @@ class Session:
             values = dict(zip(self._space, self._grid[len(self._trials)], strict=True))
             trial = self._journal.add(values, self._space)
         else:
-            trial = self._journal.propose(self._space, self._tune.sampler, self._tune.seed)
+            trial = self._journal.propose(self._space, self._tune.sampler, self._tune.sampler_seed)
         self._trials = self._journal.trials()
         self._begin(trial)
 

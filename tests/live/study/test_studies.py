@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ def kill(study: StudyDir) -> None:
     wait_for(lambda: not study.goes_on(), "the end of the study's process")
 
 
+def has_lines(study: StudyDir, lines: int) -> bool:
+    return journaled(study) >= lines
+
+
 def journaled(study: StudyDir) -> int:
     return study.journal.read_bytes().count(b"\n") if study.journal.exists() else 0
 
@@ -92,7 +97,7 @@ def test_a_study_that_was_killed_again_and_again_is_the_same_trial_by_trial(
 ) -> None:
     study = begin(tmp_path)
     for lines in (1, 3, 8, 13, 21, 34):
-        wait_for(lambda lines=lines: journaled(study) >= lines, f"{lines} lines in the journal")
+        wait_for(partial(has_lines, study, lines), f"{lines} lines in the journal")
         kill(study)
         dtrain("resume", str(study.path), "--detach")
     dtrain("wait", str(study.path))

@@ -51,6 +51,8 @@ class Session:
         self._journal = Journal(study.journal, study.id, self._measure.mode if self._measure else "min", write=True)
         self._trials = self._journal.trials()
         self._active: dict[int, Watcher] = {}
+        self._ended: set[int] = set()
+        """Active trials whose runs have logged their end."""
         self._relaunches: dict[int, int] = {}
         self._grid = (
             list(itertools.product(*(domain.grid() for domain in self._space.values()))) if tune.sampler == GRID else []
@@ -90,8 +92,13 @@ class Session:
                 stopping.ask(self._study.trial(number), how)
 
     def _has_left(self, number: int, watcher: Watcher) -> bool:
-        run = self._study.trial(number)
-        return watcher.poll() is not None and not run.supervised()
+        """Whether the run has ended, and its supervisor let go of it; a watcher tells of an end once."""
+        if watcher.poll() is not None:
+            self._ended.add(number)
+        if number not in self._ended or self._study.trial(number).supervised():
+            return False
+        self._ended.discard(number)
+        return True
 
     def _recover(self) -> None:
         """Take up the trials that an earlier process of the study has left."""

@@ -132,7 +132,7 @@ def mode(study: StudyDir) -> str:
 def best(study: StudyDir) -> Trial:
     """The best trial so far; raises `UsageError` if no trial has a value."""
     ranked = rank(trials(study), mode(study))
-    if not ranked or ranked[0].value is None or not study.tune.metric:
+    if not ranked or ranked[0].value is None or ranked[0].state == "failed" or not study.tune.metric:
         raise UsageError(f"no trial of {study.id} has a value yet", f"See it: dtrain status {study.id}")
     return ranked[0]
 
@@ -228,7 +228,7 @@ def public(study: StudyDir) -> dict[str, Any]:
     found = trials(study)
     ranked = rank(found, mode(study))
     rows = [asdict(one) | {"run": study.trial(one.number).id} for one in found]
-    has_best = bool(study.tune.metric) and bool(ranked) and ranked[0].value is not None and ranked[0].state != "failed"
+    has_best = study.tune.metric and ranked and ranked[0].value is not None and ranked[0].state != "failed"
     end = study.end() if not study.goes_on() else None
     return {
         "study": study.id,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 from dtrain.common.errors import RunNotFound, UsageError, require_format
-from dtrain.common.files import write_json
+from dtrain.common.files import folder_clock, write_json
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.job.job import Job
@@ -81,11 +80,11 @@ class StudyDir:
 
     @cached_property
     def facts(self) -> JsonObject:
-        """Where its recipe came from and when it began. Raises `RunNotFound` if that cannot be read."""
+        """Where its recipe came from. Raises `RunNotFound` if that cannot be read."""
         try:
             found: JsonObject = json.loads((self.path / SIGN).read_text())
             require_format(str(self.path / SIGN), found["format"], FORMAT)
-            return found | {"folder": str(found["folder"]), "began": float(found["began"])}
+            return found | {"folder": str(found["folder"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunNotFound(f"{self.path / SIGN} cannot be read: {error}") from None
 
@@ -115,6 +114,10 @@ class StudyDir:
         lead = f"{self.id}-"
         return [run for run in all_runs(self.runs) if run.id.startswith(lead) and run.id[len(lead) :].isdigit()]
 
+    def age_seconds(self) -> float:
+        """Time since the study was made, by the clock of the folder's file system."""
+        return folder_clock(self.path) - (self.path / SIGN).stat().st_mtime
+
     def goes_on(self) -> bool:
         """Whether a process works on the study, as far as this machine can see."""
         return is_locked(self.lock_file)
@@ -129,7 +132,7 @@ class StudyDir:
 
 def write_facts(study: StudyDir, folder: Path, source: str) -> None:
     """Make the folder a study; `folder` is where the recipe's code lies, `source` its file."""
-    facts = {"format": FORMAT, "folder": str(folder), "source": source, "began": time.time()}
+    facts = {"format": FORMAT, "folder": str(folder), "source": source}
     write_json(study.path / SIGN, facts)
 
 

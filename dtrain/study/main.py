@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dtrain.common import environment
-from dtrain.common.errors import DtrainError, Exit
+from dtrain.common.errors import ClusterError, DtrainError, Exit
 from dtrain.common.files import write_json
 from dtrain.record.lock import locked
 from dtrain.study.folder import StudyDir
@@ -39,6 +39,9 @@ def _work(study: StudyDir, asked: list[int]) -> Exit:
     except DtrainError as error:
         _write_end(study, error.exit_code, error.message, error.hint)
         raise
+    except OSError as error:
+        _write_end(study, Exit.GAVE_UP, f"the file system says: {error}")
+        raise ClusterError(f"the file system says: {error}") from error
     except Exception as error:
         _write_end(
             study, Exit.INTERNAL, f"{type(error).__name__}: {error}", f"This is a fault of dtrain: see {study.log}"

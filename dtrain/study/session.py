@@ -62,6 +62,8 @@ class Session:
         self._asked_to_stop = ""
         self._seen: set[str] = set()
         """Names of numbers that trials have reported."""
+        self._kinds: set[type] = set()
+        """Events in which they were."""
         self._problem: DtrainError | None = None
 
     def run(self, stopped: Callable[[], bool]) -> tuple[Exit, str]:
@@ -161,13 +163,18 @@ class Session:
 
     def _may_start(self) -> bool:
         """Whether one more trial may train now."""
-        budget = durations.seconds_of(self._tune.budget) if self._tune.budget else None
-        over = budget is not None and time.time() - float(self._study.facts["began"]) >= budget
-        return not self._asked_to_stop and not self._problem and not over and len(self._active) < self._at_once
+        if self._asked_to_stop or self._problem or len(self._active) >= self._at_once:
+            return False
+        budget = durations.seconds_of(self._tune.budget or "")
+        return budget is None or self._study.age_seconds() < budget
 
     def _start_next(self) -> bool:
         """Promote a trial that waits, or start a new one; False if there is none. A study whose trials all wait lets its best one finish."""
-        waiting = {one.number: max(one.rungs) for one in self._trials if one.goes_on and one.number not in self._active}
+        waiting = {
+            one.number: max(one.rungs)
+            for one in self._trials
+            if one.goes_on and one.rungs and one.number not in self._active
+        }
         costs = {one.number: {rung: self._cost(value) for rung, value in one.rungs.items()} for one in self._trials}
         chosen = self._ladder.promoted(costs, waiting)
         if chosen is None and len(self._trials) < self._most:
@@ -216,10 +223,11 @@ class Session:
         self._active[number] = Watcher(self._study.trial(number), partial(self._listen, number))
 
     def _listen(self, number: int, event: Event) -> None:
-        """Find out at the first evaluation that the metric is not there."""
+        """Find out that the metric is not there, as soon as a step and an evaluation have been reported."""
         if isinstance(event, Metrics | Evaluation) and self._measure:
             self._seen |= set(event.values)
-            if isinstance(event, Evaluation) and self._measure.name not in self._seen:
+            self._kinds.add(type(event))
+            if len(self._kinds) == 2 and self._measure.name not in self._seen:
                 self._problem = self._problem or _missing(self._measure.name, tuple(sorted(self._seen)))
 
     def _end(self) -> tuple[Exit, str]:
@@ -229,11 +237,11 @@ class Session:
         if self._asked_to_stop:
             return Exit.RESUMABLE, "it was asked to stop"
         for one in [one for one in self._trials if one.goes_on]:
-            self._journal.end(one.number, "stopped early", step=max(one.rungs))
+            self._journal.end(one.number, "stopped early", step=max(one.rungs, default=0))
         self._trials = self._journal.trials()
         done = sum(one.state == "done" for one in self._trials)
-        if not done:
-            why = self._trials[-1].failure if self._trials else "none was started in the time that tune.budget gives"
+        if not any(one.state != "failed" for one in self._trials):
+            why = self._trials[-1].failure if self._trials else "tune.budget was over before the first"
             return Exit.USER_CODE, f"no trial was trained to its end: {why}"
         return Exit.DONE, f"{done} of {len(self._trials)} trials were trained to their end"
 

@@ -269,3 +269,23 @@ def test_the_recipe_of_the_best_trial_is_a_file_that_trains_the_same(undisturbed
         assert all(f"{key.partition('.')[2]}: {value}" in text for key, value in values.items()) and "tune:" not in text
     finally:
         written.unlink(missing_ok=True)
+
+
+def test_a_function_with_a_loop_of_its_own_is_stopped_at_rungs_too(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text((PROGRAMS / "tiny.py").read_text())
+    recipe = tmp_path / "loop.yaml"
+    recipe.write_text(
+        "name: loop\nfunction: tiny.py:train\ntrain: {epochs: 1, global_batch: 50, log_every: 1}\ntrack: []\n"
+        "tune: {over: {params.width: [4, 8, 16]}, metric: last(loss), sampler: grid, early_stop: asha, rungs: [4, 12, 99]}\n"
+    )
+    study = begin(tmp_path / "runs", recipe=str(recipe))
+    dtrain("wait", str(study.path))
+    trials = seen(study)["trials"]
+    assert sorted(list(map(int, one["rungs"])) for one in trials) == [[4], [4], [4, 12]]
+    assert [one["step"] for one in trials if one["state"] == "done"] == [20]
+
+
+def test_a_study_whose_time_is_over_starts_nothing_more(tmp_path: Path) -> None:
+    study = begin(tmp_path, "--budget", "2s", "--trials", "500")
+    assert "done" in dtrain("wait", str(study.path)).stdout
+    assert 1 <= len(seen(study)["trials"]) < 500

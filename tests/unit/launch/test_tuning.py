@@ -11,6 +11,7 @@ from dtrain.common.errors import UsageError
 from dtrain.job.tune import Tune
 from dtrain.launch import recipe
 from dtrain.launch.tuning import Domain, domain, measure
+from dtrain.record.metric_curves import Curve
 
 RECIPE = """\
 task: task.py:Task
@@ -113,3 +114,17 @@ def test_a_wrong_section_is_an_error_with_its_place(section: str, place: str, sa
     with pytest.raises(UsageError) as caught:
         load(tmp_path, section)
     assert place in caught.value.message and said in caught.value.message, caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("accuracy", 0.9), ("last(accuracy)", 0.5), ("mean(accuracy, 2)", 0.7), ("best(loss)", 1.0)]
+)
+def test_a_trial_is_judged_by_its_best_its_last_or_the_mean_of_its_last_values(text: str, expected: float) -> None:
+    judged = measure(Tune(metric=text))
+    curves = {"accuracy": Curve(), "held-out accuracy": Curve(), "loss": Curve()}
+    for step, value in enumerate((0.1, 0.9, 0.5)):
+        curves["held-out accuracy"].add(step, value)
+        curves["accuracy"].add(step, 1.0)
+        curves["loss"].add(step, 3.0 - step)
+    assert judged is not None and judged.value(curves) == pytest.approx(expected)
+    assert judged.value({}) is None

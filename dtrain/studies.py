@@ -47,7 +47,7 @@ class Study:
     @property
     def state(self) -> str:
         """`running`, `done`, `stopped`, `failed` or `lost`."""
-        return control.state(self._study)
+        return self._study.state
 
     @property
     def trials(self) -> list[Trial]:

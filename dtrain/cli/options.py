@@ -118,10 +118,14 @@ def find(runs: Path, name: str) -> RunDir:
 
 
 def find_study(runs: Path, name: str) -> StudyDir | None:
-    """The study that was meant; None if a run was."""
+    """The study that was meant; None if a run was. Of a study, the last run is a trial that nobody has started: the study is meant."""
+    from dtrain.record.folder import all_runs
     from dtrain.study import folder
 
-    return None if name == LAST else folder.find(runs, name)
+    if name != LAST:
+        return folder.find(runs, name)
+    newest = next(reversed(all_runs(runs)), None)
+    return folder.of_trial(newest) if newest else None
 
 
 def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dtrain.study.folder import StudyDir
 
 WATCH_SECONDS = 2.0
+STUDIES_SHOWN = 5
+"""Newest studies that `ps` names."""
 Several = Annotated[
     list[str] | None,
     typer.Argument(
@@ -50,6 +52,7 @@ def ps(
     from dtrain.control import select as run_list
     from dtrain.control import state as queries
     from dtrain.record import folder
+    from dtrain.study import folder as study_folder
 
     chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
     last = 0 if sort or state or tag else -(limit or 0)
@@ -61,6 +64,8 @@ def ps(
         print(json.dumps([asdict(row) for row in rows], indent=1))
     elif rows:
         print(summary.table(rows, run_list.metric_column(rows, sort), screen.width()))
+        if studies := study_folder.all_studies(runs)[-STUDIES_SHOWN:]:
+            print("studies: " + ", ".join(f"{one.id} ({one.state})" for one in studies))
     elif name or state or tag:
         print(f"no such runs in {runs.absolute()}")
     else:
@@ -131,14 +136,15 @@ def stop(
 
     if everything and names:
         raise UsageError("--all means every run, and a run is named as well", "Use one of them.")
-    studies = _studies(runs, names or [], everything=everything)
+    studies = _studies(runs, names or [LAST], everything=everything)
     for study in studies:
         from dtrain.study import control
 
         print(control.stop(study, now=now, wait=wait), flush=True)
-    if studies and len(studies) == len(names or []):
+    left = [name for name in names or [LAST] if not find_study(runs, name)]
+    if studies and not left:
         return
-    chosen = folder.all_runs(runs) if everything else find_all(runs, names or [LAST])
+    chosen = folder.all_runs(runs) if everything else find_all(runs, left)
     if everything or len(chosen) > 1:
         chosen = [run for run in chosen if goes_on(run)]
     if not chosen:
@@ -164,12 +170,12 @@ def wait(names: Several = None, runs: Runs = RUNS, quiet: Quiet = False) -> None
     from dtrain.show import render
 
     codes = []
-    for study in _studies(runs, names or [], everything=False):
+    for study in _studies(runs, names or [LAST], everything=False):
         from dtrain.study import control
 
         codes.append(control.wait(study) or 0)
         if not quiet:
-            print(f"{study.id}: {control.state(study)}", flush=True)
+            print(f"{study.id}: {study.state}", flush=True)
     left = [name for name in names or [LAST] if not find_study(runs, name)]
     for run in find_all(runs, left):
         state = follow.until_ended(run)

@@ -18,7 +18,8 @@ class Tune:
     `int(1, 1024, log)`."""
     metric: str = ""
     """What is compared: `accuracy` or `best(accuracy)`, `last(loss)`, `mean(loss, 3)` of the last 3 values. The value on held-out data
-    counts if there is one."""
+    counts if there is one. `file.py:function` of a file beside the recipe is called with name → [(step, value)] of all that a trial has
+    reported, and returns a number of which more is better."""
     mode: Literal["min", "max"] | None = None
     """Whether less or more of it is better; when not given, its name says it (a loss or an error: less)."""
     trials: Annotated[int, COUNT] | None = None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from dtrain.api.plan import Problem
 from dtrain.common import durations
-from dtrain.common.errors import nearest
+from dtrain.common.errors import UserError, nearest
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.job import task_class
+from dtrain.job import entrypoint, task_class
 from dtrain.job.job import Job
 from dtrain.job.tune import Tune
 from dtrain.record.metric_curves import HELD_OUT, Curve, lower_is_better
@@ -19,6 +20,8 @@ from dtrain.record.metric_curves import HELD_OUT, Curve, lower_is_better
 EARLY_STOPS = {"none": 1.0, "asha": 1 / 3, "hyperband": 1 / 3, "median": 1 / 2, "percentile": 1 / 4}
 """How trials are stopped early → share of them that goes on at a rung."""
 GRID = "grid"
+FUNCTION = "function"
+"""Kind of a measure that a function of the user's computes."""
 CALL = re.compile(r"(log|uniform|int)\(([^()]*)\)")
 MEASURE = re.compile(r"(?:(best|last|mean)\(\s*([^(),]+?)\s*(?:,\s*(\d+)\s*)?\)|([^(),]+))")
 FORMS = "write a list [a, b], uniform(a, b), log(a, b), int(a, b, step=s) or int(a, b, log)"
@@ -101,13 +104,18 @@ class Measure:
     of: str = "best"
     count: int = 1
     mode: str = "max"
+    function: Callable[[dict[str, list[tuple[int, float]]]], float] | None = None
+    """One of the user's, called with name → (step, value) of everything that a trial has reported."""
 
     def curve(self, metrics: dict[str, Curve]) -> Curve | None:
         """The curve that is looked at: on held-out data if there is one; None if nothing of this name was reported."""
         return metrics.get(HELD_OUT + self.name) or metrics.get(self.name)
 
     def value(self, metrics: dict[str, Curve]) -> float | None:
-        """The number of a trial so far; None if it has reported none, NaN if none is finite."""
+        """The number of a trial so far; None if it has reported none, NaN if none is finite. Raises `UserError` if the user's function
+        fails."""
+        if self.function:
+            return self._computed(self.function, metrics)
         curve = self.curve(metrics)
         if curve is None:
             return None
@@ -116,6 +124,13 @@ class Measure:
             return best[1] if best else math.nan
         last = list(curve.values)[-self.count :]
         return sum(last) / len(last)
+
+    def _computed(self, function: Callable[[Any], Any], metrics: dict[str, Curve]) -> float:
+        points = {name: list(zip(map(int, curve.at), curve.values, strict=True)) for name, curve in metrics.items()}
+        try:
+            return float(function(points))
+        except Exception as error:
+            raise UserError(f"tune.metric: {self.name} failed: {type(error).__name__}: {error}") from error
 
     def cost(self, value: float | None) -> float:
         """A value as a number of which less is better; what is not finite is the worst."""
@@ -128,6 +143,8 @@ def measure(tune: Tune) -> Measure | None:
     """What trials are judged by; None if nothing is compared. Raises `ValueError`."""
     if not tune.metric:
         return None
+    if ":" in tune.metric:
+        return Measure(tune.metric.strip(), FUNCTION, 1, tune.mode or "max")
     found = MEASURE.fullmatch(tune.metric.strip())
     if found is None or (found[3] and found[1] != "mean"):
         raise ValueError(f"{tune.metric}: write a name, best(name), last(name) or mean(name, count)")
@@ -181,6 +198,10 @@ def _of_metric(job: Job, tune: Tune) -> Iterator[Problem]:
     if judged is None and (tune.sampler not in (GRID, "random", "sobol") or tune.early_stop != "none"):
         text = "tune.metric is missing: which number of a trial is compared, as metric: accuracy"
         yield Problem(("tune",), text)
+    if judged and judged.of == FUNCTION:
+        if text := entrypoint.problem(judged.name, job.code_folders, ast.FunctionDef):
+            yield Problem(("tune", "metric"), text)
+        return
     names = task_class.metric_names(job.target, job.code_folders) if judged and job.kind == "task" else None
     if judged and names and judged.name not in (*names, "loss"):
         text = f"no trial reports a metric {judged.name!r}, but {', '.join(names)}. {nearest(judged.name, names)}"

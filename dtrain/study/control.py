@@ -24,7 +24,8 @@ from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.folder import new_id
 from dtrain.study import trial_run
-from dtrain.study.folder import StudyDir, check_values, write_facts
+from dtrain.study.checks import check_values
+from dtrain.study.folder import StudyDir, write_facts
 from dtrain.study.journal import Journal, Trial, check_sampler, rank
 
 POLL_SECONDS = 0.1
@@ -71,6 +72,8 @@ def make(document: Document, folder: Path, runs: Path, given: Sequence[Override]
 def sweep(path: Path, runs: Path, given: Sequence[Override], sweeps: Sequence[str], at_most: int) -> StudyDir:
     """The study of a sweep: a trial for every combination of its values, `at_most` at once; nothing is compared."""
     document, folder = recipe.read(path, given)
+    if not sweeps:
+        raise UsageError("--at-most is about the runs of a sweep", "Name them: --sweep train.seed=0,1,2")
     values: dict[str, list[Any]] = {}
     for member in members(sweeps):
         for where, value, _ in member:
@@ -101,16 +104,6 @@ def begin(study: StudyDir) -> None:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and not study.goes_on() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-
-
-def state(study: StudyDir) -> str:
-    """`running`, `done`, `stopped`, `failed` or, if its process was killed, `lost`."""
-    if study.goes_on():
-        return "running"
-    end = study.end()
-    if end is None:
-        return "lost"
-    return {Exit.DONE: "done", Exit.RESUMABLE: "stopped"}.get(Exit(end["exit_code"]), "failed")
 
 
 def trials(study: StudyDir) -> list[Trial]:
@@ -186,7 +179,7 @@ def stop(study: StudyDir, *, now: bool, wait: bool) -> str:
         left = [run for run in study.trial_runs() if goes_on(run)]
         for run in left:  # the study's process was killed, and its trials were not
             stopping.stop(run, now=now, wait=wait)
-        return f"{study.id} is not running: {state(study)}" + (f"; {len(left)} trials were stopped" if left else "")
+        return f"{study.id} is not running: {study.state}" + (f"; {len(left)} trials were stopped" if left else "")
     study.mailbox.post(mailbox.STOP, "now" if now else "leave")
     deadline = time.monotonic() + STOP_SECONDS
     while wait and study.goes_on() and time.monotonic() < deadline:
@@ -232,7 +225,7 @@ def public(study: StudyDir) -> dict[str, Any]:
     end = study.end() if not study.goes_on() else None
     return {
         "study": study.id,
-        "state": state(study),
+        "state": study.state,
         "metric": study.tune.metric,
         "mode": mode(study),
         "best": ranked[0].number if has_best else None,

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dtrain.common.errors import RunNotFound, UsageError, require_format
+from dtrain.common.errors import Exit, RunNotFound, require_format
 from dtrain.common.files import folder_clock, write_json
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.job.job import Job
 from dtrain.job.tune import Tune
-from dtrain.launch import recipe, yaml_source
-from dtrain.launch.recipe import Override
-from dtrain.launch.yaml_source import Document
-from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir, all_runs
 from dtrain.record.lock import is_locked
 from dtrain.record.mailbox import Mailbox
 
+if TYPE_CHECKING:
+    from dtrain.launch.yaml_source import Document
+
 SIGN = "study.json"
+STATES = {Exit.DONE: "done", Exit.RESUMABLE: "stopped"}
 FORMAT = 1
 """Format number of study.json."""
 
@@ -90,11 +90,16 @@ class StudyDir:
 
     def document(self) -> Document:
         """The recipe, with the values that a trial of its own has left open."""
+        from dtrain.launch import yaml_source
+
         return yaml_source.parse(self.recipe.read_text(), str(self.recipe))
 
     @cached_property
     def job(self) -> Job:
         """The job of the recipe, whose section `tune` says what is tried."""
+        from dtrain.launch import recipe
+        from dtrain.record import code_snapshot
+
         folder = str(self.facts["folder"])
         with code_snapshot.used(self.code, folder):
             return recipe.from_document(self.document(), Path(folder), here=False, runs=self.runs)
@@ -121,6 +126,14 @@ class StudyDir:
     def goes_on(self) -> bool:
         """Whether a process works on the study, as far as this machine can see."""
         return is_locked(self.lock_file)
+
+    @property
+    def state(self) -> str:
+        """`running`, `done`, `stopped`, `failed` or, if its process was killed, `lost`."""
+        if self.goes_on():
+            return "running"
+        end = self.end()
+        return STATES.get(Exit(end["exit_code"]), "failed") if end else "lost"
 
     def end(self) -> JsonObject | None:
         """The exit code and the reason; None if it goes on, or was killed."""
@@ -159,6 +172,12 @@ def find(root: Path, name: str) -> StudyDir | None:
     return fitting[0] if fitting else None
 
 
+def of_trial(run: RunDir) -> StudyDir | None:
+    """The study that a run is a trial of; None for any other run."""
+    study = StudyDir(run.path.parent / run.id.rpartition("-")[0])
+    return study if run.id.rpartition("-")[2].isdigit() and is_study(study.path) else None
+
+
 def require(root: Path, name: str) -> StudyDir:
     """The study that was meant; raises `RunNotFound`."""
     found = find(root, name)
@@ -166,36 +185,3 @@ def require(root: Path, name: str) -> StudyDir:
         known = ", ".join(study.id for study in all_studies(root)[-3:])
         raise RunNotFound(f"no study '{name}' in {root.absolute()}", f"The newest are: {known or 'none'}.")
     return found
-
-
-def values_of(document: Document, over: dict[str, object]) -> list[list[Override]]:
-    """Overrides for each key of `tune.over`, one for each of the values that a recipe is checked with."""
-    from dtrain.launch import tuning
-
-    return [
-        [(tuple(key.split(".")), example, str(document.mark(("tune", "over", key)))) for example in domain.examples()]
-        for key, domain in ((key, tuning.domain(value)) for key, value in over.items())
-    ]
-
-
-def check_values(document: Document, folder: Path, runs: Path, over: dict[str, object]) -> None:
-    """Raise `UsageError` for a key that the recipe cannot have, or a value that it cannot have there: the first values of all keys
-    together, and each other value among them."""
-    keys = values_of(document, over)
-    first = [values[0] for values in keys]
-    tried = [first, *([*first[:at], one, *first[at + 1 :]] for at, values in enumerate(keys) for one in values[1:])]
-    found: dict[str, None] = {}
-    for chosen in tried:
-        try:
-            recipe.from_document(fresh(document), folder, chosen, here=False, runs=runs)
-        except UsageError as error:
-            found |= dict.fromkeys(str(error).split("\n"))
-    if found:
-        raise UsageError("\n".join(itertools.islice(found, 20)))
-
-
-def fresh(document: Document) -> Document:
-    """A copy that can be changed."""
-    import copy
-
-    return copy.deepcopy(document)

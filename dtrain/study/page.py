@@ -40,7 +40,7 @@ def _head(study: StudyDir, found: Sequence[Trial]) -> str:
     ranked = rank(found, control.mode(study))
     best = ranked[0] if ranked and ranked[0].value is not None else None
     trained, left_out = views.saved_steps(study, found)
-    tiles = [("state", control.state(study), ""), ("trials", str(len(found)), "")]
+    tiles = [("state", study.state, ""), ("trials", str(len(found)), "")]
     if best and study.tune.metric:
         tiles.append((study.tune.metric, views.number(best.value), "good"))
         tiles.append(("best trial", str(best.number), ""))

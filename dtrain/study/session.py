@@ -5,11 +5,14 @@ was going on is attached to, one that has left is taken note of, and one that wa
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dtrain.agent import devices, gpu_leases
@@ -19,9 +22,10 @@ from dtrain.control import start
 from dtrain.control import stop as stopping
 from dtrain.control.follow import Watcher
 from dtrain.control.state import goes_on
+from dtrain.job import code, entrypoint
 from dtrain.launch import registry, tuning
 from dtrain.launch.tuning import GRID
-from dtrain.record import mailbox
+from dtrain.record import code_snapshot, mailbox
 from dtrain.record.events import Evaluation, Event, Metrics
 from dtrain.study import trial_run
 from dtrain.study.folder import StudyDir
@@ -46,7 +50,7 @@ class Session:
         tune = study.tune
         self._study, self._tune = study, tune
         self._space = {key: tuning.domain(value) for key, value in tune.over.items()}
-        self._measure = tuning.measure(tune)
+        self._measure = _measure_of(study)
         self._ladder = ladder_of(study.job, tune)
         self._journal = Journal(study.journal, study.id, self._measure.mode if self._measure else "min", write=True)
         self._trials = self._journal.trials()
@@ -118,7 +122,11 @@ class Session:
 
     def _conclude(self, number: int, known: dict[int, float] | None = None) -> None:
         """Take note of how far a trial is whose run has left. `known`: its rungs, if an earlier process of the study knew them."""
-        found = trial_run.progress(self._study.trial(number), self._measure)
+        try:
+            found = trial_run.progress(self._study.trial(number), self._measure)
+        except UserError as error:
+            self._problem = self._problem or error
+            return
         at, code = found.state.step, found.state.exit_code
         if found.is_at_rung:
             if at not in (known or {}) and self._has_metric(found):
@@ -224,7 +232,7 @@ class Session:
 
     def _listen(self, number: int, event: Event) -> None:
         """Find out that the metric is not there, as soon as a step and an evaluation have been reported."""
-        if isinstance(event, Metrics | Evaluation) and self._measure:
+        if isinstance(event, Metrics | Evaluation) and self._measure and not self._measure.function:
             self._seen |= set(event.values)
             self._kinds.add(type(event))
             if len(self._kinds) == 2 and self._measure.name not in self._seen:
@@ -244,6 +252,20 @@ class Session:
             why = self._trials[-1].failure if self._trials else "tune.budget was over before the first"
             return Exit.USER_CODE, f"no trial was trained to its end: {why}"
         return Exit.DONE, f"{done} of {len(self._trials)} trials were trained to their end"
+
+
+def _measure_of(study: StudyDir) -> tuning.Measure | None:
+    """What trials are judged by, with the user's function, imported from the study's code."""
+    measure = tuning.measure(study.tune)
+    if measure is None or measure.of != tuning.FUNCTION:
+        return measure
+    if snapshot := code_snapshot.opened(study.code, study.job.folder):
+        code.install(snapshot)
+    sys.path[:0] = study.job.code_folders
+    try:
+        return dataclasses.replace(measure, function=entrypoint.load(measure.name, Path(study.job.folder)))
+    except Exception as error:
+        raise UserError(f"tune.metric: {measure.name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _kind_of(failure: str) -> str:

@@ -24,10 +24,10 @@ MOST_LETTERS = 16
 def status(study: StudyDir, width: int | None = None) -> str:
     """The state of a study and its trials, the best first."""
     found = control.trials(study)
-    lines = [f"{study.id}: {control.state(study)}{_why(study)}", f"  {_counts(study, found)}"]
+    lines = [f"{study.id}: {study.state}{_why(study)}", f"  {_counts(study, found)}"]
     if found:
         lines.append(table(study, found, min(width or WIDTH, WIDTH)))
-    if control.state(study) in ("lost", "stopped"):
+    if study.state in ("lost", "stopped"):
         lines.append(f"  go on with: dtrain resume {study.id}")
     return "\n".join(lines)
 
@@ -35,7 +35,7 @@ def status(study: StudyDir, width: int | None = None) -> str:
 def _why(study: StudyDir) -> str:
     end = None if study.goes_on() else study.end()
     if end is None:
-        return " - its process is gone; its trials are not lost" if not study.goes_on() else ""
+        return f" - its process is gone, its trials are not ({study.log})" if not study.goes_on() else ""
     hint = f"\n  {end['hint']}" if end.get("hint") else ""
     return f" - {end['reason']}{hint}"
 

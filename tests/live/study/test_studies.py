@@ -256,6 +256,11 @@ def test_a_study_from_python_has_a_best_trial_and_its_run(tmp_path: Path) -> Non
     assert study.best.value == max(trial.value or 0 for trial in study.trials)
     assert study.run_of(study.best).metrics()["held-out accuracy"][-1][1] == study.best.value
     assert dt.Study(study.id, runs=tmp_path / "runs").best == study.best
+    own = dt.tune(
+        recipe, {"params.width": [4, 16]}, metric=f"{tmp_path}/score.py:small", trials=1, runs=tmp_path / "runs"
+    ).wait()
+    metrics = own.run_of(own.best).metrics()
+    assert own.best.value == pytest.approx(metrics["held-out accuracy"][-1][1] - 1e-3 * len(metrics["loss"]))
     with pytest.raises(dt.UsageError, match=r"over params\.layers"):
         dt.tune(recipe, {"params.layers": []}, metric="accuracy", runs=tmp_path / "runs")
 

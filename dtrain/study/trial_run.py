@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,20 @@ def make(study: StudyDir, number: int, values: Mapping[str, Any], ladder: Ladder
         job = recipe.from_document(document, folder, runs=study.runs)
     if run.path.exists():
         shutil.rmtree(run.path)
-    create_folder(study.runs, job, run.id)
+    create_folder(study.runs, _grouped(job, study.id), run.id)
     run.recipe_copy.write_text(yaml.safe_dump(document.data, sort_keys=False))
     run.recipe_copy.chmod(PRIVATE_FILE)
     shutil.copyfile(study.code, run.code)
     return run
+
+
+def _grouped(job: Job, group: str) -> Job:
+    """The job with its trackers showing the trials of a study together, where a tracker knows groups and the recipe names none."""
+    track = [
+        replace(one, options=one.options | {"group": group}) if one.options.get("group", "") is None else one
+        for one in job.track or ()
+    ]
+    return replace(job, track=tuple(track)) if track else job
 
 
 def is_made(run: RunDir) -> bool:

@@ -8,9 +8,10 @@ import pytest
 
 from dtrain.common.errors import UsageError
 from dtrain.launch import recipe
-from dtrain.study import control, views
+from dtrain.study import control, trial_run, views
 from dtrain.study.folder import StudyDir, find, require
 from dtrain.study.journal import Trial
+from dtrain.study.rungs import Ladder
 
 pytest.importorskip("optuna")
 KEYS = {f"params.a_long_name_{number}": "uniform(0, 1)" for number in range(9)}
@@ -59,3 +60,14 @@ def test_what_is_typed_for_a_key_is_read_as_in_a_recipe() -> None:
     assert {text: control.over(text)[1] for text in typed} == typed
     with pytest.raises(UsageError, match="not of the form"):
         control.over("a.b")
+
+
+def test_a_tracker_that_knows_groups_shows_the_trials_of_a_study_together(study: StudyDir) -> None:
+    pytest.importorskip("wandb")
+    text = study.recipe.read_text().replace("track: []", "track: [{name: wandb, project: p}, csv]")
+    study.recipe.write_text(text)
+    run = trial_run.make(study, 3, dict.fromkeys(KEYS, 0.5), Ladder((2, 4), keep=1 / 3))
+    job = run.job()
+    assert run.id == f"{study.id}-3" and job.tags == {"study": study.id} and job.train.until == 2
+    assert job.params["a_long_name_0"] == 0.5 and job.train.evaluate_every == 2 and job.tune is None
+    assert [one.options.get("group") for one in job.track or ()] == [study.id, None]

@@ -93,7 +93,7 @@ $(VENV)/.unit: $(VENV)/.python $(NEEDS)
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.test: $(VENV)/.python $(NEEDS) strategies/horovod/build.py
-	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,trackers,export,serve,test]'
+	$(PIP) '.[torch,tensorflow,ray,horovod,recipes,s3,trackers,export,serve,tune,test]'
 	$(PIP) --no-deps tf-keras   # it asks for the large build of TensorFlow by name
 	$(VENV)/bin/python -P -m dtrain.strategies.horovod.build
 	touch $@ $(VENV)/.unit $(VENV)/.check $(VENV)/.docs $(VENV)/.installed

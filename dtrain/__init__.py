@@ -1,7 +1,7 @@
 """One recipe trains on the local machine, on Ray and on SLURM, and survives what goes wrong there.
 
-`run`, `submit`, `attach`, `resume`, `stop` and `status` do what the commands of these names do, and give a `Run`; `load` and
-`load_weights` read the weights of a run. `Context` and `Task` are types for the code that dtrain trains. See docs/python.md.
+`run`, `submit`, `attach`, `resume`, `stop` and `status` do what the commands of these names do, and give a `Run`; `tune` begins a `Study`; `load`
+and `load_weights` read the weights of a run. `Context` and `Task` are types for the code that dtrain trains. See docs/python.md.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from dtrain.runs import status as status
     from dtrain.runs import stop as stop
     from dtrain.runs import submit as submit
+    from dtrain.studies import Study as Study
+    from dtrain.studies import StudyFailed as StudyFailed
+    from dtrain.studies import tune as tune
     from dtrain.worker.context import Context as Context
 
 _HOMES = {
     **dict.fromkeys(("run", "submit", "attach", "resume", "stop", "status", "Run", "RunFailed"), "dtrain.runs"),
+    **dict.fromkeys(("Study", "StudyFailed", "tune"), "dtrain.studies"),
     **dict.fromkeys(("Task", "TrainStep"), "dtrain.job.task_types"),
     **dict.fromkeys(("DtrainError", "UsageError"), "dtrain.common.errors"),
     "Recipe": "dtrain.launch.python_recipe",
@@ -35,8 +39,8 @@ _HOMES = {
 }
 """Public name → its module, imported when it is first used: `import dtrain` costs nothing."""
 __all__ = [
-    "Context", "DtrainError", "Recipe", "Run", "RunFailed", "Task", "TrainStep", "UsageError", "attach", "load", "load_weights",
-    "resume", "run", "status", "stop", "submit",
+    "Context", "DtrainError", "Recipe", "Run", "RunFailed", "Study", "StudyFailed", "Task", "TrainStep", "UsageError", "attach", "load", "load_weights",
+    "resume", "run", "status", "stop", "submit", "tune",
 ]  # fmt: skip
 
 

@@ -21,6 +21,10 @@ def main() -> int:
         from dtrain.supervisor import main as supervisor
 
         return supervisor.main(sys.argv[2])
+    if sys.argv[1:2] == ["study"] and len(sys.argv) == 3:
+        from dtrain.study import main as study
+
+        return study.main(sys.argv[2])
     if sys.argv[1:2] == ["tracker"] and len(sys.argv) == 5:
         from dtrain.supervisor.beside import tracker_process
 

@@ -24,6 +24,7 @@ from dtrain.cli import (
     report_commands,
     run_commands,
     tracker_commands,
+    tune_commands,
     watch_commands,
 )
 from dtrain.cli.group import Commands
@@ -104,7 +105,7 @@ def plugins(as_json: Json = False) -> None:
     print(json.dumps([asdict(row) for row in rows], indent=1) if as_json else plugin_text(rows))
 
 
-for first in (run_commands, watch_commands):
+for first in (run_commands, tune_commands, watch_commands):
     first.add_to(app)
 for command in (warm, plugins):
     app.command()(command)

@@ -50,10 +50,12 @@ def _typers() -> Any:
 def run_ids(context: typer.Context, incomplete: str) -> list[str]:
     """Of the runs in the folder that `--runs` or DTRAIN_RUNS names, newest first."""
     from dtrain.record.folder import all_runs
+    from dtrain.study.folder import all_studies
 
     runs = context.params.get("runs") or os.environ.get(environment.RUNS) or "runs"
     try:
-        known = [run.id for run in reversed(all_runs(Path(runs)))]
+        studies = [study.id for study in reversed(all_studies(Path(runs)))]
+        known = [*studies, *(run.id for run in reversed(all_runs(Path(runs))))]
     except OSError:
         known = []
     return [name for name in ("last", *known) if name.startswith(incomplete)]

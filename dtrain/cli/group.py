@@ -25,6 +25,7 @@ MEANT = {
     "new": ("init", "writes a recipe and a small task"),
     "remove": ("rm", "removes runs that have ended"),
     "restart": ("resume", "goes on with a run"),
+    "search": ("tune", "finds the best values of a recipe out of many trials"),
     "show": ("status", "says how a run is doing, or how it went"),
     "start": ("run", "trains a recipe or a script; dtrain submit does so without this terminal"),
     "sweep": ("submit --sweep KEY=A,B,C", "starts a run for each value"),

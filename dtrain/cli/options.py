@@ -16,6 +16,7 @@ from dtrain.common.errors import UsageError
 
 if TYPE_CHECKING:
     from dtrain.record.folder import RunDir
+    from dtrain.study.folder import StudyDir
 
 RunName = Annotated[
     str,
@@ -132,6 +133,17 @@ def find(runs: Path, name: str) -> RunDir:
     from dtrain.storage import run_sync
 
     return run_sync.find(runs, name)
+
+
+def find_study(runs: Path, name: str) -> StudyDir | None:
+    """The study that was meant; None if a run was. Of a study, the last run is a trial that nobody has started: the study is meant."""
+    from dtrain.record.folder import all_runs
+    from dtrain.study import folder
+
+    if name != LAST:
+        return folder.find(runs, name)
+    newest = next(reversed(all_runs(runs)), None)
+    return folder.of_trial(newest) if newest else None
 
 
 def find_all(runs: Path, names: Sequence[str]) -> list[RunDir]:

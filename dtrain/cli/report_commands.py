@@ -30,12 +30,14 @@ from dtrain.cli.options import (
     Yes,
     find,
     find_all,
+    find_study,
     output,
 )  # fmt: skip
 from dtrain.common.errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from dtrain.control.remove import Removal
+    from dtrain.study.folder import StudyDir
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,6 +53,9 @@ def report(name: LastRun = LAST, runs: Runs = RUNS, html: Html = None, as_json: 
     from dtrain.report import report as reports
     from dtrain.report import run_record
 
+    if study := find_study(runs, name):
+        _report_study(study, html, as_json=as_json)
+        return
     record = run_record.read(find(runs, name))
     if html:
         from dtrain.report.page import report_page
@@ -60,6 +65,15 @@ def report(name: LastRun = LAST, runs: Runs = RUNS, html: Html = None, as_json: 
         print(json.dumps(reports.as_json(record), indent=1))
     else:
         print(reports.text(record))
+
+
+def _report_study(study: StudyDir, html: Path | None, *, as_json: bool) -> None:
+    from dtrain.study import control, page
+
+    if html:
+        write_page(html, page.report_page(study))
+    else:
+        print(json.dumps(control.public(study), indent=1) if as_json else page.text(study))
 
 
 def compare(
@@ -178,6 +192,13 @@ def rm(
     Example: dtrain rm digits-lr0.1"""
     from dtrain.control import remove
 
+    for study in [found for found in (find_study(runs, name) for name in names) if found]:
+        from dtrain.cli import study_view
+
+        study_view.remove(study, yes=yes)
+        names = [name for name in names if not study.id.startswith(name) and Path(name).absolute() != study.path]
+    if not names:
+        return
     chosen = find_all(runs, names)
     for run in chosen:
         remove.refuse_live(run)
@@ -191,14 +212,17 @@ def clean(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Remove their checkpoints only.")] = False,
     runs: Runs = RUNS, yes: Yes = False,
 ) -> None:  # fmt: skip
-    """Remove all runs that have ended but the best ones; asks first. A run that goes on is not touched.
+    """Remove all runs that have ended but the best ones; asks first. A run, or a study, that goes on is not touched.
 
     Example: dtrain clean --keep-best 3 --metric accuracy"""
     from dtrain.control import remove
     from dtrain.control import select as run_list
     from dtrain.record import folder
+    from dtrain.study import folder as studies
 
-    chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    kept = tuple(f"{study.id}-" for study in studies.all_studies(runs) if study.goes_on())
+    named = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    chosen = [run for run in named if not run.id.startswith(kept)]
     worse = list(remove.worse_than_best(chosen, keep_best, metric))
     if not worse:
         print(f"nothing to remove in {runs.absolute()}")

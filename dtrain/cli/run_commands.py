@@ -38,6 +38,7 @@ from dtrain.cli.options import (
     Verbose,
     Workers,
     find,
+    find_study,
     output,
 )  # fmt: skip
 from dtrain.common import environment
@@ -65,6 +66,13 @@ Warm = Annotated[
     ),
 ]  # fmt: skip
 
+Best = Annotated[
+    bool,
+    typer.Option(
+        "--best", help="RECIPE is a study: take the recipe of its best trial, which is written beside its own."
+    ),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
@@ -91,7 +99,7 @@ def run(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, profile: Profile = None,
     name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
-    detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None,
+    detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None, best: Best = False,
 ) -> None:  # fmt: skip
     """Train a recipe or a script, and watch it. Ctrl-C saves and stops; twice stops at once.
 
@@ -100,6 +108,7 @@ def run(
     from dtrain.control import create, overrides
 
     shown = output(quiet=quiet, verbose=verbose)
+    path = _of_best(path, runs) if best else path
     given = overrides.of_options(
         gpus=gpus,
         workers=workers,
@@ -136,6 +145,10 @@ def resume(
     from dtrain.cli import terminal
     from dtrain.control import create, overrides
 
+    if study := find_study(runs, name):
+        from dtrain.cli import study_view
+
+        return study_view.resume(study, detach=detach, quiet=quiet)
     chosen, shown = find(runs, name), output(quiet=quiet, verbose=verbose)
     given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, env=env, sets=sets)
     if dry_run:
@@ -154,7 +167,7 @@ def submit(
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
     ] = None,
-    at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="Runs of a sweep at once; waits for all of them, then prints a table.")] = None,
+    at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="At once, as a study that goes on without this terminal; waits for all, then prints a table.")] = None,
     dry_run: DryRun = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Start a recipe or a script, and return: it goes on without this terminal.
@@ -181,10 +194,11 @@ def submit(
     if dry_run:
         _print_plans(create.planned(path, runs, given, sweep or []), runs)
         return
-    members = create.new_sweep(path, runs, given, sweep or [])
     if at_most is not None:
-        raise typer.Exit(terminal.run_queue(members, at_most, shown))
-    for member in members:
+        from dtrain.cli import study_view
+
+        raise typer.Exit(study_view.sweep(path, runs, given, sweep or [], at_most, shown))
+    for member in create.new_sweep(path, runs, given, sweep or []):
         made = member()
         terminal.print_made_recipe(path, made, shown)
         terminal.submit(made, shown)
@@ -211,21 +225,24 @@ def attach(name: LastRun = LAST, runs: Runs = RUNS, verbose: Verbose = False) ->
     """Watch a run that was submitted, or started elsewhere. Ctrl-C asks whether to detach or to stop it.
 
     Example: dtrain attach last"""
-    from dtrain.cli import terminal
+    from dtrain.cli import study_view, terminal
 
+    if study := find_study(runs, name):
+        raise typer.Exit(study_view.attach(study))
     raise typer.Exit(terminal.attach(find(runs, name), output(verbose=verbose)))
 
 
 def plan(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, profile: Profile = None, name: Name = None, seed: Seed = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
-    memory: PlanMemory = False, as_json: Json = False,
+    memory: PlanMemory = False, as_json: Json = False, best: Best = False,
 ) -> None:  # fmt: skip
     """Show what would run where, with which environment; no worker is started.
 
     Example: dtrain plan recipe.yaml --cluster slurm"""
     from dtrain.control import create, overrides
 
+    path = _of_best(path, runs) if best else path
     given = overrides.of_options(
         gpus=gpus,
         workers=workers,
@@ -239,6 +256,15 @@ def plan(
         sets=sets,
     )
     _print_plans(create.planned(path, runs, given), runs, as_json=as_json, memory=memory)
+
+
+def _of_best(path: Path, runs: Path) -> Path:
+    """The recipe of the best trial of a study, which is written to a file."""
+    from dtrain.study import control, folder
+
+    written = control.best_recipe(folder.require(runs, str(path)))
+    print(f"wrote {written}", file=sys.stderr)
+    return written
 
 
 def _print_plans(plans: Sequence[LaunchPlan], runs: Path, *, as_json: bool = False, memory: bool = False) -> None:

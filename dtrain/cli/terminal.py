@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from dtrain.control import start
 from dtrain.control.follow import Watcher
 from dtrain.control.state import row, state_of
 from dtrain.control.stop import stop
-from dtrain.control.sweep_queue import SweepQueue
 from dtrain.launch import target_recipe
 from dtrain.record.events import Event
 from dtrain.record.folder import RunDir, Submitted
@@ -94,25 +93,12 @@ def attach(run: RunDir, output: Output = Output.NORMAL) -> int:
                 code = watcher.wait()
             break
         except KeyboardInterrupt:
-            if not _wants_to_stop(run):
+            if not wants_to_stop(run.id):
                 print(f"detached; {run.id} goes on. Watch it again: dtrain attach {run.id}")
                 return int(Exit.DONE)
             _ask_to_stop(run, watcher)
             view = View(run, output, resumed=True)
     return _finish(run, code)
-
-
-def run_queue(members: Sequence[Callable[[], RunDir]], at_most: int, output: Output = Output.NORMAL) -> int:
-    """Run the members of a sweep, `at_most` at once, and print a table of them; Ctrl-C starts no more."""
-    queue = SweepQueue(list(members), at_most)
-    try:
-        return queue.run(lambda run, submitted: print_submitted(run, submitted, output))
-    except KeyboardInterrupt:
-        print(f"{len(queue.waiting)} runs were not started; {len(queue.active)} go on (dtrain stop RUN)")
-        return int(Exit.INTERRUPTED)
-    finally:
-        if queue.started:
-            print(_table(queue.started), flush=True)
 
 
 def stop_all(runs: Sequence[RunDir], *, now: bool, wait: bool) -> bool:
@@ -131,7 +117,7 @@ def stop_all(runs: Sequence[RunDir], *, now: bool, wait: bool) -> bool:
     return not any(answer.exception() for answer in answers)
 
 
-def _table(started: Sequence[RunDir]) -> str:
+def compared(started: Sequence[RunDir]) -> str:
     """Compare the members of a sweep; a single one, or one that cannot be read, is listed as by `dtrain ps`."""
     if len(started) > 1 and all(one.events.exists() for one in started):
         found = comparison.compare([run_record.read(one) for one in started])
@@ -155,12 +141,12 @@ def _ask_to_stop(run: RunDir, watcher: Watcher) -> None:
     watcher.ask_soon()
 
 
-def _wants_to_stop(run: RunDir) -> bool:
-    """Ask the person at the terminal; without one, or without an answer, the run goes on."""
+def wants_to_stop(name: str) -> bool:
+    """Ask the person at the terminal; without one, or without an answer, what they watch goes on."""
     if not sys.stdin.isatty():
         return False
     try:
-        answer = input(f"\n[d]etach and leave {run.id} running, or [s]top it (it saves first)? [d] ")
+        answer = input(f"\n[d]etach and leave {name} running, or [s]top it (it saves first)? [d] ")
     except (EOFError, KeyboardInterrupt):
         print()
         return False

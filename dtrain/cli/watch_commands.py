@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dtrain.cli import screen
-from dtrain.cli.options import LAST, RUNS, Json, LastRun, Quiet, Runs, find, find_all
+from dtrain.cli.options import LAST, RUNS, Json, LastRun, Quiet, Runs, find, find_all, find_study
 from dtrain.common.errors import Exit, UsageError
 
+if TYPE_CHECKING:
+    from dtrain.study.folder import StudyDir
+
 WATCH_SECONDS = 2.0
+STUDIES_SHOWN = 5
+"""Newest studies that `ps` names."""
 Several = Annotated[
     list[str] | None,
     typer.Argument(
@@ -45,6 +52,7 @@ def ps(
     from dtrain.control import select as run_list
     from dtrain.control import state as queries
     from dtrain.record import folder
+    from dtrain.study import folder as study_folder
 
     chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
     last = 0 if sort or state or tag else -(limit or 0)
@@ -56,6 +64,8 @@ def ps(
         print(json.dumps([asdict(row) for row in rows], indent=1))
     elif rows:
         print(summary.table(rows, run_list.metric_column(rows, sort), screen.width()))
+        if studies := study_folder.all_studies(runs)[-STUDIES_SHOWN:]:
+            print("studies: " + ", ".join(f"{one.id} ({one.state})" for one in studies))
     elif name or state or tag:
         print(f"no such runs in {runs.absolute()}")
     else:
@@ -73,6 +83,10 @@ def status(
     from dtrain.cli import summary
     from dtrain.control import state as queries
 
+    if study := find_study(runs, name):
+        from dtrain.cli import study_view
+
+        return study_view.status(study, watch=watch, as_json=as_json)
     chosen, before = find(runs, name), ""
     while True:
         state = queries.state_of(chosen)
@@ -82,7 +96,7 @@ def status(
             screen.clear() if watch and not as_json else None
             print(text, flush=True)
         if not watch or state.exit_code is not None or state.phase == "lost":
-            return
+            return None
         before = text
         time.sleep(WATCH_SECONDS)
 
@@ -122,13 +136,30 @@ def stop(
 
     if everything and names:
         raise UsageError("--all means every run, and a run is named as well", "Use one of them.")
-    chosen = folder.all_runs(runs) if everything else find_all(runs, names or [LAST])
+    studies = _studies(runs, names or [LAST], everything=everything)
+    for study in studies:
+        from dtrain.study import control
+
+        print(control.stop(study, now=now, wait=wait), flush=True)
+    left = [name for name in names or [LAST] if not find_study(runs, name)]
+    if studies and not left:
+        return
+    chosen = folder.all_runs(runs) if everything else find_all(runs, left)
     if everything or len(chosen) > 1:
         chosen = [run for run in chosen if goes_on(run)]
     if not chosen:
         print(f"no run goes on in {runs.absolute()}")
     elif not terminal.stop_all(chosen, now=now, wait=wait):
         raise typer.Exit(int(Exit.GAVE_UP))
+
+
+def _studies(runs: Path, names: Sequence[str], *, everything: bool) -> list[StudyDir]:
+    """The studies among what was named, or all that go on."""
+    from dtrain.study import folder
+
+    if everything:
+        return [study for study in folder.all_studies(runs) if study.goes_on()]
+    return [study for study in (find_study(runs, name) for name in names) if study]
 
 
 def wait(names: Several = None, runs: Runs = RUNS, quiet: Quiet = False) -> None:
@@ -139,7 +170,14 @@ def wait(names: Several = None, runs: Runs = RUNS, quiet: Quiet = False) -> None
     from dtrain.show import render
 
     codes = []
-    for run in find_all(runs, names or [LAST]):
+    for study in _studies(runs, names or [LAST], everything=False):
+        from dtrain.study import control
+
+        codes.append(control.wait(study) or 0)
+        if not quiet:
+            print(f"{study.id}: {study.state}", flush=True)
+    left = [name for name in names or [LAST] if not find_study(runs, name)]
+    for run in find_all(runs, left):
         state = follow.until_ended(run)
         codes.append(int(Exit.GAVE_UP) if state.exit_code is None else state.exit_code)
         if not quiet:

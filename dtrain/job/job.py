@@ -27,6 +27,7 @@ from dtrain.job.limits import (
     STEPS,
     THREADS,
 )
+from dtrain.job.tune import Tune
 
 Device = Literal["cpu", "gpu", "tpu"]
 FailureClass = Literal["bug", "transient", "out of memory", "crash", "device"]
@@ -369,6 +370,8 @@ class Job:
     track: tuple[PluginChoice, ...] | None = None
     """Where curves are drawn, as `[tensorboard, {name: wandb, project: p}]`. When not given: in the default tracker, if what it needs
     is installed. []: nowhere."""
+    tune: Tune | None = None
+    """What `dtrain tune` tries; `dtrain run` does not look at it."""
     tags: dict[str, str] = field(default_factory=dict)
     """Words by which the run is found again (`dtrain ps --tag dataset=v2`): {dataset: v2}."""
     note: str = ""

@@ -16,7 +16,7 @@ from dtrain.common.errors import nearest
 from dtrain.common.sizes import memory_bytes
 from dtrain.job import entrypoint, import_ways, task_class
 from dtrain.job.job import Data, Job, PluginChoice, ScriptModule, Train
-from dtrain.launch import bench_store, checks, exactness, initial_weights, registry, step_checks
+from dtrain.launch import bench_store, checks, exactness, initial_weights, registry, step_checks, tuning
 from dtrain.record.folder import default_root
 from dtrain.storage import object_store
 
@@ -53,7 +53,7 @@ def checked(job: Job, *, here: bool = True, runs: Path | None = None) -> tuple[J
     """The resolved job (see `resolve`), and everything that keeps it from running, each with what to do instead; none: it can
     start. Without `here`, what keeps this machine from starting it is left out. `runs` is where runs that it names are looked for."""
     job, found = initial_weights.resolved(job, default_root(runs))
-    found += [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job)]
+    found += [*_of_target(job), *_of_numbers(job), *_of_storage(job), *checks.environment(job), *tuning.problems(job)]
     if found:
         return job, found
     plan = make(resolve(job, runs))

@@ -36,9 +36,15 @@ def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, r
     """The resolved job of a recipe file; raises `UsageError` that lists every mistake. Without `here`, this machine need not be
     able to start it. In the folder `runs`, runs that it names are looked for, and measurements that `strategy: auto` learns from.
     A script, a task or a function may stand for a recipe that runs it."""
+    document, folder = read(path, overrides)
+    return from_document(document, folder, overrides, here=here, runs=runs, profiles=True)
+
+
+def read(path: Path, overrides: Sequence[Override] = ()) -> tuple[Document, Path]:
+    """What is written in a recipe file, or in the recipe of a script, task or function that is named instead of one, and the folder that
+    its paths begin at; raises `UsageError`."""
     if target_recipe.is_target(path):
-        document = target_recipe.document_of(path, [where[:2] for where, _, _ in overrides])
-        return from_document(document, Path.cwd(), overrides, here=here, runs=runs, profiles=True)
+        return target_recipe.document_of(path, [where[:2] for where, _, _ in overrides]), Path.cwd()
     try:
         data = path.read_bytes()
         text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -48,8 +54,7 @@ def load(path: Path, overrides: Sequence[Override] = (), *, here: bool = True, r
         ) from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}:1:1: not UTF-8 or UTF-16 text ({error.reason} at byte {error.start})") from None
-    document = parse(text, str(path))
-    return from_document(document, path.absolute().parent, overrides, here=here, runs=runs, profiles=True)
+    return parse(text, str(path)), path.absolute().parent
 
 
 def from_document(

@@ -127,6 +127,16 @@ def _place(node: yaml.Node, source: str) -> Mark:
     return Mark(source, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
+def _is_open(mapping: dict[str, Any]) -> bool:
+    """Whether the last value is a call that its comma has torn apart: `{key: log(1, 2)}` is two keys for YAML."""
+    last = mapping[list(mapping)[-1]] if mapping else None
+    return isinstance(last, str) and last.count("(") > last.count(")")
+
+
+def _is_nothing(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and not node.value
+
+
 class _Builder:
     """Turns nodes into data, with an eye on aliases that multiply or bite their own tail."""
 
@@ -193,6 +203,9 @@ class _Builder:
                 self.problem(key_node, "a key must be a plain word")
                 continue
             key = str(key_node.value)
+            if node.flow_style and _is_open(result) and _is_nothing(value_node):
+                result[list(result)[-1]] += f", {key}"
+                continue
             if key_node.tag == "tag:yaml.org,2002:merge":
                 self.problem(
                     key_node, "merge keys (<<) are not read: write the keys out, or use an alias for a whole value"

@@ -293,14 +293,21 @@ def default_root(runs: str | os.PathLike[str] | None = None) -> Path:
     return Path(runs or os.environ.get(environment.RUNS) or "runs")
 
 
-def create(root: Path, job: Job) -> RunDir:
-    """A new run folder with a name of its own, below `root`."""
+def new_id(name: str) -> str:
+    """An id that no other run has."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def create(root: Path, job: Job, run_id: str = "") -> RunDir:
+    """A new run folder below `root`, with this id or one of its own."""
     while True:
-        path = root.absolute() / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+        path = root.absolute() / (run_id or new_id(job.name))
         try:
             root.mkdir(parents=True, exist_ok=True)
             path.mkdir(PRIVATE_FOLDER)
         except FileExistsError:
+            if run_id:
+                raise UsageError(f"there is a run {run_id} in {root} already", "Choose another folder.") from None
             continue
         except OSError as error:
             raise UsageError(

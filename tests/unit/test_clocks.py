@@ -25,6 +25,7 @@ LOCAL_AGES = {
     "time.time() - max(moments, default=0.0)": "a worker and its agent are on one machine",
     "now - state.began": SHOWN,
     "now - moment": SHOWN,
+    "time.time() - found[0].began": SHOWN,
     "answer.clock - now": "the check of the nodes' clocks, which warns",
     "time.time() - run_lease.renewed(self._store)": "who may only read there can be shown a state and do nothing to the run",
 }

@@ -302,3 +302,13 @@ def test_an_embedded_cluster_joins_no_other_and_listens_on_the_loopback(lab: Ray
 def test_what_the_tutorial_types_on_ray(lab: RayLab, tmp_path: Path) -> None:
     documents.files("docs/tutorial.md", tmp_path)
     documents.session(documents.commands("docs/tutorial.md", "On Ray"), tmp_path, on(lab))
+
+
+def test_trials_of_a_study_are_jobs_of_ray(lab: RayLab, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe, runs = str(PROGRAMS / "tuned.yaml"), ("--runs", str(tmp_path))
+    out = dtrain("tune", recipe, "--cluster", "ray", "--trials", "3", "--at-once", "2", *runs, **on(lab)).stdout
+    assert ": done - " in out
+    assert {submitted.cluster for run in all_runs(tmp_path) if (submitted := run.submitted())} == {"ray"}
+    assert len(all_runs(tmp_path)) == 3
+    wait_for(lambda: groups(lab) == 0, "the placement groups' end", 20)

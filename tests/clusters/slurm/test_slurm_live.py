@@ -39,6 +39,7 @@ from ssh_lab import SshLab, install_ssh
 
 from dtrain.api import testing
 from dtrain.launch import registry
+from dtrain.record import lock
 from dtrain.record.folder import RunDir, all_runs
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
@@ -747,3 +748,17 @@ def test_a_run_waits_until_another_one_has_ended_well(lab: SlurmLab, runs: Path)
 
 def events(run: Path) -> list[str]:
     return (run / "events.jsonl").read_text().splitlines()
+
+
+def test_trials_of_a_study_are_jobs_that_outlive_its_process(lab: SlurmLab, runs: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe = str(PROGRAMS / "tuned.yaml")
+    study = command(lab, runs, "tune", recipe, *SLURM, "--trials", "4", "--at-once", "2", "--detach", "--quiet").strip()
+    journal = runs / study / "trials.journal"
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 6, "some trials")
+    os.kill(int(lock.last_mark(runs / study / "supervisors").split()[1]), signal.SIGKILL)
+    assert "done - " in command(lab, runs, "resume", study)
+    found = json.loads(command(lab, runs, "status", study, "--json"))
+    assert [one["state"] for one in found["trials"]].count("done") >= 1
+    assert len(found["trials"]) == len(all_runs(runs)) == 4
+    assert {submitted.cluster for run in all_runs(runs) if (submitted := run.submitted())} == {"slurm"}

@@ -121,8 +121,8 @@ def test_a_task_in_a_package_imports_its_neighbours(tmp_path: Path) -> None:
 
 def test_the_public_names_are_these() -> None:
     assert dtrain.__all__ == [
-        "Context", "DtrainError", "Recipe", "Run", "RunFailed", "Task", "TrainStep", "UsageError", "attach", "load", "load_weights",
-        "resume", "run", "status", "stop", "submit",
+        "Context", "DtrainError", "Recipe", "Run", "RunFailed", "Study", "StudyFailed", "Task", "TrainStep", "UsageError", "attach",
+        "load", "load_weights", "resume", "run", "status", "stop", "submit", "tune",
     ]  # fmt: skip
     assert all(getattr(dtrain, name) for name in dtrain.__all__)
     packages = {path.parent.name for path in Path(dtrain.__file__).parent.glob("*/__init__.py")}

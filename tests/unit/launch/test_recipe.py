@@ -284,7 +284,7 @@ def test_the_end_of_a_key_explains_it(word: str, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("word", "keys"),
-    [("gpus", ("resources.gpus", "resources.workers", "resources.device")), ("metric", ("train.stop_when.metric", "checkpoint.keep_best.metric"))],
+    [("gpus", ("resources.gpus", "resources.workers", "resources.device")), ("metric", ("train.stop_when.metric", "checkpoint.keep_best.metric", "tune.metric"))],
 )  # fmt: skip
 def test_a_word_that_may_mean_several_keys_lists_them(word: str, keys: tuple[str, ...]) -> None:
     lines = explain(word).splitlines()

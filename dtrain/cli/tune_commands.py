@@ -1,0 +1,122 @@
+"""`dtrain tune`, and what the commands for runs do if they are given a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dtrain.cli.options import (
+    RUNS,
+    Cluster,
+    Detach,
+    Gpus,
+    Name,
+    Nodes,
+    Profile,
+    Quiet,
+    Runs,
+    Set,
+    Strategy,
+    Workers,
+)
+from dtrain.cli.run_commands import Recipe
+
+if TYPE_CHECKING:
+    from dtrain.launch.recipe import Override
+    from dtrain.study.folder import StudyDir
+
+Over = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUES",
+        help="What is tried for a key: 'params.lr=log(1e-5,1e-1)', params.width=64,128; may be given several times.",
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of the command line."""
+    app.command()(tune)
+
+
+def tune(
+    path: Recipe,
+    over: Over = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What is compared: accuracy, or last(loss), mean(loss,3).")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(metavar="min|max", help="Whether less or more of it is better, if its name does not say it."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Start none after this time: 30m, 6h.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="tpe, random, grid, sobol, cma, or any of Optuna.")
+    ] = None,
+    early_stop: Annotated[
+        str | None, typer.Option(metavar="NAME", help="asha, hyperband, median, percentile or none.")
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(metavar="N", help="Trials that train at the same time.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the choice of values.")] = None,
+    gpus: Gpus = None,
+    workers: Workers = None,
+    nodes: Nodes = None,
+    strategy: Strategy = None,
+    cluster: Cluster = None,
+    profile: Profile = None,
+    name: Name = None,
+    sets: Set = None,
+    runs: Runs = RUNS,
+    detach: Detach = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a recipe many times with other values, and find the best: a study, which goes on without this terminal.
+
+    Example: dtrain tune recipe.yaml --over params.width=64,128 --metric accuracy --trials 20 --early-stop asha"""
+    from dtrain.cli import study_view
+    from dtrain.control import overrides
+
+    given = overrides.of_options(
+        gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
+    )
+    said = {
+        "metric": metric,
+        "mode": mode,
+        "trials": trials,
+        "budget": budget,
+        "sampler": sampler,
+        "early_stop": early_stop,
+        "at_once": at_once,
+        "seed": seed,
+    }
+    study = _begun(path, runs, over or [], said, given)
+    print(
+        study.id
+        if quiet
+        else f"began the study {study.id}\n  watch it: dtrain attach {study.id}    stop it: dtrain stop {study.id}",
+        flush=True,
+    )
+    if not detach:
+        raise typer.Exit(study_view.attach(study, quiet=quiet))
+
+
+def _begun(path: Path, runs: Path, over: Sequence[str], said: Mapping[str, Any], given: Sequence[Override]) -> StudyDir:
+    """A study of what was said, whose process has begun."""
+    from dtrain.launch import recipe
+    from dtrain.study import control
+
+    keys = {key: "sampler_seed" if key == "seed" else key for key in said}
+    options = [
+        (("tune", keys[key]), value, f"--{key.replace('_', '-')} {value}")
+        for key, value in said.items()
+        if value is not None
+    ]
+    spaces = [control.over(text) for text in over]
+    document, folder = recipe.read(path, given)
+    study = control.make(document, folder, runs, [*given, *spaces, *options], str(path.absolute()))
+    control.begin(study)
+    return study

@@ -1,0 +1,111 @@
+"""A study as a page that opens without a network, and as text: the best so far, importance, trials, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dtrain.show import bar_chart, page, render
+from dtrain.show.bar_chart import NamedValue
+from dtrain.show.charts import Chart, Line
+from dtrain.study import control, views
+from dtrain.study.folder import StudyDir
+from dtrain.study.journal import Journal, Trial, rank
+
+
+def report_page(study: StudyDir) -> str:
+    """The whole page."""
+    found = control.trials(study)
+    return page.page(
+        study.id,
+        [
+            _head(study, found),
+            _curve(study, found),
+            _importance(study),
+            _slices(study, found),
+            page.section("Trials", trials_table(study), panel=False),
+        ],
+    )
+
+
+def text(study: StudyDir) -> str:
+    """The report for a terminal."""
+    found = control.trials(study)
+    parts = [views.status(study), f"  {_cost(study, found)}"]
+    if bars := _bars(study):
+        parts += ["", "importance", bar_chart.text(bars, views.WIDTH)]
+    return "\n".join(parts)
+
+
+def _head(study: StudyDir, found: Sequence[Trial]) -> str:
+    ranked = rank(found, control.mode(study))
+    best = ranked[0] if ranked and ranked[0].value is not None else None
+    trained, left_out = views.saved_steps(study, found)
+    tiles = [("state", study.state, ""), ("trials", str(len(found)), "")]
+    if best and study.tune.metric:
+        tiles.append((study.tune.metric, views.number(best.value), "good"))
+        tiles.append(("best trial", str(best.number), ""))
+    tiles += [("trained for", render.seconds(sum(one.seconds for one in found)), ""), ("steps", str(trained), "")]
+    tiles += [("steps left out", str(left_out), "")] if left_out else []
+    return f"<h1>{study.id}</h1>" + page.tiles(tiles) + f"<p>{_cost(study, found)}</p>"
+
+
+def _cost(study: StudyDir, found: Sequence[Trial]) -> str:
+    trained, left_out = views.saved_steps(study, found)
+    workers = study.job.resources.workers
+    hours = sum(one.seconds for one in found) * workers / 3600
+    unit = "GPU-hours" if study.job.resources.device == "gpu" else "worker-hours"
+    share = f"; early stopping left out {left_out} steps ({left_out / (trained + left_out):.0%})" if left_out else ""
+    return f"cost: {trained} steps, {hours:.3g} {unit}{share}"
+
+
+def _curve(study: StudyDir, found: Sequence[Trial]) -> str:
+    points = views.best_so_far(found, control.mode(study)) if study.tune.metric else []
+    every = [(float(one.number), one.value) for one in found if one.value is not None and one.state != "failed"]
+    lines = [Line("best so far", points), Line("trial", every, "--line-1", dashed=True)]
+    return page.section("Best so far", Chart(study.tune.metric, lines, 0, max(1, len(found) - 1)).svg())
+
+
+def _bars(study: StudyDir) -> list[NamedValue]:
+    if not study.journal.exists() or not study.tune.metric:
+        return []
+    found = Journal(study.journal, study.id, control.mode(study)).importances()
+    return [NamedValue(key, share, f"{share:.0%}") for key, share in found.items()]
+
+
+def _importance(study: StudyDir) -> str:
+    return page.section("Importance", bar_chart.svg("importance", _bars(study)))
+
+
+def _slices(study: StudyDir, found: Sequence[Trial]) -> str:
+    """A chart for each key with numbers: the metric over its values."""
+    parts = []
+    for key in study.tune.over if study.tune.metric else ():
+        points = sorted(
+            (float(one.values[key]), one.value)
+            for one in found
+            if isinstance(one.values.get(key), int | float) and one.value is not None and one.state != "failed"
+        )
+        if len({at for at, _ in points}) > 1:
+            chart = Chart(key, [Line(key, points, dashed=True)], points[0][0], points[-1][0])
+            parts.append(f"<h3>{key}</h3>{chart.svg()}")
+    return page.section("Slices", *parts)
+
+
+def trials_table(study: StudyDir) -> str:
+    """All trials with their values, the best first."""
+    found, keys = control.trials(study), list(study.tune.over)
+    heads = ["rank", "trial", *keys, study.tune.metric or "-", "step", "time", "state", "run"]
+    rows = [
+        [
+            str(place),
+            str(one.number),
+            *(views.number(one.values.get(key)) for key in keys),
+            "-" if one.value is None else views.number(one.value),
+            str(one.step),
+            render.seconds(one.seconds),
+            one.failure or views.shown_state(study, one),
+            study.trial(one.number).id,
+        ]
+        for place, one in enumerate(rank(found, control.mode(study)), 1)
+    ]
+    return page.table(heads, rows, numeric=range(len(keys) + 5))

@@ -113,7 +113,8 @@ class TrainingBackend(ABC):
         """Collective. One optimizer step on this process's shards, `rate` times the base learning rate.
 
         `batches` and `seeds` have one entry a shard, in shard order. Returns the mean loss of these shards, or a dict
-        of it ("loss") and other numbers, as scalars that `float` reads (which may wait for the device). A task with
+        of it ("loss") and other numbers, as scalars that `float` reads (which may wait for the device); of a number that not all
+        shards have, the sum of its weighted values, and the sum of these weights. A task with
         `train_step` gets the whole part of this process as one batch, and the backward pass is its own. Raises
         `NonFiniteLoss` or `NonFiniteGradient` as soon as that costs no wait, if `train.on_nonfinite` is `stop`."""
 

@@ -31,7 +31,12 @@ class Report:
         self._pending |= values if isinstance(values, Mapping) else {"loss": values}
         if not trainer.due(done, self._total_steps, trainer.train.log_every):
             return
-        means = trainer.backend.mean({name: float(value) for name, value in self._pending.items()})
+        weights = {name: value[1] if isinstance(value, tuple) else 1.0 for name, value in self._pending.items()}
+        values = {
+            name: float(value[0]) / (value[1] or 1.0) if isinstance(value, tuple) else float(value)
+            for name, value in self._pending.items()
+        }
+        means = trainer.backend.mean(values, weights)
         self._pending.clear()
         if not means:
             return

@@ -258,10 +258,11 @@ def _kept_things(chosen: Choices, wrap: str) -> list[str]:
     return lines
 
 
-def _after_step(chosen: Choices) -> list[str]:
+def _after_step(chosen: Choices, number: str) -> list[str]:
     lines = []
     if chosen["place"] == "scheduler":
-        lines.append(f"schedule.step({'loss.item()' if chosen['schedule'] == 'plateau' else ''})")
+        # What a schedule depends on must be the same on all ranks, and a loss is not.
+        lines.append(f"schedule.step({f'1.0 + {number} % 3' if chosen['schedule'] == 'plateau' else ''})")
     if chosen["average"] != "no":
         lines.append("average.update_parameters(plain)")
     if chosen["registered"] != "nothing":
@@ -309,7 +310,7 @@ def _function(chosen: Choices) -> str:
              *_stepping(chosen, "context.step", "watch.forward(batch[0], optimizer, training=model.training)")]  # fmt: skip
     numbers = _numbers(chosen, "context.step")
     inner.append(f"context.report(loss=loss, **({numbers}))" if numbers != "{}" else "context.report(loss=loss)")
-    inner += _after_step(chosen)
+    inner += _after_step(chosen, "context.step")
     lines += [f"    {line}" for line in inner]
     if chosen["optimizer"] == "schedule-free":
         lines.append("optimizer.eval()")
@@ -338,7 +339,7 @@ def _by_hand(chosen: Choices) -> str:
     inner += [
         "rates = [float(group['lr']) for group in optimizer.param_groups]",
         *stepping,
-        *_after_step(chosen),
+        *_after_step(chosen, "number"),
         "yield float(loss), rates, None",
     ]
     lines += [f"    {line}" for line in inner]

@@ -39,6 +39,7 @@ FOUND = {
     "gradients of parameters that no optimizer trains were in the norm": "extra=untrained clip=yes event=stop",
     "and were lost with a function's state": "form=function optimizer=Muon clip=yes passes=across",
     "those of steps that are done, too": "form=function extra=untrained clip=yes",
+    "metrics of one rank alone weighed what its samples do": "metrics=odd batch=7",
     "LBFGS lost the type of its history": "form=train_step extra=attribute optimizer=LBFGS at=9",
     "under Horovod, a function clipped its own rank's gradients": "form=function strategy=horovod workers=3 passes=halves clip=yes",
 }

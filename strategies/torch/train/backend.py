@@ -195,7 +195,7 @@ class TorchBackend(TrainingBackend):
 
     def _step_by_loss(self, batches: Sequence[Any], seeds: Sequence[int], number: StepNumber) -> Any:
         self._to_training()
-        metrics = dict[str, Any]()
+        metrics = dict[str, tuple[Any, float]]()
         objective = self._parallel.objective(f"{self._name}.loss", self._rank_info, len(batches))
         self._check.begin(self._judge, self._buffers())
         for shard, (batch, seed) in enumerate(zip(batches, seeds, strict=True), start=1):
@@ -209,7 +209,8 @@ class TorchBackend(TrainingBackend):
                 self._parallel.backward(objective.add(loss, weight, share))
             for name, value in more.items():
                 value = value.detach() if hasattr(value, "detach") else value
-                metrics[name] = metrics.get(name, 0.0) + value * share
+                total, weight = metrics.get(name, (0.0, 0.0))
+                metrics[name] = total + value * share, weight + share
         self._snapshots.wait()
         hooks.reach("reduced", number.step)
         optimizers, clip_norm = list(self._optimizers.values()), self._train.clip_norm

@@ -13,6 +13,7 @@ from dtrain.api.rank_memory import RankMemory
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common import allocator
+from dtrain.common.errors import UserError
 from dtrain.job.job import Job, Resources
 from dtrain.job.limits import COUNT, POSITIVE
 
@@ -275,6 +276,18 @@ class Sharded(Parallel):
 
     def clip(self, parameters: Iterable[Any], most: float) -> Any:
         return tree_sums.clip(parameters, most, self._shard_group()) if self.exact else super().clip(parameters, most)
+
+    def take_step(self, optimizer: Any) -> None:
+        """Raise `UserError` for an optimizer with an operation that torch does not have for sharded tensors."""
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            text = str(error).partition("\n")[0]
+            if "placement" not in text and "DTensor" not in text:
+                raise
+            raise UserError(
+                f"{type(optimizer).__name__} cannot step weights that are sharded (torch: {text}): take strategy: ddp, or another optimizer"
+            ) from error
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Every pass reduces its gradients to this worker's share, so that whole ones are never kept; only the

@@ -147,10 +147,14 @@ class Parallel:
         if not steps:
             return False
         for optimizer in optimizers:
-            optimizer.step()
+            self.take_step(optimizer)
         if norm is not None and measures.due:
             measures.gradient(norm, name)
         return True
+
+    def take_step(self, optimizer: Any) -> None:
+        """Have an optimizer change the weights."""
+        optimizer.step()
 
 
 def _values(gradient: Any) -> Any:

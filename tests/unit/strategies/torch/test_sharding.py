@@ -115,3 +115,12 @@ def test_each_block_is_compiled_by_itself(mesh: Any) -> None:
         model = sharded(mesh, compile=option)
         assert (model._compiled_call_impl is not None) == whole
         assert {block._compiled_call_impl is not None for block in model} == {parts}
+
+
+def test_an_optimizer_that_torch_cannot_shard_is_refused_by_name(mesh: Any) -> None:
+    parallel = Sharded(FSDPOptions(), mesh)
+    model = parallel.wrap(nn.Linear(6, 8, bias=False), CPU)
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(torch.ones(4, 6)).sum().backward()
+    with pytest.raises(UserError, match=r"Adafactor cannot step weights that are sharded .*take strategy: ddp"):
+        parallel.take_step(optimizer)

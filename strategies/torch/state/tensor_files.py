@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where a tensor lies."""
 
     dtype: Any
@@ -35,7 +35,7 @@ class Stored:
 class TensorFiles(Mapping[str, Any]):
     """Name → tensor. One in a single piece is a view of its file, which takes memory where it was read; of several, a copy."""
 
-    def __init__(self, stored: Mapping[str, Stored], values: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, stored: Mapping[str, StoredTensor], values: Mapping[str, Any] | None = None) -> None:
         self._stored = dict(stored)
         self._values = dict(values or {})
         """What is no tensor."""
@@ -103,7 +103,7 @@ def of_file(path: Path) -> TensorFiles:
 
     types = {short: getattr(torch, name) for name, short in DTYPES.items() if hasattr(torch, name)}
     return TensorFiles({
-        entry.name: Stored(
+        entry.name: StoredTensor(
             types[entry.dtype], tuple(entry.shape),
             (Piece(path, entry.begin, entry.length, (0,) * len(entry.shape), entry.shape),),
         )
@@ -123,7 +123,7 @@ def of_checkpoint(folder: Path, metadata: Any, names: Mapping[str, str], values:
     stored = {}
     for name, found in pieces.items():
         entry = metadata.state_dict_metadata[name]
-        stored[names[name]] = Stored(entry.properties.dtype, tuple(entry.size), tuple(found))
+        stored[names[name]] = StoredTensor(entry.properties.dtype, tuple(entry.size), tuple(found))
     return TensorFiles(stored, values)
 
 

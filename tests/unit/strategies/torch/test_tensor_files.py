@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from dtrain.strategies.torch.state import tensor_files
-from dtrain.strategies.torch.state.tensor_files import Piece, Stored, TensorFiles
+from dtrain.strategies.torch.state.tensor_files import Piece, StoredTensor, TensorFiles
 from dtrain.strategies.torch.state.weights import TorchWeights
 
 NUMBER, ELEMENTS = 6, 4 << 20
@@ -40,7 +40,9 @@ def test_a_tensor_in_pieces_is_put_together(tmp_path: Path) -> None:
     path = tmp_path / "pieces"
     path.write_bytes(b"\0" * 3 + whole[:1].numpy().tobytes() + whole[1:].numpy().tobytes())
     pieces = (Piece(path, 3, 48, (0, 0), (1, 6)), Piece(path, 51, 144, (1, 0), (3, 6)))
-    found = TensorFiles({"module.w": Stored(torch.int64, (4, 6), pieces)}, {"module.extra": "text"}).without("module.")
+    found = TensorFiles({"module.w": StoredTensor(torch.int64, (4, 6), pieces)}, {"module.extra": "text"}).without(
+        "module."
+    )
     assert torch.equal(found["w"], whole)
     assert tensor_files.shapes(found) == {"w": (4, 6), "extra": ()}
     assert dict(found)["extra"] == "text"

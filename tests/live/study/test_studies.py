@@ -144,6 +144,10 @@ def test_a_study_is_stopped_and_goes_on_with_what_it_had(tmp_path: Path) -> None
     assert [one["state"] for one in seen(study)["trials"]] == ["done", "done"]
     (one,) = {len([1 for event in event_log.read(study.trial(0).events) if isinstance(event, AttemptStarted)])}
     assert one == 2
+    dtrain("rm", "last", "--runs", str(tmp_path), "--yes")
+    assert len(study.trial_runs()) == 1, "of what is named last, the run alone is removed"
+    refused = dtrain("rm", "tuned", "--runs", str(tmp_path), "--yes", check=2).stderr
+    assert "of other runs" in refused
     dtrain("rm", study.id, "--runs", str(tmp_path), "--yes")
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -192,11 +192,12 @@ def rm(
     Example: dtrain rm digits-lr0.1"""
     from dtrain.control import remove
 
-    for study in [found for found in (find_study(runs, name) for name in names) if found]:
+    studies = {name: study for name in names if name != LAST and (study := find_study(runs, name))}
+    for name, study in studies.items():
         from dtrain.cli import study_view
 
-        study_view.remove(study, yes=yes)
-        names = [name for name in names if not study.id.startswith(name) and Path(name).absolute() != study.path]
+        study_view.remove(study, name, yes=yes)
+    names = [name for name in names if name not in studies]
     if not names:
         return
     chosen = find_all(runs, names)

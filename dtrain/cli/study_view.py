@@ -14,9 +14,10 @@ from dtrain.cli.options import Output
 from dtrain.common.errors import Exit, UsageError
 from dtrain.control.state import state_of
 from dtrain.launch.recipe import Override
+from dtrain.record.folder import all_runs
 from dtrain.show.render import counted, size
 from dtrain.study import control, views
-from dtrain.study.folder import StudyDir
+from dtrain.study.folder import StudyDir, of_trial
 
 
 def attach(study: StudyDir, *, quiet: bool = False) -> int:
@@ -78,9 +79,12 @@ def resume(study: StudyDir, *, detach: bool, quiet: bool) -> None:
         raise typer.Exit(attach(study, quiet=quiet))
 
 
-def remove(study: StudyDir, *, yes: bool) -> None:
-    """Remove a study with its trials, after asking."""
-
+def remove(study: StudyDir, name: str, *, yes: bool) -> None:
+    """Remove a study with its trials, after asking; raises `UsageError` if its name may mean other runs, too."""
+    others = [run.id for run in all_runs(study.runs) if run.id.startswith(name) and of_trial(run) != study]
+    if others and name != study.id:
+        text = f"'{name}' begins the ids of the study {study.id} and of other runs: {', '.join(others[:3])}"
+        raise UsageError(text, "Give more of it, or the whole id.")
     print(f"  {study.id}  {counted(len(study.trial_runs()), 'trial')}  {size(control.size(study))}")
     if not yes and not _agreed():
         print("nothing was removed")

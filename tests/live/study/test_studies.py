@@ -136,12 +136,18 @@ def test_a_study_is_stopped_and_goes_on_with_what_it_had(tmp_path: Path) -> None
     wait_for(lambda: study.trial(0).events.exists() and b'"metrics"' in study.trial(0).events.read_bytes(), "a step")
     dtrain("stop", study.id, "--runs", str(tmp_path))
     assert seen(study)["state"] == "stopped" and seen(study)["exit_code"] == 4
+    assert dtrain("status", "--runs", str(tmp_path)).stdout.startswith(f"{study.id}: stopped"), "what was started last"
+    assert f"{study.id} (stopped)" in dtrain("ps", "--runs", str(tmp_path)).stdout
     dtrain("run", RECIPE, "--runs", str(tmp_path), "--set", "train.steps=2")
     assert "2 of 2" in dtrain("status", "--runs", str(tmp_path)).stdout
     dtrain("resume", study.id, "--runs", str(tmp_path))
     assert [one["state"] for one in seen(study)["trials"]] == ["done", "done"]
     (one,) = {len([1 for event in event_log.read(study.trial(0).events) if isinstance(event, AttemptStarted)])}
     assert one == 2
+    dtrain("rm", "last", "--runs", str(tmp_path), "--yes")
+    assert len(study.trial_runs()) == 1, "of what is named last, the run alone is removed"
+    refused = dtrain("rm", "tuned", "--runs", str(tmp_path), "--yes", check=2).stderr
+    assert "of other runs" in refused
     dtrain("rm", study.id, "--runs", str(tmp_path), "--yes")
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -245,6 +251,8 @@ def test_a_study_from_python_has_a_best_trial_and_its_run(tmp_path: Path) -> Non
         "train": {"steps": 12, "evaluate_every": 6},
         "track": [],
     }
+    score = "def small(metrics):\n    return metrics['held-out accuracy'][-1][1] - 1e-3 * len(metrics['loss'])\n"
+    (tmp_path / "score.py").write_text(score)
     study = dt.tune(
         recipe,
         {"params.width": [4, 16], "params.lr": "log(1e-3, 1)"},

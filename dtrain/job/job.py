@@ -368,8 +368,7 @@ class Job:
     notify: Notify = field(default_factory=Notify)
     """Who is told of the run."""
     track: tuple[PluginChoice, ...] | None = None
-    """Where curves are drawn, as `[tensorboard, {name: wandb, project: p}]`. When not given: in the default tracker, if what it needs
-    is installed. []: nowhere."""
+    """Where curves are drawn, as `[tensorboard, {name: wandb, project: p}]`. When not given: in the default tracker, if what it needs is installed. []: nowhere."""
     tune: Tune | None = None
     """What `dtrain tune` tries; `dtrain run` does not look at it."""
     tags: dict[str, str] = field(default_factory=dict)

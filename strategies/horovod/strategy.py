@@ -162,12 +162,14 @@ class Averaged(Parallel):
             plain()
 
         wait, averaged = distributed.synchronize, False
+        unused = _Unused([one for _, one in named_parameters if one in distributed._requires_update])
 
         def synchronize() -> None:
             nonlocal averaged
             if averaged and not distributed._handles:
                 return
-            wait()
+            with unused.forgotten():
+                wait()
             averaged, distributed._synchronized = True, False  # or `step` warns that this was done twice
             if self.phases:
                 self.phases.reduced()
@@ -206,6 +208,33 @@ class Averaged(Parallel):
                 optimizer.synchronize()
                 stack.enter_context(optimizer.skip_synchronize())
             return super().apply(optimizers, parameters, clip_norm, measures, check, name, factor)
+
+
+class _Unused:
+    """Parameters that take no part in a loss on any rank: Horovod gives them a gradient of zero, by which weight decay and momentum would
+    change them, and DDP and a loop by hand give them none."""
+
+    def __init__(self, parameters: Sequence[Any]) -> None:
+        self._parameters = parameters
+        self._are_some: bool | None = None
+        """Whether there are some, as all ranks agree in the first pass; if there are none, nobody asks again."""
+
+    @contextmanager
+    def forgotten(self) -> Iterator[None]:
+        """Collective, around the averaging of the gradients: leave those without a gradient on all ranks without one."""
+        import horovod.torch as hvd
+        import torch
+
+        if not self._parameters or self._are_some is False:
+            yield
+            return
+        used = torch.tensor([one.grad is not None for one in self._parameters], dtype=torch.float32)
+        yield
+        counts = hvd.allreduce(used, op=hvd.Sum, name="dtrain.used").tolist()
+        self._are_some = not all(counts)
+        for parameter, count in zip(self._parameters, counts, strict=True):
+            if not count:
+                parameter.grad = None
 
 
 def _at_the_end_of_each_pass(

@@ -192,6 +192,8 @@ def fitting(found: dict[str, str]) -> Choices:
             drop("registered")
         if found["average"] == "swa":  # it copies the model
             found["average"] = "ema"
+    if found["strategy"] == "ddp" and found["extra"] == "unused" and found["registered"] == "generator":
+        drop("registered")  # DDP marks parameters as unused that are used outside of the model
     if found["strategy"] == "horovod":
         if found["extra"] == "complex":
             drop("extra")

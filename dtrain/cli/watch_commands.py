@@ -43,6 +43,7 @@ def ps(
     state: Annotated[list[str] | None, typer.Option(metavar="STATE", help="Only these: done, failed, running …; may be given several times.")] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Only ids that begin with it, or fit it as a pattern: 'digits-*'.")] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="KEY[=VALUE]", help="Only runs with this tag; given several times: with all of them.")] = None,
+    commit: Annotated[str | None, typer.Option(metavar="HASH", help="Only runs whose code was at the commit that begins with it.")] = None,
 ) -> None:  # fmt: skip
     """List the runs, the one that was started last at the end.
 
@@ -51,10 +52,12 @@ def ps(
     from dtrain.cli import summary
     from dtrain.control import select as run_list
     from dtrain.control import state as queries
-    from dtrain.record import folder
+    from dtrain.record import code_snapshot, folder
     from dtrain.study import folder as study_folder
 
     chosen = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
+    if commit:
+        chosen = [run for run in chosen if code_snapshot.origin_of(run.code).commit.startswith(commit.lower())]
     last = 0 if sort or state or tag else -(limit or 0)
     held = gpu_leases.of_runs()
     rows = run_list.with_state([queries.row(run, held.get(str(run.path), ())) for run in chosen[last:]], state or [])
@@ -66,7 +69,7 @@ def ps(
         print(summary.table(rows, run_list.metric_column(rows, sort), screen.width()))
         if studies := study_folder.all_studies(runs)[-STUDIES_SHOWN:]:
             print("studies: " + ", ".join(f"{one.id} ({one.state})" for one in studies))
-    elif name or state or tag:
+    elif name or state or tag or commit:
         print(f"no such runs in {runs.absolute()}")
     else:
         print(f"no runs in {runs.absolute()} (another folder: --runs or DTRAIN_RUNS)")

@@ -18,7 +18,7 @@ OPTIMIZERS = {
     "RAdam": "torch.optim.RAdam({}, lr=0.01)",
     "Adagrad": "torch.optim.Adagrad({}, lr=0.05)",
     "Adadelta": "torch.optim.Adadelta({}, lr=0.5)",
-    "RMSprop": "torch.optim.RMSprop({}, lr=0.01, eps=1e-4, centered=True, momentum=0.5)",
+    "RMSprop": "torch.optim.RMSprop({}, lr=0.01, eps=1e-4, momentum=0.5)",
     "Rprop": "torch.optim.Rprop({}, lr=0.01)",
     "ASGD": "torch.optim.ASGD({}, lr=0.05, t0=3)",
     "Adafactor": "torch.optim.Adafactor({}, lr=0.05)",

@@ -44,13 +44,15 @@ class TorchState:
     """Name of an optimizer → the settings of its groups as the user's code made them, as JSON."""
 
     def note_settings(self) -> None:
-        """Keep the settings of groups that are new; raises `UserError` for a value that checkpoints do not hold."""
+        """Keep the settings of groups that are new, of those that are added while training without a rate, which a scheduler may have
+        changed already; raises `UserError` for a value that checkpoints do not hold."""
         for name, optimizer in self.optimizers.items():
             known = self.settings.setdefault(name, [])
             if len(known) == len(optimizer.param_groups):
                 continue
             try:
-                known += optimizer_state.settings_of(optimizer)[len(known) :]
+                added = optimizer_state.settings_of(optimizer)[len(known) :]
+                known += [{key: group[key] for key in group if key != "lr"} for group in added] if known else added
             except plain_values.Unknown as error:
                 raise UserError(
                     f"a group of the optimizer{f' {name!r}' if name else ''} holds an object of {error}, which checkpoints do not: "

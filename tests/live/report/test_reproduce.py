@@ -14,6 +14,8 @@ from dtrain.record.folder import all_runs
 def test_a_run_is_repeated_from_its_folder_alone(tmp_path: Path) -> None:
     project, runs = tmp_path / "project", tmp_path / "runs"
     project.mkdir()
+    (project / ".git").mkdir()
+    (project / ".git" / "HEAD").write_text("12abcd34" + 32 * "0")
     for name in ("tiny.py", "tiny.yaml"):
         shutil.copy(PROGRAMS / name, project)
     run = finished(str(project / "tiny.yaml"), "--env", "SECRET_WORD=abc", runs=runs).run
@@ -32,6 +34,8 @@ def test_a_run_is_repeated_from_its_folder_alone(tmp_path: Path) -> None:
 
     report = json.loads(dtrain("report", run.id, "--json", "--runs", str(runs)).stdout)
     assert "--env 'SECRET_WORD=***'" in report["origin"]["command"]
+    assert run.id in dtrain("ps", "--commit", "12ab", "--runs", str(runs)).stdout
+    assert "no such runs" in dtrain("ps", "--commit", "99", "--runs", str(runs)).stdout
 
     run.code.unlink()
     assert "kept no copy of its code" in dtrain("reproduce", run.id, "--runs", str(runs), check=2).stderr

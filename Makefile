@@ -70,6 +70,7 @@ bench: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/scale.py
 	$(VENV)/bin/python benchmarks/trackers.py
 	$(VENV)/bin/python benchmarks/clusters.py
+	$(VENV)/bin/python benchmarks/remote.py
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

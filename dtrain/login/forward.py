@@ -24,6 +24,10 @@ HERE = ("completion", "explain", "init", "plugins", "schema", "pull")
 """Commands that never leave this machine."""
 SENDS = ("bench", "drill", "plan", "run", "submit", "tune")
 """Commands that read files of the project, which go over before."""
+MAY_SEND = ("doctor", "resume")
+"""Commands that do so if they name one."""
+HOW_MUCH = ("-q", "--quiet", "-v", "--verbose")
+"""Options that say how much is printed."""
 WRITES = ("--html", "--output", "--png")
 """Options that name a file to write, which comes back."""
 NOT_FOUND = 127
@@ -113,8 +117,8 @@ def run(argv: Sequence[str]) -> int | None:
 def _sent(host: Host, words: list[str], command: str) -> tuple[str, list[str]]:
     """Bring the files that a command reads over; returns the folder to type it in there, and its words as they are to be typed there."""
     path = _path_in(words)
-    new_code = " ".join(words).replace("=", " ").find("--code new") >= 0
-    if not (command in SENDS or new_code or path):
+    new_code = {"--code=new", "--code"} & set(words)
+    if not (command in SENDS or (command in MAY_SEND and (path or new_code))):
         return host.base, words
     _check_version(host)
     project, here = Project.of(path or Path.cwd()), Path.cwd()
@@ -171,9 +175,9 @@ def script(host: Host, folder: str, words: Sequence[str]) -> str:
 def _run(host: Host, folder: str, words: list[str]) -> int:
     """Start a run there that needs no connection, and watch it."""
     at = words.index("--") if "--" in words else len(words)
-    code, printed = host.interactive(
-        script(host, folder, [*words[:at], "--detach", "--quiet", *words[at:]]), capture=True
-    )
+    verbose = ["--verbose"] if {"-v", "--verbose"} & set(words[:at]) else []
+    begun = [*(word for word in words[:at] if word not in HOW_MUCH), "--detach", "--quiet", *words[at:]]
+    code, printed = host.interactive(script(host, folder, begun), capture=True)
     if code:
         if code == LOST:
             raise host.failed(code)
@@ -183,7 +187,7 @@ def _run(host: Host, folder: str, words: list[str]) -> int:
         f"{name} runs on {host.name}, with or without this connection: dtrain attach {name} --host {host.name}",
         flush=True,
     )
-    code, _ = host.interactive(script(host, host.base, ["attach", name]))
+    code, _ = host.interactive(script(host, host.base, ["attach", name, *verbose]))
     if code == LOST:
         raise ClusterError(
             f"the connection to {host.name} is lost; {name} goes on",
@@ -214,6 +218,8 @@ def _with_files_back(host: Host, folder: str, words: list[str], command: str) ->
             file.parent.mkdir(parents=True, exist_ok=True)
             host.fetch(f"{place}/", file.parent)
             print(f"brought here: {file}", file=sys.stderr)
+        if files:
+            host.output(f"rm -rf {shlex.quote(place)}")
     return code
 
 

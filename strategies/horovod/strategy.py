@@ -127,6 +127,7 @@ class Averaged(Parallel):
     """A model whose gradients Horovod averages while they are computed."""
 
     takes_closures = False
+    averages_all = False
 
     def __init__(self, options: HorovodOptions) -> None:
         super().__init__()

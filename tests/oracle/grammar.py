@@ -181,6 +181,8 @@ def fitting(found: dict[str, str]) -> Choices:
         "schedule-free",
     ):
         drop("extra")
+    if found["norm"] == "batch" and found["batch"] == "7" and found["workers"] == "3":
+        drop("batch")  # four workers would have a part of one sample, of which there is no variance
     if found["form"] == "function" and found["batch"] == "8" and found["workers"] == "2" and found["event"] == "grow":
         drop("batch")  # three workers cannot divide it
     if found["strategy"] == "fsdp":  # torch has nothing sharded for these, and says so in the first step

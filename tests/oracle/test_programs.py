@@ -41,6 +41,7 @@ FOUND = {
     "those of steps that are done, too": "form=function extra=untrained clip=yes",
     "metrics of one rank alone weighed what its samples do": "metrics=odd batch=7",
     "what was kept of added groups depended on when": "form=train_step groups=added schedule=step place=scheduler event=stop at=5",
+    "buffers of functions parted between two checkpoints": "form=function extra=mean event=stop",
     "LBFGS lost the type of its history": "form=train_step extra=attribute optimizer=LBFGS at=9",
     "Horovod decayed weights that nothing uses": "strategy=horovod extra=unused optimizer=AdamW event=stop",
     "under Horovod, a function clipped its own rank's gradients": "form=function strategy=horovod workers=3 passes=halves clip=yes",

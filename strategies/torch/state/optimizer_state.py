@@ -115,16 +115,16 @@ def evaluating(optimizers: Iterable[Any], named: Iterable[tuple[str, Any]]) -> I
                 group.update(then)
 
 
-def pending_gradients(named: Iterable[tuple[str, Any]], used: Iterable[Any], ranks: int) -> dict[str, Any]:
-    """Collective. The gradients of all parameters but those whose gradient a step of an optimizer has used: the same on every rank, or
-    their mean."""
+def pending_gradients(named: Iterable[tuple[str, Any]], used: set[int], ranks: int) -> dict[str, Any]:
+    """Collective. The gradients of all parameters but those (by `id`) whose gradient a step of an optimizer has used: the same on every
+    rank, or their mean."""
     import torch
     import torch.distributed as dist
 
-    found, done = {}, set(map(id, used))
+    found = {}
     for name, parameter in named:
         gradient = parameter.grad
-        if id(parameter) in done or gradient is None or gradient.is_sparse:
+        if id(parameter) in used or gradient is None or gradient.is_sparse:
             continue
         gradient = gradient.detach()
         if ranks > 1 and not hasattr(gradient, "to_local"):

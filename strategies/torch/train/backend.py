@@ -134,6 +134,7 @@ class TorchBackend(TrainingBackend):
 
     def feed(self, batch: Any, seed: int) -> Any:
         self._snapshots.wait()  # the user's own loop steps whenever it likes
+        self._buffer_sync.share(self._buffers())
         self.seed(seed)
         self._phases.begin()
         return self._moved(batch)
@@ -356,8 +357,10 @@ class TorchBackend(TrainingBackend):
         section = "model" if "model" in state else "models"
         named = list(self._state.named_parameters())
         if self._by_function:
-            used = trained(self._optimizers) if self._stepped else []
-            gradients = optimizer_state.pending_gradients(named, used, self._rank_info.world_size)
+            own = {id(one) for one in trained(self._optimizers)}
+            averaged = [pair for pair in named if self._parallel.averages_all or id(pair[1]) in own]
+            used = own if self._stepped else set()
+            gradients = optimizer_state.pending_gradients(averaged, used, self._rank_info.world_size)
             state |= {GRADIENTS: gradients} if gradients else {}
         with optimizer_state.evaluating(self._optimizers.values(), named) as weights:
             state |= {TRAINING_WEIGHTS: weights} if weights else {}

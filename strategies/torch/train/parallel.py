@@ -30,6 +30,8 @@ class Parallel:
     """Whether a worker waits for others in the midst of its forward and backward passes."""
     takes_closures = True
     """Whether an optimizer may compute the loss itself, in `step(closure)`."""
+    averages_all = True
+    """Whether the ranks average the gradients of parameters that no optimizer trains, too."""
     measures_gradient = True
     """Whether the norm of the gradient can be had on the device where the gradient is."""
 

@@ -49,7 +49,7 @@ def runs_there(lab: SshLab) -> list[RunDir]:
 
 
 def test_a_run_trains_there_and_is_looked_at_from_here(lab: SshLab, project: Path, tmp_path: Path) -> None:
-    done = dtrain("run", "tiny.yaml", "--profile", "there", cwd=project, **lab.client)
+    done = dtrain("run", "tiny.yaml", "--profile", "there", "--verbose", cwd=project, **lab.client)
     run = runs_there(lab)[-1]
     assert f"{run.id}: done" in done.stdout
     assert f"dtrain attach {run.id} --host login" in done.stdout
@@ -60,6 +60,10 @@ def test_a_run_trains_there_and_is_looked_at_from_here(lab: SshLab, project: Pat
     assert json.loads(dtrain("status", run.id, "--json", *HOST, **lab.client).stdout)["run"] == run.id
     page, weights = tmp_path / "new" / "page.html", tmp_path / "weights.safetensors"
     dtrain("report", run.id, "--html", str(page), *HOST, **lab.client)
+    sent = lab.home / ".dtrain" / "projects"
+    before = sorted(sent.iterdir())
+    dtrain("report", run.id, "--html", str(page), *HOST, cwd=tmp_path, **lab.client)
+    assert sorted(sent.iterdir()) == before, "a page that is there already is no file of a project"
     dtrain("weights", run.id, f"--to={weights}", *HOST, **lab.client)
     assert run.id in page.read_text()
     assert weights.stat().st_size > 100

@@ -115,7 +115,7 @@ def tune(
     `over`: key of the recipe → what is tried, as in the section `tune` of a recipe: `{"params.lr": "log(1e-5, 1e-1)", "params.width": [64, 128]}`;
     the others are keys of that section. `settings` and `options` as of `dtrain.run`."""
     entrypoint.end_import()
-    said = {
+    chosen = {
         "metric": metric,
         "mode": mode,
         "trials": trials,
@@ -127,7 +127,7 @@ def tune(
     }
     given = _overrides(settings, options)
     given += [(("tune", "over", key), value, f"over {key}") for key, value in (over or {}).items()]
-    given += [(("tune", key), value, f"argument {key}") for key, value in said.items() if value is not None]
+    given += [(("tune", key), value, f"argument {key}") for key, value in chosen.items() if value is not None]
     if isinstance(recipe, str | os.PathLike):
         document, where = recipes.read(Path(recipe), given)
     else:

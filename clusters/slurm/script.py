@@ -49,15 +49,15 @@ class SlurmOptions:
     licenses: str | None = None
     """Licenses of the cluster to hold, `matlab:2`."""
     nice: int | None = None
-    """How far behind other jobs of yours it waits."""
+    """Makes it wait behind other jobs of yours, the more the greater."""
     switches: str | None = None
     """Most leaf switches between its nodes, and how long to wait for that: `1@2:00:00`."""
     exclusive: bool = False
-    """Whether its nodes are shared with no other job."""
+    """Shares its nodes with no other job."""
     mail_user: str | None = None
     """Address that SLURM writes to."""
     mail_type: str | None = None
-    """When it does: `END,FAIL`."""
+    """Says when it does: `END,FAIL`."""
     comment: str | None = None
     """Kept with the job in SLURM's accounting; the tags and the note of the run when not given."""
     spare_nodes: int = 0
@@ -125,13 +125,13 @@ def _requests(options: SlurmOptions, plan: LaunchPlan, run: RunDir) -> Iterator[
 
 
 def _labels(plan: LaunchPlan) -> str:
-    """The tags and the note of a run, on one line."""
+    """Write the tags and the note of a run on one line."""
     words = [*(f"{name}={value}" for name, value in plan.job.tags.items()), *plan.job.note.split()]
     return " ".join(words)
 
 
 def _dependency(options: SlurmOptions, run: RunDir) -> str:
-    """SLURM's words for waiting until another run has ended well; raises `UsageError` if SLURM does not know that run."""
+    """Return SLURM's words for waiting until another run has ended well; raises `UsageError` if SLURM does not know that run."""
     if not options.after:
         return ""
     other = find(run.path.parent, options.after)

@@ -83,7 +83,7 @@ def tune(
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    said = {
+    chosen = {
         "metric": metric,
         "mode": mode,
         "trials": trials,
@@ -93,7 +93,7 @@ def tune(
         "at_once": at_once,
         "seed": seed,
     }
-    study = _begun(path, runs, over or [], said, given)
+    study = _begun(path, runs, over or [], chosen, given)
     print(
         study.id
         if quiet
@@ -104,15 +104,17 @@ def tune(
         raise typer.Exit(study_view.attach(study, quiet=quiet))
 
 
-def _begun(path: Path, runs: Path, over: Sequence[str], said: Mapping[str, Any], given: Sequence[Override]) -> StudyDir:
-    """A study of what was said, whose process has begun."""
+def _begun(
+    path: Path, runs: Path, over: Sequence[str], chosen: Mapping[str, Any], given: Sequence[Override]
+) -> StudyDir:
+    """Make the study that these options ask for, and begin its process."""
     from dtrain.launch import recipe
     from dtrain.study import control
 
-    keys = {key: "sampler_seed" if key == "seed" else key for key in said}
+    keys = {key: "sampler_seed" if key == "seed" else key for key in chosen}
     options = [
         (("tune", keys[key]), value, f"--{key.replace('_', '-')} {value}")
-        for key, value in said.items()
+        for key, value in chosen.items()
         if value is not None
     ]
     spaces = [control.over(text) for text in over]

@@ -19,6 +19,8 @@ from dtrain.record.metric_curves import HELD_OUT, Curve, lower_is_better
 
 EARLY_STOPS = {"none": 1.0, "asha": 1 / 3, "hyperband": 1 / 3, "median": 1 / 2, "percentile": 1 / 4}
 """How trials are stopped early → share of them that goes on at a rung."""
+TRIALS = 20
+"""Trials of a study whose recipe does not name their number."""
 GRID = "grid"
 FUNCTION = "function"
 """Kind of a measure that a function of the user's computes."""
@@ -74,6 +76,14 @@ def domain(value: Any) -> Domain:
     if step < 1 or (logarithmic and step != 1):
         raise ValueError(f"{value}: a step is a whole number above 0, and not for log")
     return Domain("int" if kind == "int" else "float", (), low, high, int(step), logarithmic)
+
+
+def trials_of(tune: Tune) -> int:
+    """Return how many trials a study has if nothing ends it before."""
+    if tune.sampler != GRID:
+        return tune.trials or TRIALS
+    whole = math.prod(len(domain(value).grid()) for value in tune.over.values())
+    return min(tune.trials or whole, whole)
 
 
 def _choice(values: list[Any]) -> Domain:

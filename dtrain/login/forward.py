@@ -69,7 +69,7 @@ class Typed:
 
 
 def _of_profile(words: Sequence[str]) -> str:
-    """The machine that the profile on a command line, or in the environment, names."""
+    """Return the machine that the profile on a command line, or in the environment, names."""
     given = [
         word.partition("=")[2] or (after if word == "--profile" else "")
         for word, after in zip(words, [*words[1:], ""], strict=True)
@@ -80,7 +80,7 @@ def _of_profile(words: Sequence[str]) -> str:
 
 
 def _path_in(words: Sequence[str]) -> Path | None:
-    """The first word that names a file of this machine, also as `file.py:Class`."""
+    """Find the first word that names a file of this machine, also as `file.py:Class`."""
     for word in words:
         path = Path(entrypoint.split(word)[0] or word)
         if not word.startswith("-") and (path.is_file() or (path.suffix in (".yaml", ".yml") and path.exists())):
@@ -134,7 +134,7 @@ def _sent(host: Host, words: list[str], command: str) -> tuple[str, list[str]]:
 
 
 def _from(root: Path, word: str) -> str:
-    """A word that names a file of a project, as it is named in the project's folder."""
+    """Return the word for a file of a project as the file is named in the project's folder."""
     file, name = entrypoint.split(word)
     path = Path(file or word).absolute()
     if word.startswith("-") or not path.exists() or not path.is_relative_to(root):

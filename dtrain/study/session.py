@@ -33,8 +33,6 @@ from dtrain.study.journal import Journal, Trial
 from dtrain.study.rungs import ladder_of
 
 POLL_SECONDS = 0.05
-TRIALS = 20
-"""Trials of a study that says nothing of it."""
 SAME_FAILURES = 3
 """Of the first so many trials, if all fail in the same way, the study ends."""
 RELAUNCHES = 3
@@ -61,7 +59,7 @@ class Session:
         self._grid = (
             list(itertools.product(*(domain.grid() for domain in self._space.values()))) if tune.sampler == GRID else []
         )
-        self._most = min(tune.trials or len(self._grid), len(self._grid)) if self._grid else tune.trials or TRIALS
+        self._most = tuning.trials_of(tune)
         self._at_once = at_once(study)
         self._asked_to_stop = ""
         self._seen: set[str] = set()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dtrain.common.errors import Exit
+from dtrain.launch import tuning
 from dtrain.record import event_log
 from dtrain.record.events import Metrics, Progress
 from dtrain.show import render
@@ -54,7 +55,7 @@ def _counts(study: StudyDir, found: Sequence[Trial]) -> str:
 def time_left(study: StudyDir, found: Sequence[Trial]) -> float | None:
     """Seconds until the end, if trials go on ending as often as they did; None if that is not known."""
     ended = [one for one in found if one.state != "running" or one.rungs]
-    total = study.tune.trials or max(20, len(found))
+    total = tuning.trials_of(study.tune)
     if not ended or total <= len(ended):
         return None
     return (time.time() - found[0].began) / len(ended) * (total - len(ended))

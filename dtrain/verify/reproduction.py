@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+import sys
 from dataclasses import replace
-from pathlib import Path
 
 from dtrain.common.errors import UsageError
 from dtrain.common.files import PRIVATE_FILE
@@ -38,11 +39,11 @@ def repetition(run: RunDir, given: Overrides) -> RunDir:
 
 def reservations(run: RunDir, again: RunDir) -> list[str]:
     """List for a person why a repetition may end otherwise than the run did."""
-    then, now = code_snapshot.origin_of(run.code), Origin.of_index(origin.now(Path(run.job().folder)))
+    now = Origin(python=platform.python_version(), packages=origin.packages(sys.path))
     found = [
         f"{name}: {before} then, {here} now"
-        for name, (before, here) in comparison.origins([then, now]).items()
-        if name == "python" or name.startswith("package ")
+        for name, (before, here) in comparison.origins([code_snapshot.origin_of(run.code), now]).items()
+        if name != "commit"
     ]
     codes = {event.code for event in event_log.read(run.events) if isinstance(event, RunStarted)}
     if len(codes) > 1:

@@ -219,7 +219,7 @@ class TorchBackend(TrainingBackend):
         parameters = trained(self._optimizers)
         if not self._parallel.apply(optimizers, parameters, clip_norm, self._measures, self._check, factor=factor):
             self._check.undo()
-        forget_gradients(self._optimizers, (parameter for _, parameter in self._state.named_parameters()))
+        forget_gradients(optimizers, parameters, (parameter for _, parameter in self._state.named_parameters()))
         self._late.next_step()
         return {"loss": total} | metrics if metrics else total
 

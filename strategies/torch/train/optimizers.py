@@ -92,11 +92,11 @@ def trained(optimizers: Mapping[str, Any]) -> list[Any]:
     return list({id(one): one for one in every}.values())
 
 
-def forget_gradients(optimizers: Mapping[str, Any], parameters: Iterable[Any]) -> None:
-    """Begin the gradients of the next step: also of parameters that no optimizer trains, which would only add up."""
-    for optimizer in optimizers.values():
+def forget_gradients(optimizers: Iterable[Any], used: Iterable[Any], parameters: Iterable[Any]) -> None:
+    """Begin the gradients of the next step: of the parameters that `optimizers` train, `used`, and of the others, which would only add up."""
+    for optimizer in optimizers:
         optimizer.zero_grad()
-    known = set(map(id, trained(optimizers)))
+    known = set(map(id, used))
     for parameter in parameters:
         if id(parameter) not in known:
             parameter.grad = None

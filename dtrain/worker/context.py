@@ -25,7 +25,7 @@ from dtrain.record.events import Evaluation
 from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
 from dtrain.worker import whole_set
-from dtrain.worker.step_report import Report
+from dtrain.worker.step_report import Report, Unreported
 from dtrain.worker.trainer import Trainer
 
 Builder = Callable[[], Any]
@@ -325,6 +325,7 @@ class Context:
         """The first step of this attempt is about to begin, or was begun by a loop without `batches`."""
         if self._report is not None:
             return
+        unreported = Unreported(self._trainer)
         if self._trainer.checkpoint and (missing := self.backend.unclaimed()):
             raise UserError(
                 f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "
@@ -333,7 +334,7 @@ class Context:
         self._trainer.restore_last()
         self._trainer.announce(total_steps, samples)
         self._trainer.channel.listen()
-        self._report = Report(self._trainer, total_steps)
+        self._report = Report(self._trainer, total_steps, unreported)
         self._clock = self._trainer.step_clock()
         self._ledger = self._trainer.open_ledger()
         self._gradients = self._trainer.open_gradient_ledger()

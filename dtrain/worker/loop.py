@@ -41,7 +41,7 @@ from dtrain.worker.control_channel import ControlChannel
 from dtrain.worker.debugger import Debugger
 from dtrain.worker.early_stopping import EarlyStopping
 from dtrain.worker.step_guard import RollBack, StepGuard
-from dtrain.worker.step_report import Report
+from dtrain.worker.step_report import Report, Unreported
 from dtrain.worker.task import EVAL, TRAIN, Task
 from dtrain.worker.trainer import Trainer
 
@@ -111,6 +111,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     if stopping:
         backend.register(STOP_WHEN, stopping)
     trainer.begin()
+    unreported = Unreported(trainer)
     trainer.restore_last()
     guard = StepGuard(trainer, sampler)
     guard.begin(task)
@@ -125,7 +126,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     trainer.warn_about(data)
     trainer.channel.listen()
     trainer.channel.report(LoopPhase(stepping=True))
-    report, done, ended = Report(trainer, sampler.total_steps), trainer.first_step, ""
+    report, done, ended = Report(trainer, sampler.total_steps, unreported), trainer.first_step, ""
     for step, values in _steps(trainer, task, data, sampler, guard):
         done = step + 1
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dtrain.api.reports import MemoryOffered
@@ -41,10 +42,13 @@ class MemoryWriter:
         """Time to compute the digest of the newest part, which the training does not wait for."""
         self._offered: weakref.WeakSet[KeptBuffer] = weakref.WeakSet()
         self._told_empty = False
+        self.prepare: Callable[[], None] = lambda: None
+        """Called on all ranks before each snapshot; collective."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-memory")
 
     def snapshot(self) -> Snapshot:
         """Collective. Take a snapshot, and say what the user should know of it. Raises `OSError` if there is no memory for it."""
+        self.prepare()
         snapshot = self._backend.snapshot()
         if remark := self._backend.remark():
             print(f"dtrain: {remark}")

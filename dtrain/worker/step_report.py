@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain.common.errors import UserError
@@ -12,32 +12,92 @@ from dtrain.record.events import Evaluation, Metrics
 from dtrain.worker.trainer import Trainer
 
 
+UNREPORTED_NAME = "dtrain_unreported"
+"""Name under which the numbers since the last report are registered."""
+
+
+class Unreported:
+    """This rank's newest value of each name since the last report; a checkpoint between two reports holds those of all ranks."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        """Collective, once a checkpoint was loaded. One that an older dtrain wrote has none, and nor have the run's later ones."""
+        self.values: dict[str, Any] = {}
+        self._backend, self._rank, self._ranks = trainer.backend, trainer.rank, trainer.world_size
+        self._steps = 0
+        self._everyones: dict[str, Any] = {}
+        trainer.writer.memory.prepare = self.gather
+        if not trainer.checkpoint or UNREPORTED_NAME in self._backend.unclaimed():
+            self._backend.register(UNREPORTED_NAME, self)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Keep the numbers of a step: a value, or the sum of weighted values and the sum of the weights."""
+        self.values |= values
+        self._steps += 1
+
+    def take(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the values, and the weights of those that have one; there are none afterwards."""
+        values, weights = {}, {}
+        for name, value in self.values.items():
+            total, weight = value if isinstance(value, tuple | list) else (value, 1.0)
+            values[name], weights[name] = float(total) / (weight or 1.0), weight
+        self.values, self._steps = {}, 0
+        return values, weights
+
+    def gather(self) -> None:
+        """Collective between two reports. Take the values of every rank for the checkpoint that is about to be made."""
+        self._everyones = {}
+        if not self._steps:
+            return
+        own = {}
+        for name, value in self.values.items():
+            parts = value if isinstance(value, tuple | list) else (value,)
+            own |= {f"{self._rank}.{number}.{name}": float(part) for number, part in enumerate(parts)}
+        ranks: list[dict[str, list[float]]] = [{} for _ in range(self._ranks)]
+        for key, value in sorted(self._backend.mean(own).items()):
+            rank, _, name = key.split(".", 2)
+            ranks[int(rank)].setdefault(name, []).append(value)
+        self._everyones = {"steps": self._steps, "ranks": ranks}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was gathered last, for a checkpoint."""
+        return self._everyones
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with this rank's values; at another number of workers, rank 0 has the sums of all."""
+        ranks, self._steps = state.get("ranks", []), state.get("steps", 0)
+        if len(ranks) != self._ranks:
+            ranks = [_summed(ranks), *({} for _ in range(1, self._ranks))]
+        self.values = {name: parts if parts[1:] else parts[0] for name, parts in ranks[self._rank].items()}
+
+
+def _summed(ranks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for name, (value, *weight) in (item for rank in ranks for item in rank.items()):
+        total = found.setdefault(name, [0.0, 0.0])
+        total[0] += value
+        total[1] += weight[0] if weight else 1.0
+    return found
+
+
 class Report:
     """What is reported every `log_every` steps, and of evaluations."""
 
-    def __init__(self, trainer: Trainer, total_steps: int) -> None:
+    def __init__(self, trainer: Trainer, total_steps: int, unreported: Unreported) -> None:
         self._trainer = trainer
         self._total_steps = total_steps
+        self._unreported = unreported
         self._since = time.perf_counter()
         self._counted = 0
         self._waited = 0.0
-        self._pending: dict[str, Any] = {}
-        """The newest value of each name since the last report."""
 
     def count(self, done: int, values: Any) -> None:
         """Collective if a report is due. Count a step that is done, with this loss or these named numbers."""
         self._counted += 1
         trainer = self._trainer
-        self._pending |= values if isinstance(values, Mapping) else {"loss": values}
+        self._unreported.add(values if isinstance(values, Mapping) else {"loss": values})
         if not trainer.due(done, self._total_steps, trainer.train.log_every):
             return
-        weights = {name: value[1] if isinstance(value, tuple) else 1.0 for name, value in self._pending.items()}
-        values = {
-            name: float(value[0]) / (value[1] or 1.0) if isinstance(value, tuple) else float(value)
-            for name, value in self._pending.items()
-        }
-        means = trainer.backend.mean(values, weights)
-        self._pending.clear()
+        means = trainer.backend.mean(*self._unreported.take())
         if not means:
             return
         self._check(means, done)

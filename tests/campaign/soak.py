@@ -6,6 +6,7 @@ it, and a flood of connections that takes every descriptor of an agent ends noth
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import socket
@@ -22,9 +23,9 @@ from live import PROGRAMS, Live, start
 
 from dtrain.record.event_log import read
 from dtrain.record.events import FailureOccurred, RunEnded
-from dtrain.record.sample_ledger import attempts
+from dtrain.record.sample_ledger import last_step
 
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.05
 WARM_SHARE = 0.25
 """Of the restarts, after which caches are full."""
 MOST_GROWTH = {"descriptors": 3, "threads": 3, "megabytes": 24.0, "shared": 4.0}
@@ -55,30 +56,42 @@ def sample(pid: int) -> Sample | None:
         return None
 
 
-def newest_pid(live: Live, attempt: int) -> int | None:
-    """Of rank 0, in an attempt that has begun."""
-    for event in reversed(live.events("workers_started")):
-        if event["attempt"] >= attempt and "0" in event["pids"]:
-            return int(event["pids"]["0"])
-    return None
+class Attempts:
+    """The attempts of a run as its event log grows, read once."""
+
+    def __init__(self, live: Live) -> None:
+        self._log, self._pids = open(live.run.events, "rb"), dict[int, int]()
+
+    def newest(self) -> tuple[int, int]:
+        """The newest attempt that has workers, and the process of its rank 0."""
+        for line in iter(self._log.readline, b""):
+            if not line.endswith(b"\n"):
+                self._log.seek(-len(line), os.SEEK_CUR)
+                break
+            if b'"workers_started"' in line:
+                event = json.loads(line)
+                self._pids[int(event["attempt"])] = int(event["pids"].get("0", 0))
+        return max(self._pids.items(), default=(0, 0))
 
 
-def disturbed(live: Live, restarts: int) -> dict[str, list[Sample]]:
-    """Kill rank 0 again and again, each time in a new attempt that has done a step; what supervisor and agent held in between."""
+def disturbed(live: Live, steps: int, restarts: int) -> dict[str, list[Sample]]:
+    """Kill rank 0 again and again, as evenly over the steps as they come, each time in a new attempt that has done a step; what supervisor and
+    agent held in between."""
     samples: dict[str, list[Sample]] = {"supervisor": [], "agent": []}
-    killed = 0
-    while live.process.poll() is None and killed < restarts:
+    seen, number, killed, agent = Attempts(live), 0, 0, live.agent_pid()
+    while live.process.poll() is None and number < restarts:
         time.sleep(LOOK_SECONDS)
-        pid, newest = newest_pid(live, killed + 1), max(attempts(live.run), default=0)
-        if pid is None or newest <= killed or not any(map(len, attempts(live.run)[newest])):
+        attempt, pid = seen.newest()
+        if attempt <= killed or not pid or (last_step(live.run.ledger(attempt, 0)) or 0) <= number * steps // restarts:
             continue
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        killed = newest
-        for name, process in (("supervisor", live.process.pid), ("agent", live.agent_pid())):
+        number, killed = number + 1, attempt
+        for name, process in (("supervisor", live.process.pid), ("agent", agent)):
             if found := sample(process):
                 samples[name].append(found)
-    print(f"killed {killed} times", flush=True)
+        if number % 100 == 0:
+            print(f"killed {number} times, {samples['supervisor'][-1:]}, {samples['agent'][-1:]}", flush=True)
     return samples
 
 
@@ -122,13 +135,14 @@ def soak(steps: int, restarts: int) -> int:
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         settings = {
-            "train.steps": steps, "train.log_every": 1, "checkpoint.every_steps": max(50, steps // 2000), "params.pause": 0.001,
+            "train.steps": steps, "train.log_every": max(1, steps // 100_000), "checkpoint.every_steps": max(50, steps // 2000),
+            "params.pause": 0.001 if steps < 100_000 else 0,
             "recovery.restarts": restarts + 10, "recovery.backoff_seconds": 0, "resources.workers": 2, "resources.nodes": 2,
         }  # fmt: skip
         sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         with start(str(PROGRAMS / "tiny.yaml"), *sets, runs=Path(folder)) as live:
             live.wait_event("workers_started")
-            samples = disturbed(live, restarts)
+            samples = disturbed(live, steps, restarts)
             if live.process.poll() is None:
                 flood(live)
             code = live.process.wait(24 * 3600)

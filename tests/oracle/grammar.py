@@ -50,15 +50,47 @@ SCHEDULES = {
     "lr_scheduler.ExponentialLR(optimizer, 0.9)])",
     "plateau": "lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)",
 }
+KERAS_OPTIMIZERS = {
+    "none": "",
+    "SGD": "SGD(0.05)",
+    "momentum": "SGD(0.02, momentum=0.9, nesterov=True)",
+    "Adam": "Adam(0.01)",
+    "amsgrad": "Adam(0.01, amsgrad=True)",
+    "AdamW": "AdamW(0.01, weight_decay=0.1)",
+    "Adamax": "Adamax(0.01)",
+    "Nadam": "Nadam(0.01)",
+    "Adagrad": "Adagrad(0.05)",
+    "Adadelta": "Adadelta(0.5)",
+    "Adafactor": "Adafactor(0.05)",
+    "RMSprop": "RMSprop(0.01, momentum=0.5, centered=True)",
+    "Ftrl": "Ftrl(0.05)",
+    "Lion": "Lion(0.003)",
+    "Lamb": "Lamb(0.01)",
+    "clipnorm": "Adam(0.01, clipnorm=0.3)",
+    "clipvalue": "Adam(0.01, clipvalue=0.02)",
+    "ema": "Adam(0.01, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=4)",
+}
+"""How an optimizer of Keras is made; its rate is the first argument."""
+KERAS_SCHEDULES = {
+    "exponential": "keras.optimizers.schedules.ExponentialDecay({}, 3, 0.7)",
+    "step": "keras.optimizers.schedules.ExponentialDecay({}, 3, 0.5, staircase=True)",
+    "multistep": "keras.optimizers.schedules.PiecewiseConstantDecay([2, 5, 9], [{0}, {0} / 2, {0} / 4, {0} / 8])",
+    "cosine": "keras.optimizers.schedules.CosineDecay({0} / 4, 9, warmup_target={0}, warmup_steps=3)",
+    "restarts": "keras.optimizers.schedules.CosineDecayRestarts({}, 4)",
+    "polynomial": "keras.optimizers.schedules.PolynomialDecay({}, 20, power=2.0)",
+    "linear": "keras.optimizers.schedules.InverseTimeDecay({}, 4, 0.5)",
+}
+TENSORFLOW = ("mirrored", "multi_worker_mirrored")
 DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "form": ("task", "train_step", "function"),
-    "strategy": ("ddp", "fsdp", "horovod"),
+    "strategy": ("ddp", "fsdp", "horovod", *TENSORFLOW),
     "workers": ("2", "1", "3"),
     "model": ("linear", "conv", "embedding", "sparse"),
     "norm": ("none", "batch", "layer"),
     "dropout": ("no", "yes"),
-    "extra": ("none", "tied", "frozen", "untrained", "mean", "counter", "extra_state", "unused", "complex", "not_saved", "attribute"),
+    "extra": ("none", "tied", "frozen", "untrained", "mean", "counter", "extra_state", "unused", "complex", "not_saved", "attribute", "regularized"),
     "optimizer": tuple(OPTIMIZERS),
+    "keras": tuple(KERAS_OPTIMIZERS),
     "groups": ("one", "two", "named", "added"),
     "values": ("plain", "tensor", "numpy", "array", "set"),
     "schedule": tuple(SCHEDULES),
@@ -81,7 +113,7 @@ STEPS = 13
 WEIGHTS: Mapping[str, Mapping[str, int]] = {
     "norm": {"none": 3}, "dropout": {"no": 3}, "extra": {"none": 6}, "groups": {"one": 4}, "values": {"plain": 6},
     "place": {"none": 2, "scheduler": 6}, "passes": {"one": 3}, "clip": {"no": 2}, "average": {"no": 2},
-    "registered": {"nothing": 4}, "metrics": {"none": 3}, "data": {"arrays": 3}, "workers": {"2": 6}, "strategy": {"ddp": 4},
+    "registered": {"nothing": 4}, "metrics": {"none": 3}, "data": {"arrays": 3}, "workers": {"2": 6}, "strategy": {"ddp": 8, "fsdp": 2, "horovod": 2}, "keras": {"none": 3},
     "event": {"disk": 3, "memory": 2},
 }  # fmt: skip
 """How often a choice is drawn, if not once in its dimension."""
@@ -132,6 +164,11 @@ def fitting(found: dict[str, str]) -> Choices:
         for name in names:
             found[name] = plain[name]
 
+    if found["strategy"] in TENSORFLOW:
+        return _fitting_keras(found)
+    drop("keras")
+    if found["extra"] == "regularized":
+        drop("extra")
     if found["form"] != "function":
         drop("average", "registered")
         if found["passes"] == "across":
@@ -201,6 +238,30 @@ def fitting(found: dict[str, str]) -> Choices:
             drop("extra")
         if found["groups"] == "added":
             drop("groups")
+    if found["event"] == "shrink" and found["workers"] == "1":
+        found["event"] = "grow"
+    return Choices({name: found[name] for name in DIMENSIONS})
+
+
+def _fitting_keras(found: dict[str, str]) -> Choices:
+    """Make plain what has no meaning in a task of Keras, or cannot be written there: its graph gives the same names in every step."""
+    plain = {name: values[0] for name, values in DIMENSIONS.items()}
+    can: Mapping[str, tuple[str, ...]] = {
+        "form": ("task",), "model": ("linear", "conv"), "extra": ("none", "tied", "frozen", "counter", "regularized"),
+        "place": ("none", "scheduler", "factor"), "metrics": ("none", "every", "nan"), "data": ("arrays", "map", "stream"),
+        "batch": ("12", "8"), "workers": ("1", "2", "3"),
+        **dict.fromkeys(("optimizer", "groups", "values", "passes", "average", "registered"), ()),
+    }  # fmt: skip
+    for name, values in can.items():
+        if found[name] not in values:
+            found[name] = plain[name]
+    found["keras"] = "SGD" if found["keras"] == "none" else found["keras"]
+    if found["place"] != "scheduler":
+        found["schedule"] = plain["schedule"]
+    elif found["schedule"] not in KERAS_SCHEDULES:
+        found["schedule"] = "exponential"
+    if found["batch"] == "8" and (found["workers"] == "3" or found["event"] == "grow"):
+        found["batch"] = "12"
     if found["event"] == "shrink" and found["workers"] == "1":
         found["event"] = "grow"
     return Choices({name: found[name] for name in DIMENSIONS})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from grammar import OPTIMIZERS, SCHEDULES, STEPS, Choices
+import keras_text
+from grammar import OPTIMIZERS, SCHEDULES, STEPS, TENSORFLOW, Choices
 from program_parts import AVERAGE, DATA, HEAD, LOOKAHEAD, REGISTERED, SCHEDULE_FREE
 
 TRAINED = "[one for group in optimizer.param_groups for one in group['params']]"
@@ -13,6 +14,8 @@ CLIP = "nn.utils.clip_grad_norm_({}, 0.5)"
 
 def source(chosen: Choices) -> str:
     """Return the program."""
+    if chosen["strategy"] in TENSORFLOW:
+        return keras_text.source(chosen)
     parts = [HEAD.format(choices=chosen, size=chosen["size"])]
     if chosen["optimizer"] == "lookahead":
         parts.append(LOOKAHEAD)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from grammar import STEPS, Choices
+from grammar import STEPS, TENSORFLOW, Choices
 from program_text import recipe, source
 
 import dtrain
@@ -29,6 +29,7 @@ class Seen:
     code: int
     """Its exit code, or that of the first part that did not end well."""
     text: str = ""
+    keras: bool = False
     passes: dict[int, list[list[dict[str, Any]]]] = field(default_factory=dict)
     """Step → for each rank what its passes saw, when the step was done for the last time."""
 
@@ -50,8 +51,17 @@ class Seen:
 
     @property
     def rates(self) -> dict[int, list[float]]:
-        """Step → the learning rates that rank 0's first pass saw."""
+        """Step → the learning rates that rank 0's first pass saw or, of a step in a graph, that were reported."""
+        if self.keras:
+            reported = (event for event in self.run.events() if event["event"] == "metrics")
+            return {event["step"] - 1: [event["optimizer"]["learning_rate"]] for event in reported}
         return {step: ranks[0][0]["rates"] for step, ranks in sorted(self.passes.items()) if ranks and ranks[0]}
+
+    @property
+    def weights(self) -> dict[Any, Any]:
+        """The weights at the end, by their names or, of a model of Keras, by their numbers."""
+        found = dtrain.load(self.run.path)
+        return dict(enumerate(found.values())) if self.keras else found
 
     @property
     def begins(self) -> list[int]:
@@ -97,6 +107,8 @@ class Trial:
                 losses.append(loss)
                 rates.append(rate)
         assert model is not None
+        if self.chosen["strategy"] in TENSORFLOW:
+            return losses, rates, dict(enumerate(one.numpy() for one in model.weights))
         return losses, rates, model.state_dict()
 
     def undisturbed(self) -> Seen:
@@ -128,7 +140,7 @@ class Trial:
     def _seen(self, name: str, *parts: tuple[dict[str, Any], dict[str, Any]]) -> Seen:
         watched = self.folder / name
         watched.mkdir()
-        run, code, text = None, 0, ""
+        run, code, text, keras = None, 0, "", self.chosen["strategy"] in TENSORFLOW
         for params, settings in parts:
             given = (
                 {"params.folder": str(watched)} | {f"params.{key}": value for key, value in params.items()} | settings
@@ -141,9 +153,9 @@ class Trial:
                 else:
                     run = dtrain.resume(run, show=False, settings=settings)
             except dtrain.runs.RunFailed as error:
-                return Seen(error.run, int(error.exit_code), f"{error}\n{_failures(error.run)}")
+                return Seen(error.run, int(error.exit_code), f"{error}\n{_failures(error.run)}", keras)
         assert run is not None
-        seen = Seen(run, code, text)
+        seen = Seen(run, code, text, keras)
         seen.passes = dict(self._passes(run, watched))
         return seen
 

@@ -21,26 +21,40 @@ class Watch:
         self.rank = int(os.environ.get("RANK") or os.environ.get("HOROVOD_RANK") or "0")
         self._folder = Path(folder) if folder else None
         self._kill = kill
-        self._passes = 0
+        self._passes: dict[int, int] = {}
 
     def forward(self, inputs: Any, optimizer: Any, *, training: bool) -> None:
         """A forward pass begins; one in evaluation mode is none of the training's. The last column of the inputs is the number of the
         sample."""
         if not training:
             return
-        self._passes += 1
-        self._strike()
-        seen = {
-            "samples": [round(100 * float(one)) for one in inputs.detach().reshape(len(inputs), -1)[:, -1]],
-            "rates": [float(group["lr"]) for group in optimizer.param_groups] if optimizer is not None else [],
-        }
-        if self._folder is not None:
-            name = f"{os.environ.get('DTRAIN_ATTEMPT', '1')}-{self.rank}.jsonl"
-            with open(self._folder / name, "a") as file:
-                file.write(json.dumps(seen) + "\n")
+        samples = [round(100 * float(one)) for one in inputs.detach().reshape(len(inputs), -1)[:, -1]]
+        rates = [float(group["lr"]) for group in optimizer.param_groups] if optimizer is not None else []
+        self._saw(self.rank, samples, rates)
 
-    def _strike(self) -> None:
-        if self._kill is None or self._folder is None or [self.rank, self._passes] != self._kill[:2]:
+    def _saw(self, rank: int, samples: list[int], rates: list[float]) -> None:
+        self._passes[rank] = self._passes.get(rank, 0) + 1
+        self._strike(rank)
+        if self._folder is not None:
+            name = f"{os.environ.get('DTRAIN_ATTEMPT', '1')}-{rank}.jsonl"
+            with open(self._folder / name, "a") as file:
+                file.write(json.dumps({"samples": samples, "rates": rates}) + "\n")
+
+    def in_graph(self, inputs: Any) -> None:
+        """A forward pass of a replica of TensorFlow, seen whenever the graph around it runs; one outside of a graph is not the training's."""
+        import tensorflow as tf
+
+        if tf.executing_eagerly():
+            return
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+
+        def see(number: Any, numbers: Any) -> None:
+            self._saw(int(number), [round(100 * float(one)) for one in numbers], [])
+
+        tf.numpy_function(see, [replica, inputs[:, -1]], [])
+
+    def _strike(self, rank: int) -> None:
+        if self._kill is None or self._folder is None or [rank, self._passes[rank]] != self._kill[:2]:
             return
         mark = self._folder / "struck"
         if not mark.exists():

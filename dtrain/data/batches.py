@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from dtrain.data.sampler import Indices, sample_seed
 from dtrain.job.task_answers import gave
 
 Collate = Callable[[list[Any]], Any]
+COMPARED = 3
+"""Samples that are compared between ranks, and with those that the run began with."""
+COMPARED_ROWS = 64
+"""The same, where they are rows of arrays."""
 EXPECTED = "a tuple or dict of arrays of one length, an object with __len__ and __getitem__, or an iterable"
 NO_LENGTH = "give it a __len__, or an object with __iter__ and no __getitem__, whose samples are taken in its own order"
 OWN_ORDER = {"RandomSampler", "SequentialSampler"}
@@ -59,6 +64,14 @@ class Batches:
     def in_memory(self) -> bool:
         """Whether a batch is no more than rows of arrays: it is fetched faster than it could be handed over."""
         return self._is_arrays and self._collate is None
+
+    def beginning(self) -> int | None:
+        """Return a number that follows from samples at the beginning, in the middle and at the end; None if they cannot be read."""
+        numbers = np.linspace(0, self.size - 1, min(self.size, COMPARED_ROWS if self.in_memory else COMPARED)).astype(np.int64)
+        try:
+            return checksum(self.fetch(numbers))
+        except Exception:  # noqa: BLE001  it is raised again, with its place, when the training reads there
+            return None
 
     def fetch(self, indices: Indices, begin: int = 0) -> Any:
         """The batch of these samples, of which the first is at position `begin` of the endless row of epochs."""
@@ -220,3 +233,21 @@ def stacked(samples: Sequence[Any]) -> Any:
 def _is_numeric(value: Any) -> bool:
     """Whether samples like this become an array."""
     return isinstance(value, int | float | complex | np.generic) or hasattr(value, "__array__")
+
+
+def checksum(samples: Any) -> int:
+    """The CRC-32 of what is in samples of any structure."""
+    return zlib.crc32(repr(_plain(samples)).encode())
+
+
+def _plain(sample: Any) -> Any:
+    """A sample with bytes in place of its arrays."""
+    if isinstance(sample, Mapping):
+        return {key: _plain(part) for key, part in sample.items()}
+    if isinstance(sample, tuple | list):
+        return [_plain(part) for part in sample]
+    if hasattr(sample, "tobytes"):
+        return sample.tobytes()
+    if hasattr(sample, "numpy"):
+        return _plain(sample.numpy())
+    return sample if isinstance(sample, str | bytes | int | float | complex | None) else type(sample).__name__

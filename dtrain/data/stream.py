@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import copy
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import islice
 from typing import Any
 
 from dtrain.common.errors import UserError, add_note
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.data.batches import Batches, Collate, as_batch, is_loader, is_stream
+from dtrain.data.batches import COMPARED, Batches, Collate, as_batch, checksum, is_loader, is_stream
 from dtrain.data.randomness import seed_all
 from dtrain.data.sampler import UNKNOWN_SIZE, Indices, mix, sample_seed
 from dtrain.job.task_answers import gave
 
 END = object()
-COMPARED = 3
-"""Samples at the beginning that are compared between ranks."""
 BATCHING = ("_BatchDataset", "_ParallelBatchDataset", "_PaddedBatchDataset", "_RaggedBatchDataset")
 IN_ORDER = ("_PrefetchDataset", "_OptionsDataset", "_MapDataset", "_ParallelMapDataset", "CacheDataset", "_FilterDataset", "_RepeatDataset",
             "_TakeDataset", "_SkipDataset", "_ShuffleDataset")  # fmt: skip
@@ -107,8 +104,7 @@ class Stream:
         data = self._data if self._again is None else self._checked(self._again())
         seed_all(sample_seed(self._seed, 0))
         try:
-            samples = list(islice(iter(data), COMPARED))
-            return zlib.crc32(repr([_plain(sample) for sample in samples]).encode())
+            return checksum(list(islice(iter(data), COMPARED)))
         except Exception:  # noqa: BLE001  it is raised again, with its place, when the training reads there
             return None
 
@@ -245,19 +241,6 @@ class Stream:
                 ".batch(), or add .unbatch(); collate(samples) pads what differs in length"
             )
         return data
-
-
-def _plain(sample: Any) -> Any:
-    """A sample with bytes in place of its arrays."""
-    if isinstance(sample, Mapping):
-        return {key: _plain(part) for key, part in sample.items()}
-    if isinstance(sample, tuple | list):
-        return [_plain(part) for part in sample]
-    if hasattr(sample, "tobytes"):
-        return sample.tobytes()
-    if hasattr(sample, "numpy"):
-        return _plain(sample.numpy())
-    return sample if isinstance(sample, str | bytes | int | float | complex | None) else type(sample).__name__
 
 
 def _is_tf_data(data: Any) -> bool:

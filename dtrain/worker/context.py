@@ -189,6 +189,8 @@ class Context:
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.batches", collate=collate)
         sampler = Sampler(source.size, trainer.train)
         trainer.register(source)
+        if self._report is None:
+            trainer.keep_beginning(source)
         self._begin(sampler.total_steps, source.size)
         self._sampler = sampler
         trainer.warn_about(source)

@@ -111,6 +111,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     if stopping:
         backend.register(STOP_WHEN, stopping)
     trainer.begin()
+    trainer.keep_beginning(data)
     unreported = Unreported(trainer)
     trainer.restore_last()
     guard = StepGuard(trainer, sampler)

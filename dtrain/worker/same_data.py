@@ -8,12 +8,13 @@ from typing import Any
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
+from dtrain.data.sampler import UNKNOWN_SIZE
 from dtrain.data.stream import Stream
 
 
 def require(data: Batches | Stream, backend: TrainingBackend) -> None:
-    """Collective. Raise `UserError` if lengths, or the first samples of streams, differ between the ranks."""
-    beginning = data.beginning() if isinstance(data, Stream) else None
+    """Collective. Raise `UserError` if lengths, or samples at the same places, differ between the ranks."""
+    beginning = data.beginning()
     own = {"size": float(data.size)} | ({} if beginning is None else {"beginning": float(beginning)})
     everyones = backend.mean(own)
     if everyones["size"] != data.size:
@@ -21,13 +22,20 @@ def require(data: Batches | Stream, backend: TrainingBackend) -> None:
             f"{data.name} gave {data.size} samples on this rank and other numbers on others: give the whole data set on every rank, "
             "not a part by rank; dtrain gives each worker its own part of every batch"
         )
-    # A stream that does not begin alike twice is random; of it nothing can be said.
-    if isinstance(data, Stream) and beginning is not None and everyones["beginning"] != beginning == data.beginning():
+    # Samples that are not the same when they are read twice are random; of them nothing can be said.
+    if beginning is None or not (everyones["beginning"] != beginning == data.beginning()):
+        return
+    if isinstance(data, Stream):
         raise UserError(
             f"{data.name} gave a stream whose first samples differ between the ranks: it is split by rank already, and each worker would "
             "train on a part of its part; give the whole stream (no split_dataset_by_node, node splitter or RANK), of which each worker "
             "takes its own samples, or set data.sharded: true, by which each worker reads its own stream alone"
         )
+    raise UserError(
+        f"{data.name} gave samples that differ between the ranks, as many on each: it is split by rank already, or draws other numbers on each, "
+        "and each worker would train on a part of its part; give the same data on every rank (no RANK, DistributedSampler or random split "
+        "without a seed), of which dtrain gives each worker its own part"
+    )
 
 
 def require_split(data: Stream, backend: TrainingBackend) -> None:
@@ -60,3 +68,38 @@ class Split:
                 f"{self._name} is split by rank (data.sharded) among {state['workers']} workers, and there are {self._workers} now, whose "
                 "streams have other samples: go on with as many workers as before, or start a new run with init_from"
             )
+
+
+class Beginning:
+    """How many samples the data had when the run began, and a number that followed from some of them, in the checkpoints."""
+
+    def __init__(self, data: Batches | Stream, *, sharded: bool) -> None:
+        self._data = data
+        self._now = {"samples": data.size, "content": None if sharded else data.beginning()}
+        self.doubt = ""
+        """A warning that the samples are others now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return both for a checkpoint."""
+        return self._now
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Compare with a checkpoint; raises `UserError` for another number of samples, from which the order of samples follows."""
+        name, before, now = self._data.name, state["samples"], self._now["samples"]
+        if now != before:
+            raise UserError(
+                f"{name} gives {_samples(now)}, and gave {_samples(before)} when the run began: which samples a step trains on follows from "
+                "their number, and what is trained already would not fit; give the data as it was, or begin a new run on the new data "
+                "with these weights (init_from)"
+            )
+        content = self._now["content"]
+        if None not in (content, state["content"]) and state["content"] != content == self._data.beginning():
+            self.doubt = (
+                f"{name} gives other samples than when the run began: the training goes on with those that it gives now, and is not the one "
+                "that it would have been"
+            )
+        self._now = state
+
+
+def _samples(size: int) -> str:
+    return "a stream" if size == UNKNOWN_SIZE else f"{size:,} samples"

@@ -20,14 +20,13 @@ class Unreported:
     """This rank's newest value of each name since the last report; a checkpoint between two reports holds those of all ranks."""
 
     def __init__(self, trainer: Trainer) -> None:
-        """Collective, once a checkpoint was loaded. One that an older dtrain wrote has none, and nor have the run's later ones."""
+        """Collective, once a checkpoint was loaded."""
         self.values: dict[str, Any] = {}
         self._backend, self._rank, self._ranks = trainer.backend, trainer.rank, trainer.world_size
         self._steps = 0
         self._everyones: dict[str, Any] = {}
         trainer.writer.memory.prepare = self.gather
-        if not trainer.checkpoint or UNREPORTED_NAME in self._backend.unclaimed():
-            self._backend.register(UNREPORTED_NAME, self)
+        trainer.keep(UNREPORTED_NAME, self)
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Keep the numbers of a step: a value, or the sum of weighted values and the sum of the weights."""

@@ -45,6 +45,8 @@ STREAM_NAME = "dtrain_stream"
 """Name under which a stream's state is registered."""
 SPLIT_NAME = "dtrain_sharded"
 """Name under which the number of workers is registered that a stream is split among."""
+BEGINNING_NAME = "dtrain_data"
+"""Name under which it is registered what the data was when the run began."""
 STREAM_STATE_STEPS = 100
 """Steps between two states of a stream if the recipe has no `checkpoint.every_steps`."""
 
@@ -141,6 +143,18 @@ class Trainer:
             check(data, self.backend)
         if isinstance(data, Stream) and data.has_state:
             self.backend.register(STREAM_NAME, data)
+
+    def keep(self, name: str, thing: Any) -> None:
+        """Collective, after `begin`. Keep an object's state in the checkpoints from now on, unless the one that the run goes on from was
+        written by an older dtrain, which knew no such thing."""
+        if not self.checkpoint or name in self.backend.unclaimed():
+            self.backend.register(name, thing)
+
+    def keep_beginning(self, data: Batches | Stream) -> None:
+        """Collective, after `begin`. Compare the data with that which the run began with."""
+        beginning = same_data.Beginning(data, sharded=self.context.job.data.sharded)
+        self.keep(BEGINNING_NAME, beginning)
+        self.warn(beginning.doubt)
 
     def warn_about(self, data: Batches | Stream) -> None:
         """Warn about the properties of this data that the user may not expect under the run's numbers."""

@@ -68,9 +68,8 @@ class Attempts:
             if not line.endswith(b"\n"):
                 self._log.seek(-len(line), os.SEEK_CUR)
                 break
-            if b'"workers_started"' in line:
-                event = json.loads(line)
-                self._pids[int(event["attempt"])] = int(event["pids"].get("0", 0))
+            if b'"workers_started"' in line and "0" in (event := json.loads(line))["pids"]:
+                self._pids[int(event["attempt"])] = int(event["pids"]["0"])
         return max(self._pids.items(), default=(0, 0))
 
 
@@ -135,9 +134,10 @@ def soak(steps: int, restarts: int) -> int:
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         settings = {
-            "train.steps": steps, "train.log_every": max(1, steps // 100_000), "checkpoint.every_steps": max(50, steps // 2000),
-            "params.pause": 0.001 if steps < 100_000 else 0,
-            "recovery.restarts": restarts + 10, "recovery.backoff_seconds": 0, "resources.workers": 2, "resources.nodes": 2,
+            "train.steps": steps, "train.log_every": 10, "checkpoint.every_steps": max(50, steps // 2000),
+            "params.pause": 0.001 if steps < 10_000 else 0,
+            "recovery.restarts": restarts + 10, "recovery.backoff_seconds": 0, "recovery.avoid_hours": 0, "train.shards": 2,
+            "params.norm": "false", "resources.workers": 2, "resources.nodes": 2,
         }  # fmt: skip
         sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         with start(str(PROGRAMS / "tiny.yaml"), *sets, runs=Path(folder)) as live:

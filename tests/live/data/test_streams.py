@@ -118,6 +118,7 @@ def test_batches_of_tf_data_are_refused(tmp_path: Path) -> None:
     [
         ("Rows(range(rank, 64, 2))", "a stream whose first samples differ between the ranks: it is split by rank already"),
         ("list(Rows(range(64 - rank)))", "samples on this rank and other numbers on others"),
+        ("list(Rows(range(rank, 64, 2)))", "samples that differ between the ranks, as many on each: it is split by rank already"),
         ("Rows(random.SystemRandom().sample(range(64), 64))", ""),
     ],
 )  # fmt: skip

@@ -67,7 +67,9 @@ class Batches:
 
     def beginning(self) -> int | None:
         """Return a number that follows from samples at the beginning, in the middle and at the end; None if they cannot be read."""
-        numbers = np.linspace(0, self.size - 1, min(self.size, COMPARED_ROWS if self.in_memory else COMPARED)).astype(np.int64)
+        numbers = np.linspace(0, self.size - 1, min(self.size, COMPARED_ROWS if self.in_memory else COMPARED)).astype(
+            np.int64
+        )
         try:
             return checksum(self.fetch(numbers))
         except Exception:  # noqa: BLE001  it is raised again, with its place, when the training reads there
@@ -235,19 +237,26 @@ def _is_numeric(value: Any) -> bool:
     return isinstance(value, int | float | complex | np.generic) or hasattr(value, "__array__")
 
 
-def checksum(samples: Any) -> int:
-    """The CRC-32 of what is in samples of any structure."""
-    return zlib.crc32(repr(_plain(samples)).encode())
+def checksum(samples: Any, value: int = 0) -> int:
+    """The CRC-32, going on from another one, of what is in samples of any structure; of an object whose content is not known, of its type."""
+    if isinstance(samples, Mapping):
+        for key, part in samples.items():
+            value = checksum(part, zlib.crc32(repr(key).encode(), value))
+        return value
+    if isinstance(samples, tuple | list):
+        for part in samples:
+            value = checksum(part, value)
+        return zlib.crc32(str(len(samples)).encode(), value)
+    if hasattr(samples, "__array__") and (array := _host_array(samples)) is not None:
+        return zlib.crc32(array.tobytes(), zlib.crc32(str(array.shape).encode(), value))
+    known = isinstance(samples, str | bytes | int | float | complex | None)
+    return zlib.crc32((repr(samples) if known else type(samples).__name__).encode(), value)
 
 
-def _plain(sample: Any) -> Any:
-    """A sample with bytes in place of its arrays."""
-    if isinstance(sample, Mapping):
-        return {key: _plain(part) for key, part in sample.items()}
-    if isinstance(sample, tuple | list):
-        return [_plain(part) for part in sample]
-    if hasattr(sample, "tobytes"):
-        return sample.tobytes()
-    if hasattr(sample, "numpy"):
-        return _plain(sample.numpy())
-    return sample if isinstance(sample, str | bytes | int | float | complex | None) else type(sample).__name__
+def _host_array(value: Any) -> Any:
+    """None for what no array can hold the bits of (torch's bfloat16), or that holds objects."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if array.dtype.hasobject else array

@@ -75,6 +75,8 @@ class Stream:
         self._position = self._epoch = 0
         self._kept: StreamState | None = None
         self._own: OwnPart | None = None
+        self.content = 0
+        """The sum of the checksums of the samples of a batch: the same however they are spread over workers."""
         begins_anew = again is not None or not (self.has_state or isinstance(self._data, Iterator))
         self.forks = begins_anew and not _is_tf_data(self._data)
         """Whether data workers can read it."""
@@ -130,7 +132,9 @@ class Stream:
     def fetch(self, indices: Indices, begin: int = 0) -> Any:
         """The batch of as many samples as `indices` has, from the position `begin` on."""
         self._seek(self._own.position(begin) if self._own else begin)
-        return self._batch([self._next() for _ in range(len(indices))], begin)
+        samples = [self._next() for _ in range(len(indices))]
+        self.content += sum(map(checksum, samples))
+        return self._batch(samples, begin)
 
     def one_epoch(self, size: int, part: int, parts: int, limit: int | None) -> Iterator[tuple[Any, int]]:
         """The samples of the first epoch, at most `limit`, in batches of `size`, of which each of `parts` readers gets every

@@ -47,7 +47,7 @@ class Entry:
     """Position of its first sample in the concatenation of all epochs."""
     count: int
     checksum: int
-    """CRC-32 of the sample indices, little-endian int64."""
+    """CRC-32 of the sample indices, little-endian int64; of a stream, the sum modulo 2^32 of those of the samples' contents."""
     time: float
     """Seconds since 1970, when the step was done."""
     left_out: LeftOut = LeftOut.NO
@@ -64,10 +64,13 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._file = Appender(path)
 
-    def add(self, step: int, begin: int, indices: Indices, left_out: LeftOut = LeftOut.NO) -> None:
-        """A step is done, with these samples or without them."""
+    def add(
+        self, step: int, begin: int, indices: Indices, left_out: LeftOut = LeftOut.NO, content: int | None = None
+    ) -> None:
+        """A step is done, with these samples or without them; `content` is the sum of the checksums of a stream's."""
         count = len(indices) | left_out << COUNT_BITS
-        self._file.append(RECORD.pack(step, begin, count, checksum(indices), time.time()))
+        digest = checksum(indices) if content is None else content % (1 << 32)
+        self._file.append(RECORD.pack(step, begin, count, digest, time.time()))
 
 
 class LedgerFile:

@@ -11,7 +11,7 @@ from dtrain.record import event_log, sample_ledger
 from dtrain.record.events import BadStep, CheckpointSaved, TrainingStarted
 from dtrain.record.folder import RunDir
 from dtrain.record.history import attempt_starts
-from dtrain.record.sample_ledger import Entry, LedgerFile, LeftOut, checksum
+from dtrain.record.sample_ledger import Entry, LedgerFile, LeftOut, checksum, last_step
 
 if TYPE_CHECKING:  # numpy costs time
     from dtrain.data.sampler import Sampler
@@ -38,7 +38,7 @@ class Audit:
     skipped: int
     """Samples of a committed step that no worker trained on."""
     altered: int
-    """Records whose samples are not those that seed, epoch and step give."""
+    """Records whose samples are not those that seed, epoch and step give; of a stream, steps for which a later attempt was given others."""
     repeated_steps: int = 0
     """Steps that a failure undid and that were trained again; they are no part of the committed history."""
     problems: tuple[str, ...] = ()
@@ -79,10 +79,13 @@ def compare(
 
     `starts` gives the step each attempt began at; what an older attempt did from there on was rolled back. `known` says why steps
     were left out."""
+    from dtrain.data.sampler import UNKNOWN_SIZE
+
     batch = sampler.train.global_batch
     twice = skipped = altered = left_out = 0
     problems: list[str] = []
     reasons: list[str] = []
+    streams = sampler.size == UNKNOWN_SIZE
     for step, entries in _owned_entries(ledgers, starts, steps):
         trained = [entry for entry in entries if not entry.left_out]
         # A step that some ranks trained on and others left out is wrong.
@@ -91,14 +94,50 @@ def compare(
             left_out += batch - missing
             if len(reasons) < PROBLEMS_KEPT:
                 reasons.append(f"step {step} was left out: {(known or {}).get(step) or WHY[entries[0].left_out]}")
-        wrong = sum(checksum(sampler.indices(entry.begin, entry.count)) != entry.checksum for entry in entries)
+        wrong = 0 if streams else sum(not _of_positions(entry, sampler) for entry in entries)
         if (doubled or missing or wrong) and len(problems) < PROBLEMS_KEPT:
             problems.append(f"step {step}: {doubled} samples twice, {missing} skipped, {wrong} records altered")
         twice, skipped, altered = twice + doubled, skipped + missing, altered + wrong
+    for step, earlier, later in _given_otherwise(ledgers, starts, sampler) if streams else ():
+        altered += 1
+        if len(problems) < PROBLEMS_KEPT:
+            problems.append(
+                f"step {step}: attempt {later} was given other samples by the stream than attempt {earlier}"
+            )
     done = sum(_steps_done(ranks, steps) for ranks in ledgers.values())
     return Audit(
         steps, steps * batch, twice, skipped, altered, max(0, done - steps), tuple(problems), left_out, tuple(reasons)
     )
+
+
+def _of_positions(entry: Entry, sampler: Sampler) -> bool:
+    """Whether the checksum is that of the samples' numbers."""
+    return checksum(sampler.indices(entry.begin, entry.count)) == entry.checksum
+
+
+def _given_otherwise(
+    ledgers: Mapping[int, list[LedgerFile]], starts: Mapping[int, int], sampler: Sampler
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the steps that two attempts did with samples of other contents, however these were spread over workers, with both attempts.
+    Records of an older dtrain have no contents."""
+    ends = {
+        attempt: min((last_step(ledger.path) or 0 for ledger in ranks), default=0) for attempt, ranks in ledgers.items()
+    }
+    for later, begin in sorted(starts.items()):
+        for earlier in sorted(one for one, end in ends.items() if one < later and end > begin):
+            for step in range(begin, min(ends[earlier], ends.get(later, 0))):
+                one, other = (
+                    [entry for ledger in ledgers[attempt] for entry in ledger.steps(step, step + 1)]
+                    for attempt in (earlier, later)
+                )
+                contents = [entry for entry in (*one, *other) if not _of_positions(entry, sampler)]
+                full = sum(entry.count for entry in one) == sum(entry.count for entry in other)
+                if full and len(contents) == len(one) + len(other) and _sum(one) != _sum(other):
+                    yield step, earlier, later
+
+
+def _sum(entries: Iterable[Entry]) -> int:
+    return sum(entry.checksum for entry in entries) % (1 << 32)
 
 
 def _owned_entries(

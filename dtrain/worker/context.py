@@ -19,7 +19,7 @@ from dtrain.common.errors import UserError
 from dtrain.data.batches import Collate
 from dtrain.data.randomness import seed_host
 from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
-from dtrain.data.stream import opened
+from dtrain.data.stream import Stream, opened
 from dtrain.job import task_answers
 from dtrain.record.events import Evaluation
 from dtrain.record.gradient_ledger import GradientLedger
@@ -76,6 +76,7 @@ class Context:
         self._report: Report | None = None
         self._ledger: Ledger | None = None
         self._gradients: GradientLedger | None = None
+        self._content: int | None = None
         self._summed = False
         """The gradients of the step under way are those of `shards`."""
         rank_info = trainer.context.rank_info
@@ -207,6 +208,7 @@ class Context:
                 seed = step_seed(trainer.train.seed, step, first_shard)
                 seed_host(seed)
                 self._under_way = True
+                self._content = source.content if isinstance(source, Stream) else None
                 yield self.backend.feed(batch, seed)
                 self._under_way = False
                 self._complete(begin, indices)
@@ -344,7 +346,7 @@ class Context:
     def _complete(self, begin: int, indices: Any) -> None:
         """Collective. The step under way is done."""
         assert self._ledger is not None and self._report is not None, "a step was begun"
-        self._ledger.add(self._done, begin, indices)
+        self._ledger.add(self._done, begin, indices, content=self._content)
         if self._trainer.train.exact:
             self._keep_exact()
         self._done += 1

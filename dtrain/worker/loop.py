@@ -244,7 +244,7 @@ def _steps(
                 logged = operation_log.around(step, trainer.backend, shards.start)
                 with guard.watching(step, batches, seeds), logged:
                     values = trainer.backend.step(batches, seeds, rate, StepNumber(step, sampler.total_steps))
-            ledger.add(step, begin, indices, guard.left_out)
+            ledger.add(step, begin, indices, guard.left_out, data.content if isinstance(data, Stream) else None)
             if gradients and not guard.left_out:
                 gradients.add(step, shards, trainer.backend.gradient_checksums())
             yield step, {} if guard.left_out else values

@@ -263,18 +263,21 @@ class Trainer:
     def training_batches(
         self, data: Batches | Stream, fetch: Callable[[int], Any], numbers: range, sampler: Sampler
     ) -> Prefetcher:
-        """Return the source of the batches of these steps; the state of a stream comes with them where it is wanted."""
+        """Return the source of the batches of these steps; the content of a stream's comes with them, and where it is wanted its state."""
         fetch = hooks.wrap_fetch(fetch)
-        if not isinstance(data, Stream) or not data.has_state:
+        if not isinstance(data, Stream):
             return self.prefetcher(data, fetch, numbers, self.data_wait)
 
-        def fetch_with_state(step: int) -> tuple[Any, StreamState | None]:
-            batch, done = fetch(step), step + 1
-            return batch, None if done % self.state_every else data.state_at(sampler.begin(done, 0))
+        def fetch_with_state(step: int) -> tuple[Any, int, StreamState | None]:
+            data.content, done = 0, step + 1
+            batch, content = fetch(step), data.content
+            state = None if done % self.state_every else data.state_at(sampler.begin(done, 0))
+            return batch, content, state
 
-        def received(fetched: tuple[Any, StreamState | None]) -> Any:
-            data.keep(fetched[1])
-            return fetched[0]
+        def received(fetched: tuple[Any, int, StreamState | None]) -> Any:
+            batch, data.content, state = fetched
+            data.keep(state)
+            return batch
 
         return self.prefetcher(data, fetch_with_state, numbers, self.data_wait, received)
 

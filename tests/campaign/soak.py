@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
@@ -141,6 +144,8 @@ def soak(steps: int, restarts: int) -> int:
         }  # fmt: skip
         sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         with start(str(PROGRAMS / "tiny.yaml"), *sets, runs=Path(folder)) as live:
+            for stream in (live.process.stdout, live.process.stderr):
+                threading.Thread(target=partial(shutil.copyfileobj, stream, open(os.devnull, "w")), daemon=True).start()
             live.wait_event("workers_started")
             samples = disturbed(live, steps, restarts)
             if live.process.poll() is None:

@@ -94,7 +94,11 @@ def _task(chosen: Choices) -> str:
     if chosen["loss"] == "masked":
         numbers = f"{{'weight': ops.sum(ops.cast(batch[1] > 0, 'float64'))}} | {numbers}"
     result = f"{result}, {numbers}" if numbers != "{}" else result
-    factor = "\n    def schedule(self, step, total_steps):\n        return min(1.0, (step + 1) / 5)\n" if chosen["place"] == "factor" else ""
+    factor = (
+        "\n    def schedule(self, step, total_steps):\n        return min(1.0, (step + 1) / 5)\n"
+        if chosen["place"] == "factor"
+        else ""
+    )
     return (
         "class Task:\n    def __init__(self, **params):\n        self.watch = Watch(**params)\n\n    def model(self):\n"
         "        return make_model()\n\n    def optimizer(self, model):\n        return make_optimizer(model)\n\n"

@@ -207,9 +207,7 @@ def at_another_size(trial: Trial, undisturbed: Seen, disturbed: Seen) -> Iterato
     if trial.chosen["schedule"] != "plateau" and undisturbed.rates != disturbed.rates:
         yield f"rates: {undisturbed.rates} and {disturbed.rates}"
     if is_global(trial.chosen, 2) and is_global(trial.chosen, trial.workers) and is_global(trial.chosen, 3):
-        yield from weights_close(
-            undisturbed.weights, disturbed.weights, trial.chosen["event"]
-        )
+        yield from weights_close(undisturbed.weights, disturbed.weights, trial.chosen["event"])
 
 
 def values_of(folder: Path) -> dict[str, Any]:

@@ -49,4 +49,6 @@ def test_data_that_changed_since_the_run_began(form: str, key: str, tmp_path: Pa
 
     np.save(tmp_path / "rows.npy", np.concatenate([rows[:-1], rows[:1]]))
     dtrain(*resume)
-    assert [event for event in live.events("user_warned") if "gives other samples than when the run began" in event["text"]]
+    assert [
+        event for event in live.events("user_warned") if "gives other samples than when the run began" in event["text"]
+    ]

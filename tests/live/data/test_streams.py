@@ -143,6 +143,31 @@ def test_data_that_is_split_by_rank_already_is_refused(data: str, refused: str, 
     assert bool(live.events("training_started")) != bool(refused)
 
 
+@pytest.mark.parametrize("order", ["random.SystemRandom()", "random.Random(1)"])
+def test_an_audit_knows_whether_a_stream_gave_the_same_samples_again(order: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import random, time\n"
+        "import torch\n"
+        "class Rows:\n"
+        f"    def __iter__(self): return iter([torch.full((8,), one / 64) for one in {order}.sample(range(64), 64)])\n"
+        "class Task:\n"
+        "    def model(self): return torch.nn.Linear(8, 1)\n"
+        "    def optimizer(self, model): return torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "    def data(self, split): return Rows() if split == 'train' else None\n"
+        "    def loss(self, model, batch):\n"
+        "        time.sleep(0.05)\n"
+        "        return model(batch).mean()\n"
+    )
+    (tmp_path / "r.yaml").write_text(
+        "task: mine.py:Task\nstrategy: ddp\nresources: {workers: 2}\ntrain: {steps: 14, global_batch: 8}\n"
+        "checkpoint: {every_steps: 5, memory_every_steps: 0}\nrecovery: {backoff_seconds: 0}\n"
+    )
+    live = killed(str(tmp_path / "r.yaml"), runs=tmp_path / "runs", step=8, rank=0)
+    said = dtrain("audit", str(live.run.path), check=None)
+    otherwise = "attempt 2 was given other samples by the stream than attempt 1"
+    assert (otherwise in said.stdout, said.returncode != 0) == ("System" in order,) * 2, said
+
+
 SHARDED = (
     "import os, torch\n"
     "class Rows:\n"

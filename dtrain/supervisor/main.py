@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib.util
 import json
@@ -11,8 +12,8 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from dtrain.supervisor.supervisor import log_end, run_attempts
 LOCK_SECONDS = 120.0
 """The lock of a supervisor whose machine went down is held for so long by a file server that waits for it."""
 CRASH_LOG = "supervisor-crash.log"
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS)
 
 
 def main(path: str) -> int:
@@ -89,7 +91,7 @@ def supervise(
     gc.freeze()
     gc.enable()  # which the command line does without
     known = run.log_bytes()
-    with run.lock(patience_seconds) as lease:
+    with _folder_errors(run), run.lock(patience_seconds) as lease:
         ended = history.ended_after(run, known) if lease.waited else None
         if ended is not None:  # by the supervisor that held the lock
             return ended
@@ -97,7 +99,7 @@ def supervise(
             run.detach_log()
         run.forget_old_requests()
         tracking, notifications = Tracking(run), Notifications(run)
-        log = _open_log(run, tracking.hear, notifications.hear, *([on_event] if on_event else []))
+        log = EventLog(run.events, tracking.hear, notifications.hear, *([on_event] if on_event else []))
         try:
             return _supervise(run, lease, log, tracking, notifications, patience_seconds, launch)
         finally:
@@ -127,7 +129,7 @@ def _supervise(
     sync = run_sync.RunSyncer(run, _requests(put), lambda holder: put(LeaseLost(holder)))
     watcher = RunFolderWatcher(run, lease, put)
     try:
-        with signal_handlers(put):
+        with signal_handlers(put), _folder_errors(run):
             lease = sync.claim(job, lease, patience_seconds)
             notifications.start(job)
             with code_snapshot.used(run.code, job.folder) as snapshot:
@@ -177,12 +179,17 @@ def _requests(put: Callable[[Notice], None]) -> dict[str, Callable[[str], None]]
     return {run_copy.STOP: on_stop, run_copy.INSPECT: on_inspect}
 
 
-def _open_log(run: RunDir, *listeners: Callable[[Event], None]) -> EventLog:
+@contextmanager
+def _folder_errors(run: RunDir) -> Iterator[None]:
+    """An error of the disk, or of a file of the run, is no fault of dtrain's."""
     try:
-        return EventLog(run.events, *listeners)
+        yield
     except OSError as error:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        if error.errno not in OF_THE_DISK and not name.startswith(str(run.path)):
+            raise
         raise StorageError(
-            f"cannot write to the run folder {run.path}: {error.strerror}", "Is the disk full, or read-only?"
+            f"cannot use the run folder {run.path}: {error.strerror}", "Is the disk full, read-only, or its file server away?"
         ) from error
 
 

@@ -75,7 +75,7 @@ class Beginning:
 
     def __init__(self, data: Batches | Stream, *, sharded: bool) -> None:
         self._data = data
-        self._now = {"samples": data.size, "content": None if sharded else data.beginning()}
+        self._now: dict[str, Any] = {"samples": data.size, "content": None if sharded else data.beginning()}
         self.doubt = ""
         """A warning that the samples are others now."""
 

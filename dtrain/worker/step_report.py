@@ -11,7 +11,6 @@ from dtrain.common.errors import UserError
 from dtrain.record.events import Evaluation, Metrics
 from dtrain.worker.trainer import Trainer
 
-
 UNREPORTED_NAME = "dtrain_unreported"
 """Name under which the numbers since the last report are registered."""
 
@@ -47,7 +46,7 @@ class Unreported:
         self._everyones = {}
         if not self._steps:
             return
-        own = {}
+        own: dict[str, float] = {}
         for name, value in self.values.items():
             parts = value if isinstance(value, tuple | list) else (value,)
             own |= {f"{self._rank}.{number}.{name}": float(part) for number, part in enumerate(parts)}

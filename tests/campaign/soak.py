@@ -145,6 +145,7 @@ def soak(steps: int, restarts: int) -> int:
         sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         with start(str(PROGRAMS / "tiny.yaml"), *sets, runs=Path(folder)) as live:
             for stream in (live.process.stdout, live.process.stderr):
+                assert stream is not None
                 threading.Thread(target=partial(shutil.copyfileobj, stream, open(os.devnull, "w")), daemon=True).start()
             live.wait_event("workers_started")
             samples = disturbed(live, steps, restarts)

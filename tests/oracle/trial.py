@@ -95,7 +95,7 @@ class Trial:
         exec(compile(source(self.chosen), str(self.folder / "program.py"), "exec"), names)
         return names
 
-    def by_hand(self, samples: Mapping[int, list[int]]) -> tuple[list[float], list[list[float]], Mapping[str, Any]]:
+    def by_hand(self, samples: Mapping[int, list[int]]) -> tuple[list[float], list[list[float]], Mapping[Any, Any]]:
         """Losses, rates and last weights of a loop without dtrain over these samples of each step."""
         names = self.module()
         rows = [samples[step] for step in sorted(samples)]
@@ -108,7 +108,7 @@ class Trial:
                 rates.append(rate)
         assert model is not None
         if self.chosen["strategy"] in TENSORFLOW:
-            return losses, rates, dict(enumerate(one.numpy() for one in model.weights))
+            return losses, rates, {number: one.numpy() for number, one in enumerate(model.weights)}
         return losses, rates, model.state_dict()
 
     def undisturbed(self) -> Seen:

@@ -205,6 +205,9 @@ class TrainingBackend(ABC):
         """Set the factors of the losses of this process's shards in each `step`: their sum, averaged over the ranks, is then the mean over
         the global batch. Only strategies that split unevenly have shards of different sizes."""
 
+    def seed_optimizers(self, seed: int) -> None:  # noqa: B027  an ability
+        """Set the seed, the same on every rank, of the random numbers that optimizers draw in the next step."""
+
     def measured(self) -> dict[str, float]:
         """`learning_rate` and `gradient_norm` of the newest step that is reported (every `train.log_every`), with `/NAME` if there
         are several; what is not known is left out. Called after such a step; may wait for the device."""

@@ -34,6 +34,10 @@ def mix(*words: int) -> int:
     return state
 
 
+OPTIMIZERS = 1 << 40
+"""The number, in place of a shard's, of what optimizers draw."""
+
+
 def step_seed(seed: int, step: int, shard: int) -> int:
     """Seed (63 bits) of all randomness in one shard of one step: dropout, augmentation."""
     return mix(seed, step, shard, 1) >> 1

@@ -189,7 +189,8 @@ def _folder_errors(run: RunDir) -> Iterator[None]:
         if error.errno not in OF_THE_DISK and not name.startswith(str(run.path)):
             raise
         raise StorageError(
-            f"cannot use the run folder {run.path}: {error.strerror}", "Is the disk full, read-only, or its file server away?"
+            f"cannot use the run folder {run.path}: {error.strerror}",
+            "Is the disk full, read-only, or its file server away?",
         ) from error
 
 

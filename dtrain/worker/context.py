@@ -18,7 +18,7 @@ from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Collate
 from dtrain.data.randomness import seed_host
-from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
+from dtrain.data.sampler import OPTIMIZERS, UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import Stream, opened
 from dtrain.job import task_answers
 from dtrain.record.events import Evaluation
@@ -207,6 +207,7 @@ class Context:
                 batch = fetched.get(step)
                 seed = step_seed(trainer.train.seed, step, first_shard)
                 seed_host(seed)
+                self.backend.seed_optimizers(step_seed(trainer.train.seed, step, OPTIMIZERS))
                 self._under_way = True
                 self._content = source.content if isinstance(source, Stream) else None
                 yield self.backend.feed(batch, seed)

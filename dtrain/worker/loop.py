@@ -29,7 +29,7 @@ from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
 from dtrain.data.randomness import seed_host
-from dtrain.data.sampler import UNKNOWN_SIZE, Sampler, step_seed
+from dtrain.data.sampler import OPTIMIZERS, UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import Stream
 from dtrain.job import entrypoint
 from dtrain.record.folder import RunDir
@@ -240,6 +240,7 @@ def _steps(
             if not guard.passes_over(step):
                 seeds = [step_seed(seed, step, shard) for shard in passes]
                 seed_host(seeds[0])
+                trainer.backend.seed_optimizers(step_seed(seed, step, OPTIMIZERS))
                 rate = task.factor(step, sampler.total_steps)
                 logged = operation_log.around(step, trainer.backend, shards.start)
                 with guard.watching(step, batches, seeds), logged:

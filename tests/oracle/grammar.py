@@ -50,6 +50,19 @@ SCHEDULES = {
     "lr_scheduler.ExponentialLR(optimizer, 0.9)])",
     "plateau": "lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)",
 }
+PACKAGED = tuple(
+    (
+        "a2grad accsgd adabelief adabound adadelta adafactor adagc adai adalite adam adamax adamc adamg adamod adamp "
+        "adams adamw adamwsn adan adanorm adapnm adashift adasmooth adatam ademamix adopt aggmo aida alice amos ano "
+        "apollo apollodqn asgd avagrad bcos came conda dadaptadagrad dadaptadam dadaptadan dadaptlion dadaptsgd dash "
+        "diffgrad dualadam emofact emolynx emonavi exadam fira flashadamw focus fromage ftrl galore grams gravity "
+        "grokfastadamw kate kron lamb laprop lars lion lorarite madgrad magma mars msvag nadam nero novograd padam pid "
+        "pnm prodigy qhadam qhm racs radam ranger rmsprop rose sara scalableshampoo schedulefreeadamw schedulefreeradam "
+        "schedulefreesgd scion scionlight sgd sgdp sgdsai sgdw shampoo signsgd simplifiedademamix sm3 soap spam splus "
+        "srmm stableadamw stablespam swats tam tiger vsgd yogi "
+    ).split()  # noqa: SIM905
+)  # fmt: skip
+"""Optimizers of the package pytorch_optimizer, by its names."""
 KERAS_OPTIMIZERS = {
     "none": "",
     "SGD": "SGD(0.05)",
@@ -91,6 +104,7 @@ DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "extra": ("none", "tied", "frozen", "untrained", "mean", "counter", "extra_state", "unused", "complex", "not_saved", "attribute", "regularized"),
     "optimizer": tuple(OPTIMIZERS),
     "keras": tuple(KERAS_OPTIMIZERS),
+    "package": ("none", *PACKAGED),
     "groups": ("one", "two", "named", "added"),
     "values": ("plain", "tensor", "numpy", "array", "set"),
     "schedule": tuple(SCHEDULES),
@@ -114,6 +128,7 @@ WEIGHTS: Mapping[str, Mapping[str, int]] = {
     "norm": {"none": 3}, "dropout": {"no": 3}, "extra": {"none": 6}, "groups": {"one": 4}, "values": {"plain": 6},
     "place": {"none": 2, "scheduler": 6}, "passes": {"one": 3}, "clip": {"no": 2}, "average": {"no": 2},
     "registered": {"nothing": 4}, "metrics": {"none": 3}, "data": {"arrays": 3}, "workers": {"2": 6}, "strategy": {"ddp": 8, "fsdp": 2, "horovod": 2}, "keras": {"none": 3},
+    "package": {"none": 3 * len(PACKAGED)},
     "event": {"disk": 3, "memory": 2},
 }  # fmt: skip
 """How often a choice is drawn, if not once in its dimension."""
@@ -167,6 +182,8 @@ def fitting(found: dict[str, str]) -> Choices:
     if found["strategy"] in TENSORFLOW:
         return _fitting_keras(found)
     drop("keras")
+    if found["package"] != "none":
+        drop("optimizer", "values")
     if found["extra"] == "regularized":
         drop("extra")
     if found["form"] != "function":
@@ -250,7 +267,7 @@ def _fitting_keras(found: dict[str, str]) -> Choices:
         "form": ("task",), "model": ("linear", "conv"), "extra": ("none", "tied", "frozen", "counter", "regularized"),
         "place": ("none", "scheduler", "factor"), "metrics": ("none", "every", "nan"), "data": ("arrays", "map", "stream"),
         "batch": ("12", "8"), "workers": ("1", "2", "3"),
-        **dict.fromkeys(("optimizer", "groups", "values", "passes", "average", "registered"), ()),
+        **dict.fromkeys(("optimizer", "package", "groups", "values", "passes", "average", "registered"), ()),
     }  # fmt: skip
     for name, values in can.items():
         if found[name] not in values:

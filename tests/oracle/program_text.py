@@ -17,6 +17,8 @@ def source(chosen: Choices) -> str:
     if chosen["strategy"] in TENSORFLOW:
         return keras_text.source(chosen)
     parts = [HEAD.format(choices=chosen, size=chosen["size"])]
+    if chosen["package"] != "none":
+        parts.append("import pytorch_optimizer\n")
     if chosen["optimizer"] == "lookahead":
         parts.append(LOOKAHEAD)
     if chosen["optimizer"] == "schedule-free":
@@ -35,6 +37,10 @@ def source(chosen: Choices) -> str:
         "",
     ]
     return "\n".join([*parts, _by_hand(chosen)])
+
+
+def _has_modes(chosen: Choices) -> bool:
+    return chosen["optimizer"] == "schedule-free" or chosen["package"].startswith("schedulefree")
 
 
 def _registered(kind: str) -> str:
@@ -124,6 +130,8 @@ def _model(chosen: Choices) -> str:
 
 def _optimizer(chosen: Choices) -> str:
     made = OPTIMIZERS[chosen["optimizer"]]
+    if chosen["package"] != "none":
+        made = f"pytorch_optimizer.load_optimizer({chosen['package']!r})({{}}, lr=0.01)"
     if (values := chosen["values"]) in ("tensor", "numpy"):
         rate = made.partition("lr=")[2].partition(",")[0].partition(")")[0]
         kind = f"torch.tensor({rate}, dtype=torch.float64)" if values == "tensor" else f"np.float64({rate})"
@@ -306,7 +314,7 @@ def _clip(chosen: Choices) -> str:
 def _function(chosen: Choices) -> str:
     lines = ["watch = Watch(**context.params)", "model, optimizer = context.prepare(Net, make_optimizer)",
              *_kept_things(chosen, "context.register('{}', {})")]  # fmt: skip
-    if chosen["optimizer"] == "schedule-free":
+    if _has_modes(chosen):
         lines.append("optimizer.train()")
     lines.append("for batch in context.batches(make_data()):")
     inner = [*_by_step(chosen, "context.step"),
@@ -315,14 +323,14 @@ def _function(chosen: Choices) -> str:
     inner.append(f"context.report(loss=loss, **({numbers}))" if numbers != "{}" else "context.report(loss=loss)")
     inner += _after_step(chosen, "context.step")
     lines += [f"    {line}" for line in inner]
-    if chosen["optimizer"] == "schedule-free":
+    if _has_modes(chosen):
         lines.append("optimizer.eval()")
     return "def train(context):\n    " + "\n    ".join(lines) + "\n"
 
 
 def _by_hand(chosen: Choices) -> str:
     lines = ["torch.manual_seed(3)", "model = Net()", "optimizer = make_optimizer(model)", *_kept_things(chosen, "{1}")]
-    modes = chosen["optimizer"] == "schedule-free"
+    modes = _has_modes(chosen)
     if modes:
         lines.append("optimizer.train()")
     lines.append("for number, batch in enumerate(batches):")

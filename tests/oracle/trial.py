@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from grammar import STEPS, TENSORFLOW, Choices
 from program_text import recipe, source
@@ -81,6 +83,8 @@ class Trial:
         self.chosen = chosen
         self.folder = folder
         self.workers = int(chosen["workers"])
+        self.draws = False
+        """Whether something drew from torch's generator in the last step by hand."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "program.py").write_text(source(chosen))
         if fault:
@@ -100,9 +104,11 @@ class Trial:
         names = self.module()
         rows = [samples[step] for step in sorted(samples)]
         batches = [(names["X"][row], names["Y"][row]) for row in rows]
-        losses, rates, model = [], [], None
+        losses, rates, model, drawn = [], [], None, None
         for loss, rate, made in names["by_hand"](batches):
-            model = made
+            model, now = made, torch.get_rng_state()
+            self.draws = drawn is not None and not torch.equal(drawn, now)
+            drawn = now
             if made is None:
                 losses.append(loss)
                 rates.append(rate)
@@ -110,6 +116,17 @@ class Trial:
         if self.chosen["strategy"] in TENSORFLOW:
             return losses, rates, {number: one.numpy() for number, one in enumerate(model.weights)}
         return losses, rates, model.state_dict()
+
+    def is_unsteady(self, samples: Mapping[int, list[int]]) -> bool:
+        """Whether the optimizer draws random numbers, or makes large differences of those by rounding: by hand, the same samples in another
+        order within each step give other weights."""
+        if self.chosen["package"] == "none":
+            return False
+        _, _, weights = self.by_hand(samples)
+        _, _, others = self.by_hand({step: ids[::-1] for step, ids in samples.items()})
+        return self.draws or not all(
+            np.allclose(one, others[name], rtol=1e-7, atol=1e-9) for name, one in weights.items()
+        )
 
     def undisturbed(self) -> Seen:
         """Train without an event."""

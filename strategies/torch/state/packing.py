@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 MARK = "__tensor__"
@@ -62,3 +63,24 @@ def _mapped(state: Any, function: Callable[[Path, Any], Any], path: Path = ()) -
     if type(state) in (list, tuple):
         return type(state)(_mapped(value, function, (*path, number)) for number, value in enumerate(state))
     return function(path, state)
+
+
+def put(container: Any, path: Sequence[Any], value: Any) -> None:
+    """Set a value in nested dicts and lists, making what is missing on the way."""
+    for here, following in itertools.pairwise(path):
+        if isinstance(container, list):
+            container.extend([None] * (here + 1 - len(container)))
+            container[here] = container[here] or ([] if isinstance(following, int) else {})
+            container = container[here]
+        else:
+            container = container.setdefault(here, [] if isinstance(following, int) else {})
+    if isinstance(container, list):
+        container.extend([None] * (path[-1] + 1 - len(container)))
+    container[path[-1]] = value
+
+
+def got(container: Any, path: Sequence[Any]) -> Any:
+    """Return the value at a place in nested dicts and lists."""
+    for part in path:
+        container = container[part]
+    return container

@@ -6,7 +6,6 @@ imports no framework.
 
 from __future__ import annotations
 
-import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,9 @@ from dtrain.api.training_backend import Fetch, nothing_to_fetch
 from dtrain.common.errors import CheckpointError, UserError
 
 from ... import plain_values
-from . import optimizer_state, safe_reader, tensor_files
+from . import layouts, optimizer_state, safe_reader, tensor_files
 from .index import INDEX
-from .packing import leaves, packed, places, unpacked
+from .packing import got, leaves, packed, places, put, unpacked
 
 ONLY = ""
 """The name of a task's only model and only optimizer, which have none."""
@@ -75,6 +74,8 @@ class TorchState:
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         optimizers = {name: optimizer_state.state_of(optimizer, names) for name, optimizer in self.optimizers.items()}
         state |= {"optimizer": optimizers[ONLY]} if ONLY in optimizers else {"optimizers": optimizers}
+        orders = {name: layouts.orders(found[optimizer_state.STATE]) for name, found in optimizers.items()}
+        state[layouts.SECTION] = {name or "only": json.dumps(found) for name, found in orders.items()}
         for section, things in (("schedulers", self.schedulers), ("registered", self.registered)):
             if things:
                 state[section] = {name or "only": packed(thing.state_dict()) for name, thing in things.items()}
@@ -142,13 +143,10 @@ class TorchState:
                 if "initial_lr" in then:  # a scheduler has the rate that it began with in its own state
                     new.pop("lr", None)
                 for key in group.keys() - then.keys() - now[number].keys() - {"params"}:
-                    del group[
-                        key
-                    ]  # a scheduler's constructor put it into a group that is older than the scheduler in the run
+                    del group[key]  # a scheduler's constructor put it into a group that is older than the scheduler
                 group.update({key: value for key, value in then.items() if key != "params"} | new)
-                told += [
-                    f"{key} of {f'{name} ' if name else ''}group {number}: {then.get(key)} → {value}" for key, value in new.items()
-                ]  # fmt: skip
+                which = f"{name} group {number}" if name else f"group {number}"
+                told += [f"{key} of {which}: {then.get(key)} → {value}" for key, value in new.items()]
         return told
 
 
@@ -167,12 +165,15 @@ class Stored:
 
     def settings(self, name: str) -> list[dict[str, Any]]:
         """Collective. Return what was kept by `TorchState.note_settings`; [] in a checkpoint of an older version."""
-        if (name or "only") not in self.names(SETTINGS):
-            return []
-        state: dict[str, Any] = {SETTINGS: {name or "only": None}}
+        return self._json(SETTINGS, name) or []
+
+    def _json(self, section: str, name: str) -> Any:
+        """Collective. None in a checkpoint of an older version."""
+        if (name or "only") not in self.names(section):
+            return None
+        state: dict[str, Any] = {section: {name or "only": None}}
         self.read(state)
-        found: list[dict[str, Any]] = json.loads(state[SETTINGS][name or "only"])
-        return found
+        return json.loads(state[section][name or "only"])
 
     def tensors_like(self, section: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Collective. The tensors of a section that has names of parameters; {} if the checkpoint has none."""
@@ -206,11 +207,11 @@ class Stored:
         chosen = {key: self._paths[key] for key in names if key not in tensors}
         state: dict[str, Any] = {}
         for key, path in chosen.items():
-            _put(state, path, self._template(key))
+            put(state, path, self._template(key))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
             self.read(state)
-        values = {names[key]: _got(state, path) for key, path in chosen.items()}
+        values = {names[key]: got(state, path) for key, path in chosen.items()}
         return tensor_files.of_checkpoint(self.folder, self._metadata, tensors, values)
 
     def names(self, section: str) -> list[str]:
@@ -264,6 +265,7 @@ class Stored:
         found: dict[str, Any] = {"state": {}, "param_groups": [{} for _ in optimizer.param_groups]}
         wanted = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         own = {name for name, parameter in parameters.items() if id(parameter) in wanted}
+        orders = self._json(layouts.SECTION, path[1] if path[1:] else ONLY)
         for key, entry_path in self._paths.items():
             if entry_path[: len(path)] != path:
                 continue
@@ -272,12 +274,15 @@ class Stored:
                 self._into_group(found[kind], key, rest, optimizer)
                 continue
             if kind in (optimizer_state.OWN, optimizer_state.MORE):
-                _put(found.setdefault(kind, {}), rest, self._template(key))
+                put(found.setdefault(kind, {}), rest, self._template(key))
                 continue
             name, *inner = rest
             if name not in own:
                 raise self.refused(f"has state of the optimizer for {name}, which this optimizer does not train")
-            _put(found["state"].setdefault(name, {}), inner, self._template(key, parameters[name]))
+            value = self._template(key, parameters[name])
+            if orders is not None and hasattr(value, "stride") and not hasattr(value, "to_local"):
+                value = layouts.empty(value.shape, orders.get(layouts.place(rest)), value.dtype, value.device)
+            put(found["state"].setdefault(name, {}), inner, value)
         return found
 
     def _add_groups(self, path: tuple[str, ...], optimizer: Any, parameters: dict[str, Any]) -> None:
@@ -289,9 +294,9 @@ class Stored:
             return
         state: dict[str, Any] = {}
         for number in sorted(numbers):
-            _put(state, (*path, optimizer_state.GROUPS, number, "params"), None)
+            put(state, (*path, optimizer_state.GROUPS, number, "params"), None)
         self.read(state)
-        for group in _got(state, (*path, optimizer_state.GROUPS))[trained:]:
+        for group in got(state, (*path, optimizer_state.GROUPS))[trained:]:
             chosen = [parameters.get(name) for name in group["params"]]
             if any(one is None or id(one) in inside for one in chosen):
                 raise self.refused(f"has state of an optimizer with more than the {trained} groups of this one")
@@ -306,7 +311,7 @@ class Stored:
             raise self.refused(
                 f"has state of another optimizer ('{key}' in group {number}), which {kind} does not know; it lacks '{min(lacking)}'"
             )
-        _put(groups[number], rest[1:], self._template(entry))
+        put(groups[number], rest[1:], self._template(entry))
 
     def _group_keys(self, entry: str, key: str) -> set[str]:
         """The keys that are stored in the same group as this entry."""
@@ -377,23 +382,3 @@ def _shape_of(value: Any) -> Any:
 
 def _told(shape: Any) -> str:
     return "not there" if shape is None else str(shape)
-
-
-def _put(container: Any, path: Sequence[Any], value: Any) -> None:
-    """Set a value in nested dicts and lists, making what is missing on the way."""
-    for here, following in itertools.pairwise(path):
-        if isinstance(container, list):
-            container.extend([None] * (here + 1 - len(container)))
-            container[here] = container[here] or ([] if isinstance(following, int) else {})
-            container = container[here]
-        else:
-            container = container.setdefault(here, [] if isinstance(following, int) else {})
-    if isinstance(container, list):
-        container.extend([None] * (path[-1] + 1 - len(container)))
-    container[path[-1]] = value
-
-
-def _got(container: Any, path: Sequence[Any]) -> Any:
-    for part in path:
-        container = container[part]
-    return container

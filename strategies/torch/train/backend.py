@@ -33,6 +33,7 @@ from . import evaluation, step_check
 from .batches import Mover, evaluating, part_of
 from .buffers import BufferSync
 from .deferred import gathered
+from .draws import Draws
 from .loss_scale import LossScale
 from .losses import LateLosses
 from .models import made
@@ -71,6 +72,7 @@ class TorchBackend(TrainingBackend):
         self._stepped = True
         """Whether an optimizer stepped in the step under way, so that its gradients are used."""
         self._buffer_sync = BufferSync()
+        self._draws = Draws(device)
         self._late = LateLosses()
         self._operations = Operations()
         self._check = StepCheck(rank_info, device, self._late)
@@ -119,8 +121,7 @@ class TorchBackend(TrainingBackend):
         self._state.note_settings()
         self._scheduled = hasattr(task, "schedule")
         self._moded = [] if self._by_function else optimizer_state.with_modes(self._optimizers.values())
-        for optimizer in self._optimizers.values():
-            optimizer.register_step_post_hook(self._note_step)
+        self._draws.watch(self._optimizers.values(), self._note_step)
         self._late.active = train.on_nonfinite == "stop"
         self._measures = StepMeasures(train.log_every)
         if self._own_step or self._by_function:
@@ -150,11 +151,10 @@ class TorchBackend(TrainingBackend):
 
     def seed(self, seed: int) -> None:
         """Seed the generators that layers draw from."""
-        import torch
+        self._draws.seed(seed)
 
-        torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    def seed_optimizers(self, seed: int) -> None:
+        self._draws.begin(seed)
 
     def step(self, batches: Sequence[Any], seeds: Sequence[int], rate: float, number: StepNumber = FIRST_STEP) -> Any:
         """The gradients of all shards but the last stay on this worker."""

@@ -23,7 +23,7 @@ from live import (
     start,
     wait_for,
 )
-from processes import listening, started_with
+from processes import listening, open_to_others, started_with
 from ray_lab import RayLab, ray_missing
 from warm import COLD
 
@@ -108,6 +108,11 @@ def test_stacks_of_all_nodes_are_seen_while_a_run_goes_on(lab: RayLab, tmp_path:
         assert set(found["ranks"]) == {"0", "1", "2", "3"}
         assert len({used["node"] for used in found["ranks"].values()}) == 2
         assert any("dtrain/worker/loop.py" in frame for thread in found["threads"] for frame in thread["frames"])
+        pids = {int(event["pid"]) for event in live.events("node_ready")}
+        pids |= {int(pid) for event in live.events("workers_started") for pid in event["pids"].values()}
+        ours = {pid for pid in pids if (Path("/proc") / str(pid)).exists()}
+        assert len(ours) == 2 + 4 and listening(ours)
+        assert open_to_others(ours) == {}, "only on the addresses of the nodes, which are loopback ones in the lab"
         live.finish()
     assert not live.events("failure_occurred")
 

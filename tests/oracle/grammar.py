@@ -50,18 +50,17 @@ SCHEDULES = {
     "lr_scheduler.ExponentialLR(optimizer, 0.9)])",
     "plateau": "lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)",
 }
-PACKAGED = tuple(
-    (
-        "a2grad accsgd adabelief adabound adadelta adafactor adagc adai adalite adam adamax adamc adamg adamod adamp "
-        "adams adamw adamwsn adan adanorm adapnm adashift adasmooth adatam ademamix adopt aggmo aida alice amos ano "
-        "apollo apollodqn asgd avagrad bcos came conda dadaptadagrad dadaptadam dadaptadan dadaptlion dadaptsgd dash "
-        "diffgrad dualadam emofact emolynx emonavi exadam fira flashadamw focus fromage ftrl galore grams gravity "
-        "grokfastadamw kate kron lamb laprop lars lion lorarite madgrad magma mars msvag nadam nero novograd padam pid "
-        "pnm prodigy qhadam qhm racs radam ranger rmsprop rose sara scalableshampoo schedulefreeadamw schedulefreeradam "
-        "schedulefreesgd scion scionlight sgd sgdp sgdsai sgdw shampoo signsgd simplifiedademamix sm3 soap spam splus "
-        "srmm stableadamw stablespam swats tam tiger vsgd yogi "
-    ).split()  # noqa: SIM905
-)  # fmt: skip
+NAMES = """
+a2grad accsgd adabelief adabound adadelta adafactor adagc adai adalite adam adamax adamc adamg adamod adamp adams
+adamw adamwsn adan adanorm adapnm adashift adasmooth adatam ademamix adopt aggmo aida alice amos ano apollo
+apollodqn asgd avagrad bcos came conda dadaptadagrad dadaptadam dadaptadan dadaptlion dadaptsgd dash diffgrad
+dualadam emofact emolynx emonavi exadam fira flashadamw focus fromage ftrl galore grams gravity grokfastadamw kate
+kron lamb laprop lars lion lorarite madgrad magma mars msvag nadam nero novograd padam pid pnm prodigy qhadam qhm
+racs radam ranger rmsprop rose sara scalableshampoo schedulefreeadamw schedulefreeradam schedulefreesgd scion
+scionlight sgd sgdp sgdsai sgdw shampoo signsgd simplifiedademamix sm3 soap spam splus srmm stableadamw stablespam
+swats tam tiger vsgd yogi
+"""
+PACKAGED = tuple(NAMES.split())
 """Optimizers of the package pytorch_optimizer, by its names."""
 KERAS_OPTIMIZERS = {
     "none": "",

@@ -6,11 +6,20 @@ from pathlib import Path
 
 from no_locks import NO_LOCKS
 
-PLACES = ("starting", "running", "committing", "pruning", "finished")
+WHERE = {
+    "starting": ("dtrain.supervisor.saving.restore", "Restore._search"),
+    "running": ("dtrain.supervisor.attempt", "Attempt._on_report"),
+    "committing": ("dtrain.record.lock", "Lease.check"),
+    "pruning": ("dtrain.supervisor.saving.retention", "CheckpointRetention.kept"),
+    "finished": ("dtrain.supervisor.supervisor", "log_end"),
+}
+"""Place → a module, and the function in it that is called there."""
+PLACES = tuple(WHERE)
 SHIM = '''
 """Stops this process, once, at a place of a supervisor's life; the file says that it stands there."""
 import os, signal, sys
 
+WHERE = {where}
 place, said = os.environ.get("HELD_UP_AT", ""), os.environ.get("HELD_UP_FILE", "")
 
 
@@ -49,13 +58,6 @@ class Finder:
         return spec
 
 
-WHERE = {
-    "starting": ("dtrain.supervisor.saving.restore", "Restore._search"),
-    "running": ("dtrain.supervisor.attempt", "Attempt._on_report"),
-    "committing": ("dtrain.record.lock", "Lease.check"),
-    "pruning": ("dtrain.supervisor.saving.retention", "CheckpointRetention.kept"),
-    "finished": ("dtrain.supervisor.supervisor", "_end"),
-}
 if place and "agent" not in sys.orig_argv:
     sys.meta_path.insert(0, Finder())
 '''
@@ -64,5 +66,6 @@ if place and "agent" not in sys.orig_argv:
 def shim(folder: Path, *, locks: bool) -> str:
     """Return the folder for PYTHONPATH."""
     folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(SHIM if locks else NO_LOCKS + SHIM)
+    text = SHIM.replace("{where}", repr(WHERE))
+    (folder / "sitecustomize.py").write_text(text if locks else NO_LOCKS + text)
     return str(folder)

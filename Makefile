@@ -42,7 +42,7 @@ campaign: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python tests/campaign/fencing.py --rounds $(ROUNDS)
 	$(VENV)/bin/python -P tests/campaign/programs.py --programs $(PROGRAMS)
 	$(VENV)/bin/python tests/campaign/simulation.py --seeds $(SEEDS)
-	DTRAIN_FAILING_CALLS=60 $(VENV)/bin/python -P -m pytest tests/live/storage/test_failing_calls.py
+	DTRAIN_FAILING_CALLS=1000 $(VENV)/bin/python -P -m pytest --timeout 0 tests/live/storage/test_failing_calls.py
 	$(VENV)/bin/python tests/campaign/soak.py
 
 check: lint types

@@ -18,6 +18,8 @@ from dtrain.checkpoint.difference import first_difference
 
 CLOSE = 1e-6
 """Largest relative difference of numbers that are computed in another order, in float64."""
+KNOWN = ("cannot step weights that are sharded", "which checkpoints do not hold")
+"""Sentences that optimizers are refused with in the first step, or at the first checkpoint."""
 ROUNDED = 1e-6
 """Of rates, which Keras has in float32."""
 
@@ -41,6 +43,8 @@ def differences(trial: Trial) -> list[str]:
     if undisturbed.code:
         if not undisturbed.history and undisturbed.refusal:
             raise Refused(one_line(undisturbed.refusal))
+        if known := next((text for text in KNOWN if text in undisturbed.text), ""):
+            raise Refused(known)
         return [f"undisturbed: exit code {undisturbed.code}: {undisturbed.text}"]
     found = [
         *samples(trial, undisturbed),

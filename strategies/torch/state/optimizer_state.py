@@ -16,6 +16,9 @@ from .packing import packed, unpacked
 STATE, GROUPS, OWN, MORE = "state", "param_groups", "own", "more"
 """Sections: of parameters; settings of groups; state under keys that are no parameters; what else its `state_dict` has."""
 
+PACKED = "packed"
+"""The only key of a dict that holds another one, packed."""
+
 
 def state_of(optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
     """Return an optimizer's state with the names of parameters for their numbers, as `get_optimizer_state_dict` has it; that
@@ -25,20 +28,38 @@ def state_of(optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
     own = {key: part for key, part in state[STATE].items() if not isinstance(key, int)}
     more = {key: part for key, part in state.items() if key not in (STATE, GROUPS)}
     found = {
-        STATE: {order[number]: part for number, part in state[STATE].items() if isinstance(number, int)},
+        STATE: {order[number]: _kept(part) for number, part in state[STATE].items() if isinstance(number, int)},
         GROUPS: [group | {"params": [order[number] for number in group["params"]]} for group in state[GROUPS]],
     }
     return found | {key: packed(part) for key, part in ((OWN, own), (MORE, more)) if part}
 
 
+def _kept(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter, with dicts in it packed whose keys are no texts: checkpoints turn keys into texts."""
+    return {key: {PACKED: packed(value)} if _has_other_keys(value) else value for key, value in state.items()}
+
+
+def _has_other_keys(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(not isinstance(key, str) or _has_other_keys(part) for key, part in value.items())
+    return type(value) in (list, tuple) and any(map(_has_other_keys, value))
+
+
 def restore(optimizer: Any, found: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     """Do the opposite of `state_of`: parameters find their state by name, whatever group and place they are in."""
+    states = {
+        name: {
+            key: _unpacked(value[PACKED]) if isinstance(value, Mapping) and value.keys() == {PACKED} else value
+            for key, value in state.items()
+        }
+        for name, state in found[STATE].items()
+    }
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     now, groups = optimizer.state_dict()[GROUPS], optimizer.param_groups
     own, more = (_unpacked(found[key]) if key in found else {} for key in (OWN, MORE))
     optimizer.load_state_dict({
-        STATE: {number: found[STATE][name] for number, name in enumerate(order) if name in found[STATE]} | own,
+        STATE: {number: states[name] for number, name in enumerate(order) if name in states} | own,
         GROUPS: [
             group | {key: value for key, value in then.items() if key != "params"}
             for group, then in zip(now, found[GROUPS], strict=True)
@@ -47,7 +68,7 @@ def restore(optimizer: Any, found: Mapping[str, Any], parameters: Mapping[str, A
     # Loading gives tensors the type of their parameter, whatever the optimizer computes them in.
     for name in order:
         state = optimizer.state[parameters[name]]
-        for key, value in found[STATE].get(name, {}).items():
+        for key, value in states.get(name, {}).items():
             if key in state:
                 state[key] = _typed_as(value, state[key])
     # A scheduler knows the groups themselves, which loading replaces.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from dtrain.api.rank_memory import RankMemory
 from dtrain.api.strategy import RankInfo, WorkerContext
 from dtrain.api.training_backend import TrainingBackend
 from dtrain.common import allocator
-from dtrain.common.errors import UserError
+from dtrain.common.errors import DtrainError
 from dtrain.job.job import Job, Resources
 from dtrain.job.limits import COUNT, POSITIVE
 
@@ -91,6 +92,8 @@ class HSDPOptions(FSDPOptions):
     """Groups that hold a whole model each; one a node when not given."""
 
 
+OF_DEVICES = ("CUDA", "NCCL", "cuBLAS", "HIP")
+"""In errors of devices and their connections."""
 WAITING = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
 """Methods of torch's `FSDPParamGroup` that wait for other ranks: on a CPU at once, on a GPU by having the stream wait."""
 
@@ -149,6 +152,18 @@ class FSDP(launcher.OneADevice):
         if self.options.cpu_offload and job.resources.device == "gpu":
             return "with strategy.cpu_offload the gradient of all ranks is not on their devices, where its norm could be had"
         return ""
+
+    def explain(self, error: BaseException) -> str:
+        """An optimizer, stepped by whom ever, does something that cannot be done with sharded tensors."""
+        from torch import OutOfMemoryError
+
+        frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+        optimizer = next((one for one in frames if hasattr(one, "param_groups") and hasattr(one, "step")), None)
+        other = isinstance(error, OutOfMemoryError | DtrainError) or any(part in str(error) for part in OF_DEVICES)
+        if optimizer is None or other:
+            return super().explain(error)
+        name = type(optimizer).__name__
+        return f"{name} cannot step weights that are sharded: take strategy: ddp, or another optimizer"
 
     def shape(self, rank_info: RankInfo) -> tuple[int, ...]:
         """Return the shape of the device mesh."""
@@ -276,18 +291,6 @@ class Sharded(Parallel):
 
     def clip(self, parameters: Iterable[Any], most: float) -> Any:
         return tree_sums.clip(parameters, most, self._shard_group()) if self.exact else super().clip(parameters, most)
-
-    def take_step(self, optimizer: Any) -> None:
-        """Raise `UserError` for an optimizer with an operation that torch does not have for sharded tensors."""
-        try:
-            optimizer.step()
-        except RuntimeError as error:
-            text = str(error).partition("\n")[0]
-            if "placement" not in text and "DTensor" not in text:
-                raise
-            raise UserError(
-                f"{type(optimizer).__name__} cannot step weights that are sharded (torch: {text}): take strategy: ddp, or another optimizer"
-            ) from error
 
     def gradient_sync(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Every pass reduces its gradients to this worker's share, so that whole ones are never kept; only the

@@ -149,14 +149,10 @@ class Parallel:
         if not steps:
             return False
         for optimizer in optimizers:
-            self.take_step(optimizer)
+            optimizer.step()
         if norm is not None and measures.due:
             measures.gradient(norm, name)
         return True
-
-    def take_step(self, optimizer: Any) -> None:
-        """Have an optimizer change the weights."""
-        optimizer.step()
 
 
 def _values(gradient: Any) -> Any:

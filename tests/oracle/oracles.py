@@ -16,12 +16,12 @@ from trial import Seen, Trial, one_line
 import dtrain
 from dtrain.checkpoint.difference import first_difference
 
-CLOSE = 1e-6
-"""Largest relative difference of numbers that are computed in another order, in float64."""
+CLOSE = 1e-9
+"""Largest relative difference of numbers that are computed in another order, in float64; what Keras gives of them is in float32."""
 KNOWN = ("cannot step weights that are sharded", "which checkpoints do not hold")
 """Sentences that optimizers are refused with in the first step, or at the first checkpoint."""
 ROUNDED = 1e-6
-"""Of rates, which Keras has in float32."""
+"""Of losses and rates in float32."""
 
 
 class Invalid(Exception):
@@ -102,10 +102,12 @@ def by_hand(trial: Trial, seen: Seen) -> Iterator[str]:
         return
     if chosen["log"] == "1":
         for step, values in seen.history.items():
-            if not math.isclose(values["loss"], losses[step - 1], rel_tol=CLOSE, abs_tol=1e-9):
+            if not math.isclose(
+                values["loss"], losses[step - 1], rel_tol=ROUNDED if seen.keras else CLOSE, abs_tol=1e-9
+            ):
                 yield f"by hand: the loss of step {step - 1} is {losses[step - 1]!r}, and here {values['loss']!r}"
                 break
-    yield from weights_close(weights, seen.weights, "by hand")
+    yield from weights_close(weights, seen.weights, "by hand", ROUNDED if seen.keras else CLOSE)
 
 
 def metrics(trial: Trial, seen: Seen) -> Iterator[str]:
@@ -145,13 +147,13 @@ def numbers(chosen: Choices, size: float, ids: list[int], step: int) -> dict[str
     }[chosen["metrics"]]
 
 
-def weights_close(expected: Any, given: Any, what: str) -> Iterator[str]:
+def weights_close(expected: Any, given: Any, what: str, close: float) -> Iterator[str]:
     """Whether weights are the same but for rounding."""
     for name, one in given.items():
         if not hasattr(one, "shape"):
             continue
         wanted, found = np.asarray(expected[name]), np.asarray(one)
-        if not np.allclose(wanted, found, rtol=CLOSE, atol=1e-8):
+        if not np.allclose(wanted, found, rtol=close, atol=close):
             yield f"{what}: {name} differs by {np.abs(wanted - found).max():.3g}"
             return
 
@@ -218,7 +220,9 @@ def at_another_size(trial: Trial, undisturbed: Seen, disturbed: Seen) -> Iterato
         and is_global(trial.chosen, trial.workers)
         and is_global(trial.chosen, 3)
     ):
-        yield from weights_close(undisturbed.weights, disturbed.weights, trial.chosen["event"])
+        yield from weights_close(
+            undisturbed.weights, disturbed.weights, trial.chosen["event"], ROUNDED if undisturbed.keras else CLOSE
+        )
 
 
 def values_of(folder: Path) -> dict[str, Any]:

@@ -46,6 +46,8 @@ FOUND = {
     "Horovod decayed weights that nothing uses": "strategy=horovod extra=unused optimizer=AdamW event=stop",
     "matrices that an optimizer has transposed were restored as copies": "package=soap",
     "dicts with numbers for keys came back with texts": "package=aggmo",
+    "under fsdp, gradients of a model in float64 were summed in float32": "strategy=fsdp package=kate",
+    "under fsdp, whole tensors of an optimizer came back sharded": "strategy=fsdp package=qhadam event=stop at=4 every=2",
     "what an optimizer drew was each rank's own": "package=kron event=stop",
     "numbers between two reports were lost": "metrics=odd log=3 at=7 every=2 event=memory",
     "under Horovod, a function clipped its own rank's gradients": "form=function strategy=horovod workers=3 passes=halves clip=yes",

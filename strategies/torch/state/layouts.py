@@ -8,18 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dtrain.common.errors import UserError
+
 from .packing import leaves
 
 SECTION = "layouts"
 """Of the orders, by the optimizer's name, as JSON."""
 
 
-def orders(state: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return, by their place in a state, the dimensions of tensors that are not contiguous, from the largest stride to the smallest."""
+def orders(state: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return, by their place in a state, the dimensions of tensors from the largest stride to the smallest: of those that are not contiguous,
+    and of those that are whole though their parameter is sharded. Raises `UserError` for partial sums, which no checkpoint holds."""
     found = {}
     for path, leaf in leaves(state):
-        strided = hasattr(leaf, "stride") and not hasattr(leaf, "to_local") and not leaf.is_sparse
-        if strided and leaf.ndim > 1 and not leaf.is_contiguous():
+        if not hasattr(leaf, "stride") or leaf.is_sparse:
+            continue
+        if hasattr(leaf, "to_local"):
+            if any(one.is_partial() for one in leaf.placements):
+                raise UserError(
+                    f"the optimizer keeps '{path[-1]}' of {path[0]} in partial sums of the ranks, which checkpoints do not hold: take "
+                    "strategy: ddp, or another optimizer"
+                )
+        elif hasattr(parameters[path[0]], "to_local") or (leaf.ndim > 1 and not leaf.is_contiguous()):
             strides = leaf.stride()
             found[place(path)] = sorted(range(leaf.ndim), key=strides.__getitem__, reverse=True)
     return found

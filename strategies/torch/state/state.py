@@ -71,10 +71,11 @@ class TorchState:
         state: dict[str, Any] = {}
         models = {name: get_model_state_dict(model) for name, model in self.models.items()}
         state |= {"model": models[ONLY]} if ONLY in models else {"models": models}
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        parameters = dict(self.named_parameters())
+        names = {id(parameter): name for name, parameter in parameters.items()}
         optimizers = {name: optimizer_state.state_of(optimizer, names) for name, optimizer in self.optimizers.items()}
         state |= {"optimizer": optimizers[ONLY]} if ONLY in optimizers else {"optimizers": optimizers}
-        orders = {name: layouts.orders(found[optimizer_state.STATE]) for name, found in optimizers.items()}
+        orders = {name: layouts.orders(found[optimizer_state.STATE], parameters) for name, found in optimizers.items()}
         state[layouts.SECTION] = {name or "only": json.dumps(found) for name, found in orders.items()}
         for section, things in (("schedulers", self.schedulers), ("registered", self.registered)):
             if things:
@@ -280,8 +281,9 @@ class Stored:
             if name not in own:
                 raise self.refused(f"has state of the optimizer for {name}, which this optimizer does not train")
             value = self._template(key, parameters[name])
-            if orders is not None and hasattr(value, "stride") and not hasattr(value, "to_local"):
-                value = layouts.empty(value.shape, orders.get(layouts.place(rest)), value.dtype, value.device)
+            order = None if orders is None else orders.get(layouts.place(rest))
+            if orders is not None and hasattr(value, "stride") and (order or not hasattr(value, "to_local")):
+                value = layouts.empty(value.shape, order, value.dtype, value.device)
             put(found["state"].setdefault(name, {}), inner, value)
         return found
 

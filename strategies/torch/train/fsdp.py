@@ -33,8 +33,8 @@ class MixedPrecision:
 
     param: Precision | None = None
     """Of gathered parameters and what is computed with them; their own when not given."""
-    reduce: Precision = "fp32"
-    """Of gradients while they are summed."""
+    reduce: Precision | None = None
+    """Of gradients while they are summed; when not given fp32, or fp64 for parameters that are in it."""
     output: Precision | None = None
     """Of what the model returns."""
 
@@ -241,7 +241,9 @@ class Sharded(Parallel):
         # The reduction of a norm on the host would need a process group of the host's own.
         self.measures_gradient = not self.options.cpu_offload or device.type == "cpu"
         types = self.options.types()
-        policy = MixedPrecisionPolicy(param_dtype=_dtype(types.param), reduce_dtype=_dtype(types.reduce))
+        wide = types.param is None and any(str(one.dtype) == "torch.float64" for one in model.parameters())
+        reduced = types.reduce or (None if wide else "fp32")
+        policy = MixedPrecisionPolicy(param_dtype=_dtype(types.param), reduce_dtype=_dtype(reduced))
         model = checkpointed(model, self.options.activation_checkpointing, self.options.activation_checkpointing_every)
         parts = blocks.chosen(model, self.options.wrap, self.options.wrap_parameters, self._folder)
         settings = {

@@ -1,4 +1,4 @@
-"""The commands that look back at runs: report, compare, audit, verify, reproduce, rm and clean."""
+"""The commands that look back at runs: report, compare, board, audit, verify, reproduce, rm and clean."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (report, compare, audit, verify, reproduce, rm, clean):
+    for command in (report, compare, board, audit, verify, reproduce, rm, clean):
         app.command()(command)
 
 
@@ -102,6 +102,27 @@ def compare(
     elif not html and not png:
         width, colored = shutil.get_terminal_size((100, 24)).columns, sys.stdout.isatty()
         print(comparison_views.text(found, drawn, colored=colored, width=width))
+
+
+def board(
+    runs: Runs = RUNS,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the page on 127.0.0.1; one that is free if not given.", show_default=False)] = 0,
+    control: Annotated[bool, typer.Option("--control", help="Let whoever has the address stop and resume runs.")] = False,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:  # fmt: skip
+    """Show all runs on a live page of this machine: curves, failures, output, and runs beside each other. Ctrl-C ends it.
+
+    Example: dtrain board --control"""
+    from dtrain.board import server
+
+    def started(board: server.Server) -> None:
+        print(f"{board.url}\n  all runs in {runs.absolute()}{'' if control else ', to look at only'}; Ctrl-C ends it", flush=True)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(board.url)
+
+    server.serve(runs, port, control=control, on_start=started)
 
 
 def audit(name: LastRun = LAST, runs: Runs = RUNS, as_json: Json = False) -> None:

@@ -21,6 +21,7 @@ SLICE_SECONDS = 0.2
 """A long event log is read for this long at a time: the other runs wait."""
 QUIET_SECONDS = 0.15
 """Nothing is read so soon after a question: a page that is being drawn has the processor for itself."""
+MOST_QUIET_SECONDS = 0.5
 END_BYTES = 1024
 """Of an event log, which say how a run is doing before the whole is read."""
 LOOK_SECONDS = 1.0
@@ -105,7 +106,7 @@ class Board:
         self.root = root.absolute()
         self._runs: dict[str, SeenRun] = {}
         self._version = 1
-        self._asked_at = time.monotonic()
+        self._asked_at, self._gave_way_at = time.monotonic(), 0.0
         self._over = threading.Event()
         self._list()
         self._thread = threading.Thread(target=self._keep_up, name="dtrain-board", daemon=True)
@@ -151,13 +152,22 @@ class Board:
     def _look_at_all(self) -> None:
         held = gpu_leases.of_runs()
         for one in self._runs.values():
-            while (pause := self._asked_at + QUIET_SECONDS - time.monotonic()) > 0 and not self._over.wait(pause):
-                pass
+            self._give_way()
             if self._over.is_set():
                 return
             if one.is_due():
                 with suppress(OSError):
                     self._look(one, tuple(held.get(str(one.run.path), ())))
+
+    def _give_way(self) -> None:
+        """Wait until the page that asks has been drawn, for half of the time at most."""
+        begun = now = time.monotonic()
+        if begun < self._gave_way_at + MOST_QUIET_SECONDS:
+            return
+        while now < min(self._asked_at + QUIET_SECONDS, begun + MOST_QUIET_SECONDS) and not self._over.wait(0.02):
+            now = time.monotonic()
+        if now > begun:
+            self._gave_way_at = now
 
     def _look(self, one: SeenRun, gpus: tuple[str, ...] | None = None) -> None:
         if one.look(gpus):

@@ -116,7 +116,10 @@ def board(
     from dtrain.board import server
 
     def started(board: server.Server) -> None:
-        print(f"{board.url}\n  all runs in {runs.absolute()}{'' if control else ', to look at only'}; Ctrl-C ends it", flush=True)
+        print(
+            f"{board.url}\n  all runs in {runs.absolute()}{'' if control else ', to look at only'}; Ctrl-C ends it",
+            flush=True,
+        )
         if browser:
             import webbrowser
 

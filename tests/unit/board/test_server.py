@@ -16,6 +16,9 @@ import synthetic_runs
 from dtrain.board.runs import Board
 from dtrain.board.server import MOST_BODY, Server
 from dtrain.common.errors import UsageError
+from dtrain.record import folder
+from dtrain.storage.object_store import of_run
+from dtrain.storage.run_copy import RunCopy
 
 
 class Asked:
@@ -206,3 +209,14 @@ def test_a_port_that_is_taken_is_named(asked: Asked, tmp_path: Path) -> None:
     port = asked.server.server_address[1]
     with pytest.raises(UsageError, match=f"port {port}"):
         Server(Board(tmp_path), port, control=False)
+
+
+def test_a_run_on_remote_storage_is_as_it_is_there(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    job = synthetic_runs.tiny(tmp_path, (("storage", "url"), f"file://{tmp_path}/bucket", "test"))
+    run = synthetic_runs.made(there, job, 100, name="one")
+    RunCopy(run, of_run(job.storage, run.id), claim=1).push()
+    folder.create(here, job, "one")
+    with serving(here) as asked:
+        answer = until(asked, "/api/runs", lambda answer: answer["rows"][0]["total_steps"])
+        assert (answer["rows"][0]["state"], answer["rows"][0]["step"]) == ("done", 100)

@@ -56,7 +56,7 @@ function problem(text) {
 // ---- the list
 
 let reading = false;  // whether there is more to come at once
-const known = {version: 0, ids: [], rows: new Map(), control: false};
+const known = {version: 0, ids: [], rows: new Map()};
 const shown = new Map();  // id -> its row of the table
 const ticked = new Set();
 let sorted = "started", metric = "", most = SHOWN;
@@ -122,7 +122,7 @@ async function list() {
     known.rows.set(row.run, row);
     shown.delete(row.run);
   }
-  Object.assign(known, {version: found.version, ids: found.ids, control: found.control});
+  Object.assign(known, {version: found.version, ids: found.ids});
   for (const id of known.rows.keys()) if (!found.ids.includes(id) && known.rows.size > found.ids.length) known.rows.delete(id);
   $("folder").textContent = `${found.folder}${found.control ? "" : ", read only"}`;
   $("studies").textContent = found.studies.length ? `studies: ${found.studies.map((one) => `${one.study} (${one.state})`).join(", ")}` : "";
@@ -266,9 +266,8 @@ async function run(id) {
   opened = id;
 }
 
-function actions({row, live, whole}) {
-  if (!known.control) return fill("actions");
-  if (row.state === "done") return fill("actions");
+function actions({row, live, whole, control}) {
+  if (!control || row.state === "done") return fill("actions");
   const name = live ? "stop" : "resume";
   if (!whole || $("actions").dataset.for === `${row.run} ${name}` && $("actions").firstChild) return;
   const button = make("button", {textContent: live ? "stop: save and end" : "resume"});
@@ -382,7 +381,6 @@ async function show() {
     document.title = "dtrain board";
   }
   try {
-    if (page !== "list" && !known.version) await list();
     await (page === "run" ? run(id) : page === "compare" ? beside(ids) : list());
     problem("");
   } catch (error) {

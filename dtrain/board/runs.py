@@ -17,7 +17,7 @@ from dtrain.record.folder import RunDir
 from dtrain.record.metric_curves import MetricCurves, ThinCurve
 from dtrain.record.status import RunState, fold
 
-SLICE_SECONDS = 0.2
+SLICE_SECONDS = 0.05
 """A long event log is read for this long at a time: the other runs wait."""
 QUIET_SECONDS = 0.15
 """Nothing is read so soon after a question: a page that is being drawn has the processor for itself."""
@@ -107,6 +107,8 @@ class Board:
         self._runs: dict[str, SeenRun] = {}
         self._version = 1
         self._asked_at, self._gave_way_at = time.monotonic(), 0.0
+        self._wanted: SeenRun | None = None
+        """The run that was asked for last: it is read first."""
         self._over = threading.Event()
         self._list()
         self._thread = threading.Thread(target=self._keep_up, name="dtrain-board", daemon=True)
@@ -130,6 +132,7 @@ class Board:
         found = self._runs.get(run_id)
         if found is None:
             raise UsageError(f"there is no run {run_id} in {self.root}")
+        self._wanted = found
         if found.is_due() or found.state.exit_code is None:
             self._look(found)
         return found
@@ -155,6 +158,8 @@ class Board:
             self._give_way()
             if self._over.is_set():
                 return
+            if (wanted := self._wanted) and not wanted.whole:
+                self._look(wanted)
             if one.is_due():
                 with suppress(OSError):
                     self._look(one, tuple(held.get(str(one.run.path), ())))

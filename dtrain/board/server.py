@@ -155,10 +155,9 @@ def answered(board: Board, path: str, query: dict[str, list[str]], *, control: b
         return int(one(name)) if one(name).isdigit() else None
 
     if path == "/api/runs":
-        about: JsonObject = {"control": control, "folder": str(board.root)}
-        return answers.runs(board, number("since") or 0) | about
+        return answers.runs(board, number("since") or 0) | {"control": control, "folder": str(board.root)}
     if path == "/api/run":
-        return answers.run(board, one("id"))
+        return answers.run(board, one("id")) | {"control": control}
     if path == "/api/curves":
         return answers.curves(board, query.get("id", []))
     if path == "/api/compare":

@@ -64,7 +64,7 @@ def test_a_page_reads_at_every_width(chromium: Any, pages: dict[str, Path], name
 
 @pytest.mark.parametrize("name", ["report", "compare"])
 def test_a_page_is_printed_in_dark_on_light(chromium: Any, pages: dict[str, Path], name: str) -> None:
-    page = chromium.new_page(viewport={"width": 794, "height": 1123}, color_scheme="dark")
+    page = chromium.new_page(viewport={"width": 1047, "height": 718}, color_scheme="dark")
     page.goto(pages[name].as_uri())
     page.emulate_media(media="print")
     browser.picture(page, f"{name}-printed")

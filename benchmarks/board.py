@@ -17,20 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import browser
 import synthetic_runs
 
-WATCH = """
-window.firstSeen = {};
-new MutationObserver(() => {
-  for (const [name, what] of [["list", "#rows tr"], ["curves", "#charts canvas"]])
-    if (!(name in firstSeen) && document.querySelector(what)) requestAnimationFrame(() => { firstSeen[name] ??= performance.now(); });
-}).observe(document, {childList: true, subtree: true});
-"""
-"""Notes when a page shows a row, and a curve, first, in milliseconds since it was asked for."""
 LONG = "long-run"
-
-
-def shown(page: Any, what: str) -> float:
-    """Seconds until a page showed this."""
-    return float(browser.until(lambda: page.evaluate(f"firstSeen.{what}"), what)) / 1000
 
 
 def measured(chromium: Any, runs: Path) -> tuple[float, float, float]:
@@ -40,13 +27,13 @@ def measured(chromium: Any, runs: Path) -> tuple[float, float, float]:
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     page = chromium.new_page()
-    page.add_init_script(WATCH)
+    browser.note_first(page, list="#rows tr", curves="#charts canvas")
     page.goto(url)
-    listed = shown(page, "list")
+    listed = browser.first_seen(page, "list")
     page.goto(url.partition("#")[0] + f"#/run/{LONG}")
     begun = time.monotonic()
     page.reload()
-    curves = shown(page, "curves")
+    curves = browser.first_seen(page, "curves")
     browser.until(lambda: page.locator("#state").inner_text() == "done", "its whole history", 300)
     whole = time.monotonic() - begun
     page.close()

@@ -125,10 +125,38 @@ async function list() {
   Object.assign(known, {version: found.version, ids: found.ids});
   for (const id of known.rows.keys()) if (!found.ids.includes(id) && known.rows.size > found.ids.length) known.rows.delete(id);
   $("folder").textContent = `${found.folder}${found.control ? "" : ", read only"}`;
-  $("studies").textContent = found.studies.length ? `studies: ${found.studies.map((one) => `${one.study} (${one.state})`).join(", ")}` : "";
+  studies(found);
   reading = [...known.rows.values()].some((row) => row.state === "reading");
   chooseMetric();
   draw();
+}
+
+function studies({studies, control}) {
+  const key = JSON.stringify([studies, control]);
+  if ($("studies").dataset.key === key) return;
+  $("studies").dataset.key = key;
+  fill("studies", ...(studies.length ? ["studies: "] : []), ...studies.flatMap(({study, state}) => {
+    const link = make("a", {href: "#/", textContent: study, title: "show its trials"});
+    link.onclick = (event) => { event.preventDefault(); $("filter").value = study; draw(); };
+    return [link, ` ${state} `, ...(control && state !== "done" ? [commanding(state === "running" ? "stop" : "resume", study)] : []), " "];
+  }));
+}
+
+// A button that has a run or a study stopped or resumed, and says what came of it.
+function commanding(name, id) {
+  const button = make("button", {textContent: name === "stop" ? "stop: save and end" : name}), said = make("span", {className: "soft"});
+  button.onclick = async () => {
+    button.disabled = true;
+    said.textContent = " …";
+    try {
+      const {text} = await ask(`api/${name}`, {id});
+      said.textContent = ` ${name === "resume" ? "it goes on" : text}`;
+    } catch (error) {
+      said.textContent = ` ${error.message}`;
+      button.disabled = false;
+    }
+  };
+  return make("span", {}, button, said);
 }
 
 function draw() {
@@ -270,20 +298,8 @@ function actions({row, live, whole, control}) {
   if (!control || row.state === "done") return fill("actions");
   const name = live ? "stop" : "resume";
   if (!whole || $("actions").dataset.for === `${row.run} ${name}` && $("actions").firstChild) return;
-  const button = make("button", {textContent: live ? "stop: save and end" : "resume"});
-  button.onclick = async () => {
-    button.disabled = true;
-    button.after(make("span", {className: "soft", textContent: " …"}));
-    try {
-      const {text} = await ask(`api/${name}`, {id: row.run});
-      button.nextSibling.textContent = ` ${name === "resume" ? "it goes on" : text}`;
-    } catch (error) {
-      button.nextSibling.textContent = ` ${error.message}`;
-      button.disabled = false;
-    }
-  };
   $("actions").dataset.for = `${row.run} ${name}`;
-  fill("actions", button);
+  fill("actions", commanding(name, row.run));
 }
 
 function tiles({row, attempt, saved_step, samples_per_second, failures}) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -58,3 +59,22 @@ def picture(page: Any, name: str) -> None:
 def overflow(page: Any) -> int:
     """By how many pixels a page is wider than its window: what is wider scrolls inside itself."""
     return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+NOTE_FIRST = """
+window.firstSeen = {};
+new MutationObserver(() => {
+  for (const [name, what] of Object.entries(%s))
+    if (!(name in firstSeen) && document.querySelector(what)) requestAnimationFrame(() => { firstSeen[name] ??= performance.now(); });
+}).observe(document, {childList: true, subtree: true});
+"""
+
+
+def note_first(page: Any, **selectors: str) -> None:
+    """Have pages note when they show something for the first time: name=selector."""
+    page.add_init_script(NOTE_FIRST % json.dumps(selectors))
+
+
+def first_seen(page: Any, name: str) -> float:
+    """Seconds from the request for a page until it showed this, which `note_first` has named."""
+    return float(until(lambda: page.evaluate(f"firstSeen.{name}"), name)) / 1000

@@ -145,6 +145,34 @@ def test_without_control_there_is_no_button_and_a_failure_is_read(chromium: Any,
         assert page.locator("#actions button").count() == 0
 
 
+def test_a_study_is_shown_with_its_trials_and_stopped(chromium: Any, tmp_path: Path) -> None:
+    tune = (
+        "tune",
+        str(PROGRAMS / "tiny.yaml"),
+        "--over",
+        "train.seed=1,2",
+        "--metric",
+        "last(loss)",
+        "--sampler",
+        "grid",
+        "--early-stop",
+        "none",
+    )
+    slow = ("--set", "params.pause=0.05", "--set", "train.steps=100000", "--runs", str(tmp_path))
+    study = dtrain(*tune, *slow, "--detach", "--quiet").stdout.strip()
+    try:
+        synthetic_runs.made(tmp_path, synthetic_runs.tiny(tmp_path), 100, name="another")
+        with board(tmp_path, "--control") as url, page_of(chromium, url) as page:
+            until(lambda: study in page.locator("#studies").inner_text(), "the study")
+            until(lambda: page.locator("#rows tr").count() >= 2, "its first trial")
+            page.click("#studies a")
+            until(lambda: "another" not in page.locator("#rows").inner_text(), "its trials alone")
+            page.click("#studies button")
+            until(lambda: "stopped" in page.locator("#studies").inner_text(), "its end")
+    finally:
+        dtrain("stop", study, "--now", "--runs", str(tmp_path))
+
+
 @pytest.mark.parametrize("width", browser.WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_reads_on_a_phone_and_on_a_wide_screen(chromium: Any, tmp_path: Path, width: int, scheme: str) -> None:
@@ -171,3 +199,24 @@ def test_an_address_without_its_token_says_what_to_do(chromium: Any, tmp_path: P
         page.goto(url.partition("#")[0])
         until(lambda: "dtrain board has printed" in page.locator("#problem").inner_text(), "the hint")
         page.close()
+
+
+PAINT_SECONDS = 1.0
+
+
+@pytest.mark.quiet
+def test_a_thousand_runs_and_one_of_a_million_steps_are_painted_within_a_second(chromium: Any, tmp_path: Path) -> None:
+    job = synthetic_runs.tiny(tmp_path)
+    synthetic_runs.made(tmp_path, job, 1_000_000, name="long")
+    for _ in range(999):
+        synthetic_runs.made(tmp_path, job, 200)
+    with board(tmp_path) as url, page_of(chromium, "about:blank") as page:
+        browser.note_first(page, list="#rows tr", curves="#charts canvas")
+        page.goto(url)
+        assert browser.first_seen(page, "list") < PAINT_SECONDS
+        assert "1,000 of 1,000 runs" in page.locator("#count").inner_text()
+        page.goto(url.partition("#")[0] + "#/run/long")
+        page.reload()
+        assert browser.first_seen(page, "curves") < PAINT_SECONDS
+        until(lambda: page.locator("#state").inner_text() == "done", "its whole history", 120)
+        assert "1,000,000" in page.locator("#best").inner_text()

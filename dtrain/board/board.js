@@ -231,7 +231,7 @@ function chart(place, name, lines, {timed = false, restarts = []} = {}) {
     return;
   }
   if (one) { one.watch.disconnect(); one.plot.destroy(); one.node.remove(); }
-  const node = make("div", {className: "panel chart"}, make("h3", {textContent: name}));
+  const node = make("div", {className: "panel plot"}, make("h3", {textContent: name}));
   const under = make("div");
   node.append(under);
   $(place).append(node);
@@ -333,7 +333,7 @@ async function output(id) {
     return [rank === "every" ? `rank ${number} | ` : "", ...marked, line.slice(begin), "\n"];
   });
   fill("lines", ...parts);
-  const lined = found.lines.length === found.most ? `the newest ${found.most} lines` : `${found.lines.length} lines`;
+  const lined = found.lines.length === found.most ? `the newest ${found.most} lines` : `${found.lines.length} ${found.lines.length === 1 ? "line" : "lines"}`;
   $("found").textContent = text ? `${lined} with “${text}”` : found.lines.length ? lined : "no output yet";
   if (atEnd || opened !== id) lines.scrollTop = lines.scrollHeight;
 }

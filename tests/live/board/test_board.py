@@ -190,6 +190,10 @@ def test_it_reads_on_a_phone_and_on_a_wide_screen(chromium: Any, tmp_path: Path,
         until(lambda: page.locator("#charts canvas").count() >= 3, "its charts")
         assert browser.overflow(page) == 0
         assert page.locator("#charts").bounding_box()["width"] > 0.9 * width
+        chart = page.locator("#charts .panel").first.bounding_box()
+        assert (chart["x"], chart["y"]) == tuple(page.locator("#charts").bounding_box()[key] for key in "xy"), (
+            "no gap around it"
+        )
         picture(page, f"board-run-{width}-{scheme}")
 
 

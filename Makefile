@@ -71,6 +71,7 @@ bench: $(VENV)/.test $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/trackers.py
 	$(VENV)/bin/python benchmarks/clusters.py
 	$(VENV)/bin/python benchmarks/remote.py
+	$(VENV)/bin/python benchmarks/board.py
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

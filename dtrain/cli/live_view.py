@@ -85,11 +85,6 @@ def _newest_state(line: str) -> str:
     return next((part for part in reversed(line.split("\r")) if part), "")
 
 
-def rank_logs(run: RunDir) -> dict[int, Path]:
-    """Return the log of each rank."""
-    return {int(path.stem.split("-")[1]): path for path in sorted(run.logs.glob("rank-*.log"))}
-
-
 class Feed:
     """Turns what is new in a run into lines of text, and keeps its state.
 
@@ -132,7 +127,7 @@ class Feed:
                 yield text
 
     def _find_outputs(self, *, skip: bool) -> None:
-        for rank, path in rank_logs(self.run).items():
+        for rank, path in self.run.rank_logs().items():
             self._outputs.setdefault(rank, LineReader(path, skip=skip))
 
     def _events(self) -> Iterator[Event]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from dtrain.cli.live_view import LineReader, rank_logs
+from dtrain.cli.live_view import LineReader
 from dtrain.common import durations
 from dtrain.common.errors import UsageError
 from dtrain.common.lazy_dataclass import dataclass
@@ -148,7 +148,7 @@ class LogPrinter:
             yield self._places.prefix(attempt, rank) if together == [rank] else render.ranks(together), text
 
     def _find_logs(self) -> None:
-        for rank, path in rank_logs(self._run).items():
+        for rank, path in self._run.rank_logs().items():
             if rank not in self._readers and (not self._wanted.ranks or rank in self._wanted.ranks):
                 self._readers[rank] = LineReader(path, skip=False, offset=self._offset(path))
 
@@ -200,7 +200,7 @@ def moment(text: str) -> float:
 
 def print_logs(run: RunDir, wanted: Filter, *, follow: bool) -> None:
     """The workers' output so far; when followed, new lines and events until the run ends."""
-    there = rank_logs(run)
+    there = run.rank_logs()
     missing = [rank for rank in wanted.ranks if rank not in there]
     if missing and not follow:
         known = f"it has ranks 0 to {max(there)}" if there else "no worker has started yet"

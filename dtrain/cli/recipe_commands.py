@@ -40,13 +40,16 @@ def init(
         print(starter.write_for_script(script, folder) if script else starter.copy_template(template, folder))
 
 
-def schema() -> None:
-    """Print the JSON schema of recipes, for editors.
+def schema(
+    of: Annotated[str | None, typer.Option(metavar="COMMAND", help="Of what this command prints with --json: ps, status, plan, rm …")] = None,
+) -> None:  # fmt: skip
+    """Print the JSON schema of recipes, for editors, or of what a command prints with --json.
 
     Example: dtrain schema > recipe.schema.json"""
+    from dtrain.cli import json_schemas
     from dtrain.launch import recipe
 
-    print(json.dumps(recipe.schema(), indent=1))
+    print(json.dumps(json_schemas.schema_of(of) if of else recipe.schema(), indent=1))
 
 
 def explain(

@@ -1,4 +1,4 @@
-"""The commands that look back at runs: report, compare, audit, verify, reproduce, rm and clean."""
+"""The commands that look back at runs: report, compare, board, audit, verify, reproduce, rm and clean."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from dtrain.cli.options import (
 from dtrain.common.errors import Exit, UsageError
 
 if TYPE_CHECKING:
-    from dtrain.control.remove import Removal
+    from dtrain.control.remove import Removal, Removed
     from dtrain.study.folder import StudyDir
 
 
 def add_to(app: typer.Typer) -> None:
     """Make them commands of the command line."""
-    for command in (report, compare, audit, verify, reproduce, rm, clean):
+    for command in (report, compare, board, audit, verify, reproduce, rm, clean):
         app.command()(command)
 
 
@@ -102,6 +102,30 @@ def compare(
     elif not html and not png:
         width, colored = shutil.get_terminal_size((100, 24)).columns, sys.stdout.isatty()
         print(comparison_views.text(found, drawn, colored=colored, width=width))
+
+
+def board(
+    runs: Runs = RUNS,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Of the page on 127.0.0.1; one that is free if not given.", show_default=False)] = 0,
+    control: Annotated[bool, typer.Option("--control", help="Let whoever has the address stop and resume runs.")] = False,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:  # fmt: skip
+    """Show all runs on a live page of this machine: curves, failures, output, and runs beside each other. Ctrl-C ends it.
+
+    Example: dtrain board --control"""
+    from dtrain.board import server
+
+    def started(board: server.Server) -> None:
+        print(
+            f"{board.url}\n  all runs in {runs.absolute()}{'' if control else ', to look at only'}; Ctrl-C ends it",
+            flush=True,
+        )
+        if browser:
+            import webbrowser
+
+            webbrowser.open(board.url)
+
+    server.serve(runs, port, control=control, on_start=started)
 
 
 def audit(name: LastRun = LAST, runs: Runs = RUNS, as_json: Json = False) -> None:
@@ -185,25 +209,28 @@ def reproduce(
 
 
 def rm(
-    names: RunNames, runs: Runs = RUNS, yes: Yes = False,
+    names: RunNames, runs: Runs = RUNS, yes: Yes = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Remove runs that have ended, with their copies on remote storage; asks first.
+    """Remove runs that have ended, with their copies on remote storage; asks first. With --json it does not ask, and removes nothing
+    without --yes.
 
     Example: dtrain rm digits-lr0.1"""
     from dtrain.control import remove
 
     studies = {name: study for name in names if name != LAST and (study := find_study(runs, name))}
+    found: list[Removed] = []
     for name, study in studies.items():
         from dtrain.cli import study_view
 
-        study_view.remove(study, name, yes=yes)
+        found += study_view.remove(study, name, yes=yes, as_json=as_json)
     names = [name for name in names if name not in studies]
-    if not names:
-        return
     chosen = find_all(runs, names)
     for run in chosen:
         remove.refuse_live(run)
-    _remove([remove.planned(run) for run in chosen], yes=yes, checkpoints_only=False)
+    if chosen:
+        found += _remove([remove.planned(run) for run in chosen], yes=yes, as_json=as_json)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
 
 
 def clean(
@@ -211,9 +238,10 @@ def clean(
     metric: Annotated[str | None, typer.Option(metavar="NAME", help="By this one; accuracy or loss if not given, held-out numbers first.")] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Only among runs whose ids begin with it, or fit it as a pattern.")] = None,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Remove their checkpoints only.")] = False,
-    runs: Runs = RUNS, yes: Yes = False,
+    runs: Runs = RUNS, yes: Yes = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Remove all runs that have ended but the best ones; asks first. A run, or a study, that goes on is not touched.
+    """Remove all runs that have ended but the best ones; asks first. A run, or a study, that goes on is not touched. With --json it does
+    not ask, and removes nothing without --yes.
 
     Example: dtrain clean --keep-best 3 --metric accuracy"""
     from dtrain.control import remove
@@ -225,22 +253,30 @@ def clean(
     named = [run for run in folder.all_runs(runs) if run_list.is_named(run.id, name)]
     chosen = [run for run in named if not run.id.startswith(kept)]
     worse = list(remove.worse_than_best(chosen, keep_best, metric))
-    if not worse:
+    if not worse and not as_json:
         print(f"nothing to remove in {runs.absolute()}")
         return
-    _remove([remove.planned(run) for run in worse], yes=yes, checkpoints_only=checkpoints)
+    found = _remove([remove.planned(run) for run in worse], yes=yes, as_json=as_json, checkpoints_only=checkpoints)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
 
 
-def _remove(removals: Sequence[Removal], *, yes: bool, checkpoints_only: bool) -> None:
+def _remove(removals: Sequence[Removal], *, yes: bool, as_json: bool, checkpoints_only: bool = False) -> list[Removed]:
+    """Remove them, after asking; a program is not asked, and gets what was removed, or would be."""
     from dtrain.control import remove
     from dtrain.show import render
 
+    if as_json:
+        for one in removals if yes else ():
+            remove.remove(one, checkpoints_only=checkpoints_only)
+        return [remove.Removed(one.run.id, one.state, one.bytes, one.storage, yes) for one in removals]
     if not remove.agreed(removals, yes=yes, what="the checkpoints" if checkpoints_only else "everything"):
         print("nothing was removed")
-        return
+        return []
     for one in removals:
         remove.remove(one, checkpoints_only=checkpoints_only)
     print(f"removed: {render.size(sum(one.bytes for one in removals))}")
+    return []
 
 
 def write_page(path: Path, text: str) -> None:

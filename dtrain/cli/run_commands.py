@@ -66,6 +66,10 @@ Warm = Annotated[
     ),
 ]  # fmt: skip
 
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair."),
+]
 Best = Annotated[
     bool,
     typer.Option(
@@ -100,6 +104,7 @@ def run(
     cluster: Cluster = None, profile: Profile = None,
     name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
     detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None, best: Best = False,
+    sweep: Sweep = None,
 ) -> None:  # fmt: skip
     """Train a recipe or a script, and watch it. Ctrl-C saves and stops; twice stops at once.
 
@@ -123,8 +128,16 @@ def run(
         note=note,
         sets=sets,
     )
+    if sweep and detach:
+        raise UsageError(
+            "--sweep and --detach", "Start them all with dtrain submit --sweep, one after another with --at-most 1."
+        )
     if dry_run:
-        return _print_plans(create.planned(path, runs, given), runs)
+        return _print_plans(create.planned(path, runs, given, sweep or []), runs)
+    if sweep:
+        from dtrain.cli import study_view
+
+        raise typer.Exit(study_view.sweep(path, runs, given, sweep, 1, shown))
     made = create.new_run(path, runs, given)
     terminal.print_made_recipe(path, made, shown)
     if detach:
@@ -164,9 +177,7 @@ def submit(
     path: Recipe, args: Args = None, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, strategy: Strategy = None,
     cluster: Cluster = None, profile: Profile = None,
     name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
-    sweep: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=A,B,C", help="A run for each of these values; given twice: for each pair.")
-    ] = None,
+    sweep: Sweep = None,
     at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="At once, as a study that goes on without this terminal; waits for all, then prints a table.")] = None,
     dry_run: DryRun = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip

@@ -30,6 +30,12 @@ SCHEMA = "recipe.schema.json"
 """Stands beside a recipe, so that an editor finds it without a network."""
 MODELINE = f"# yaml-language-server: $schema={SCHEMA}\n"
 """Names the schema to an editor that knows the YAML language server."""
+RECIPE = "recipe.yaml"
+"""Name of a recipe that is copied, as the documents have it."""
+LEGACY_KERAS = (
+    "found: Keras' model.fit under MultiWorkerMirroredStrategy, which Keras 3 cannot do: the recipe asks for Keras 2 (env); "
+    "it needs: pip install tf-keras"
+)
 SCRIPT_RECIPE = """\
 # {script} as it is: {command}
 name: {name}
@@ -68,14 +74,16 @@ def copy_template(name: str, folder: Path) -> str:
     if name not in (known := templates()):
         raise UsageError(f"there is no template '{name}'. {nearest(name, list(known))}", "See them: dtrain init --list")
     source = recipes_folder() / f"{TEMPLATES.get(name, name)}.yaml"
-    files = [source, *_code_of(source)]
-    _refuse_to_overwrite([folder / file.name for file in files])
+    target, code = folder / RECIPE, _code_of(source)
+    files = [target, *(folder / file.name for file in code)]
+    _refuse_to_overwrite(files)
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files[1:]:
+    for file in code:
         shutil.copyfile(file, folder / file.name)
-    target = folder / source.name
+    first = folder / code[0].name
+    first.write_text(f"# Train it: {_command(target)}\n{first.read_text()}")
     _write_recipe(target, f"# Train it: {_command(target)}\n{COMMAND.sub('', source.read_text())}")
-    written = "\n".join(f"wrote {folder / file.name}" for file in files)
+    written = "\n".join(f"wrote {file}" for file in files)
     return f"{written}\n{_next(target)}"
 
 
@@ -110,6 +118,8 @@ def write_for_script(script: Path, folder: Path) -> str:
     args = (
         f"args: []            # of its own: {' '.join(options)}" if options else "args: []            # its arguments"
     )
+    legacy = _fits_on_many_workers(tree)
+    args += '\nenv: {TF_USE_LEGACY_KERAS: "1"}   # Keras 3 cannot do this' if legacy else ""
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in script.stem)
     text = SCRIPT_RECIPE.format(script=relative, command=_command(target), name=name, args=args)
     target.write_text(text)
@@ -120,6 +130,7 @@ def write_for_script(script: Path, folder: Path) -> str:
         raise
     _write_recipe(target, text)
     found = [f"wrote {target}", f"found: {reason}"]
+    found += [LEGACY_KERAS] if legacy else []
     if options:
         found.append(f"found: arguments {' '.join(options)}; give the ones you want under args")
     if required:
@@ -136,6 +147,14 @@ def _write_recipe(path: Path, text: str) -> None:
 
 def _is_below(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def _fits_on_many_workers(tree: ast.Module) -> bool:
+    """Whether a program calls `fit` and names the strategy under which Keras 3 cannot do that."""
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {"fit", "MultiWorkerMirroredStrategy"} <= names | {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
+    }
 
 
 def _arguments(tree: ast.Module) -> dict[str, bool]:

@@ -12,6 +12,7 @@ import typer
 from dtrain.cli import screen, terminal
 from dtrain.cli.options import Output
 from dtrain.common.errors import Exit, UsageError
+from dtrain.control.remove import Removed
 from dtrain.control.state import state_of
 from dtrain.launch.recipe import Override
 from dtrain.record.folder import all_runs
@@ -79,18 +80,25 @@ def resume(study: StudyDir, *, detach: bool, quiet: bool) -> None:
         raise typer.Exit(attach(study, quiet=quiet))
 
 
-def remove(study: StudyDir, name: str, *, yes: bool) -> None:
-    """Remove a study with its trials, after asking; raises `UsageError` if its name may mean other runs, too."""
+def remove(study: StudyDir, name: str, *, yes: bool, as_json: bool) -> list[Removed]:
+    """Remove a study with its trials, after asking; raises `UsageError` if its name may mean other runs, too. A program is not asked, and
+    gets what was removed, or would be."""
     others = [run.id for run in all_runs(study.runs) if run.id.startswith(name) and of_trial(run) != study]
     if others and name != study.id:
         text = f"'{name}' begins the ids of the study {study.id} and of other runs: {', '.join(others[:3])}"
         raise UsageError(text, "Give more of it, or the whole id.")
+    if as_json:
+        found = Removed(study.id, study.state, control.size(study), "", yes)
+        if yes:
+            control.remove(study)
+        return [found]
     print(f"  {study.id}  {counted(len(study.trial_runs()), 'trial')}  {size(control.size(study))}")
     if not yes and not _agreed():
         print("nothing was removed")
-        return
+        return []
     control.remove(study)
     print(f"removed: {study.id}")
+    return []
 
 
 def _agreed() -> bool:

@@ -33,6 +33,20 @@ class Removal:
     loss: str = ""
 
 
+@dataclass(frozen=True)
+class Removed:
+    """A run or a study that was removed, or would be."""
+
+    run: str
+    """Its id."""
+    state: str
+    bytes: int
+    storage: str
+    """URL of its copy on remote storage, or ''."""
+    removed: bool
+    """Whether it was; without `--yes`, nothing is."""
+
+
 def refuse_live(run: RunDir) -> None:
     """Raises `UsageError` if a supervisor works on the run, or its cluster is going to start one."""
     if queries.goes_on(run):

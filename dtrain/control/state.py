@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import field
 
 from dtrain.api.cluster import Submission, SubmissionState
 from dtrain.common.errors import ClusterError, NewerFormat, RunNotFound, UsageError
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.launch import registry
-from dtrain.record import event_log
+from dtrain.record.event_log import Reader
 from dtrain.record.events import Event, Requeued, RunEnded
 from dtrain.record.folder import RunDir
 from dtrain.record.metric_curves import HELD_OUT
-from dtrain.record.status import RunState, fold
+from dtrain.record.status import RunState
 from dtrain.storage import run_sync
 
 START_SECONDS = 5.0
@@ -33,27 +37,58 @@ def submission(run: RunDir) -> Submission | None:
         return Submission(SubmissionState.UNKNOWN, word="UNKNOWN", reason=reason, reference=submitted.reference)
 
 
+class Watched:
+    """A run whose state is asked for again and again: of its event log, only what is new is read."""
+
+    def __init__(self, run: RunDir, on_event: Callable[[Event], None] = lambda event: None) -> None:
+        self._run = run
+        self._on_event = on_event
+        self._events = Reader(run.events)
+        self._state = RunState()
+        self._newest = deque[Event](maxlen=2)
+
+    @property
+    def position(self) -> int:
+        """In the event log, behind what was read of it."""
+        return self._events.position
+
+    def read(self, deadline: float = math.inf) -> bool:
+        """Read what is new, until this moment (monotonic seconds) at most; whether that was all."""
+        run_sync.refresh(self._run)
+        for event in self._events.new():
+            self._state.add(event)
+            self._newest.append(event)
+            self._on_event(event)
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def state(self) -> RunState:
+        """The state in what was read, corrected by what is known of the supervisor: a log that just stops has no end."""
+        run, state = self._run, copy.copy(self._state)
+        state.run = run.id
+        if not state.target:
+            job = run.job()
+            state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
+            state.workers, state.phase = job.resources.workers, "created"
+        if run.brought_from:
+            state.reason = state.reason or f"as it was when it was brought from {run.brought_from}"
+        elif _is_unfinished(run, state, self._newest) and not run.supervised():
+            requeued = [type(event) for event in self._newest] == [Requeued, RunEnded]
+            _correct_by_cluster(run, state, requeued=requeued)
+        return state
+
+
 def state_of(run: RunDir) -> RunState:
-    """The state in the event log, corrected by what is known of the supervisor: a log that just stops has no end."""
-    run_sync.refresh(run)
-    history = event_log.read(run.events)
-    state = fold(history)
-    state.run = run.id
-    if not state.target:
-        job = run.job()
-        state.target, state.strategy, state.cluster = job.target, job.strategy.name, job.cluster.name
-        state.workers, state.phase = job.resources.workers, "created"
-    if run.brought_from:
-        state.reason = state.reason or f"as it was when it was brought from {run.brought_from}"
-    elif _is_unfinished(run, state, history) and not run.supervised():
-        requeued = [type(event) for event in history[-2:]] == [Requeued, RunEnded]
-        _correct_by_cluster(run, state, requeued=requeued)
-    return state
+    """The state of a run now; see `Watched.state`."""
+    watched = Watched(run)
+    watched.read()
+    return watched.state()
 
 
-def _is_unfinished(run: RunDir, state: RunState, history: Sequence[Event]) -> bool:
+def _is_unfinished(run: RunDir, state: RunState, newest: Sequence[Event]) -> bool:
     """Whether more is to come: there is no end yet, or the cluster was given the run (again) after it."""
-    if state.exit_code is None or any(isinstance(event, Requeued) for event in history[-2:]):
+    if state.exit_code is None or any(isinstance(event, Requeued) for event in newest):
         return True
     submitted = run.submitted()
     return submitted is not None and submitted.position >= run.log_bytes()
@@ -148,9 +183,13 @@ def row(run: RunDir, gpus: Sequence[str] = ()) -> RunRow:
         state = state_of(run)
     except UsageError as error:
         return RunRow(run.id, "unreadable", reason=error.message)
-    tags, note = named(run)
+    return row_of(state, *named(run), gpus)
+
+
+def row_of(state: RunState, tags: dict[str, str], note: str, gpus: Sequence[str] = ()) -> RunRow:
+    """Return a run in this state as one in a list."""
     return RunRow(
-        run=run.id, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
+        run=state.run, state=state.outcome, step=state.step, total_steps=state.total_steps, loss=state.metrics.get("loss"),
         strategy=state.strategy, cluster=state.cluster, workers=state.workers, restarts=state.restarts,
         started=state.first_began or None, changed=state.changed or None, reason=state.reason, gpus=tuple(gpus), tags=tags, note=note,
         metrics=state.metrics | {f"{HELD_OUT}{name}": value for name, value in state.evaluation.items()},

@@ -104,6 +104,11 @@ def run(argv: Sequence[str]) -> int | None:
             "TensorBoard runs on this machine, on runs that are here",
             f"Bring the run: dtrain pull RUN --host {typed.host}; then: dtrain tensorboard RUN",
         )
+    if typed.command == "board":
+        raise UsageError(
+            "the board is served on the loopback of the machine whose runs it shows",
+            f"Forward its port: ssh -L 6080:127.0.0.1:6080 {typed.host} dtrain board --port 6080",
+        )
     host = Host(typed.host)
     if typed.bootstrap:
         install.install(host)

@@ -151,6 +151,8 @@ class Metrics(AttemptEvent):
     step: int
     values: dict[str, float]
     samples_per_second: float | None = None
+    steps_per_second: float | None = None
+    """Of a loop that does not say how many samples a step has."""
     data_wait: float | None = None
     """Share of the time since the last one that the training of rank 0 waited for data, 0 to 1."""
     data_workers: int = 0

@@ -166,6 +166,10 @@ class RunDir:
         """Output of one worker, over all attempts."""
         return self.logs / f"rank-{rank:05d}.log"
 
+    def rank_logs(self) -> dict[int, Path]:
+        """The log of each rank that has one."""
+        return {int(path.stem.split("-")[1]): path for path in sorted(self.logs.glob("rank-*.log"))}
+
     def error_file(self, rank: int) -> Path:
         """Where a program that is no Python script of ours leaves its error (TORCHELASTIC_ERROR_FILE)."""
         return self.logs / f"rank-{rank:05d}.error.json"

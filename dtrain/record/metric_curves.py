@@ -15,6 +15,8 @@ from dtrain.record.events import AttemptStarted, Evaluation, Event, Metrics
 HELD_OUT = "held-out "
 """Begins the names of metrics on held-out data."""
 Point = tuple[float, float]
+MOST_KEPT = 8192
+"""Points of a `ThinCurve`."""
 
 
 @dataclass
@@ -72,6 +74,16 @@ class Curve:
         return [(place / count, total / count) for place, total, count in sums.values()]
 
 
+class ThinCurve(Curve):
+    """A curve of as many points as can be seen, whatever it is given: none of its extremes is lost."""
+
+    def add(self, at: float, value: float) -> None:
+        super().add(at, value)
+        if len(self) > MOST_KEPT:
+            points = self.thinned(MOST_KEPT // 2)
+            self.at, self.values = array("d", [at for at, _ in points]), array("d", [value for _, value in points])
+
+
 def _extremes(points: Sequence[Point], parts: int) -> Iterator[Point]:
     """Parts of equal width, not of equal numbers of points: what is drawn has a width."""
     begin, width = points[0][0], (points[-1][0] - points[0][0]) / parts
@@ -96,39 +108,41 @@ def lower_is_better(name: str) -> bool:
     )
 
 
-def _add(curves: dict[str, Curve], step: int, values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-        curves.setdefault(name, Curve()).add(step, float(value))
-
-
 class MetricCurves:
     """All curves of a run, built event by event."""
 
-    def __init__(self) -> None:
+    def __init__(self, curve: type[Curve] = Curve) -> None:
+        self._curve = curve
         self.metrics: dict[str, Curve] = {}
         """Name → curve by step; metrics on held-out data begin with `held-out `."""
         self.optimizer: dict[str, Curve] = {}
         """Learning rates and gradient norms by step."""
-        self.speed = Curve()
+        self.speed = curve()
         """Samples a second by time."""
-        self.data_wait = Curve()
+        self.data_wait = curve()
         """Share of the training time that waited for data, 0 to 1, by time."""
         self.restarts: list[int] = []
         """Steps that attempts after the first began at."""
         self.begun: list[float] = []
         """When attempts began, in seconds since 1970."""
 
+    def _add(self, curves: dict[str, Curve], step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if (known := curves.get(name)) is None:
+                known = curves[name] = self._curve()
+            known.add(step, float(value))
+
     def add(self, event: Event) -> None:
         """Add the values of the next event."""
         if isinstance(event, Metrics):
-            _add(self.metrics, event.step, event.values)
-            _add(self.optimizer, event.step, event.optimizer)
+            self._add(self.metrics, event.step, event.values)
+            self._add(self.optimizer, event.step, event.optimizer)
             if event.samples_per_second is not None:
                 self.speed.add(event.time, event.samples_per_second)
             if event.data_wait is not None:
                 self.data_wait.add(event.time, event.data_wait)
         elif isinstance(event, Evaluation):
-            _add(self.metrics, event.step, {HELD_OUT + name: value for name, value in event.values.items()})
+            self._add(self.metrics, event.step, {HELD_OUT + name: value for name, value in event.values.items()})
         elif isinstance(event, AttemptStarted):
             for curve in (*self.metrics.values(), *self.optimizer.values()):
                 curve.rewind(event.step)

@@ -56,14 +56,15 @@ class Comparison:
 
     @property
     def metrics(self) -> list[str]:
-        """Return all metrics that any of the runs has."""
-        return list(dict.fromkeys(name for record in self.records for name in record.curves.metrics))
+        """Return all metrics that any of the runs has, those on held-out data first."""
+        names = dict.fromkeys(name for record in self.records for name in record.curves.metrics)
+        return sorted(names, key=lambda name: not name.startswith(HELD_OUT))
 
     def verdicts(self) -> list[str]:
         """For each run but the first: whether its weights are those of the first, or where their losses part."""
         names = self.names
         return [
-            f"{name} and {names[0]}: {verdict(self.records[0], record).text}"
+            f"{name} and {names[0]}: {verdict(self.records[0], record, tensors=len(names) == 2).text}"
             for name, record in zip(names[1:], self.records[1:], strict=True)
         ]
 
@@ -140,8 +141,9 @@ def _hidden(key: str, values: list[str]) -> list[str]:
     return [f"value {numbers[value]}" for value in values]
 
 
-def verdict(first: RunRecord, other: RunRecord) -> Verdict:
-    """Compare the weights at the last step that both runs have saved, or find the step from which on their losses differ."""
+def verdict(first: RunRecord, other: RunRecord, *, tensors: bool = True) -> Verdict:
+    """Compare the weights at the last step that both runs have saved, or find the step from which on their losses differ. `tensors`: name
+    the first that differs."""
     both = sorted(first.digests.keys() & other.digests.keys())
     if not both and not (first.curves.metrics and other.curves.metrics):
         return Verdict("they have no weights and no losses to compare")
@@ -154,6 +156,8 @@ def verdict(first: RunRecord, other: RunRecord) -> Verdict:
         return Verdict(f"the weights are equal at step {both[-1]}", equal=True)
     since = f" (equal until step {equal[-1]})" if equal else ""
     different = f"the weights differ at step {both[-1]}{since}"
+    if not tensors:
+        return Verdict(f"{different}; {where}", equal=False)
     try:
         found = _first_difference(first.run, other.run, both[-1])
     except (OSError, ValueError):  # one of them is not here any more
@@ -181,13 +185,13 @@ def columns(comparison: Comparison) -> list[str]:
     return [
         "run",
         *differing_columns(comparison),
+        *metrics,
         "state",
         "step",
         "time",
-        "goodput",
         "failures cost",
+        "time that trained (goodput)",
         "weights",
-        *metrics,
     ]
 
 
@@ -201,15 +205,25 @@ def _row(comparison: Comparison, index: int) -> list[str]:
     state, account = record.state, record.account
     cost = sum(one.seconds for one in record.timeline.failures)
     failures = f"{len(record.timeline.failures)}, {seconds(cost)}" if record.timeline.failures else "-"
-    cells = [
-        comparison.names[index], *(comparison.differences[key][index] for key in differing_columns(comparison)), state.outcome,
-        f"{state.step}/{state.total_steps}" if state.total_steps else "-", seconds(account["total"]),
-        f"{account['goodput']:.1%}" if "goodput" in account else "-", failures, state.weights[:8] or "-",
-    ]  # fmt: skip
+    cells = [comparison.names[index], *(comparison.differences[key][index] for key in differing_columns(comparison))]
     for name in comparison.metrics[:MOST_COLUMNS]:
         last, best = last_and_best(record, name)
         cells += ["-" if last is None else f"{last:.5g}", "-" if best is None else f"{best:.5g}"]
-    return cells
+    return [
+        *cells, state.outcome, f"{state.step}/{state.total_steps}" if state.total_steps else "-", seconds(account["total"]),
+        failures, f"{account['goodput']:.1%}" if "goodput" in account else "-", state.weights[:8] or "-",
+    ]  # fmt: skip
+
+
+def best_run(comparison: Comparison) -> int | None:
+    """Return the index of the run whose first metric was the best, which is one on held-out data if there is one; accuracy counts before
+    loss. None: no run has a number."""
+    wanted = (f"{HELD_OUT}accuracy", f"{HELD_OUT}loss", *comparison.metrics)
+    name = next((one for one in wanted if one in comparison.metrics), "")
+    sign = 1.0 if lower_is_better(name) else -1.0
+    values = [(sign * best, index) for index, record in enumerate(comparison.records)
+              if (best := last_and_best(record, name)[1]) is not None]  # fmt: skip
+    return min(values)[1] if values else None
 
 
 def last_and_best(record: RunRecord, name: str) -> tuple[float | None, float | None]:

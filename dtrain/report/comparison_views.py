@@ -63,10 +63,16 @@ def html(found: Comparison) -> str:
     return page.page(
         f"{len(rows)} runs: {', '.join(found.names)}"[:120],
         [
-            f"<h1>{len(rows)} runs</h1>" + "".join(f"<p>{escape(line)}</p>" for line in found.verdicts()),
-            page.section("Numbers", page.table(heads, marked, numeric=range(1, len(heads)), raw=(0,))),
+            f"<h1>{len(rows)} runs</h1>",
+            page.section(
+                "Numbers",
+                page.table(
+                    heads, marked, numeric=range(1, len(heads)), raw=(0,), sorts=True, best=comparison.best_run(found)
+                ),
+            ),
             page.section("Differences of the recipes", same or page.table(("key", *found.names), changed)),
-            page.section("Metrics by step", *(_chart(found, name) for name in found.metrics[:MOST_CHARTS])),
+            page.section("Metrics by step", page.columns(_chart(found, name) for name in found.metrics[:MOST_CHARTS])),
+            page.section("Are the weights the same?", "".join(f"<p>{escape(line)}</p>" for line in found.verdicts())),
         ],
     )
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
-from dtrain.common.errors import Exit
+from dtrain.checkpoint.names import newest_by_step, newest_first
+from dtrain.common.errors import DtrainError, Exit
 from dtrain.common.secrets import recipe_without_secrets
+from dtrain.common.serde import to_dict
+from dtrain.job.job import Job, PluginChoice
+from dtrain.launch import registry
 from dtrain.record.goodput import Kind, Span
 from dtrain.record.metric_curves import HELD_OUT, Curve
-from dtrain.report import report
+from dtrain.report import comparison, report
 from dtrain.report.run_record import RunRecord
 from dtrain.show import charts, page, render
 from dtrain.show.charts import Bar, BarChart, Chart, Line, Marker
@@ -47,14 +52,15 @@ def report_page(record: RunRecord) -> str:
         f"{record.run.id}: {record.state.outcome}",
         [
             _head(record),
+            page.section("Best and last", _best(record)),
             page.section("Where the time went", _account(record)),
             page.section("Timeline", _timeline(record, clock, marks), _over_time(record, clock, marks)),
-            page.section("Metrics by step", _metrics(record), _optimizer(record)),
+            page.section("Metrics by step", page.columns([*_metrics(record), *_optimizer(record)])),
             page.section("Failures and what they cost", _failures(record)),
             page.section("Ranks that the others waited for", _stragglers(record)),
-            page.section("Best and last", _best(record)),
             page.section("Warnings", "".join(f"<p>{escape(text)}</p>" for text in record.state.warnings)),
             page.section("Recipe", _recipe(record)),
+            page.section("Code and environment", _origin(record)),
         ],
     )
 
@@ -66,19 +72,19 @@ def _head(record: RunRecord) -> str:
     cost = sum(one.seconds for one in record.timeline.failures)
     values = [("time", seconds(account["total"]), "")]
     if "goodput" in account:
-        values += [
-            ("goodput", f"{account['goodput']:.1%}", ""),
-            ("effective share", f"{account['effective_share']:.1%}", ""),
-        ]
+        values.append(("share of the time that trained (goodput)", f"{account['goodput']:.1%}", ""))
+        if account.get("queued", 0.0) >= report.LEAST_SECONDS:
+            values.append(("the same with the queue", f"{account['effective_share']:.1%}", ""))
     if state.total_steps:
         values.append(("steps", f"{charts.number(state.step)} of {charts.number(state.total_steps)}", ""))
     if record.samples_per_second:
         values.append(("samples/s", f"{record.samples_per_second:,.0f}", ""))
     failures = len(record.timeline.failures)
     values.append(("failures", f"{failures:,}", "warn" if failures else ""))
-    values.append(("their cost", seconds(cost) if failures else "none", "warn" if failures else ""))
-    values += [(name, f"{value:.4g}", "") for name, value in list(state.metrics.items())[:2]]
-    values += [(HELD_OUT + name, f"{value:.4g}", "") for name, value in list(state.evaluation.items())[:2]]
+    if failures:
+        values.append(("time that failures cost", seconds(cost), "warn"))
+    rows = sorted(report.metric_rows(record), key=lambda row: not row[0].startswith(HELD_OUT))
+    values += [(f"best {name}, {where}" if where else name, best, "") for name, _, best, where in rows[:3]]
     return (
         f'<h1>{escape(record.run.id)}</h1><p><b class="{good}">{escape(state.outcome)}</b>{escape(reason)}</p>'
         f'<p class="soft">{escape(report.headline(record))}</p>{page.tiles(values)}'
@@ -156,7 +162,7 @@ def _failure_marks(record: RunRecord, clock: _Clock) -> list[Marker]:
     return [Marker(at, text if count == 1 else f"{count} failures, the first: {text}") for at, count, text in found]
 
 
-def _metrics(record: RunRecord) -> str:
+def _metrics(record: RunRecord) -> list[str]:
     """A chart for each metric, held-out values in that of their name."""
     metrics = record.curves.metrics
     names = list(dict.fromkeys(name.removeprefix(HELD_OUT) for name in metrics))
@@ -173,10 +179,10 @@ def _metrics(record: RunRecord) -> str:
         parts.append(f"<h3>{escape(name)}</h3>{keys}{drawn}" if drawn else "")
     if len(names) > MOST_CHARTS:
         parts.append(f'<p class="soft">and {len(names) - MOST_CHARTS} more metrics</p>')
-    return "".join(parts)
+    return parts
 
 
-def _optimizer(record: RunRecord) -> str:
+def _optimizer(record: RunRecord) -> list[str]:
     """Learning rates and gradient norms, a chart for each."""
     curves = record.curves.optimizer
     last = max((curve.at[-1] for curve in curves.values() if len(curve)), default=1.0)
@@ -185,7 +191,7 @@ def _optimizer(record: RunRecord) -> str:
     for name, curve in list(curves.items())[:MOST_CHARTS]:
         drawn = Chart(name, [charts.line_of(name, curve)], 0.0, last, markers, height=120).svg()
         parts.append(f"<h3>{escape(name.replace('_', ' '))}</h3>{drawn}" if drawn else "")
-    return "".join(parts)
+    return parts
 
 
 def _stragglers(record: RunRecord) -> str:
@@ -231,12 +237,54 @@ def _failures(record: RunRecord) -> str:
 
 def _best(record: RunRecord) -> str:
     rows = report.metric_rows(record)
-    return page.table(("metric", "last", "best", ""), rows, numeric=(1, 2)) if rows else ""
+    kept = newest_by_step(newest_first(path.name for path in record.run.checkpoints.glob("step-*")))
+    shown = []
+    for name, last, best, where in rows:
+        step = where.removeprefix("at step ")
+        before = max((one for one in kept if step.isdigit() and one <= int(step)), default=None)
+        shown.append((name, last, best, step, "" if before is None else f"step {before}"))
+    heads = ("metric", "last", "best", "at step", "checkpoint at or before it")
+    return page.table(heads, shown, numeric=(1, 2, 3, 4)) if rows else ""
+
+
+def _origin(record: RunRecord) -> str:
+    """The commit, the command, the host and the packages."""
+    origin = record.origin
+    facts = [
+        ("commit", f"{origin}{', changed since' if record.is_changed else ''}" if origin.commit else ""), ("repository", origin.remote),
+        ("command", origin.command), ("host", origin.host), ("Python", origin.python), ("container", origin.container),
+        ("modules", origin.loaded_modules),
+    ]  # fmt: skip
+    rows = [(name, text) for name, text in facts if text]
+    packages = "\n".join(f"{name} {version}" for name, version in (origin.packages or {}).items())
+    return (page.table(("what", ""), rows) if rows else "") + page.folded("packages", packages)
 
 
 def _recipe(record: RunRecord) -> str:
+    """What is not as by default, and the whole text."""
     try:
         text = recipe_without_secrets(record.run.recipe_copy.read_text())
     except OSError:
         return ""
-    return page.folded("the recipe of this run", text).replace("<details>", '<details style="margin-top:0">')
+    return _settings(record) + page.folded("the recipe of this run", text)
+
+
+def _settings(record: RunRecord) -> str:
+    try:
+        job = record.run.job()
+        usual = replace(
+            Job(job.name), strategy=_usual("strategy", job.strategy), cluster=_usual("cluster", job.cluster)
+        )
+    except DtrainError:
+        return ""
+    changed = comparison.differences([usual, job])
+    rows = [(key, value, "-" if default == "null" else default) for key, (default, value) in changed.items()]
+    return page.table(("key", "in this run", "by default"), rows) if rows else ""
+
+
+def _usual(kind: registry.Kind, chosen: PluginChoice) -> PluginChoice:
+    """The same plugin with its default options."""
+    try:
+        return PluginChoice(chosen.name, to_dict(registry.plugin_class(kind, chosen.name).Options()))
+    except TypeError:  # one of them has no default
+        return PluginChoice(chosen.name)

@@ -59,6 +59,8 @@ class RunRecord:
     @property
     def samples_per_second(self) -> float | None:
         """Mean over all steps that stand, in their time: with data wait and checkpoint stall, without evaluations."""
+        if self.state.samples_per_second is None:  # a loop with data of its own does not tell
+            return None
         account = self.account
         seconds = account["training"] + account["data_wait"] + account["checkpoint_stall"]
         samples = self.state.step * self.state.global_batch

@@ -1,18 +1,21 @@
-"""Charts as SVG for pages that open without a network: lines, a timeline of spans, marks. Pure; colours are CSS variables of `page`."""
+"""Charts for pages that open without a network: lines, a timeline of spans, marks. Their shapes are SVG that is as wide as the page has
+room, their texts are HTML, which keeps its size. Pure; colours are CSS variables of `page`."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record.metric_curves import Curve, Point
 from dtrain.show.render import seconds
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 920, 62, 14, 17, 24
-"""Measures of a chart in its own units; the page scales it."""
+WIDTH = 920
+"""Of a chart, in its own units; the page stretches it."""
+TOP, BOTTOM = 17, 24
+"""Room for what stands above and below, in pixels."""
 MOST_POINTS = 2400
 """Most points of one line: about two for each pixel that it is drawn with."""
 MEANS = 300
@@ -152,16 +155,20 @@ class Chart:
         if not values:
             return ""
         extremes = [value for line in self.lines for _, value in line.band]
-        across = Axis(self.low, self.high, LEFT, WIDTH - RIGHT)
+        across = Axis(self.low, self.high, 0, WIDTH)
         up = self._up(values, extremes)
-        parts = [self._grid(across, up), *(self._marker(marker, across) for marker in self.markers)]
+        rows = _log_ticks(up.low, up.high) if up.logarithmic else ticks(up.low, up.high, 5)
+        columns = time_ticks(self.low, self.high, 8) if self.timed else whole_ticks(self.low, self.high, 8)
+        parts = [f'<path class="grid" d="M0 {up.place(value)}H{WIDTH}"/>' for value in rows]
+        parts += [self._marker(marker, across) for marker in self.markers]
         parts += [_drawn(line, across, up) for line in self.lines if line.points]
-        scale = f"{across.low!r},{across.high!r},{across.begin},{across.end},{int(self.timed)}"
-        rise = f"{up.low!r},{up.high!r},{up.begin},{up.end},{int(up.logarithmic)}"
-        return (
-            f'<svg class="chart" viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(self.title)}" '
-            f'data-across="{scale}" data-up="{rise}">{"".join(parts)}</svg>'
-        )
+        texts = [f'<span class="y" style="top:{up.place(value)}px">{escape(self.text(value))}</span>' for value in rows]
+        scale = f"{across.low!r},{across.high!r},{int(self.timed)}"
+        rise = f"{up.low!r},{up.high!r},{up.begin},{int(up.logarithmic)}"
+        return _figure(
+            self.title, parts, [*texts, *_below(across, columns, timed=self.timed)], self.height - TOP - BOTTOM,
+            f' data-across="{scale}" data-up="{rise}"',
+        )  # fmt: skip
 
     def _up(self, values: Sequence[float], extremes: Sequence[float]) -> Axis:
         """Return the vertical scale, from the lowest to the highest value; logarithmic if most of them lie that far
@@ -174,43 +181,40 @@ class Chart:
         if not logarithmic:
             room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
             low, high = (low if self.from_zero else low - room), high + room
-        return Axis(low, high, self.height - BOTTOM, TOP, logarithmic)
-
-    def _grid(self, across: Axis, up: Axis) -> str:
-        rows = _log_ticks(up.low, up.high) if up.logarithmic else ticks(up.low, up.high, 5)
-        columns = time_ticks(self.low, self.high, 8) if self.timed else whole_ticks(self.low, self.high, 8)
-        parts = []
-        for value in rows:
-            y = up.place(value)
-            parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" class="end">{escape(self.text(value))}</text>')
-        return "".join(parts) + horizontal_axis(across, columns, self.height, timed=self.timed)
+        return Axis(low, high, self.height - TOP - BOTTOM, 0, logarithmic)
 
     def _marker(self, marker: Marker, across: Axis) -> str:
         x = across.place(marker.at)
         return (
-            f'<path class="marker" style="stroke:var({marker.color})" d="M{x} {TOP}V{self.height - BOTTOM}">'
+            f'<path class="marker" style="stroke:var({marker.color})" d="M{x} 0V{self.height - TOP - BOTTOM}">'
             f"<title>{escape(marker.text)}</title></path>"
         )
 
 
-def horizontal_axis(across: Axis, values: Sequence[float], height: int, *, timed: bool) -> str:
+def _below(across: Axis, values: Sequence[float], *, timed: bool) -> Iterator[str]:
     """The texts below a chart."""
-    parts = []
     for value in values:
         text = seconds(value) if timed else number(value)
-        parts.append(f'<text x="{across.place(value)}" y="{height - 8}" class="mid">{escape(text)}</text>')
-    return "".join(parts)
+        yield f'<span class="x" style="left:{across.place(value) / WIDTH:.2%}">{escape(text)}</span>'
+
+
+def _figure(title: str, shapes: Sequence[str], texts: Sequence[str], height: int, data: str = "") -> str:
+    """A chart: shapes that are stretched to the width there is, and texts beside them that are not."""
+    return (
+        f'<div class="chart" style="height:{height}px"{data}><svg viewBox="0 0 {WIDTH} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)}">{"".join(shapes)}</svg>{"".join(texts)}</div>'
+    )
 
 
 def _drawn(line: Line, across: Axis, up: Axis) -> str:
     dash = ' stroke-dasharray="5 3"' if line.dashed else ""
     few = line.points if len(line.points) == 1 or (line.dashed and len(line.points) <= MOST_DOTS) else ()
-    dots = "".join(f'<circle cx="{across.place(at)}" cy="{up.place(value)}" r="2.5"/>' for at, value in few)
+    dots = "".join(f"M{across.place(at)} {up.place(value)}h0" for at, value in few)
     behind = f'<path class="band" d="{_path(line.band, line.breaks, across, up)}"/>' if line.band else ""
+    marked = f'<path class="dots" d="{dots}"/>' if dots else ""
     return (
         f'<g style="--color:var({line.color})">{behind}<path class="line" data-label="{escape(line.label)}" '
-        f'd="{_path(line.points, line.breaks, across, up)}"{dash}/>{dots}</g>'
+        f'd="{_path(line.points, line.breaks, across, up)}"{dash}/>{marked}</g>'
     )
 
 
@@ -248,25 +252,25 @@ class BarChart:
 
     def svg(self) -> str:
         """Draw the timeline."""
-        height = TOP + self.row_height * len(self.rows) + BOTTOM
-        across = Axis(self.low, self.high, LEFT, WIDTH - RIGHT)
-        parts = [
-            f'<text x="{LEFT - 6}" y="{TOP + row * self.row_height + 14}" class="end">{escape(text)}</text>'
+        across = Axis(self.low, self.high, 0, WIDTH)
+        texts = [
+            f'<span class="y" style="top:{(row + 0.5) * self.row_height}px">{escape(text)}</span>'
             for row, text in enumerate(self.rows)
         ]
+        parts: list[str] = []
         for row in range(len(self.rows)):
             own = [bar for bar in self.bars if bar.row == row]
             parts += [self._rect(bar, across) for bar in _together(own, (self.high - self.low) / (WIDTH * 1.5))]
-        for marker in self.markers:
-            x = across.place(marker.at)
-            parts.append(
-                f'<path style="fill:var({marker.color})" d="M{x - 5} 4h10l-5 {TOP - 5}z"><title>{escape(marker.text)}</title></path>'
-            )
-        parts.append(horizontal_axis(across, time_ticks(self.low, self.high, 8), height, timed=True))
-        return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="timeline">{"".join(parts)}</svg>'
+        texts += [
+            f'<span class="flag" style="left:{across.place(marker.at) / WIDTH:.2%};color:var({marker.color})" '
+            f'title="{escape(marker.text)}">▼</span>'
+            for marker in self.markers
+        ]
+        texts += _below(across, time_ticks(self.low, self.high, 8), timed=True)
+        return _figure("timeline", parts, texts, self.row_height * len(self.rows))
 
     def _rect(self, bar: Bar, across: Axis) -> str:
-        x, y = across.place(bar.begin), TOP + bar.row * self.row_height + 2
+        x, y = across.place(bar.begin), bar.row * self.row_height + 2
         width = max(0.6, round(across.place(bar.end) - x, 1))
         text = f"{bar.kind.replace('_', ' ')}: {seconds(bar.end - bar.begin)}"
         return (

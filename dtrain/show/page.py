@@ -37,9 +37,11 @@ def tiles(values: Sequence[tuple[str, str, str]]) -> str:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = (), raw: Sequence[int] = ()
-) -> str:
-    """A table; `numeric` columns stand at the right, the cells of `raw` ones are HTML already."""
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, numeric: Sequence[int] = (), raw: Sequence[int] = (),
+    sorts: bool = False, best: int | None = None,
+) -> str:  # fmt: skip
+    """A table; `numeric` columns stand at the right, the cells of `raw` ones are HTML already. With `sorts`, a click on a heading sorts
+    it; `best` is a row that is marked."""
 
     def cell(tag: str, index: int, text: str) -> str:
         kind = (
@@ -53,9 +55,19 @@ def table(
 
     head = "".join(cell("th", index, text) for index, text in enumerate(columns))
     body = "".join(
-        "<tr>" + "".join(cell("td", index, text) for index, text in enumerate(row)) + "</tr>" for row in rows
+        ('<tr class="best">' if number == best else "<tr>")
+        + "".join(cell("td", index, text) for index, text in enumerate(row))
+        + "</tr>"
+        for number, row in enumerate(rows)
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="sorts"' if sorts else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def columns(parts: Iterable[str]) -> str:
+    """Charts beside each other, as many as there is room for; '' if there are none."""
+    shown = [f"<div>{part}</div>" for part in parts if part]
+    return f'<div class="columns">{"".join(shown)}</div>' if shown else ""
 
 
 def key(color: str) -> str:

@@ -308,8 +308,9 @@ class Attempt:
             self._context.debugging.hear(self, rank, report)
         elif not isinstance(report, reports.MemoryOffered):  # which is for the agent
             event = replace(report, attempt=self.number) if isinstance(report, events.AttemptEvent) else report
-            if isinstance(event, events.Metrics) and event.samples_per_second:
-                self._watch.rate = event.samples_per_second / self._plan.job.train.global_batch
+            if isinstance(event, events.Metrics):
+                samples = (event.samples_per_second or 0.0) / self._plan.job.train.global_batch
+                self._watch.rate = event.steps_per_second or samples or self._watch.rate
             self._ending.see(event)
             self._commits.see(event)
             self._watch.metrics.add(event, now)

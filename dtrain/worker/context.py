@@ -256,7 +256,7 @@ class Context:
         """Named numbers of the step under way (loss, accuracy); their mean over ranks is shown every `log_every` steps.
 
         Without `batches`, each call ends a step of a loop with data of its own: begin it at `context.step`, and go on to
-        `context.total_steps`. Checkpoints are then made here, and here the run leaves if it is asked to stop."""
+        `context.total_steps`. Checkpoints are then made here, and here the run leaves if it is asked to stop, or has had all its steps."""
         for name, value in task_answers.named_numbers(values, f"{self._name}: context.report").items():
             # A value on a device is not waited for before it is shown.
             self._values[name] = value.detach() if hasattr(value, "detach") else value
@@ -282,6 +282,8 @@ class Context:
         if self._report is None:
             channel.may_begin(self._done)
             self._begin(self.total_steps, None)
+        if self._done >= self.total_steps:
+            self._end_loop()
         self._complete(0, np.empty(0, np.int64))
         if self._reason:
             channel.ask_to_stop(self._reason)
@@ -292,6 +294,16 @@ class Context:
             self._trainer.leave(self._done)
             raise Leaving
         hooks.reach("step", self._done)
+
+    def _end_loop(self) -> None:
+        """Collective. Leave a loop that goes on after the last step of the run, whose state is saved."""
+        if self.rank == 0:
+            self._trainer.warn(
+                f"{self._name} went on after its last step, {self._done}, and was ended there: let its loop go to context.total_steps, or set "
+                "train.steps"
+            )
+        self._trainer.finish_saving(self._done)
+        raise Leaving
 
     def evaluate(
         self,
@@ -339,7 +351,7 @@ class Context:
         self._trainer.restore_last()
         self._trainer.announce(total_steps, samples)
         self._trainer.channel.listen()
-        self._report = Report(self._trainer, total_steps, unreported)
+        self._report = Report(self._trainer, total_steps, unreported, counts_samples=samples is not None)
         self._clock = self._trainer.step_clock()
         self._ledger = self._trainer.open_ledger()
         self._gradients = self._trainer.open_gradient_ledger()

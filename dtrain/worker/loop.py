@@ -125,6 +125,8 @@ def _train(trainer: Trainer, task: Task) -> None:
             trainer.warn(text)
     trainer.announce(sampler.total_steps, sampler.size, time.perf_counter() - began)
     trainer.warn_about(data)
+    if task.note and trainer.rank == 0:
+        trainer.warn(task.note)
     trainer.channel.listen()
     trainer.channel.report(LoopPhase(stepping=True))
     report, done, ended = Report(trainer, sampler.total_steps, unreported), trainer.first_step, ""

@@ -80,8 +80,12 @@ def _summed(ranks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[fl
 class Report:
     """What is reported every `log_every` steps, and of evaluations."""
 
-    def __init__(self, trainer: Trainer, total_steps: int, unreported: Unreported) -> None:
+    def __init__(
+        self, trainer: Trainer, total_steps: int, unreported: Unreported, *, counts_samples: bool = True
+    ) -> None:
         self._trainer = trainer
+        self._counts_samples = counts_samples
+        """Whether each step trains on a global batch; a loop with data of its own says nothing of its samples."""
         self._total_steps = total_steps
         self._unreported = unreported
         self._since = time.perf_counter()
@@ -100,7 +104,7 @@ class Report:
             return
         self._check(means, done)
         now = time.perf_counter()
-        speed = self._counted * trainer.train.global_batch / max(1e-9, now - self._since)
+        speed = self._counted / max(1e-9, now - self._since)
         wait = trainer.data_wait
         share = min(1.0, (wait.seconds - self._waited) / max(1e-9, now - self._since))
         self._since, self._counted, self._waited = now, 0, wait.seconds
@@ -110,7 +114,8 @@ class Report:
             Metrics(
                 step=done,
                 values=means,
-                samples_per_second=round(speed, 1),
+                samples_per_second=round(speed * trainer.train.global_batch, 1) if self._counts_samples else None,
+                steps_per_second=None if self._counts_samples else round(speed, 4),
                 data_wait=round(share, 4),
                 data_workers=wait.workers,
                 optimizer=optimizer,

@@ -24,6 +24,8 @@ COPIED = (list, dict, set, deque, random.Random, np.random.Generator)
 MOST_COPIED = 1 << 24
 """Bytes of an array, or items of a container, up to which `Task.copied` copies it."""
 OUTPUTS = "outputs(model, batch)"
+MEASURES = ("metrics", "outputs", "loss")
+"""Methods of which held-out data needs one."""
 OTHER_SPLITS = ("val", "valid", "validation", "test")
 
 
@@ -35,6 +37,8 @@ class Task:
         self._seed = seed
         self.name = name
         """Name for messages: `digits.py: Digits`."""
+        self.note = ""
+        """A warning about what the task gave and dtrain does not use."""
         for either in METHODS:
             if not any(callable(getattr(user, method, None)) for method in either):
                 raise UserError(f"{name} has no method {' or '.join(either)}: {EXPECTED}")
@@ -74,6 +78,9 @@ class Task:
                 raise UserError(
                     f"{name} gave None, and the method knows {others}: dtrain asks for {TRAIN!r} and {EVAL!r}"
                 )
+            return None
+        if split == EVAL and not any(hasattr(self._user, method) for method in MEASURES):
+            self.note = f"{name} is not evaluated on: the task has neither metrics nor loss to do it with"
             return None
         return opened(
             data,

@@ -42,6 +42,7 @@ ORDER = (
     "drill",
     "login",
     "study",
+    "board",
     "cli",
     "runs",
     "studies",

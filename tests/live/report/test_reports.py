@@ -83,9 +83,9 @@ def test_a_page_is_one_file_that_asks_for_nothing_else(disturbed: Live, tmp_path
 def test_equal_weights_and_the_step_where_losses_part_are_told(disturbed: Live, undisturbed: Live, other: Live) -> None:
     text = dtrain("compare", "undisturbed", "disturbed", "other", "--runs", str(disturbed.runs)).stdout
     assert re.search(r"disturbed and undisturbed: the weights are equal at step 60", text)
-    assert re.search(
-        r"other and undisturbed: the weights differ at step 60: \S+ differs in .*; the losses part at step 1", text
-    )
+    assert "other and undisturbed: the weights differ at step 60; the losses part at step 1" in text
+    pair = dtrain("compare", "undisturbed", "other", "--runs", str(disturbed.runs)).stdout
+    assert re.search(r"the weights differ at step 60: \S+ differs in .*; the losses part at step 1", pair)
     assert "train.seed" in text
     assert "hunter2" not in text
     assert "loss by step" in text

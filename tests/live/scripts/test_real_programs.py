@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import PATIENCE_SECONDS, PROGRAMS, Live, finished, start, wait_for
+from live import PATIENCE_SECONDS, PROGRAMS, Live, dtrain, finished, start, wait_for
 
 TORCHRUN_SECONDS = 150
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
@@ -100,8 +100,8 @@ def by_hand_with_tf_config(program: str) -> dict[str, Any]:
 
 
 def test_fit_of_keras_2_on_many_workers(tmp_path: Path) -> None:
-    path = recipe(tmp_path, "keras_fit.py")
-    live = finished(path, "--set", "env.TF_USE_LEGACY_KERAS='1'", runs=tmp_path / "runs")
+    dtrain("init", "--from", str(PROGRAMS / "keras_fit.py"), str(tmp_path / "new"))
+    live = finished(str(tmp_path / "new" / "keras_fit.yaml"), runs=tmp_path / "runs")
     assert result(live.output(0)) == by_hand_with_tf_config("keras_fit.py")
 
 

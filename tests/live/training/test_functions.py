@@ -109,3 +109,32 @@ def test_an_optimizer_with_what_no_checkpoint_holds_is_refused_before_the_first_
         "a group of the optimizer holds an object of builtins.object" in live.events("failure_occurred")[0]["message"]
     )
     assert not live.events("training_started")
+
+
+OWN = """
+import torch
+
+def train(context):
+    model, optimizer = context.prepare(lambda: torch.nn.Linear(4, 1), lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    for step in range(context.step, 300):
+        loss = model(torch.ones(8, 4)).square().mean()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        context.report(loss=loss)
+"""
+
+
+def test_a_loop_with_data_of_its_own_ends_at_its_last_step_and_states_no_samples(tmp_path: Path) -> None:
+    """It does not say how many samples a step has."""
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "own.yaml").write_text(
+        "name: own\nfunction: own.py:train\nresources: {workers: 2}\ntrain: {steps: 25, log_every: 5}\n"
+    )
+    live = finished(str(tmp_path / "own.yaml"), runs=tmp_path / "runs")
+    assert [event["step"] for event in live.events("metrics")] == [5, 10, 15, 20, 25]
+    assert live.events("checkpoint_saved")[-1]["step"] == 25
+    assert {event["samples_per_second"] for event in live.events("metrics")} == {None}
+    assert all(event["steps_per_second"] > 0 for event in live.events("metrics"))
+    assert "context.total_steps" in live.events("user_warned")[0]["text"]
+    told = dtrain("report", "last", "--runs", str(tmp_path / "runs")).stdout
+    assert "samples/s" not in told
+    assert "step 25 of 25" in told

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from live import PROGRAMS, Live, finished, start, stopped
+from live import PROGRAMS, Live, dtrain, finished, start, stopped
 
 TASK = str(PROGRAMS / "gan.yaml")
 
@@ -218,3 +218,11 @@ def test_a_nan_ends_the_run_and_the_last_good_checkpoint_stays(tmp_path: Path) -
     )
     assert len(live.events("attempt_started")) == 1
     assert live.events("checkpoint_saved")[-1]["step"] == 10
+
+
+def test_a_task_that_gives_its_samples_for_every_split_and_has_no_metrics_is_trained(tmp_path: Path) -> None:
+    done = dtrain(
+        "run", TASK, "--set", "task=gan.py:Unsplit", "--set", "train.evaluate_every=5", "--runs", str(tmp_path)
+    )
+    assert done.stdout.count("WARNING: gan.py: Unsplit.data('eval') is not evaluated on") == 1
+    assert "step 20" in done.stdout

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
-from live import RECIPES, dtrain
+from live import PROGRAMS, RECIPES, dtrain
 
 from dtrain.cli import starter
 from dtrain.common.errors import UsageError
@@ -69,11 +70,13 @@ def test_what_a_recipe_says_of_its_command_is_what_a_person_types_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, recipe_file in starter.TEMPLATES.items():
+    for name in starter.TEMPLATES:
         starter.copy_template(name, Path(name))
-        text = Path(name, f"{recipe_file}.yaml").read_text()
-        assert text.splitlines()[1] == f"# Train it: dtrain run {name}/{recipe_file}.yaml"
+        text = Path(name, "recipe.yaml").read_text()
+        assert text.splitlines()[1] == f"# Train it: dtrain run {name}/recipe.yaml"
         assert "run recipes/" not in text
+        heads = [path.read_text().splitlines()[0] for path in Path(name).glob("*.py")]
+        assert heads.count(f"# Train it: dtrain run {name}/recipe.yaml") == 1
     Path("my train.py").write_text("")
     assert "dtrain run 'my train.yaml'" in starter.write_for_script(Path("my train.py"), Path())
     assert Path("my train.yaml").read_text().splitlines()[1] == "# my train.py as it is: dtrain run 'my train.yaml'"
@@ -104,3 +107,9 @@ def test_what_is_no_python_program_gets_no_recipe(name: str, text: str | None, t
     with pytest.raises(UsageError, match=name):
         starter.write_for_script(tmp_path / name, tmp_path)
     assert not list(tmp_path.glob("*.yaml"))
+
+
+def test_a_program_that_keras_3_cannot_train_gets_keras_2(tmp_path: Path) -> None:
+    shutil.copy(PROGRAMS / "keras_fit.py", tmp_path / "train.py")
+    assert "pip install tf-keras" in starter.write_for_script(tmp_path / "train.py", tmp_path)
+    assert recipe.load(tmp_path / "train.yaml").env == {"TF_USE_LEGACY_KERAS": "1"}

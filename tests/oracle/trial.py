@@ -84,7 +84,7 @@ class Trial:
         self.folder = folder
         self.workers = int(chosen["workers"])
         self.draws = False
-        """Whether something drew from torch's generator in the last step by hand."""
+        """Whether something drew from torch's generator in a step by hand."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "program.py").write_text(source(chosen))
         if fault:
@@ -107,7 +107,7 @@ class Trial:
         losses, rates, model, drawn = [], [], None, None
         for loss, rate, made in names["by_hand"](batches):
             model, now = made, torch.get_rng_state()
-            self.draws = drawn is not None and not torch.equal(drawn, now)
+            self.draws |= drawn is not None and not torch.equal(drawn, now)
             drawn = now
             if made is None:
                 losses.append(loss)
@@ -122,6 +122,7 @@ class Trial:
         order within each step give other weights."""
         if self.chosen["package"] == "none":
             return False
+        self.draws = False
         _, _, weights = self.by_hand(samples)
         _, _, others = self.by_hand({step: ids[::-1] for step, ids in samples.items()})
         return self.draws or not all(

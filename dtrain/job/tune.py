@@ -30,11 +30,16 @@ class Tune:
     """What chooses the values: tpe, random, grid, sobol, cma, or the name of any sampler of Optuna (`NSGAIISampler`)."""
     early_stop: str = "none"
     """none, asha, hyperband, median or percentile: a trial stops at each rung, with its state saved, and goes on from there, to the same
-    bits as if it had never stopped, once it is among the best."""
+    bits as if it had never stopped, once it is among the best. pbt: all go on, once all are at the rung, and the worst of them from the state
+    of one of the best, with other values."""
     rungs: tuple[Annotated[int, STEPS], ...] = ()
-    """Steps at which trials are compared; when not given: 1/27, 1/9 and 1/3 of `train.steps`, at evaluations."""
+    """Steps at which trials are compared; when not given: 1/27, 1/9 and 1/3 of `train.steps`, with pbt each eighth of them, at evaluations."""
     keep: float | None = None
-    """Share of the trials that go on at a rung; when not given: asha and hyperband 1/3, median 1/2, percentile 1/4."""
+    """Share of the trials that go on at a rung, with pbt from their own state; when not given: asha and hyperband 1/3, median 1/2,
+    percentile 1/4, pbt 3/4."""
+    perturb: tuple[str, ...] | None = None
+    """Keys of `over` that pbt changes when a trial goes on from the state of another: a number to 0.8 or 1.2 of it, a choice to one beside
+    it. When not given: all of them; leave out those that the shape of the model depends on."""
     at_once: Annotated[int, COUNT] | Literal["auto"] = "auto"
     """Trials that train at the same time. auto: as many as the machine has GPUs for or, if `resources.cpus_per_worker` is given, CPUs,
     otherwise one; 8 where a cluster has a queue."""

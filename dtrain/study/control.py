@@ -138,6 +138,8 @@ def best_recipe(study: StudyDir) -> Path:
     note = (
         f"# Trial {chosen.number} of the study {study.id}: {study.tune.metric} {chosen.value:g} at step {chosen.step}\n"
     )
+    for taken in chosen.took_over:
+        note += f"# At step {taken.step} it went on from the state of trial {taken.trial}; the values here are the last ones\n"
     try:
         write_whole(path, note + yaml.safe_dump(document.data, sort_keys=False), PRIVATE_FILE)
     except OSError as error:

@@ -10,26 +10,27 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dtrain.agent import devices, gpu_leases
 from dtrain.common import durations
-from dtrain.common.errors import DtrainError, Exit, UsageError, UserError
-from dtrain.control import start
+from dtrain.common.errors import CheckpointError, DtrainError, Exit, UsageError, UserError
+from dtrain.control import start, take_over
 from dtrain.control import stop as stopping
 from dtrain.control.follow import Watcher
 from dtrain.control.state import goes_on
 from dtrain.job import code, entrypoint
 from dtrain.launch import registry, tuning
-from dtrain.launch.tuning import GRID
+from dtrain.launch.tuning import GRID, PBT
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.events import Evaluation, Event, Metrics
 from dtrain.study import trial_run
 from dtrain.study.folder import StudyDir
 from dtrain.study.journal import Journal, Trial
+from dtrain.study.population import Member, take_overs
 from dtrain.study.rungs import ladder_of
 
 POLL_SECONDS = 0.05
@@ -140,8 +141,15 @@ class Session:
             self._relaunches[number] = self._relaunches.get(number, 0) + 1
             self._launch(number)
         else:
-            self._fail(number, found.failure, step=at, seconds=found.seconds)
+            self._fail(number, found.failure + self._hint(number, at), step=at, seconds=found.seconds)
         self._trials = self._journal.trials()
+
+    def _hint(self, number: int, step: int) -> str:
+        """What may be wrong with a trial that fails as soon as it has the state of another one."""
+        taken = self._trials[number].took_over
+        if not taken or taken[-1].step != step:
+            return ""
+        return f" (with the state of trial {taken[-1].trial}: leave what the shape of the model depends on out of tune.perturb)"
 
     def _complete(self, number: int, found: trial_run.Progress) -> None:
         """Take note of a trial that has done all its steps, or has ended by itself before."""
@@ -182,21 +190,57 @@ class Session:
             if one.goes_on and one.rungs and one.number not in self._active
         }
         costs = {one.number: {rung: self._cost(value) for rung, value in one.rungs.items()} for one in self._trials}
-        chosen = self._ladder.promoted(costs, waiting)
+        chosen = self._ladder.promoted(costs, waiting) if self._tune.early_stop != PBT else self._of_generation(waiting)
         if chosen is None and len(self._trials) < self._most:
             self._new()
             return True
-        if chosen is None and not self._active and not any(one.state == "done" for one in self._trials):
+        stuck = chosen is None and not self._active and not any(one.state == "done" for one in self._trials)
+        if stuck and self._tune.early_stop != PBT:
             chosen = min(waiting, key=lambda number: (-waiting[number], costs[number][waiting[number]]), default=None)
         if chosen is None:
             return False
-        run = self._study.trial(chosen)
-        if trial_run.is_made(run):
-            trial_run.go_on_until(run, self._ladder.after(waiting[chosen]))
-            self._launch(chosen)
-        else:
-            self._fail(chosen, "its run was removed")
+        self._go_on(self._trials[chosen], waiting[chosen])
         return True
+
+    def _go_on(self, trial: Trial, rung: int) -> None:
+        """Have a trial that waits at a rung train up to the next one."""
+        run = self._study.trial(trial.number)
+        if not trial_run.is_made(run):
+            self._fail(trial.number, "its run was removed")
+            return
+        taken = [one for one in trial.took_over if one.step == rung]
+        try:
+            trial_run.go_on_until(run, self._ladder.after(rung), taken[0].values if taken else {})
+        except UsageError as error:
+            self._fail(trial.number, f"recipe: {error.message}")
+            return
+        self._launch(trial.number)
+
+    def _of_generation(self, waiting: Mapping[int, int]) -> int | None:
+        """The next trial of a population to go on; None while others are still to come to the rung. Before the first one does, those that
+        take over the state of a better one have it."""
+        living = [one for one in self._trials if one.goes_on]
+        rung = min(waiting.values(), default=0)
+        if len(self._trials) < self._most or not waiting or any(rung not in one.rungs for one in living):
+            return None
+        if all(waiting.get(one.number) == rung for one in living):
+            self._take_over(rung)
+        return min(
+            (number for number, at in waiting.items() if at == rung and self._trials[number].goes_on), default=None
+        )
+
+    def _take_over(self, rung: int) -> None:
+        members = [
+            Member(one.number, self._cost(one.rungs[rung]), one.values) for one in self._trials if rung in one.rungs
+        ]
+        for number, taken in take_overs(members, rung, self._space, self._tune, self._ladder.keep).items():
+            if all(known.step != rung for known in self._trials[number].took_over):
+                self._journal.take_over(number, taken)
+            try:
+                take_over.take_over(self._study.trial(number), self._study.trial(taken.trial), rung)
+            except (CheckpointError, UsageError) as error:
+                self._fail(number, f"the state of trial {taken.trial} cannot be taken over: {error.message}")
+        self._trials = self._journal.trials()
 
     def _cost(self, value: float) -> float:
         return self._measure.cost(value) if self._measure else 0.0

@@ -21,7 +21,7 @@ from dtrain.launch import recipe
 from dtrain.launch.tuning import Measure
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, event_log
-from dtrain.record.events import AttemptStarted, Event, RunEnded
+from dtrain.record.events import AttemptStarted, Event, RunEnded, StateTakenOver
 from dtrain.record.folder import RunDir
 from dtrain.record.folder import create as create_folder
 from dtrain.record.metric_curves import MetricCurves
@@ -88,9 +88,11 @@ def job_of(run: RunDir) -> Job | None:
         return None
 
 
-def go_on_until(run: RunDir, step: int | None) -> None:
-    """Give a run that waits at a rung the next one; None: it trains to its end."""
-    create.prepare_resume(run, [(("train", "until"), step, "train.until")], None)
+def go_on_until(run: RunDir, step: int | None, values: Mapping[str, Any]) -> None:
+    """Give a run that waits at a rung the next one (None: it trains to its end), and these values; raises `UsageError` for values that the
+    recipe cannot have."""
+    given = [(tuple(key.split(".")), value, f"{OPTION}.{key}") for key, value in values.items()]
+    create.prepare_resume(run, [*given, (("train", "until"), step, "train.until")], None)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def progress(run: RunDir, measure: Measure | None) -> Progress:
     """Read what a trial's run has done."""
     curves, seconds, began, last = MetricCurves(), 0.0, 0.0, 0.0
     for event in event_log.read(run.events):
+        if isinstance(event, StateTakenOver):  # what was reported until then is of weights that are gone
+            curves = MetricCurves()
         curves.add(event)
         seconds, began, last = _timed(event, seconds, began, last)
     job = job_of(run)

@@ -101,7 +101,22 @@ def test_a_space_in_braces_is_whole_though_yaml_parts_it_at_its_commas(tmp_path:
         ("  over:\n    params.lr: [1, 2]\n", ":5:1: tune", "tune.metric is missing"),
         ("  metric: accuracy\n  over:\n    params.lr: uniform(0, 1)\n  sampler: grid\n", ":8:5:", "a grid has a list"),
         ("  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: ahsa\n", ":9:3:", "Did you mean 'asha'"),
-        ("  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n", ":9:3:", "not there yet"),
+        ("  metric: accuracy\n  over:\n    train.seed: [1, 2]\n  early_stop: pbt\n", ":8:5:", "cannot change then"),
+        (
+            "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n  perturb: [params.l]\n",
+            ":10:3:",
+            "params.lr",
+        ),
+        (
+            "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n  keep: 0.2\n",
+            ":10:3:",
+            "at least half",
+        ),
+        (
+            "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n  trials: 1\n",
+            ":10:3:",
+            "2 at least",
+        ),
         ("  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  budget: soon\n", ":9:3:", "is no time"),
         (
             "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: asha\n  rungs: [3, 2]\n",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.job.limits import COUNT, SEED, STEPS
+from dtrain.job.limits import COUNT, POSITIVE, SEED, STEPS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Tune:
     """Number of trials; when not given: 20, and with the sampler `grid` all."""
     budget: str | None = None
     """Time (`6h`) after which no trial is started or promoted any more, counted from the start of the study."""
+    samples: str | int | None = None
+    """Samples (`10M`) that all trials together have trained on, after which none is started or promoted any more."""
+    device_hours: Annotated[float, POSITIVE] | None = None
+    """Hours of all trials times the workers of each (GPU-hours), after which none is started or promoted any more."""
     sampler: str = "tpe"
     """What chooses the values: tpe, random, grid, sobol, cma, or the name of any sampler of Optuna (`NSGAIISampler`)."""
     early_stop: str = "none"
@@ -45,3 +50,10 @@ class Tune:
     otherwise one; 8 where a cluster has a queue."""
     sampler_seed: Annotated[int, SEED] = 0
     """Of the choice of values. With one trial at once, two studies of the same seed are equal trial by trial."""
+
+
+def taken(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide options into those that are keys of the section and were given, and the others."""
+    keys = Tune.__dataclass_fields__
+    mine = {key: value for key, value in options.items() if key in keys and value is not None}
+    return mine, {key: value for key, value in options.items() if key not in keys}

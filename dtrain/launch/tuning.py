@@ -32,6 +32,8 @@ FUNCTION = "function"
 """Kind of a measure that a function of the user's computes."""
 CALL = re.compile(r"(log|uniform|int)\(([^()]*)\)")
 MEASURE = re.compile(r"(?:(best|last|mean)\(\s*([^(),]+?)\s*(?:,\s*(\d+)\s*)?\)|([^(),]+))")
+SAMPLES = re.compile(r"(\d+(?:\.\d+)?)([kKMG]?)")
+UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 FORMS = "write a list [a, b], uniform(a, b), log(a, b), int(a, b, step=s) or int(a, b, log)"
 
 
@@ -90,6 +92,13 @@ def trials_of(tune: Tune) -> int:
         return tune.trials or TRIALS
     whole = math.prod(len(domain(value).grid()) for value in tune.over.values())
     return min(tune.trials or whole, whole)
+
+
+def samples_of(text: str | int) -> int | None:
+    """The number of samples in 500k, 10M or 2G; None if it is none."""
+    found = SAMPLES.fullmatch(str(text))
+    number = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    return number or None
 
 
 def _choice(values: list[Any]) -> Domain:
@@ -185,6 +194,8 @@ def problems(job: Job) -> Iterator[Problem]:
         yield from _of_population(tune)
     if tune.budget is not None and durations.seconds_of(tune.budget) is None:
         yield Problem(("tune", "budget"), f"{tune.budget} is no time: write it like 30m, 6h or 2d")
+    if tune.samples is not None and samples_of(tune.samples) is None:
+        yield Problem(("tune", "samples"), f"{tune.samples} is no number of samples: write it like 500k, 10M or 2G")
     if tune.keep is not None and not 0 < tune.keep < 1:
         yield Problem(("tune", "keep"), f"a share of the trials is above 0 and below 1, not {tune.keep:g}")
 

@@ -32,6 +32,8 @@ POLL_SECONDS = 0.1
 START_SECONDS = 30.0
 LOOK_SECONDS = 2.0
 STOP_SECONDS = 90.0
+LIMITS = ("trials", "budget", "samples", "device_hours", "at_once")
+"""Keys of the section `tune` that can change when a study goes on."""
 _detached: list[subprocess.Popen[bytes]] = []
 """Processes of studies that this process started, kept so that their exit statuses are collected."""
 
@@ -88,8 +90,7 @@ def sweep(path: Path, runs: Path, given: Sequence[Override], sweeps: Sequence[st
 
 def begin(study: StudyDir) -> None:
     """Start the process of a study, in a session of its own, and wait until it has the study or has ended."""
-    if study.goes_on():
-        raise UsageError(f"the study {study.id} goes on", f"Watch it: dtrain attach {study.id}")
+    refuse_live(study)
     study.end_file.unlink(missing_ok=True)
     with open(study.log, "ab") as log:
         process = subprocess.Popen(
@@ -104,6 +105,12 @@ def begin(study: StudyDir) -> None:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and not study.goes_on() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+
+
+def refuse_live(study: StudyDir) -> None:
+    """Raise `UsageError` if a process works on the study."""
+    if study.goes_on():
+        raise UsageError(f"the study {study.id} goes on", f"Watch it: dtrain attach {study.id}")
 
 
 def trials(study: StudyDir) -> list[Trial]:
@@ -191,12 +198,39 @@ def stop(study: StudyDir, *, now: bool, wait: bool) -> str:
     return f"{study.id} has stopped; go on: dtrain resume {study.id}" if wait else f"{study.id} was asked to stop"
 
 
-def resume(study: StudyDir) -> None:
-    """Go on with a study that was stopped or killed; raises `UsageError` if it is done."""
+def resume(study: StudyDir, given: Sequence[Override] = ()) -> None:
+    """Go on with a study that was stopped or killed, or that is given more trials or time; raises `UsageError` if it is done otherwise."""
+    refuse_live(study)
     end = study.end()
-    if not study.goes_on() and end and end["exit_code"] == Exit.DONE:
-        raise UsageError(f"the study {study.id} is done: {end['reason']}", f"See it: dtrain report {study.id}")
-    begin(study)
+    if given:
+        _enlarge(study, given)
+    elif end and end["exit_code"] == Exit.DONE:
+        more = f"To train more trials: dtrain resume {study.id} --trials {2 * len(trials(study))}"
+        raise UsageError(f"the study {study.id} is done: {end['reason']}", more)
+    begin(StudyDir(study.path))
+
+
+def _enlarge(study: StudyDir, given: Sequence[Override]) -> None:
+    """Write other limits into the study's recipe; raises `UsageError` for anything else, and for fewer trials than there are."""
+    if other := [option for where, _, option in given if where[0] != "tune" or where[-1] not in LIMITS]:
+        known = ", ".join(f"tune.{key}" for key in LIMITS)
+        raise UsageError(
+            f"{other[0]}: a study goes on with the recipe that it began with",
+            f"What can change are its limits: {known}.",
+        )
+    document, there = study.document(), len(trials(study))
+    for where, value, option in given:
+        document.put(where, value, option)
+    with code_snapshot.used(study.code, str(study.facts["folder"])):
+        job = recipe.from_document(document, Path(str(study.facts["folder"])), here=False, runs=study.runs)
+    assert job.tune is not None, "a study's recipe has this section"
+    wanted = tuning.trials_of(job.tune)
+    if "trials" in (where[-1] for where, _, _ in given):
+        if job.tune.early_stop == tuning.PBT:
+            raise UsageError("a population keeps its size: with early_stop: pbt there are no more trials")
+        if wanted <= there:
+            raise UsageError(f"--trials is how many there are in the end, and {study.id} has {there}", "Name more.")
+    write_whole(study.recipe, yaml.safe_dump(document.data, sort_keys=False), PRIVATE_FILE)
 
 
 def remove(study: StudyDir) -> None:

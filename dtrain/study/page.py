@@ -9,9 +9,9 @@ from html import escape
 from dtrain.launch import tuning
 from dtrain.show import bar_chart, page, render
 from dtrain.show.bar_chart import NamedValue
-from dtrain.show.charts import Chart, Line
+from dtrain.show.charts import Chart, Line, number
 from dtrain.show.parallel_coordinates import Column, svg
-from dtrain.study import control, views
+from dtrain.study import control, cost, views
 from dtrain.study.folder import StudyDir
 from dtrain.study.journal import Journal, Trial, rank
 
@@ -47,7 +47,7 @@ def text(study: StudyDir) -> str:
 def _head(study: StudyDir, found: Sequence[Trial]) -> str:
     ranked = rank(found, control.mode(study))
     best = ranked[0] if ranked and ranked[0].value is not None else None
-    trained, left_out = views.saved_steps(study, found)
+    trained, left_out = cost.spent(study, found).steps, cost.saved(study, found).steps
     tiles = [("state", study.state, ""), ("trials", str(len(found)), "")]
     if best and study.tune.metric:
         tiles.append((study.tune.metric, views.number(best.value), "good"))
@@ -58,12 +58,13 @@ def _head(study: StudyDir, found: Sequence[Trial]) -> str:
 
 
 def _cost(study: StudyDir, found: Sequence[Trial]) -> str:
-    trained, left_out = views.saved_steps(study, found)
-    workers = study.job.resources.workers
-    hours = sum(one.seconds for one in found) * workers / 3600
+    took, left_out = cost.spent(study, found), cost.saved(study, found)
     unit = "GPU-hours" if study.job.resources.device == "gpu" else "worker-hours"
-    share = f"; early stopping left out {left_out} steps ({left_out / (trained + left_out):.0%})" if left_out else ""
-    return f"cost: {trained} steps, {hours:.3g} {unit}{share}"
+    told = f"cost: {took.steps} steps, {number(took.samples)} samples, {took.device_hours:.3g} {unit}"
+    if not left_out.steps:
+        return told
+    share = left_out.steps / (took.steps + left_out.steps)
+    return f"{told}; early stopping left out {left_out.steps} steps ({share:.0%}), about {left_out.device_hours:.3g} {unit}"
 
 
 def _curve(study: StudyDir, found: Sequence[Trial]) -> str:

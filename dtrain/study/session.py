@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.agent import devices, gpu_leases
-from dtrain.common import durations
 from dtrain.common.errors import CheckpointError, DtrainError, Exit, UsageError, UserError
 from dtrain.control import start, take_over
 from dtrain.control import stop as stopping
@@ -28,6 +27,7 @@ from dtrain.launch.tuning import GRID, PBT
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.events import Evaluation, Event, Metrics
 from dtrain.study import trial_run
+from dtrain.study.cost import budget_spent
 from dtrain.study.folder import StudyDir
 from dtrain.study.journal import Journal, Trial
 from dtrain.study.population import Member, take_overs
@@ -179,8 +179,7 @@ class Session:
         """Whether one more trial may train now."""
         if self._asked_to_stop or self._problem or len(self._active) >= self._at_once:
             return False
-        budget = durations.seconds_of(self._tune.budget or "")
-        return budget is None or self._study.age_seconds() < budget
+        return not budget_spent(self._study, self._trials)
 
     def _start_next(self) -> bool:
         """Promote a trial that waits, or start a new one; False if there is none. A study whose trials all wait lets its best one finish."""
@@ -291,9 +290,15 @@ class Session:
         self._trials = self._journal.trials()
         done = sum(one.state == "done" for one in self._trials)
         if not any(one.state != "failed" for one in self._trials):
-            why = self._trials[-1].failure if self._trials else "tune.budget was over before the first"
+            why = (
+                self._trials[-1].failure
+                if self._trials
+                else f"{budget_spent(self._study, [])} was over before the first"
+            )
             return Exit.USER_CODE, f"no trial was trained to its end: {why}"
-        return Exit.DONE, f"{done} of {len(self._trials)} trials were trained to their end"
+        over = budget_spent(self._study, self._trials)
+        ended = f"{done} of {len(self._trials)} trials were trained to their end"
+        return Exit.DONE, f"{ended}; {over} is spent" if over else ended
 
 
 def _measure_of(study: StudyDir) -> tuning.Measure | None:

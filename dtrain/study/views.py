@@ -139,13 +139,6 @@ def shown_values(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={number(value)}" for key, value in values.items())
 
 
-def saved_steps(study: StudyDir, found: Sequence[Trial]) -> tuple[int, int]:
-    """Steps that were trained, and those that early stopping left out."""
-    whole = max((one.step for one in found if one.state == "done"), default=0)
-    trained = sum(one.step for one in found)
-    return trained, sum(whole - one.step for one in found if one.state == "stopped early" and one.step < whole)
-
-
 def best_so_far(found: Sequence[Trial], mode: str) -> list[tuple[float, float]]:
     """(trial, best value until then) of the trials that have one."""
     points: list[tuple[float, float]] = []

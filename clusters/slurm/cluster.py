@@ -36,7 +36,7 @@ from .commands import (
 )
 from .script import SlurmOptions
 from .site_settings import environment_of_sbatch, refusals, sentences
-from .step import AgentLaunch, SrunStep
+from .step import AgentLaunch, SrunStep, words_on
 
 JOB = "SLURM_JOB_ID"
 ELEMENT = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
@@ -110,6 +110,7 @@ class Slurm(Cluster):
     Options = SlurmOptions
     same_machine = False
     requeues = True
+    packs = True
 
     def __init__(self, options: SlurmOptions) -> None:
         self.options = options
@@ -208,6 +209,11 @@ class Slurm(Cluster):
             print(f"dtrain: {sentence}", file=sys.stderr)
         exclude = self._excluding(plan.avoided, plan.nodes)
         return _sbatch(path, *([f"--exclude={exclude}"] if exclude else []))
+
+    def places(self) -> dict[str, list[str]]:
+        """A step of its own on each node of the job that SLURM takes for alive."""
+        container = shlex.split(self.options.container)
+        return {node: [*words_on(node, os.environ), *container] for node in nodes_of(_this_job()) if usable(node)}
 
     def state(self, run: RunDir, reference: str) -> Submission:
         """SLURM's word for the job, with its reason."""

@@ -47,7 +47,10 @@ class Tune:
     it. When not given: all of them; leave out those that the shape of the model depends on."""
     at_once: Annotated[int, COUNT] | Literal["auto"] = "auto"
     """Trials that train at the same time. auto: as many as the machine has GPUs for or, if `resources.cpus_per_worker` is given, CPUs,
-    otherwise one; 8 where a cluster has a queue."""
+    otherwise one; 8 where a cluster has a queue, with `packing` as many as fit on its nodes."""
+    packing: Annotated[int, COUNT] | None = None
+    """Nodes of one allocation of the cluster (SLURM) that all trials and the study's process share; when not given, each trial is a job of
+    its own, and the study's process stays where it was started."""
     sampler_seed: Annotated[int, SEED] = 0
     """Of the choice of values. With one trial at once, two studies of the same seed are equal trial by trial."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dtrain.api.plan import supervisor_command
 from dtrain.common.errors import ClusterError, Exit, UsageError
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, write_whole
 from dtrain.control import remove as removing
@@ -22,16 +22,19 @@ from dtrain.launch.recipe import Override
 from dtrain.launch.sweep import members
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, mailbox
-from dtrain.record.folder import new_id
-from dtrain.study import trial_run
+from dtrain.record.folder import RunDir, new_id
+from dtrain.record.lock import is_locked
+from dtrain.study import packing, trial_run
 from dtrain.study.checks import check_values
-from dtrain.study.folder import StudyDir, write_facts
+from dtrain.study.folder import StudyDir, write_end, write_facts
 from dtrain.study.journal import Journal, Trial, check_sampler, rank
 
 POLL_SECONDS = 0.1
 START_SECONDS = 30.0
 LOOK_SECONDS = 2.0
 STOP_SECONDS = 90.0
+ASK_SECONDS = 1.0
+"""Between two looks at a study that is in a cluster, whose time is everyone's."""
 LIMITS = ("trials", "budget", "samples", "device_hours", "at_once")
 """Keys of the section `tune` that can change when a study goes on."""
 _detached: list[subprocess.Popen[bytes]] = []
@@ -60,9 +63,11 @@ def make(document: Document, folder: Path, runs: Path, given: Sequence[Override]
         )
     check_values(document, folder, runs, job.tune.over)
     check_sampler(job.tune.sampler)
+    packing.check(job)
     study = StudyDir(runs.absolute() / new_id(job.name))
     try:
-        study.path.mkdir(PRIVATE_FOLDER, parents=True)
+        study.log.parent.mkdir(PRIVATE_FOLDER, parents=True)
+        study.path.chmod(PRIVATE_FOLDER)
         write_whole(study.recipe, yaml.safe_dump(document.data, sort_keys=False), PRIVATE_FILE)
         code_snapshot.take(study.code, job, runs)
         write_facts(study, folder, source)
@@ -89,12 +94,16 @@ def sweep(path: Path, runs: Path, given: Sequence[Override], sweeps: Sequence[st
 
 
 def begin(study: StudyDir) -> None:
-    """Start the process of a study, in a session of its own, and wait until it has the study or has ended."""
+    """Start the process of a study, in a session of its own, and wait until it has the study or has ended; one whose trials share an
+    allocation is handed in with it."""
     refuse_live(study)
     study.end_file.unlink(missing_ok=True)
+    if study.tune.packing:
+        packing.submit(study)
+        return
     with open(study.log, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "dtrain", "study", str(study.path)],
+            supervisor_command(RunDir(study.path)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -177,7 +186,7 @@ def wait(study: StudyDir, on_look: Callable[[], None] = lambda: None, deadline: 
         if deadline is not None and time.monotonic() > deadline:
             return None
         on_look()
-        time.sleep(POLL_SECONDS)
+        time.sleep(ASK_SECONDS if study.tune.packing else POLL_SECONDS)
     end = study.end()
     return int(end["exit_code"]) if end else int(Exit.GAVE_UP)
 
@@ -189,6 +198,10 @@ def stop(study: StudyDir, *, now: bool, wait: bool) -> str:
         for run in left:  # the study's process was killed, and its trials were not
             stopping.stop(run, now=now, wait=wait)
         return f"{study.id} is not running: {study.state}" + (f"; {len(left)} trials were stopped" if left else "")
+    if not is_locked(study.lock_file):
+        packing.cancel(study)
+        write_end(study, Exit.RESUMABLE, "it was taken back from the cluster before it began")
+        return f"{study.id} was taken back from the cluster; go on: dtrain resume {study.id}"
     study.mailbox.post(mailbox.STOP, "now" if now else "leave")
     deadline = time.monotonic() + STOP_SECONDS
     while wait and study.goes_on() and time.monotonic() < deadline:

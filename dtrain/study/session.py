@@ -26,7 +26,7 @@ from dtrain.launch import registry, tuning
 from dtrain.launch.tuning import GRID, PBT
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.events import Evaluation, Event, Metrics
-from dtrain.study import trial_run
+from dtrain.study import packing, trial_run
 from dtrain.study.cost import budget_spent
 from dtrain.study.folder import StudyDir
 from dtrain.study.journal import Journal, Trial
@@ -57,6 +57,8 @@ class Session:
         self._ended: set[int] = set()
         """Active trials whose runs have logged their end."""
         self._relaunches: dict[int, int] = {}
+        self._nodes: dict[int, str] = {}
+        """Trial → its node in an allocation that packs them."""
         self._grid = (
             list(itertools.product(*(domain.grid() for domain in self._space.values()))) if tune.sampler == GRID else []
         )
@@ -266,7 +268,11 @@ class Session:
     def _launch(self, number: int) -> None:
         run = self._study.trial(number)
         self._watch(number)
-        start.submit(run)
+        if self._tune.packing:
+            busy = [node for other, node in self._nodes.items() if other in self._active and other != number]
+            self._nodes[number] = packing.start_on_a_node(self._study, run, busy)
+        else:
+            start.submit(run)
 
     def _watch(self, number: int) -> None:
         self._active[number] = Watcher(self._study.trial(number), partial(self._listen, number))
@@ -337,10 +343,11 @@ def at_once(study: StudyDir) -> int:
     wanted, resources = study.tune.at_once, study.job.resources
     if wanted != "auto":
         return wanted
-    if not registry.cluster_of(study.job).same_machine:
+    if not study.tune.packing and not registry.cluster_of(study.job).same_machine:
         return IN_A_QUEUE
+    nodes = study.tune.packing or 1
     if resources.device == "gpu":
-        return max(1, len(gpu_leases.choice(resources.gpus)) // resources.workers)
+        return nodes * max(1, len(gpu_leases.choice(resources.gpus)) // resources.workers)
     if resources.cpus_per_worker is None:
-        return 1
-    return max(1, devices.cpus() // (resources.cpus_per_worker * resources.workers))
+        return nodes
+    return nodes * max(1, devices.cpus() // (resources.cpus_per_worker * resources.workers))

@@ -17,7 +17,7 @@ from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import create, state
 from dtrain.job.job import Job
-from dtrain.launch import recipe
+from dtrain.launch import recipe, registry
 from dtrain.launch.tuning import Measure
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, event_log
@@ -52,6 +52,8 @@ def make(study: StudyDir, number: int, values: Mapping[str, Any], ladder: Ladder
         settings["train.until"] = ladder.first(number)
         if study.job.kind == "task" and not study.job.train.evaluate_every:
             settings["train.evaluate_every"] = math.gcd(*ladder.steps)
+    if study.tune.packing:
+        settings["cluster"] = registry.default("cluster")
     for key, value in settings.items():
         document.put(tuple(key.split(".")), value, key)
     folder = Path(str(study.facts["folder"]))

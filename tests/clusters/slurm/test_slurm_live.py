@@ -41,6 +41,7 @@ from dtrain.api import testing
 from dtrain.launch import registry
 from dtrain.record import lock
 from dtrain.record.folder import RunDir, all_runs
+from dtrain.report.audit import audit
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 STEPS = 40
@@ -762,3 +763,46 @@ def test_trials_of_a_study_are_jobs_that_outlive_its_process(lab: SlurmLab, runs
     assert [one["state"] for one in found["trials"]].count("done") >= 1
     assert len(found["trials"]) == len(all_runs(runs)) == 4
     assert {submitted.cluster for run in all_runs(runs) if (submitted := run.submitted())} == {"slurm"}
+
+
+PACKED = (*SLURM, "--set", "tune.packing=2", "--at-once", "2")
+
+
+def test_trials_of_a_study_share_one_allocation(lab: SlurmLab, runs: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe = str(PROGRAMS / "tuned.yaml")
+    slow = ("--set", "train.steps=2700", "--set", "train.evaluate_every=100", "--early-stop", "none", "--trials", "4")
+    study = command(lab, runs, "tune", recipe, *PACKED, *slow, "--detach", "--quiet").strip()
+    first = [RunDir(runs / f"{study}-{number}") for number in (0, 1)]
+    wait_for(
+        lambda: all(run.events.exists() and b'"metrics"' in run.events.read_bytes() for run in first), "two trials"
+    )
+    (job,) = lab.run("squeue", "-h", "-o", "%i %D").stdout.splitlines()
+    assert job.split()[1] == "2"
+    assert sum(bool(lab.task_pids(node)) for node in lab.nodes) == 2, "each has a node of its own"
+    assert "stopped; go on" in command(lab, runs, "stop", study)
+    assert "done - 4 of 4" in command(lab, runs, "resume", study)
+    assert len(all_runs(runs)) == 4 and all(RunDir(run.path).job().cluster.name == "local" for run in all_runs(runs))
+
+
+def test_a_study_goes_on_when_a_node_of_its_allocation_dies_under_a_trial(lab: SlurmLab, runs: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe = str(PROGRAMS / "tuned.yaml")
+    slow = ("--set", "train.steps=2700", "--set", "train.evaluate_every=100", "--early-stop", "none", "--trials", "3")
+    study = command(lab, runs, "tune", recipe, *PACKED, *slow, "--detach", "--quiet").strip()
+    first = [RunDir(runs / f"{study}-{number}") for number in (0, 1)]
+    wait_for(
+        lambda: all(run.events.exists() and b'"checkpoint_saved"' in run.events.read_bytes() for run in first), "two"
+    )
+    batch = lab.run("squeue", "-h", "-o", "%B").stdout.strip()
+    (victim,) = [node for node in lab.nodes if lab.task_pids(node) and node != batch]
+    lab.crash_node(victim)
+    try:
+        command(lab, runs, "wait", study)
+        found = json.loads(command(lab, runs, "status", study, "--json"))
+        assert [one["state"] for one in found["trials"]] == ["done"] * 3
+        assert {one["step"] for one in found["trials"]} == {2700}
+        assert all((done := audit(run)) and done.clean for run in all_runs(runs))
+    finally:
+        lab.start_node(victim)
+        lab.wait_for_state(victim, "idle")

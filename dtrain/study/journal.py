@@ -51,7 +51,7 @@ class Trial:
     seconds: float = 0.0
     """Time that its run has taken so far, as of its newest rung or its end."""
     failure: str = ""
-    """Why it failed."""
+    """Why it failed, or who stopped it."""
     began: float = 0.0
     """Seconds since 1970."""
     took_over: tuple[TakeOver, ...] = ()

@@ -32,12 +32,14 @@ from dtrain.study.folder import StudyDir
 from dtrain.study.journal import Journal, Trial
 from dtrain.study.population import Member, take_overs
 from dtrain.study.rungs import ladder_of
+from dtrain.supervisor.leaving.stop_request import STOPPED
 
 POLL_SECONDS = 0.05
 SAME_FAILURES = 3
 """Of the first so many trials, if all fail in the same way, the study ends."""
 RELAUNCHES = 3
-"""Times that a trial whose supervisor was killed is started again."""
+"""Times that a trial whose supervisor was killed or told to leave is started again."""
+LEFT = (Exit.RESUMABLE, Exit.INTERRUPTED)
 IN_A_QUEUE = 8
 """Trials at once where a cluster has a queue."""
 
@@ -57,6 +59,8 @@ class Session:
         self._ended: set[int] = set()
         """Active trials whose runs have logged their end."""
         self._relaunches: dict[int, int] = {}
+        self._displaced: list[int] = []
+        """Trials whose nodes were lost, and that go on when there is room."""
         self._nodes: dict[int, str] = {}
         """Trial → its node in an allocation that packs them."""
         self._grid = (
@@ -137,14 +141,26 @@ class Session:
                 self._complete(number, found)
         elif self._asked_to_stop:
             pass
-        elif known is not None and code in (None, Exit.DONE, Exit.RESUMABLE, Exit.INTERRUPTED):
+        elif known is not None and code in (None, Exit.DONE, *LEFT):
             self._launch(number)
-        elif code is None and self._relaunches.get(number, 0) < RELAUNCHES:
+        elif code in LEFT and found.state.reason.startswith(STOPPED):
+            self._stopped(number, found)
+        elif code in (None, *LEFT) and self._relaunches.get(number, 0) < RELAUNCHES:
             self._relaunches[number] = self._relaunches.get(number, 0) + 1
             self._launch(number)
+        elif found.lacks_nodes and self._relaunches.get(number, 0) < RELAUNCHES:
+            self._relaunches[number] = self._relaunches.get(number, 0) + 1
+            self._at_once = max(1, len(self._active))  # there is no room for more
+            self._displaced.append(number)
         else:
             self._fail(number, found.failure + self._hint(number, at), step=at, seconds=found.seconds)
         self._trials = self._journal.trials()
+
+    def _stopped(self, number: int, found: trial_run.Progress) -> None:
+        """Take note of a trial that a person has stopped: with its value so far, and not to go on."""
+        if self._measure and found.value is not None:
+            self._journal.report(number, found.state.step, _finite(found.value, self._measure), found.seconds)
+        self._journal.end(number, "stopped early", failure=STOPPED, step=found.state.step, seconds=found.seconds)
 
     def _hint(self, number: int, step: int) -> str:
         """What may be wrong with a trial that fails as soon as it has the state of another one."""
@@ -185,6 +201,9 @@ class Session:
 
     def _start_next(self) -> bool:
         """Promote a trial that waits, or start a new one; False if there is none. A study whose trials all wait lets its best one finish."""
+        if self._displaced:
+            self._launch(self._displaced.pop(0))
+            return True
         waiting = {
             one.number: max(one.rungs)
             for one in self._trials

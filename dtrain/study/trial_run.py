@@ -16,6 +16,7 @@ from dtrain.common.errors import Exit, NewerFormat, RunNotFound
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import create, state
+from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job
 from dtrain.launch import recipe, registry
 from dtrain.launch.tuning import Measure
@@ -121,6 +122,12 @@ class Progress:
     def is_whole(self) -> bool:
         """Whether the run has done its last step."""
         return self.state.exit_code == Exit.DONE and self.state.step == (self.state.total_steps or self.state.step)
+
+    @property
+    def lacks_nodes(self) -> bool:
+        """Whether the run gave up since nodes were lost or did not come."""
+        kinds = [failure.kind for failure in self.state.failures[-1:]]
+        return self.state.exit_code == Exit.GAVE_UP and kinds in ([], [FailureKind.NODE_LOST])
 
     @property
     def failure(self) -> str:

@@ -39,7 +39,8 @@ from ssh_lab import SshLab, install_ssh
 
 from dtrain.api import testing
 from dtrain.launch import registry
-from dtrain.record import lock
+from dtrain.record import event_log, lock
+from dtrain.record.events import AttemptStarted
 from dtrain.record.folder import RunDir, all_runs
 from dtrain.report.audit import audit
 
@@ -785,24 +786,32 @@ def test_trials_of_a_study_share_one_allocation(lab: SlurmLab, runs: Path) -> No
     assert len(all_runs(runs)) == 4 and all(RunDir(run.path).job().cluster.name == "local" for run in all_runs(runs))
 
 
-def test_a_study_goes_on_when_a_node_of_its_allocation_dies_under_a_trial(lab: SlurmLab, runs: Path) -> None:
+@pytest.mark.parametrize("form", ["an allocation for all", "a job each"])
+def test_a_study_goes_on_when_a_node_dies_under_a_trial(lab: SlurmLab, runs: Path, form: str) -> None:
     pytest.importorskip("optuna")
-    recipe = str(PROGRAMS / "tuned.yaml")
+    recipe, packed = str(PROGRAMS / "tuned.yaml"), form == "an allocation for all"
+    options = PACKED if packed else (*SLURM, "--at-once", "2")
     slow = ("--set", "train.steps=2700", "--set", "train.evaluate_every=100", "--early-stop", "none", "--trials", "3")
-    study = command(lab, runs, "tune", recipe, *PACKED, *slow, "--detach", "--quiet").strip()
+    study = command(lab, runs, "tune", recipe, *options, *slow, "--detach", "--quiet").strip()
     first = [RunDir(runs / f"{study}-{number}") for number in (0, 1)]
     wait_for(
         lambda: all(run.events.exists() and b'"checkpoint_saved"' in run.events.read_bytes() for run in first), "two"
     )
-    batch = lab.run("squeue", "-h", "-o", "%B").stdout.strip()
-    (victim,) = [node for node in lab.nodes if lab.task_pids(node) and node != batch]
+    spared = lab.run("squeue", "-h", "-o", "%B").stdout.split() if packed else []
+    victim = next(node for node in lab.nodes if lab.task_pids(node) and node not in spared)
     lab.crash_node(victim)
     try:
         command(lab, runs, "wait", study)
         found = json.loads(command(lab, runs, "status", study, "--json"))
-        assert [one["state"] for one in found["trials"]] == ["done"] * 3
-        assert {one["step"] for one in found["trials"]} == {2700}
+        assert [(one["state"], one["step"]) for one in found["trials"]] == [("done", 2700)] * 3
         assert all((done := audit(run)) and done.clean for run in all_runs(runs))
+        begun = [
+            event.step
+            for run in all_runs(runs)
+            for event in event_log.read(run.events)
+            if isinstance(event, AttemptStarted)
+        ]
+        assert begun.count(0) == 3 and len(begun) > 3, "what was on the node goes on from its checkpoint"
     finally:
         lab.start_node(victim)
         lab.wait_for_state(victim, "idle")

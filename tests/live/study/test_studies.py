@@ -128,6 +128,18 @@ def test_trials_whose_supervisors_are_killed_go_on(tmp_path: Path) -> None:
     assert seen(study)["trials"][0]["state"] == "done"
 
 
+def test_a_trial_that_a_person_stops_is_no_failure_and_the_study_goes_on(tmp_path: Path) -> None:
+    steps = ("--set", "train.steps=5400", "--set", "train.evaluate_every=60")
+    study = begin(tmp_path, *steps, "--trials", "2", "--early-stop", "none")
+    run = study.trial(0)
+    wait_for(lambda: run.events.exists() and b'"evaluation"' in run.events.read_bytes(), "an evaluation")
+    dtrain("stop", run.id, "--runs", str(tmp_path))
+    dtrain("wait", study.id, "--runs", str(tmp_path))
+    first, second = seen(study)["trials"]
+    assert first["state"] == "stopped early" and first["failure"] == "stopped by dtrain stop"
+    assert first["step"] > 0 and first["value"] is not None and second["state"] == "done"
+
+
 def test_a_trial_that_fails_is_a_failed_trial_with_its_class_and_the_study_goes_on(tmp_path: Path) -> None:
     over = ("--over", "params.fail=['', nan, bug]", "--sampler", "grid", "--trials", "3")
     recipe = grid_recipe(tmp_path)

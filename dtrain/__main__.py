@@ -24,6 +24,12 @@ def main() -> int:
             from dtrain.study import main as study
 
             return study.main(sys.argv[2])
+        from dtrain.common import environment
+
+        if os.environ.pop(environment.SPARE, ""):
+            from dtrain.agent.warm import prewarm
+
+            prewarm.start()
         from dtrain.supervisor import main as supervisor
 
         return supervisor.main(sys.argv[2])

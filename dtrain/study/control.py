@@ -24,10 +24,10 @@ from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.folder import RunDir, new_id
 from dtrain.record.lock import is_locked
-from dtrain.study import packing, trial_run
+from dtrain.study import packing, plain_journal, trial_run
 from dtrain.study.checks import check_values
 from dtrain.study.folder import StudyDir, write_end, write_facts
-from dtrain.study.journal import Journal, Trial, check_sampler, rank
+from dtrain.study.journal import Trial, check_sampler, rank
 
 POLL_SECONDS = 0.1
 START_SECONDS = 30.0
@@ -62,7 +62,8 @@ def make(document: Document, folder: Path, runs: Path, given: Sequence[Override]
             "there is nothing to try", "Say it: --over 'params.lr=log(1e-5,1e-1)', or as tune.over in the recipe."
         )
     check_values(document, folder, runs, job.tune.over)
-    check_sampler(job.tune.sampler)
+    if plain_journal.needs_optuna(job.tune):
+        check_sampler(job.tune.sampler)
     packing.check(job)
     study = StudyDir(runs.absolute() / new_id(job.name))
     try:
@@ -127,7 +128,7 @@ def trials(study: StudyDir) -> list[Trial]:
     if not study.journal.exists() or not study.journal.stat().st_size:
         return []
     try:
-        return Journal(study.journal, study.id, mode(study)).trials()
+        return plain_journal.opened(study.journal, study.id, study.tune).trials()
     except KeyError:  # it is being made
         return []
 

@@ -18,7 +18,7 @@ from typing import Any
 from dtrain.common import installation
 from dtrain.common.errors import UsageError, nearest
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.launch.tuning import Domain
+from dtrain.launch.tuning import GRID, Domain
 from dtrain.study.population import TakeOver
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "sobol": "QMCSampler", "cma": "CmaEsSampler"}
@@ -95,7 +95,7 @@ class Journal:
     def __init__(self, path: Path, name: str, mode: str, *, write: bool = False) -> None:
         library = optuna()
         if write and path.exists():
-            _cut_to_whole_lines(path)
+            cut_to_whole_lines(path)
         backend = library.storages.journal.JournalFileBackend(str(path), lock_obj=_NoLock())
         self._storage = library.storages.JournalStorage(backend)
         self._states = library.trial.TrialState
@@ -226,7 +226,7 @@ def _sampler(name: str, seed: int, number: int) -> Any:
 def check_sampler(name: str) -> None:
     """Raise `UsageError` if there is no such sampler, or Optuna is not installed."""
     optuna()
-    if name != "grid":
+    if name != GRID:
         _sampler(name, 0, 0)
 
 
@@ -253,7 +253,7 @@ def _decoded(value: Any) -> Any:
     return json.loads(value[len(NESTED) :]) if isinstance(value, str) and value.startswith(NESTED) else value
 
 
-def _cut_to_whole_lines(path: Path) -> None:
+def cut_to_whole_lines(path: Path) -> None:
     """Drop the half of a line that a kill, or a full disk, has left at the end."""
     data = path.read_bytes()
     if not data.endswith(b"\n"):

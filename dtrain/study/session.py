@@ -26,10 +26,10 @@ from dtrain.launch import registry, tuning
 from dtrain.launch.tuning import GRID, PBT
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.events import Evaluation, Event, Metrics
-from dtrain.study import packing, trial_run
+from dtrain.study import packing, plain_journal, trial_run
 from dtrain.study.cost import budget_spent
 from dtrain.study.folder import StudyDir
-from dtrain.study.journal import Journal, Trial
+from dtrain.study.journal import Trial
 from dtrain.study.population import Member, take_overs
 from dtrain.study.rungs import ladder_of
 from dtrain.supervisor.leaving.stop_request import STOPPED
@@ -53,7 +53,7 @@ class Session:
         self._space = {key: tuning.domain(value) for key, value in tune.over.items()}
         self._measure = _measure_of(study)
         self._ladder = ladder_of(study.job, tune)
-        self._journal = Journal(study.journal, study.id, self._measure.mode if self._measure else "min", write=True)
+        self._journal = plain_journal.opened(study.journal, study.id, tune, write=True)
         self._trials = self._journal.trials()
         self._active: dict[int, Watcher] = {}
         self._ended: set[int] = set()

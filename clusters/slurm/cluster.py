@@ -241,7 +241,7 @@ class Slurm(Cluster):
         if now and now.state != "RUNNING" and now.reason != "TimeLimit":
             # A requeue would be granted even now, against the will of whoever cancelled it.
             raise ClusterError(f"job {job} was cancelled")
-        exclude = self._excluding([_node_of(name) for name in without], run.job().resources.nodes)
+        exclude = self._excluding([_node_of(name) for name in without], run.job().resources.nodes) if without else ""
         words = f" without {exclude}" if exclude else ""
         if now and now.state == "RUNNING":
             with suppress(ClusterError):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError, DtrainError, Exit
+from dtrain.launch import registry
+from dtrain.record.folder import RunDir
 from dtrain.record.lock import locked
 from dtrain.study.folder import StudyDir, write_end
 from dtrain.study.session import Session
@@ -26,6 +28,7 @@ def main(path: str) -> int:
     os.environ.setdefault(environment.WARM, KEPT_WARM)
     try:
         with locked(study.lock_file, study.id, LOCK_SECONDS):
+            study.end_file.unlink(missing_ok=True)  # of before the cluster started it again
             return int(_work(study, asked))
     except DtrainError as error:
         print(f"dtrain: {error}", file=sys.stderr)
@@ -46,5 +49,16 @@ def _work(study: StudyDir, asked: list[int]) -> Exit:
             study, Exit.INTERNAL, f"{type(error).__name__}: {error}", f"This is a fault of dtrain: see {study.log}"
         )
         raise
-    write_end(study, code, reason)
+    if not (code is Exit.RESUMABLE and signal.SIGUSR1 in asked and study.tune.packing and _queued_again(study)):
+        write_end(study, code, reason)
     return code
+
+
+def _queued_again(study: StudyDir) -> bool:
+    """Whether the cluster, which takes the nodes away, starts the study again later."""
+    try:
+        print(registry.cluster_of(study.job).requeue(RunDir(study.path), ()), flush=True)
+    except ClusterError as error:
+        print(f"dtrain: not queued again: {error}", file=sys.stderr)
+        return False
+    return True

@@ -786,6 +786,24 @@ def test_trials_of_a_study_share_one_allocation(lab: SlurmLab, runs: Path) -> No
     assert len(all_runs(runs)) == 4 and all(RunDir(run.path).job().cluster.name == "local" for run in all_runs(runs))
 
 
+def test_a_study_whose_allocation_ends_is_queued_again_and_goes_on(lab: SlurmLab, runs: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe = str(PROGRAMS / "tuned.yaml")
+    slow = ("--set", "train.steps=2700", "--set", "train.evaluate_every=100", "--early-stop", "none", "--trials", "2")
+    study = command(lab, runs, "tune", recipe, *PACKED, *slow, "--detach", "--quiet").strip()
+    first = RunDir(runs / f"{study}-0")
+    wait_for(lambda: first.events.exists() and b'"metrics"' in first.events.read_bytes(), "a step")
+    job = lab.run("squeue", "-h", "-o", "%i").stdout.strip()
+    lab.run("scancel", "--signal=USR1", "--batch", job)  # as SLURM does before the time limit
+    wait_for(lambda: lab.run("squeue", "-h", "-o", "%t").stdout.strip() == "PD", "the job in the queue again", 60)
+    assert ": running" in command(lab, runs, "status", study)
+    lab.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    command(lab, runs, "wait", study)
+    found = json.loads(command(lab, runs, "status", study, "--json"))
+    assert [(one["state"], one["step"]) for one in found["trials"]] == [("done", 2700)] * 2
+    assert all((done := audit(run)) and done.clean and not done.repeated_steps for run in all_runs(runs))
+
+
 @pytest.mark.parametrize("form", ["an allocation for all", "a job each"])
 def test_a_study_goes_on_when_a_node_dies_under_a_trial(lab: SlurmLab, runs: Path, form: str) -> None:
     pytest.importorskip("optuna")

@@ -72,7 +72,10 @@ def audit(run: RunDir) -> Audit | None:
     known = {event.step: event.why for event in history if isinstance(event, BadStep) and event.left_out}
     found = compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler, known)
     taken = [event for event in history if isinstance(event, StateTakenOver)]
-    told = tuple(f"the steps before {one.step} count for its weights as {one.run} trained them" for one in taken)
+    told = tuple(
+        f"at step {one.step} it went on from the state of {one.run}: dtrain audit {one.run} says how that was trained"
+        for one in taken
+    )
     return replace(found, took_over=told, strange=tuple(filter(None, (_strange(run, one) for one in taken))))
 
 

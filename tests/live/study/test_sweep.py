@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from live import PROGRAMS, dtrain, wait_for
 from studies import begin, has_lines, kill, seen
@@ -14,7 +15,7 @@ TINY = str(PROGRAMS / "tiny.yaml")
 STEPS = ("--set", "train.steps=10", "--set", "resources.workers=1")
 
 
-def without_optuna(path: Path) -> dict[str, str]:
+def without_optuna(path: Path) -> dict[str, Any]:
     """An environment in which importing Optuna fails, as where it is not installed."""
     path.mkdir()
     (path / "optuna.py").write_text("raise ImportError('not installed')")

@@ -14,6 +14,9 @@ from typing import Any
 
 from side_by_side import BIN, PROGRAMS, scratch
 
+from dtrain.record import event_log
+from dtrain.record.events import RunEnded, TrainingStarted
+
 STEPS, EVERY, BATCH = 810, 30, 64
 RECIPE = f"""\
 name: digits
@@ -61,12 +64,56 @@ def by_hand(program: str, folder: Path, trials: int, seed: int) -> dict[str, Any
     return found
 
 
+def starts_and_cost(folder: Path) -> str:
+    """Eight trials, two at once, none stopped early: the time from the supervisor's first event to the first step, of all trials but the
+    first two, and the wall time over half of the sum of their training times."""
+    (folder / "digits.yaml").write_text(RECIPE)
+    words = [
+        "--trials",
+        "8",
+        "--at-once",
+        "2",
+        "--early-stop",
+        "none",
+        "--seed",
+        "1",
+        "--runs",
+        "runs",
+        "--detach",
+        "--quiet",
+    ]
+    began = time.time()
+    study = said([str(BIN / "dtrain"), "tune", "digits.yaml", *words], folder).strip()
+    said([str(BIN / "dtrain"), "wait", study, "--runs", "runs"], folder)
+    trials = [list(event_log.read(folder / "runs" / f"{study}-{number}" / "events.jsonl")) for number in range(8)]
+    starts, training = [], 0.0
+    for number, history in enumerate(trials):
+        (begun,) = [event.time for event in history if isinstance(event, TrainingStarted)]
+        (end,) = [event for event in history if isinstance(event, RunEnded)]
+        training += end.report["training"] + end.report["evaluation"]
+        starts += [begun - history[0].time] if number > 1 else []
+    first = min(history[0].time for history in trials)
+    wall = max(history[-1].time for history in trials) - first
+    return (
+        f"start of a trial after the first two: {min(starts):.2f} to {max(starts):.2f} s, median {sorted(starts)[len(starts) // 2]:.2f} s; "
+        f"wall time {wall:.1f} s ({first - began:.1f} s before the first), training {training:.1f} s in all: "
+        f"{wall / (training / 2):.2f} times half of it; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs"
+    )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--starts", action="store_true", help="Measure only starts of trials, and what two at once cost."
+    )
     given = parser.parse_args()
+    if given.starts:
+        with scratch() as name:
+            print(starts_and_cost(Path(name)))
+        return
     print("| | wall time (s) | trials | steps trained | best accuracy |\n|---|---|---|---|---|")
     with scratch() as name:
         for side in ("dtrain", "dtrain, killed half way and resumed", "Optuna, a loop by hand", "Ray Tune, ASHA"):

@@ -191,6 +191,7 @@ class Local(Cluster):
                     stderr=log,
                     start_new_session=True,
                     cwd="/",
+                    env=os.environ | {variables.SPARE: "1"},
                 )
         except OSError as error:
             raise ClusterError(f"cannot start the supervisor: {error}") from error

@@ -18,13 +18,21 @@ def main() -> int:
 
         return agent.main(sys.argv[2:])
     if sys.argv[1:2] == ["supervise"] and len(sys.argv) == 3:
+        from pathlib import Path
+
+        if Path(sys.argv[2], "study.json").is_file():
+            from dtrain.study import main as study
+
+            return study.main(sys.argv[2])
+        from dtrain.common import environment
+
+        if os.environ.pop(environment.SPARE, ""):
+            from dtrain.agent.warm import prewarm
+
+            prewarm.start()
         from dtrain.supervisor import main as supervisor
 
         return supervisor.main(sys.argv[2])
-    if sys.argv[1:2] == ["study"] and len(sys.argv) == 3:
-        from dtrain.study import main as study
-
-        return study.main(sys.argv[2])
     if sys.argv[1:2] == ["tracker"] and len(sys.argv) == 5:
         from dtrain.supervisor.beside import tracker_process
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dtrain.common.errors import DtrainError, Exit
 from dtrain.job import entrypoint
+from dtrain.job import tune as tune_section
 from dtrain.launch import recipe as recipes
 from dtrain.launch.python_recipe import document_of
 from dtrain.record.folder import default_root
@@ -77,9 +78,11 @@ class Study:
         """Have its trials save and stop, and the study with them; `resume` goes on. Returns what came of it."""
         return control.stop(self._study, now=now, wait=wait)
 
-    def resume(self) -> Study:
-        """Go on after a stop or a kill: no trial is lost, and none is trained twice."""
-        control.resume(self._study)
+    def resume(self, **limits: Any) -> Study:
+        """Go on after a stop or a kill: no trial is lost, and none is trained twice. `limits`: `trials`, `budget`, `samples` … of the whole
+        study, if there are to be more."""
+        control.resume(self._study, [(("tune", key), value, f"argument {key}") for key, value in limits.items()])
+        self._study = StudyDir(self._study.path)
         return self
 
     def status(self) -> dict[str, Any]:
@@ -98,13 +101,6 @@ def tune(
     recipe: RecipeLike,
     over: Mapping[str, Any] | None = None,
     *,
-    metric: str | None = None,
-    mode: str | None = None,
-    trials: int | None = None,
-    budget: str | None = None,
-    sampler: str | None = None,
-    early_stop: str | None = None,
-    at_once: int | None = None,
     seed: int | None = None,
     runs: Folder = None,
     settings: Mapping[str, Any] | None = None,
@@ -113,21 +109,13 @@ def tune(
     """Begin a study, which goes on without this process: many trials of a recipe with other values, of which the best is wanted.
 
     `over`: key of the recipe → what is tried, as in the section `tune` of a recipe: `{"params.lr": "log(1e-5, 1e-1)", "params.width": [64, 128]}`;
-    the others are keys of that section. `settings` and `options` as of `dtrain.run`."""
+    `options` are the other keys of that section (`metric`, `trials`, `early_stop` …) and those of `dtrain.run`, `seed` is that of the choice of
+    values, `settings` as of `dtrain.run`."""
     entrypoint.end_import()
-    chosen = {
-        "metric": metric,
-        "mode": mode,
-        "trials": trials,
-        "budget": budget,
-        "sampler": sampler,
-        "early_stop": early_stop,
-        "at_once": at_once,
-        "sampler_seed": seed,
-    }
-    given = _overrides(settings, options)
+    mine, others = tune_section.taken({"sampler_seed": seed, **options})
+    given = _overrides(settings, others)
     given += [(("tune", "over", key), value, f"over {key}") for key, value in (over or {}).items()]
-    given += [(("tune", key), value, f"argument {key}") for key, value in chosen.items() if value is not None]
+    given += [(("tune", key), value, f"argument {key}") for key, value in mine.items()]
     if isinstance(recipe, str | os.PathLike):
         document, where = recipes.read(Path(recipe), given)
     else:

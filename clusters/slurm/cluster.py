@@ -36,7 +36,7 @@ from .commands import (
 )
 from .script import SlurmOptions
 from .site_settings import environment_of_sbatch, refusals, sentences
-from .step import AgentLaunch, SrunStep
+from .step import AgentLaunch, SrunStep, words_on
 
 JOB = "SLURM_JOB_ID"
 ELEMENT = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
@@ -110,6 +110,7 @@ class Slurm(Cluster):
     Options = SlurmOptions
     same_machine = False
     requeues = True
+    packs = True
 
     def __init__(self, options: SlurmOptions) -> None:
         self.options = options
@@ -209,6 +210,11 @@ class Slurm(Cluster):
         exclude = self._excluding(plan.avoided, plan.nodes)
         return _sbatch(path, *([f"--exclude={exclude}"] if exclude else []))
 
+    def places(self) -> dict[str, list[str]]:
+        """A step of its own on each node of the job that SLURM takes for alive."""
+        container = shlex.split(self.options.container)
+        return {node: [*words_on(node, os.environ), *container] for node in nodes_of(_this_job()) if usable(node)}
+
     def state(self, run: RunDir, reference: str) -> Submission:
         """SLURM's word for the job, with its reason."""
         found = job_state(reference)
@@ -235,7 +241,7 @@ class Slurm(Cluster):
         if now and now.state != "RUNNING" and now.reason != "TimeLimit":
             # A requeue would be granted even now, against the will of whoever cancelled it.
             raise ClusterError(f"job {job} was cancelled")
-        exclude = self._excluding([_node_of(name) for name in without], run.job().resources.nodes)
+        exclude = self._excluding([_node_of(name) for name in without], run.job().resources.nodes) if without else ""
         words = f" without {exclude}" if exclude else ""
         if now and now.state == "RUNNING":
             with suppress(ClusterError):

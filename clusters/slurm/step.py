@@ -77,6 +77,15 @@ def environment_of_step(job: Mapping[str, str]) -> dict[str, str]:
     return wanted | kept
 
 
+def words_on(node: str, job: Mapping[str, str]) -> list[str]:
+    """Pure. What stands before a command that is to run on one node, in a job with this environment, beside others there."""
+    cpus = [f"--cpus-per-task={job['SLURM_CPUS_PER_TASK']}"] if "SLURM_CPUS_PER_TASK" in job else []
+    return [
+        "env", *(f"--unset={name}" for name in MISLEADING), "srun", "--nodes=1", "--ntasks=1", f"--nodelist={node}", *cpus, "--overlap",
+        "--cpu-bind=none", "--mpi=none", "--chdir=/", "--export=ALL", "--unbuffered", "--job-name=dtrain-trial",
+    ]  # fmt: skip
+
+
 class SrunStep:
     """One running `srun` and its agents."""
 

@@ -133,6 +133,9 @@ class Cluster(ABC):
     requeues: ClassVar[bool] = False
     """Whether it takes nodes away from runs and gives them new ones later; it then has `requeue`."""
 
+    packs: ClassVar[bool] = False
+    """Whether an allocation can be shared by runs that each have a node, or a part of one; it then has `places`."""
+
     @abstractmethod
     def supervises_locally(self) -> bool:
         """Whether `dtrain run` may supervise from its own process; otherwise it submits and follows."""
@@ -169,6 +172,11 @@ class Cluster(ABC):
         """Called by the supervisor inside the cluster when a run must leave: have it started again, without these
         nodes; returns what was done, in words. Raises `ClusterError` if the cluster refuses."""
         raise NotImplementedError(f"{type(self).__name__} does not requeue")
+
+    def places(self) -> dict[str, list[str]]:
+        """May ask the cluster. The nodes of the allocation that this process is in and that answer, each with the words before a command
+        that start it there."""
+        raise NotImplementedError(f"{type(self).__name__} does not pack")
 
     def out_of_reach(self, plan: LaunchPlan) -> list[str]:
         """May ask the cluster. What keeps this machine from starting the run there now though it can plan it, each with what to do

@@ -150,7 +150,7 @@ def audit(name: LastRun = LAST, runs: Runs = RUNS, as_json: Json = False) -> Non
             print(
                 f"{found.left_out} samples were left out by train.on_nonfinite, train.spike or the scale of the loss in fp16"
             )
-        print("\n".join([*found.reasons[:20], *found.problems[:20]]))
+        print("\n".join([*found.took_over, *found.strange, *found.reasons[:20], *found.problems[:20]]))
     raise typer.Exit(int(Exit.DONE if found.clean else Exit.USER_CODE))
 
 

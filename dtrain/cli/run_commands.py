@@ -149,6 +149,7 @@ def resume(
     name: RunName, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, env: Env = None, sets: Set = None, runs: Runs = RUNS,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Take the settings of this recipe instead of the run's own.")] = None,
     profile: Profile = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", min=1, help="Of a study: how many there are in the end.")] = None,
     code: Annotated[Code, typer.Option(help="Train with the code that the run began with, or with the code as it is now.")] = Code.SAME,
     detach: Detach = False, dry_run: DryRun = False, quiet: Quiet = False, verbose: Verbose = False, warm: Warm = None,
 ) -> None:  # fmt: skip
@@ -158,12 +159,14 @@ def resume(
     from dtrain.cli import terminal
     from dtrain.control import create, overrides
 
+    given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, env=env, sets=sets)
     if study := find_study(runs, name):
         from dtrain.cli import study_view
 
-        return study_view.resume(study, detach=detach, quiet=quiet)
+        return study_view.resume(study, given, trials, detach=detach, quiet=quiet)
     chosen, shown = find(runs, name), output(quiet=quiet, verbose=verbose)
-    given = overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, env=env, sets=sets)
+    if trials:
+        raise UsageError(f"--trials is about a study, and {chosen.id} is a run", "Leave it out.")
     if dry_run:
         return _print_plans([create.planned_resume(chosen, given, recipe, new_code=code is Code.NEW)], runs)
     if edits := create.prepare_resume(chosen, given, recipe, new_code=code is Code.NEW):
@@ -179,6 +182,7 @@ def submit(
     name: Name = None, seed: Seed = None, env: Env = None, tag: Tag = None, note: Note = None, sets: Set = None, runs: Runs = RUNS,
     sweep: Sweep = None,
     at_most: Annotated[int | None, typer.Option(metavar="N", min=1, help="At once, as a study that goes on without this terminal; waits for all, then prints a table.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Start the study that the section tune of the recipe asks for.")] = False,
     dry_run: DryRun = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Start a recipe or a script, and return: it goes on without this terminal.
@@ -204,6 +208,14 @@ def submit(
     )
     if dry_run:
         _print_plans(create.planned(path, runs, given, sweep or []), runs)
+        return
+    if tune:
+        from dtrain.cli import study_view
+
+        if sweep or at_most:
+            raise UsageError("--tune and --sweep both say which runs there are", "Give one of them.")
+
+        study_view.begin(path, runs, given, quiet=quiet)
         return
     if at_most is not None:
         from dtrain.cli import study_view

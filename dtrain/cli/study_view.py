@@ -14,11 +14,22 @@ from dtrain.cli.options import Output
 from dtrain.common.errors import Exit, UsageError
 from dtrain.control.remove import Removed
 from dtrain.control.state import state_of
+from dtrain.launch import recipe
 from dtrain.launch.recipe import Override
 from dtrain.record.folder import all_runs
 from dtrain.show.render import counted, size
 from dtrain.study import control, views
 from dtrain.study.folder import StudyDir, of_trial
+
+
+def begin(path: Path, runs: Path, given: Sequence[Override], *, quiet: bool) -> StudyDir:
+    """Make a study of a recipe, begin its process, and say so."""
+    document, folder = recipe.read(path, given)
+    study = control.make(document, folder, runs, given, str(path.absolute()))
+    control.begin(study)
+    told = f"began the study {study.id}\n  watch it: dtrain attach {study.id}    stop it: dtrain stop {study.id}"
+    print(study.id if quiet else told, flush=True)
+    return study
 
 
 def attach(study: StudyDir, *, quiet: bool = False) -> int:
@@ -72,12 +83,13 @@ def status(study: StudyDir, *, watch: bool, as_json: bool) -> None:
         print(views.status(study, screen.width()))
 
 
-def resume(study: StudyDir, *, detach: bool, quiet: bool) -> None:
-    """Go on with a study, and watch it."""
-    control.resume(study)
+def resume(study: StudyDir, given: Sequence[Override], trials: int | None, *, detach: bool, quiet: bool) -> None:
+    """Go on with a study, with other limits if some are given, and watch it."""
+    more = [(("tune", "trials"), trials, f"--trials {trials}")] if trials else []
+    control.resume(study, [*given, *more])
     print(study.id if quiet else f"going on with {study.id}", flush=True)
     if not detach:
-        raise typer.Exit(attach(study, quiet=quiet))
+        raise typer.Exit(attach(StudyDir(study.path), quiet=quiet))
 
 
 def remove(study: StudyDir, name: str, *, yes: bool, as_json: bool) -> list[Removed]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,10 +22,6 @@ from dtrain.cli.options import (
 )
 from dtrain.cli.run_commands import Recipe
 
-if TYPE_CHECKING:
-    from dtrain.launch.recipe import Override
-    from dtrain.study.folder import StudyDir
-
 Over = Annotated[
     list[str] | None,
     typer.Option(
@@ -43,6 +37,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def tune(
+    context: typer.Context,
     path: Recipe,
     over: Over = None,
     metric: Annotated[
@@ -54,14 +49,20 @@ def tune(
     ] = None,
     trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials.")] = None,
     budget: Annotated[str | None, typer.Option(metavar="TIME", help="Start none after this time: 30m, 6h.")] = None,
+    samples: Annotated[
+        str | None, typer.Option(metavar="N", help="Start none after so many samples of all trials: 500k, 10M.")
+    ] = None,
+    device_hours: Annotated[
+        float | None, typer.Option(metavar="H", help="Start none after so many hours times workers.")
+    ] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="tpe, random, grid, sobol, cma, or any of Optuna.")
     ] = None,
     early_stop: Annotated[
-        str | None, typer.Option(metavar="NAME", help="asha, hyperband, median, percentile or none.")
+        str | None, typer.Option(metavar="NAME", help="asha, hyperband, median, percentile, pbt or none.")
     ] = None,
     at_once: Annotated[int | None, typer.Option(metavar="N", help="Trials that train at the same time.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of the choice of values.")] = None,
+    sampler_seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the choice of values.")] = None,
     gpus: Gpus = None,
     workers: Workers = None,
     nodes: Nodes = None,
@@ -79,46 +80,15 @@ def tune(
     Example: dtrain tune recipe.yaml --over params.width=64,128 --metric accuracy --trials 20 --early-stop asha"""
     from dtrain.cli import study_view
     from dtrain.control import overrides
+    from dtrain.job.tune import taken
+    from dtrain.study import control
 
     given = overrides.of_options(
         gpus=gpus, workers=workers, nodes=nodes, strategy=strategy, cluster=cluster, name=name, sets=sets
     )
-    chosen = {
-        "metric": metric,
-        "mode": mode,
-        "trials": trials,
-        "budget": budget,
-        "sampler": sampler,
-        "early_stop": early_stop,
-        "at_once": at_once,
-        "seed": seed,
-    }
-    study = _begun(path, runs, over or [], chosen, given)
-    print(
-        study.id
-        if quiet
-        else f"began the study {study.id}\n  watch it: dtrain attach {study.id}    stop it: dtrain stop {study.id}",
-        flush=True,
-    )
+    given += [control.over(text) for text in over or []]
+    chosen, _ = taken(context.params | {"over": None})
+    given += [(("tune", key), value, f"--{key.replace('_', '-')} {value}") for key, value in chosen.items()]
+    study = study_view.begin(path, runs, given, quiet=quiet)
     if not detach:
         raise typer.Exit(study_view.attach(study, quiet=quiet))
-
-
-def _begun(
-    path: Path, runs: Path, over: Sequence[str], chosen: Mapping[str, Any], given: Sequence[Override]
-) -> StudyDir:
-    """Make the study that these options ask for, and begin its process."""
-    from dtrain.launch import recipe
-    from dtrain.study import control
-
-    keys = {key: "sampler_seed" if key == "seed" else key for key in chosen}
-    options = [
-        (("tune", keys[key]), value, f"--{key.replace('_', '-')} {value}")
-        for key, value in chosen.items()
-        if value is not None
-    ]
-    spaces = [control.over(text) for text in over]
-    document, folder = recipe.read(path, given)
-    study = control.make(document, folder, runs, [*given, *spaces, *options], str(path.absolute()))
-    control.begin(study)
-    return study

@@ -21,6 +21,7 @@ from dtrain.job import code
 from dtrain.job.code import Snapshot
 from dtrain.job.job import Job
 from dtrain.launch import planner, recipe, sweep, target_recipe, yaml_source
+from dtrain.launch.tuning import HISTORY
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir
@@ -28,8 +29,6 @@ from dtrain.record.folder import create as create_folder
 from dtrain.record.status import RunState
 from dtrain.storage import run_sync
 
-HISTORY = ("global_batch", "seed", "shuffle", "shards", "exact")
-"""Keys of `train` that decide which samples a step trains on: they cannot change between two steps of one run."""
 DIFFERENCE_LINES = 20
 
 

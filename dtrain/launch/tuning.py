@@ -17,15 +17,23 @@ from dtrain.job.job import Job
 from dtrain.job.tune import Tune
 from dtrain.record.metric_curves import HELD_OUT, Curve, lower_is_better
 
-EARLY_STOPS = {"none": 1.0, "asha": 1 / 3, "hyperband": 1 / 3, "median": 1 / 2, "percentile": 1 / 4}
+PBT = "pbt"
+EARLY_STOPS = {"none": 1.0, "asha": 1 / 3, "hyperband": 1 / 3, "median": 1 / 2, "percentile": 1 / 4, PBT: 3 / 4}
 """How trials are stopped early → share of them that goes on at a rung."""
 TRIALS = 20
 """Trials of a study whose recipe does not name their number."""
 GRID = "grid"
+HISTORY = ("global_batch", "seed", "shuffle", "shards", "exact")
+"""Keys of `train` that decide which samples a step trains on: they cannot change between two steps of one run."""
+FIXED = {"train.steps", "train.epochs", *(f"train.{key}" for key in HISTORY)}
+"""Keys that cannot change while a run trains."""
+LEAST_POPULATION = 2
 FUNCTION = "function"
 """Kind of a measure that a function of the user's computes."""
 CALL = re.compile(r"(log|uniform|int)\(([^()]*)\)")
 MEASURE = re.compile(r"(?:(best|last|mean)\(\s*([^(),]+?)\s*(?:,\s*(\d+)\s*)?\)|([^(),]+))")
+SAMPLES = re.compile(r"(\d+(?:\.\d+)?)([kKMG]?)")
+UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 FORMS = "write a list [a, b], uniform(a, b), log(a, b), int(a, b, step=s) or int(a, b, log)"
 
 
@@ -84,6 +92,13 @@ def trials_of(tune: Tune) -> int:
         return tune.trials or TRIALS
     whole = math.prod(len(domain(value).grid()) for value in tune.over.values())
     return min(tune.trials or whole, whole)
+
+
+def samples_of(text: str | int) -> int | None:
+    """The number of samples in 500k, 10M or 2G; None if it is none."""
+    found = SAMPLES.fullmatch(str(text))
+    number = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    return number or None
 
 
 def _choice(values: list[Any]) -> Domain:
@@ -170,17 +185,36 @@ def problems(job: Job) -> Iterator[Problem]:
         return
     yield from _of_space(tune)
     yield from _of_metric(job, tune)
-    if tune.early_stop == "pbt":
-        yield Problem(("tune", "early_stop"), "population based training (pbt) is not there yet: take asha")
-    elif tune.early_stop not in EARLY_STOPS:
+    if tune.early_stop not in EARLY_STOPS:
         text = f"there is no {tune.early_stop!r}. {nearest(tune.early_stop, list(EARLY_STOPS))}"
         yield Problem(("tune", "early_stop"), text)
     elif tune.early_stop != "none":
         yield from _of_rungs(job, tune)
+    if tune.early_stop == PBT:
+        yield from _of_population(tune)
     if tune.budget is not None and durations.seconds_of(tune.budget) is None:
         yield Problem(("tune", "budget"), f"{tune.budget} is no time: write it like 30m, 6h or 2d")
+    if tune.samples is not None and samples_of(tune.samples) is None:
+        yield Problem(("tune", "samples"), f"{tune.samples} is no number of samples: write it like 500k, 10M or 2G")
     if tune.keep is not None and not 0 < tune.keep < 1:
         yield Problem(("tune", "keep"), f"a share of the trials is above 0 and below 1, not {tune.keep:g}")
+
+
+def _of_population(tune: Tune) -> Iterator[Problem]:
+    for key in tune.over:
+        if key in FIXED:
+            yield Problem(
+                ("tune", "over", key), "pbt changes values while a trial trains, and this one cannot change then"
+            )
+    for key in tune.perturb or ():
+        if key not in tune.over:
+            yield Problem(("tune", "perturb"), f"tune.over has no {key!r}. {nearest(key, list(tune.over))}")
+    if tune.keep is not None and tune.keep < 1 / 2:
+        yield Problem(
+            ("tune", "keep"), f"with pbt at least half of the trials go on from their own state, not {tune.keep:g}"
+        )
+    if trials_of(tune) < LEAST_POPULATION:
+        yield Problem(("tune", "trials"), "pbt compares trials: it takes 2 at least")
 
 
 def _of_space(tune: Tune) -> Iterator[Problem]:

@@ -265,6 +265,17 @@ class CheckpointQuarantined(Event, was="checkpoint_damaged"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateTakenOver(Event):
+    """The run was given the state that another run saved at the same step: weights, optimizer and all."""
+
+    step: int
+    run: str
+    """Id of the other run."""
+    weights: str
+    """Hex digest of the model state."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogShortened(AttemptEvent):
     """A rank's log had more than `logs.keep`."""
 

@@ -184,6 +184,10 @@ def _on_quarantined(state: RunState, event: events.CheckpointQuarantined) -> Non
     state.warnings.append(f"a damaged checkpoint was set aside as {event.folder}: {event.problem}")
 
 
+def _on_taken_over(state: RunState, event: events.StateTakenOver) -> None:
+    state.saved_step, state.weights = event.step, event.weights
+
+
 def _on_warning(state: RunState, event: events.UserWarned) -> None:
     if event.text not in state.warnings:
         state.warnings.append(event.text)
@@ -266,6 +270,7 @@ HANDLERS: dict[type[Event], Callable[[RunState, Any], None]] = {
     events.MemoryInterval: _on_memory_interval,
     events.CheckpointFailed: _on_checkpoint_failed,
     events.CheckpointQuarantined: _on_quarantined,
+    events.StateTakenOver: _on_taken_over,
     events.UserWarned: _on_warning,
     events.StorageFailed: _on_storage_failed,
     events.TrackerFailed: _on_tracker_failed,

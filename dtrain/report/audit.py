@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import event_log, sample_ledger
-from dtrain.record.events import BadStep, CheckpointSaved, TrainingStarted
+from dtrain.record.events import BadStep, CheckpointSaved, StateTakenOver, TrainingStarted
 from dtrain.record.folder import RunDir
 from dtrain.record.history import attempt_starts
 from dtrain.record.sample_ledger import Entry, LedgerFile, LeftOut, checksum, last_step
@@ -47,11 +48,15 @@ class Audit:
     """Samples of committed steps that the run left out by itself, with a reason (`train.on_nonfinite`, `train.spike`, fp16)."""
     reasons: tuple[str, ...] = ()
     """One line for each such step, the first ones only."""
+    took_over: tuple[str, ...] = ()
+    """One line for each state of another run that this one went on from."""
+    strange: tuple[str, ...] = ()
+    """One line for each of them that is not what the other run saved."""
 
     @property
     def clean(self) -> bool:
         """Every sample of every committed step exactly once, but for those that were left out with a reason."""
-        return not (self.twice or self.skipped or self.altered)
+        return not (self.twice or self.skipped or self.altered or self.strange)
 
 
 def audit(run: RunDir) -> Audit | None:
@@ -65,7 +70,27 @@ def audit(run: RunDir) -> Audit | None:
     saved = max((event.step for event in history if isinstance(event, CheckpointSaved)), default=0)
     sampler = Sampler(sizes[-1], run.job().train)
     known = {event.step: event.why for event in history if isinstance(event, BadStep) and event.left_out}
-    return compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler, known)
+    found = compare(sample_ledger.attempts(run), attempt_starts(history), saved, sampler, known)
+    taken = [event for event in history if isinstance(event, StateTakenOver)]
+    told = tuple(
+        f"at step {one.step} it went on from the state of {one.run}: dtrain audit {one.run} says how that was trained"
+        for one in taken
+    )
+    return replace(found, took_over=told, strange=tuple(filter(None, (_strange(run, one) for one in taken))))
+
+
+def _strange(run: RunDir, taken: StateTakenOver) -> str:
+    """Describe what is wrong with a state that was taken over, or ''."""
+    saved = [
+        event.weights
+        for event in event_log.read(run.path.with_name(taken.run) / run.events.name)
+        if isinstance(event, CheckpointSaved) and event.step == taken.step
+    ]
+    if not saved:
+        return f"{taken.run} is gone, or never saved step {taken.step}, from whose state this run went on"
+    return (
+        "" if taken.weights in saved else f"{taken.run} saved other weights at step {taken.step} than were taken over"
+    )
 
 
 def compare(

@@ -134,7 +134,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one axis of steps (or other whole numbers) or of seconds."""
+    """Lines over one axis of steps (or other numbers) or of seconds."""
 
     title: str
     lines: Sequence[Line]
@@ -145,6 +145,8 @@ class Chart:
     height: int = 190
     timed: bool = False
     """Whether the horizontal axis is in seconds."""
+    whole: bool = True
+    """Whether it has whole numbers alone."""
     from_zero: bool = False
     text: Callable[[float], str] = number
     """A value of the vertical axis for people."""
@@ -158,7 +160,8 @@ class Chart:
         across = Axis(self.low, self.high, 0, WIDTH)
         up = self._up(values, extremes)
         rows = _log_ticks(up.low, up.high) if up.logarithmic else ticks(up.low, up.high, 5)
-        columns = time_ticks(self.low, self.high, 8) if self.timed else whole_ticks(self.low, self.high, 8)
+        chosen = time_ticks if self.timed else whole_ticks if self.whole else ticks
+        columns = chosen(self.low, self.high, 8)
         parts = [f'<path class="grid" d="M0 {up.place(value)}H{WIDTH}"/>' for value in rows]
         parts += [self._marker(marker, across) for marker in self.markers]
         parts += [_drawn(line, across, up) for line in self.lines if line.points]

@@ -93,6 +93,10 @@ def _quarantined(event: events.CheckpointQuarantined, state: RunState) -> str:
     return f"WARNING: a damaged checkpoint was set aside as {event.folder}: {event.problem}"
 
 
+def _taken_over(event: events.StateTakenOver, state: RunState) -> str:
+    return f"step {event.step}  goes on from the state of {event.run}"
+
+
 def _warning(event: events.UserWarned, state: RunState) -> str:
     return f"WARNING: {event.text}"
 
@@ -253,6 +257,7 @@ LINES: dict[type[Event], Callable[[Any, RunState], str]] = {
     events.CheckpointSaved: _checkpoint,
     events.CheckpointFailed: _checkpoint_failed,
     events.CheckpointQuarantined: _quarantined,
+    events.StateTakenOver: _taken_over,
     events.UserWarned: _warning,
     events.BadStep: _bad_step,
     events.LogShortened: _log_shortened,

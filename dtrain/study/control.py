@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from dtrain.api.plan import supervisor_command
 from dtrain.common.errors import ClusterError, Exit, UsageError
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, write_whole
 from dtrain.control import remove as removing
@@ -22,16 +22,21 @@ from dtrain.launch.recipe import Override
 from dtrain.launch.sweep import members
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, mailbox
-from dtrain.record.folder import new_id
-from dtrain.study import trial_run
+from dtrain.record.folder import RunDir, new_id
+from dtrain.record.lock import is_locked
+from dtrain.study import packing, plain_journal, trial_run
 from dtrain.study.checks import check_values
-from dtrain.study.folder import StudyDir, write_facts
-from dtrain.study.journal import Journal, Trial, check_sampler, rank
+from dtrain.study.folder import StudyDir, write_end, write_facts
+from dtrain.study.journal import Trial, check_sampler, rank
 
 POLL_SECONDS = 0.1
 START_SECONDS = 30.0
 LOOK_SECONDS = 2.0
 STOP_SECONDS = 90.0
+ASK_SECONDS = 1.0
+"""Between two looks at a study that is in a cluster, whose time is everyone's."""
+LIMITS = ("trials", "budget", "samples", "device_hours", "at_once")
+"""Keys of the section `tune` that can change when a study goes on."""
 _detached: list[subprocess.Popen[bytes]] = []
 """Processes of studies that this process started, kept so that their exit statuses are collected."""
 
@@ -57,10 +62,13 @@ def make(document: Document, folder: Path, runs: Path, given: Sequence[Override]
             "there is nothing to try", "Say it: --over 'params.lr=log(1e-5,1e-1)', or as tune.over in the recipe."
         )
     check_values(document, folder, runs, job.tune.over)
-    check_sampler(job.tune.sampler)
+    if plain_journal.needs_optuna(job.tune):
+        check_sampler(job.tune.sampler)
+    packing.check(job)
     study = StudyDir(runs.absolute() / new_id(job.name))
     try:
-        study.path.mkdir(PRIVATE_FOLDER, parents=True)
+        study.log.parent.mkdir(PRIVATE_FOLDER, parents=True)
+        study.path.chmod(PRIVATE_FOLDER)
         write_whole(study.recipe, yaml.safe_dump(document.data, sort_keys=False), PRIVATE_FILE)
         code_snapshot.take(study.code, job, runs)
         write_facts(study, folder, source)
@@ -87,13 +95,16 @@ def sweep(path: Path, runs: Path, given: Sequence[Override], sweeps: Sequence[st
 
 
 def begin(study: StudyDir) -> None:
-    """Start the process of a study, in a session of its own, and wait until it has the study or has ended."""
-    if study.goes_on():
-        raise UsageError(f"the study {study.id} goes on", f"Watch it: dtrain attach {study.id}")
+    """Start the process of a study, in a session of its own, and wait until it has the study or has ended; one whose trials share an
+    allocation is handed in with it."""
+    refuse_live(study)
     study.end_file.unlink(missing_ok=True)
+    if study.tune.packing:
+        packing.submit(study)
+        return
     with open(study.log, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "dtrain", "study", str(study.path)],
+            supervisor_command(RunDir(study.path)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -106,12 +117,18 @@ def begin(study: StudyDir) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def refuse_live(study: StudyDir) -> None:
+    """Raise `UsageError` if a process works on the study."""
+    if study.goes_on():
+        raise UsageError(f"the study {study.id} goes on", f"Watch it: dtrain attach {study.id}")
+
+
 def trials(study: StudyDir) -> list[Trial]:
     """The trials so far, by their numbers."""
     if not study.journal.exists() or not study.journal.stat().st_size:
         return []
     try:
-        return Journal(study.journal, study.id, mode(study)).trials()
+        return plain_journal.opened(study.journal, study.id, study.tune).trials()
     except KeyError:  # it is being made
         return []
 
@@ -138,6 +155,8 @@ def best_recipe(study: StudyDir) -> Path:
     note = (
         f"# Trial {chosen.number} of the study {study.id}: {study.tune.metric} {chosen.value:g} at step {chosen.step}\n"
     )
+    for taken in chosen.took_over:
+        note += f"# At step {taken.step} it went on from the state of trial {taken.trial}; the values here are the last ones\n"
     try:
         write_whole(path, note + yaml.safe_dump(document.data, sort_keys=False), PRIVATE_FILE)
     except OSError as error:
@@ -168,7 +187,7 @@ def wait(study: StudyDir, on_look: Callable[[], None] = lambda: None, deadline: 
         if deadline is not None and time.monotonic() > deadline:
             return None
         on_look()
-        time.sleep(POLL_SECONDS)
+        time.sleep(ASK_SECONDS if study.tune.packing else POLL_SECONDS)
     end = study.end()
     return int(end["exit_code"]) if end else int(Exit.GAVE_UP)
 
@@ -180,6 +199,10 @@ def stop(study: StudyDir, *, now: bool, wait: bool) -> str:
         for run in left:  # the study's process was killed, and its trials were not
             stopping.stop(run, now=now, wait=wait)
         return f"{study.id} is not running: {study.state}" + (f"; {len(left)} trials were stopped" if left else "")
+    if not is_locked(study.lock_file):
+        packing.cancel(study)
+        write_end(study, Exit.RESUMABLE, "it was taken back from the cluster before it began")
+        return f"{study.id} was taken back from the cluster; go on: dtrain resume {study.id}"
     study.mailbox.post(mailbox.STOP, "now" if now else "leave")
     deadline = time.monotonic() + STOP_SECONDS
     while wait and study.goes_on() and time.monotonic() < deadline:
@@ -189,12 +212,39 @@ def stop(study: StudyDir, *, now: bool, wait: bool) -> str:
     return f"{study.id} has stopped; go on: dtrain resume {study.id}" if wait else f"{study.id} was asked to stop"
 
 
-def resume(study: StudyDir) -> None:
-    """Go on with a study that was stopped or killed; raises `UsageError` if it is done."""
+def resume(study: StudyDir, given: Sequence[Override] = ()) -> None:
+    """Go on with a study that was stopped or killed, or that is given more trials or time; raises `UsageError` if it is done otherwise."""
+    refuse_live(study)
     end = study.end()
-    if not study.goes_on() and end and end["exit_code"] == Exit.DONE:
-        raise UsageError(f"the study {study.id} is done: {end['reason']}", f"See it: dtrain report {study.id}")
-    begin(study)
+    if given:
+        _enlarge(study, given)
+    elif end and end["exit_code"] == Exit.DONE:
+        more = f"To train more trials: dtrain resume {study.id} --trials {2 * len(trials(study))}"
+        raise UsageError(f"the study {study.id} is done: {end['reason']}", more)
+    begin(StudyDir(study.path))
+
+
+def _enlarge(study: StudyDir, given: Sequence[Override]) -> None:
+    """Write other limits into the study's recipe; raises `UsageError` for anything else, and for fewer trials than there are."""
+    if other := [option for where, _, option in given if where[0] != "tune" or where[-1] not in LIMITS]:
+        known = ", ".join(f"tune.{key}" for key in LIMITS)
+        raise UsageError(
+            f"{other[0]}: a study goes on with the recipe that it began with",
+            f"What can change are its limits: {known}.",
+        )
+    document, there = study.document(), len(trials(study))
+    for where, value, option in given:
+        document.put(where, value, option)
+    with code_snapshot.used(study.code, str(study.facts["folder"])):
+        job = recipe.from_document(document, Path(str(study.facts["folder"])), here=False, runs=study.runs)
+    assert job.tune is not None, "a study's recipe has this section"
+    wanted = tuning.trials_of(job.tune)
+    if "trials" in (where[-1] for where, _, _ in given):
+        if job.tune.early_stop == tuning.PBT:
+            raise UsageError("a population keeps its size: with early_stop: pbt there are no more trials")
+        if wanted <= there:
+            raise UsageError(f"--trials is how many there are in the end, and {study.id} has {there}", "Name more.")
+    write_whole(study.recipe, yaml.safe_dump(document.data, sort_keys=False), PRIVATE_FILE)
 
 
 def remove(study: StudyDir) -> None:

@@ -61,7 +61,7 @@ class StudyDir:
     @property
     def log(self) -> Path:
         """What the study's process prints."""
-        return self.path / "study.log"
+        return RunDir(self.path).logs / "supervisor.log"
 
     @property
     def lock_file(self) -> Path:
@@ -124,8 +124,18 @@ class StudyDir:
         return folder_clock(self.path) - (self.path / SIGN).stat().st_mtime
 
     def goes_on(self) -> bool:
-        """Whether a process works on the study, as far as this machine can see."""
-        return is_locked(self.lock_file)
+        """Whether a process works on the study, as far as this machine can see, or a cluster is going to start one."""
+        return is_locked(self.lock_file) or self.submitted()
+
+    def submitted(self) -> bool:
+        """Whether a cluster has the study in its queue, or runs it."""
+        submitted = None if self.end_file.exists() else RunDir(self.path).submitted()
+        if submitted is None:
+            return False
+        from dtrain.launch import registry
+
+        cluster = registry.cluster(submitted.cluster, self.job.cluster.options)
+        return not cluster.state(RunDir(self.path), submitted.reference).over
 
     @property
     def state(self) -> str:
@@ -147,6 +157,11 @@ def write_facts(study: StudyDir, folder: Path, source: str) -> None:
     """Make the folder a study; `folder` is where the recipe's code lies, `source` its file."""
     facts = {"format": FORMAT, "folder": str(folder), "source": source}
     write_json(study.path / SIGN, facts)
+
+
+def write_end(study: StudyDir, code: Exit, reason: str, hint: str = "") -> None:
+    """Write down how a study has ended."""
+    write_json(study.end_file, {"exit_code": int(code), "reason": reason, "hint": hint})
 
 
 def is_study(path: Path) -> bool:

@@ -18,7 +18,8 @@ from typing import Any
 from dtrain.common import installation
 from dtrain.common.errors import UsageError, nearest
 from dtrain.common.lazy_dataclass import dataclass
-from dtrain.launch.tuning import Domain
+from dtrain.launch.tuning import GRID, Domain
+from dtrain.study.population import TakeOver
 
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "sobol": "QMCSampler", "cma": "CmaEsSampler"}
 ONE_SEED = ("QMCSampler",)
@@ -27,6 +28,8 @@ LEAST_TRIALS = 8
 """From which on the importance of keys is computed."""
 NESTED = "json:"
 """Begins a choice that is a list or a mapping."""
+TOOK_OVER = "took over at step "
+"""Begins the attribute of a trial that says what it has taken over from another one."""
 OF_STUDY = "dtrain:study"
 """Attribute of a trial that has what the sampler remembers of the whole study."""
 
@@ -48,9 +51,11 @@ class Trial:
     seconds: float = 0.0
     """Time that its run has taken so far, as of its newest rung or its end."""
     failure: str = ""
-    """Why it failed."""
+    """Why it failed, or who stopped it."""
     began: float = 0.0
     """Seconds since 1970."""
+    took_over: tuple[TakeOver, ...] = ()
+    """What it has taken over from other trials, in order; `values` are those of the last."""
 
     @property
     def goes_on(self) -> bool:
@@ -90,7 +95,7 @@ class Journal:
     def __init__(self, path: Path, name: str, mode: str, *, write: bool = False) -> None:
         library = optuna()
         if write and path.exists():
-            _cut_to_whole_lines(path)
+            cut_to_whole_lines(path)
         backend = library.storages.journal.JournalFileBackend(str(path), lock_obj=_NoLock())
         self._storage = library.storages.JournalStorage(backend)
         self._states = library.trial.TrialState
@@ -147,6 +152,10 @@ class Journal:
         self._note(number, step=step, seconds=seconds)
         self._storage.set_trial_intermediate_value(self._id(number), step, value)
 
+    def take_over(self, number: int, taken: TakeOver) -> None:
+        """Write down that a trial goes on from the state of another one."""
+        self._note(number, **{f"{TOOK_OVER}{taken.step}": {"trial": taken.trial, "values": taken.values}})
+
     def end(self, number: int, state: str, value: float | None = None, **facts: Any) -> None:
         """Write down the end of a trial: done, failed or stopped early."""
         self._note(number, **facts)
@@ -187,7 +196,14 @@ def _trial(found: Any) -> Trial:
     facts = {key: found.user_attrs[key] for key in ("step", "seconds", "failure") if key in found.user_attrs}
     values = {key: _decoded(one) for key, one in found.params.items()}
     began = found.datetime_start.timestamp() if found.datetime_start else 0.0
-    return Trial(found.number, STATES[found.state.name], values, rungs, value, began=began, **facts)
+    taken = _taken_over(found.user_attrs)
+    values = taken[-1].values if taken else values
+    return Trial(found.number, STATES[found.state.name], values, rungs, value, began=began, took_over=taken, **facts)
+
+
+def _taken_over(attributes: Mapping[str, Any]) -> tuple[TakeOver, ...]:
+    steps = sorted(int(key.removeprefix(TOOK_OVER)) for key in attributes if key.startswith(TOOK_OVER))
+    return tuple(TakeOver(step, **attributes[f"{TOOK_OVER}{step}"]) for step in steps)
 
 
 def _sampler(name: str, seed: int, number: int) -> Any:
@@ -210,7 +226,7 @@ def _sampler(name: str, seed: int, number: int) -> Any:
 def check_sampler(name: str) -> None:
     """Raise `UsageError` if there is no such sampler, or Optuna is not installed."""
     optuna()
-    if name != "grid":
+    if name != GRID:
         _sampler(name, 0, 0)
 
 
@@ -237,7 +253,7 @@ def _decoded(value: Any) -> Any:
     return json.loads(value[len(NESTED) :]) if isinstance(value, str) and value.startswith(NESTED) else value
 
 
-def _cut_to_whole_lines(path: Path) -> None:
+def cut_to_whole_lines(path: Path) -> None:
     """Drop the half of a line that a kill, or a full disk, has left at the end."""
     data = path.read_bytes()
     if not data.endswith(b"\n"):

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job.job import Job
 from dtrain.job.tune import Tune
-from dtrain.launch.tuning import EARLY_STOPS
+from dtrain.launch.tuning import EARLY_STOPS, PBT
 
 RUNGS = 3
 """Number of rungs if the recipe names none."""
+GENERATIONS = 8
+"""Parts of the training between the rungs of a population if the recipe names none."""
 FIRST_ONES = 4
 """Results at a rung up to which the rules `median` and `percentile` let everybody go on."""
 
@@ -58,9 +60,15 @@ def ladder_of(job: Job, tune: Tune) -> Ladder:
     keep = tune.keep or EARLY_STOPS[tune.early_stop]
     every = job.train.evaluate_every or 1
     total = job.train.steps or 0
-    wanted = tune.rungs or [max(1, total // 3**power) for power in range(RUNGS, 0, -1)]
+    wanted = tune.rungs or _default_rungs(tune.early_stop, total)
     rungs = sorted({math.ceil(step / every) * every for step in wanted})
     steps = tuple(step for step in rungs if not total or step < total)
     return Ladder(
         steps, keep, FIRST_ONES if tune.early_stop in ("median", "percentile") else 0, tune.early_stop == "hyperband"
     )
+
+
+def _default_rungs(early_stop: str, total: int) -> list[int]:
+    if early_stop == PBT:
+        return [max(1, total * part // GENERATIONS) for part in range(1, GENERATIONS)]
+    return [max(1, total // 3**power) for power in range(RUNGS, 0, -1)]

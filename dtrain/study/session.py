@@ -10,33 +10,36 @@ import itertools
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dtrain.agent import devices, gpu_leases
-from dtrain.common import durations
-from dtrain.common.errors import DtrainError, Exit, UsageError, UserError
-from dtrain.control import start
+from dtrain.common.errors import CheckpointError, DtrainError, Exit, UsageError, UserError
+from dtrain.control import start, take_over
 from dtrain.control import stop as stopping
 from dtrain.control.follow import Watcher
 from dtrain.control.state import goes_on
 from dtrain.job import code, entrypoint
 from dtrain.launch import registry, tuning
-from dtrain.launch.tuning import GRID
+from dtrain.launch.tuning import GRID, PBT
 from dtrain.record import code_snapshot, mailbox
 from dtrain.record.events import Evaluation, Event, Metrics
-from dtrain.study import trial_run
+from dtrain.study import packing, plain_journal, trial_run
+from dtrain.study.cost import budget_spent
 from dtrain.study.folder import StudyDir
-from dtrain.study.journal import Journal, Trial
+from dtrain.study.journal import Trial
+from dtrain.study.population import Member, take_overs
 from dtrain.study.rungs import ladder_of
+from dtrain.supervisor.leaving.stop_request import STOPPED
 
 POLL_SECONDS = 0.05
 SAME_FAILURES = 3
 """Of the first so many trials, if all fail in the same way, the study ends."""
 RELAUNCHES = 3
-"""Times that a trial whose supervisor was killed is started again."""
+"""Times that a trial whose supervisor was killed or told to leave is started again."""
+LEFT = (Exit.RESUMABLE, Exit.INTERRUPTED)
 IN_A_QUEUE = 8
 """Trials at once where a cluster has a queue."""
 
@@ -50,12 +53,16 @@ class Session:
         self._space = {key: tuning.domain(value) for key, value in tune.over.items()}
         self._measure = _measure_of(study)
         self._ladder = ladder_of(study.job, tune)
-        self._journal = Journal(study.journal, study.id, self._measure.mode if self._measure else "min", write=True)
+        self._journal = plain_journal.opened(study.journal, study.id, tune, write=True)
         self._trials = self._journal.trials()
         self._active: dict[int, Watcher] = {}
         self._ended: set[int] = set()
         """Active trials whose runs have logged their end."""
         self._relaunches: dict[int, int] = {}
+        self._displaced: list[int] = []
+        """Trials whose nodes were lost, and that go on when there is room."""
+        self._nodes: dict[int, str] = {}
+        """Trial → its node in an allocation that packs them."""
         self._grid = (
             list(itertools.product(*(domain.grid() for domain in self._space.values()))) if tune.sampler == GRID else []
         )
@@ -134,14 +141,33 @@ class Session:
                 self._complete(number, found)
         elif self._asked_to_stop:
             pass
-        elif known is not None and code in (None, Exit.DONE, Exit.RESUMABLE, Exit.INTERRUPTED):
+        elif known is not None and code in (None, Exit.DONE, *LEFT):
             self._launch(number)
-        elif code is None and self._relaunches.get(number, 0) < RELAUNCHES:
+        elif code in LEFT and found.state.reason.startswith(STOPPED):
+            self._stopped(number, found)
+        elif code in (None, *LEFT) and self._relaunches.get(number, 0) < RELAUNCHES:
             self._relaunches[number] = self._relaunches.get(number, 0) + 1
             self._launch(number)
+        elif found.lacks_nodes and self._relaunches.get(number, 0) < RELAUNCHES:
+            self._relaunches[number] = self._relaunches.get(number, 0) + 1
+            self._at_once = max(1, len(self._active))  # there is no room for more
+            self._displaced.append(number)
         else:
-            self._fail(number, found.failure, step=at, seconds=found.seconds)
+            self._fail(number, found.failure + self._hint(number, at), step=at, seconds=found.seconds)
         self._trials = self._journal.trials()
+
+    def _stopped(self, number: int, found: trial_run.Progress) -> None:
+        """Take note of a trial that a person has stopped: with its value so far, and not to go on."""
+        if self._measure and found.value is not None:
+            self._journal.report(number, found.state.step, _finite(found.value, self._measure), found.seconds)
+        self._journal.end(number, "stopped early", failure=STOPPED, step=found.state.step, seconds=found.seconds)
+
+    def _hint(self, number: int, step: int) -> str:
+        """What may be wrong with a trial that fails as soon as it has the state of another one."""
+        taken = self._trials[number].took_over
+        if not taken or taken[-1].step != step:
+            return ""
+        return f" (with the state of trial {taken[-1].trial}: leave what the shape of the model depends on out of tune.perturb)"
 
     def _complete(self, number: int, found: trial_run.Progress) -> None:
         """Take note of a trial that has done all its steps, or has ended by itself before."""
@@ -171,32 +197,70 @@ class Session:
         """Whether one more trial may train now."""
         if self._asked_to_stop or self._problem or len(self._active) >= self._at_once:
             return False
-        budget = durations.seconds_of(self._tune.budget or "")
-        return budget is None or self._study.age_seconds() < budget
+        return not budget_spent(self._study, self._trials)
 
     def _start_next(self) -> bool:
         """Promote a trial that waits, or start a new one; False if there is none. A study whose trials all wait lets its best one finish."""
+        if self._displaced:
+            self._launch(self._displaced.pop(0))
+            return True
         waiting = {
             one.number: max(one.rungs)
             for one in self._trials
             if one.goes_on and one.rungs and one.number not in self._active
         }
         costs = {one.number: {rung: self._cost(value) for rung, value in one.rungs.items()} for one in self._trials}
-        chosen = self._ladder.promoted(costs, waiting)
+        chosen = self._ladder.promoted(costs, waiting) if self._tune.early_stop != PBT else self._of_generation(waiting)
         if chosen is None and len(self._trials) < self._most:
             self._new()
             return True
-        if chosen is None and not self._active and not any(one.state == "done" for one in self._trials):
+        stuck = chosen is None and not self._active and not any(one.state == "done" for one in self._trials)
+        if stuck and self._tune.early_stop != PBT:
             chosen = min(waiting, key=lambda number: (-waiting[number], costs[number][waiting[number]]), default=None)
         if chosen is None:
             return False
-        run = self._study.trial(chosen)
-        if trial_run.is_made(run):
-            trial_run.go_on_until(run, self._ladder.after(waiting[chosen]))
-            self._launch(chosen)
-        else:
-            self._fail(chosen, "its run was removed")
+        self._go_on(self._trials[chosen], waiting[chosen])
         return True
+
+    def _go_on(self, trial: Trial, rung: int) -> None:
+        """Have a trial that waits at a rung train up to the next one."""
+        run = self._study.trial(trial.number)
+        if not trial_run.is_made(run):
+            self._fail(trial.number, "its run was removed")
+            return
+        taken = [one for one in trial.took_over if one.step == rung]
+        try:
+            trial_run.go_on_until(run, self._ladder.after(rung), taken[0].values if taken else {})
+        except UsageError as error:
+            self._fail(trial.number, f"recipe: {error.message}")
+            return
+        self._launch(trial.number)
+
+    def _of_generation(self, waiting: Mapping[int, int]) -> int | None:
+        """The next trial of a population to go on; None while others are still to come to the rung. Before the first one does, those that
+        take over the state of a better one have it."""
+        living = [one for one in self._trials if one.goes_on]
+        rung = min(waiting.values(), default=0)
+        if len(self._trials) < self._most or not waiting or any(rung not in one.rungs for one in living):
+            return None
+        if all(waiting.get(one.number) == rung for one in living):
+            self._take_over(rung)
+        return min(
+            (number for number, at in waiting.items() if at == rung and self._trials[number].goes_on), default=None
+        )
+
+    def _take_over(self, rung: int) -> None:
+        members = [
+            Member(one.number, self._cost(one.rungs[rung]), one.values) for one in self._trials if rung in one.rungs
+        ]
+        for number, taken in take_overs(members, rung, self._space, self._tune, self._ladder.keep).items():
+            if all(known.step != rung for known in self._trials[number].took_over):
+                self._journal.take_over(number, taken)
+            try:
+                take_over.take_over(self._study.trial(number), self._study.trial(taken.trial), rung)
+            except (CheckpointError, UsageError) as error:
+                self._fail(number, f"the state of trial {taken.trial} cannot be taken over: {error.message}")
+        self._trials = self._journal.trials()
 
     def _cost(self, value: float) -> float:
         return self._measure.cost(value) if self._measure else 0.0
@@ -223,7 +287,11 @@ class Session:
     def _launch(self, number: int) -> None:
         run = self._study.trial(number)
         self._watch(number)
-        start.submit(run)
+        if self._tune.packing:
+            busy = [node for other, node in self._nodes.items() if other in self._active and other != number]
+            self._nodes[number] = packing.start_on_a_node(self._study, run, busy)
+        else:
+            start.submit(run)
 
     def _watch(self, number: int) -> None:
         self._active[number] = Watcher(self._study.trial(number), partial(self._listen, number))
@@ -247,9 +315,15 @@ class Session:
         self._trials = self._journal.trials()
         done = sum(one.state == "done" for one in self._trials)
         if not any(one.state != "failed" for one in self._trials):
-            why = self._trials[-1].failure if self._trials else "tune.budget was over before the first"
+            why = (
+                self._trials[-1].failure
+                if self._trials
+                else f"{budget_spent(self._study, [])} was over before the first"
+            )
             return Exit.USER_CODE, f"no trial was trained to its end: {why}"
-        return Exit.DONE, f"{done} of {len(self._trials)} trials were trained to their end"
+        over = budget_spent(self._study, self._trials)
+        ended = f"{done} of {len(self._trials)} trials were trained to their end"
+        return Exit.DONE, f"{ended}; {over} is spent" if over else ended
 
 
 def _measure_of(study: StudyDir) -> tuning.Measure | None:
@@ -288,10 +362,11 @@ def at_once(study: StudyDir) -> int:
     wanted, resources = study.tune.at_once, study.job.resources
     if wanted != "auto":
         return wanted
-    if not registry.cluster_of(study.job).same_machine:
+    if not study.tune.packing and not registry.cluster_of(study.job).same_machine:
         return IN_A_QUEUE
+    nodes = study.tune.packing or 1
     if resources.device == "gpu":
-        return max(1, len(gpu_leases.choice(resources.gpus)) // resources.workers)
+        return nodes * max(1, len(gpu_leases.choice(resources.gpus)) // resources.workers)
     if resources.cpus_per_worker is None:
-        return 1
-    return max(1, devices.cpus() // (resources.cpus_per_worker * resources.workers))
+        return nodes
+    return nodes * max(1, devices.cpus() // (resources.cpus_per_worker * resources.workers))

@@ -16,12 +16,13 @@ from dtrain.common.errors import Exit, NewerFormat, RunNotFound
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.control import create, state
+from dtrain.job.failure_kinds import FailureKind
 from dtrain.job.job import Job
-from dtrain.launch import recipe
+from dtrain.launch import recipe, registry
 from dtrain.launch.tuning import Measure
 from dtrain.launch.yaml_source import Document
 from dtrain.record import code_snapshot, event_log
-from dtrain.record.events import AttemptStarted, Event, RunEnded
+from dtrain.record.events import AttemptStarted, Event, RunEnded, StateTakenOver
 from dtrain.record.folder import RunDir
 from dtrain.record.folder import create as create_folder
 from dtrain.record.metric_curves import MetricCurves
@@ -52,6 +53,8 @@ def make(study: StudyDir, number: int, values: Mapping[str, Any], ladder: Ladder
         settings["train.until"] = ladder.first(number)
         if study.job.kind == "task" and not study.job.train.evaluate_every:
             settings["train.evaluate_every"] = math.gcd(*ladder.steps)
+    if study.tune.packing:
+        settings["cluster"] = registry.default("cluster")
     for key, value in settings.items():
         document.put(tuple(key.split(".")), value, key)
     folder = Path(str(study.facts["folder"]))
@@ -88,9 +91,11 @@ def job_of(run: RunDir) -> Job | None:
         return None
 
 
-def go_on_until(run: RunDir, step: int | None) -> None:
-    """Give a run that waits at a rung the next one; None: it trains to its end."""
-    create.prepare_resume(run, [(("train", "until"), step, "train.until")], None)
+def go_on_until(run: RunDir, step: int | None, values: Mapping[str, Any]) -> None:
+    """Give a run that waits at a rung the next one (None: it trains to its end), and these values; raises `UsageError` for values that the
+    recipe cannot have."""
+    given = [(tuple(key.split(".")), value, f"{OPTION}.{key}") for key, value in values.items()]
+    create.prepare_resume(run, [*given, (("train", "until"), step, "train.until")], None)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,12 @@ class Progress:
         return self.state.exit_code == Exit.DONE and self.state.step == (self.state.total_steps or self.state.step)
 
     @property
+    def lacks_nodes(self) -> bool:
+        """Whether the run gave up since nodes were lost or did not come."""
+        kinds = [failure.kind for failure in self.state.failures[-1:]]
+        return self.state.exit_code == Exit.GAVE_UP and kinds in ([], [FailureKind.NODE_LOST])
+
+    @property
     def failure(self) -> str:
         """Why it failed: the class and the message."""
         if self.state.failures:
@@ -132,6 +143,8 @@ def progress(run: RunDir, measure: Measure | None) -> Progress:
     """Read what a trial's run has done."""
     curves, seconds, began, last = MetricCurves(), 0.0, 0.0, 0.0
     for event in event_log.read(run.events):
+        if isinstance(event, StateTakenOver):  # what was reported until then is of weights that are gone
+            curves = MetricCurves()
         curves.add(event)
         seconds, began, last = _timed(event, seconds, began, last)
     job = job_of(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtrain.common.errors import Exit
@@ -117,18 +117,26 @@ def shown_state(study: StudyDir, trial: Trial) -> str:
 
 def line(study: StudyDir, trial: Trial) -> str:
     """What the journal says of a trial, in one line."""
-    values = ", ".join(f"{key}={number(value)}" for key, value in trial.values.items())
     state = trial.state if trial.state != "running" else "at a rung" if trial.rungs else "started"
     known = trial.value is not None and study.tune.metric
     value = f"{study.tune.metric} {number(trial.value)} at step {trial.step}" if known else ""
-    return f"trial {trial.number}: " + "  ".join(filter(None, (state, value, trial.failure[:WIDTH], f"({values})")))
+    return f"trial {trial.number}: " + "  ".join(
+        filter(None, (state, value, trial.failure[:WIDTH], f"({shown_values(trial.values)})"))
+    )
 
 
-def saved_steps(study: StudyDir, found: Sequence[Trial]) -> tuple[int, int]:
-    """Steps that were trained, and those that early stopping left out."""
-    whole = max((one.step for one in found if one.state == "done"), default=0)
-    trained = sum(one.step for one in found)
-    return trained, sum(whole - one.step for one in found if one.state == "stopped early" and one.step < whole)
+def lineage(found: Sequence[Trial]) -> list[str]:
+    """Who went on from whose state, and with which values, a line each in the order of steps."""
+    taken = [(one.step, trial.number, one) for trial in found for one in trial.took_over]
+    return [
+        f"step {step}: trial {number} from the state of trial {one.trial} ({shown_values(one.values)})"
+        for step, number, one in sorted(taken, key=lambda each: each[:2])
+    ]
+
+
+def shown_values(values: Mapping[str, Any]) -> str:
+    """Key=value of each."""
+    return ", ".join(f"{key}={number(value)}" for key, value in values.items())
 
 
 def best_so_far(found: Sequence[Trial], mode: str) -> list[tuple[float, float]]:

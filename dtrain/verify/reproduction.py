@@ -11,6 +11,7 @@ from dtrain.common.errors import UsageError
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.control import create
 from dtrain.control.overrides import Overrides
+from dtrain.control.take_over import taken_by
 from dtrain.record import code_snapshot, event_log, folder, origin
 from dtrain.record.events import RunStarted
 from dtrain.record.folder import RunDir
@@ -26,6 +27,11 @@ def repetition(run: RunDir, given: Overrides) -> RunDir:
         raise UsageError(
             f"{run.id} kept no copy of its code, so that it cannot be repeated from its folder",
             f"Train its recipe as it is now: dtrain run {run.recipe_copy}",
+        )
+    if taken := taken_by(run):
+        raise UsageError(
+            f"{run.id} went on from the state of {taken[-1].run} at step {taken[-1].step}: it cannot be repeated alone",
+            "Check its samples and where its state came from: dtrain audit " + run.id,
         )
     with code_snapshot.used(run.code, job.folder):
         wanted = create.overridden(run, job, given)

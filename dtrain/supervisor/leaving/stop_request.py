@@ -18,6 +18,8 @@ from dtrain.record.inspection import InspectionRequest, parsed_request
 from dtrain.record.lock import Lease
 from dtrain.record.mailbox import STOP
 
+STOPPED = "stopped by dtrain stop"
+"""Why a run stops that a person has stopped so."""
 INTERRUPTED = "interrupted"
 """Why a run stops after a Ctrl-C."""
 POLL_SECONDS = 0.5
@@ -146,4 +148,4 @@ class RunFolderWatcher:
 
 def stop_request(how: str) -> StopRequest:
     """What `dtrain stop` left: `now`, or anything else for a graceful stop."""
-    return StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, "stopped by dtrain stop")
+    return StopRequest(StopMode.IMMEDIATE if how.strip() == "now" else StopMode.GRACEFUL, STOPPED)

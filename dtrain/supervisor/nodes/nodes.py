@@ -73,7 +73,8 @@ class Nodes:
             return None
         seconds = self._plan.job.recovery.provision_seconds
         hint = self._allocation.shortage() or f"The agents' logs are in {self._run.logs}."
-        raise ClusterError(f"{ready} were ready after {seconds:g} s", hint)
+        when = f"were ready after {seconds:g} s" if late else "are left, and the cluster has no other"
+        raise ClusterError(f"{ready} {when}", hint)
 
     def choose(self) -> list[AgentInfo]:
         """The nodes of the next attempt, in the cluster's order."""

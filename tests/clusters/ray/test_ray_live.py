@@ -27,7 +27,11 @@ from processes import listening, open_to_others, started_with
 from ray_lab import RayLab, ray_missing
 from warm import COLD
 
-from dtrain.record.folder import all_runs
+from dtrain.record import event_log
+from dtrain.record.events import AttemptStarted, NodeReady
+from dtrain.record.folder import RunDir, all_runs
+from dtrain.report.audit import audit
+from dtrain.study import folder
 
 pytestmark = pytest.mark.skipif(ray_missing() is not None, reason=str(ray_missing()))
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
@@ -317,3 +321,29 @@ def test_trials_of_a_study_are_jobs_of_ray(lab: RayLab, tmp_path: Path) -> None:
     assert {submitted.cluster for run in all_runs(tmp_path) if (submitted := run.submitted())} == {"ray"}
     assert len(all_runs(tmp_path)) == 3
     wait_for(lambda: groups(lab) == 0, "the placement groups' end", 20)
+
+
+def test_a_study_goes_on_when_a_node_dies_under_a_trial(fresh_lab: RayLab, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe, runs = str(PROGRAMS / "tuned.yaml"), ("--runs", str(tmp_path))
+    long = ("--set", "train.steps=4000", "--set", "train.evaluate_every=200", "--early-stop", "none")
+    whole = ("--workers", "2", "--trials", "3", "--at-once", "3", "--set", "recovery.provision_seconds=120")
+    words = ("tune", recipe, "--cluster", "ray", *long, *whole, "--detach", "--quiet", *runs)
+    study = folder.require(tmp_path, dtrain(*words, **on(fresh_lab)).stdout.strip())
+    trials = [study.trial(number) for number in range(3)]
+    wait_for(lambda: all(b'"checkpoint_saved"' in read(run) for run in trials), "a checkpoint of each", 120)
+    used = {
+        event.address: run for run in trials for event in event_log.read(run.events) if isinstance(event, NodeReady)
+    }
+    index = next(index for index in fresh_lab.nodes if index and fresh_lab.node_address(index) in used)
+    fresh_lab.kill_node(index)
+    dtrain("wait", study.id, *runs, **on(fresh_lab))
+    found = json.loads(dtrain("status", study.id, "--json", *runs, **on(fresh_lab)).stdout)["trials"]
+    assert [(one["state"], one["step"], one["failure"]) for one in found] == [("done", 4000, "")] * 3
+    lost = used[fresh_lab.node_address(index)]
+    assert sum(isinstance(event, AttemptStarted) for event in event_log.read(lost.events)) > 1
+    assert all((done := audit(run)) and done.clean for run in trials)
+
+
+def read(run: RunDir) -> bytes:
+    return run.events.read_bytes() if run.events.exists() else b""

@@ -39,8 +39,10 @@ from ssh_lab import SshLab, install_ssh
 
 from dtrain.api import testing
 from dtrain.launch import registry
-from dtrain.record import lock
+from dtrain.record import event_log, lock
+from dtrain.record.events import AttemptStarted
 from dtrain.record.folder import RunDir, all_runs
+from dtrain.report.audit import audit
 
 RECIPE = str(PROGRAMS / "contract_torch.yaml")
 STEPS = 40
@@ -762,3 +764,72 @@ def test_trials_of_a_study_are_jobs_that_outlive_its_process(lab: SlurmLab, runs
     assert [one["state"] for one in found["trials"]].count("done") >= 1
     assert len(found["trials"]) == len(all_runs(runs)) == 4
     assert {submitted.cluster for run in all_runs(runs) if (submitted := run.submitted())} == {"slurm"}
+
+
+PACKED = (*SLURM, "--set", "tune.packing=2", "--at-once", "2")
+
+
+def test_trials_of_a_study_share_one_allocation(lab: SlurmLab, runs: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe = str(PROGRAMS / "tuned.yaml")
+    slow = ("--set", "train.steps=2700", "--set", "train.evaluate_every=100", "--early-stop", "none", "--trials", "4")
+    study = command(lab, runs, "tune", recipe, *PACKED, *slow, "--detach", "--quiet").strip()
+    first = [RunDir(runs / f"{study}-{number}") for number in (0, 1)]
+    wait_for(
+        lambda: all(run.events.exists() and b'"metrics"' in run.events.read_bytes() for run in first), "two trials"
+    )
+    (job,) = lab.run("squeue", "-h", "-o", "%i %D").stdout.splitlines()
+    assert job.split()[1] == "2"
+    assert sum(bool(lab.task_pids(node)) for node in lab.nodes) == 2, "each has a node of its own"
+    assert "stopped; go on" in command(lab, runs, "stop", study)
+    assert "done - 4 of 4" in command(lab, runs, "resume", study)
+    assert len(all_runs(runs)) == 4 and all(RunDir(run.path).job().cluster.name == "local" for run in all_runs(runs))
+
+
+def test_a_study_whose_allocation_ends_is_queued_again_and_goes_on(lab: SlurmLab, runs: Path) -> None:
+    pytest.importorskip("optuna")
+    recipe = str(PROGRAMS / "tuned.yaml")
+    slow = ("--set", "train.steps=2700", "--set", "train.evaluate_every=100", "--early-stop", "none", "--trials", "2")
+    study = command(lab, runs, "tune", recipe, *PACKED, *slow, "--detach", "--quiet").strip()
+    first = RunDir(runs / f"{study}-0")
+    wait_for(lambda: first.events.exists() and b'"metrics"' in first.events.read_bytes(), "a step")
+    job = lab.run("squeue", "-h", "-o", "%i").stdout.strip()
+    lab.run("scancel", "--signal=USR1", "--batch", job)  # as SLURM does before the time limit
+    wait_for(lambda: lab.run("squeue", "-h", "-o", "%t").stdout.strip() == "PD", "the job in the queue again", 60)
+    assert ": running" in command(lab, runs, "status", study)
+    lab.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    command(lab, runs, "wait", study)
+    found = json.loads(command(lab, runs, "status", study, "--json"))
+    assert [(one["state"], one["step"]) for one in found["trials"]] == [("done", 2700)] * 2
+    assert all((done := audit(run)) and done.clean and not done.repeated_steps for run in all_runs(runs))
+
+
+@pytest.mark.parametrize("form", ["an allocation for all", "a job each"])
+def test_a_study_goes_on_when_a_node_dies_under_a_trial(lab: SlurmLab, runs: Path, form: str) -> None:
+    pytest.importorskip("optuna")
+    recipe, packed = str(PROGRAMS / "tuned.yaml"), form == "an allocation for all"
+    options = PACKED if packed else (*SLURM, "--at-once", "2")
+    slow = ("--set", "train.steps=2700", "--set", "train.evaluate_every=100", "--early-stop", "none", "--trials", "3")
+    study = command(lab, runs, "tune", recipe, *options, *slow, "--detach", "--quiet").strip()
+    first = [RunDir(runs / f"{study}-{number}") for number in (0, 1)]
+    wait_for(
+        lambda: all(run.events.exists() and b'"checkpoint_saved"' in run.events.read_bytes() for run in first), "two"
+    )
+    spared = lab.run("squeue", "-h", "-o", "%B").stdout.split() if packed else []
+    victim = next(node for node in lab.nodes if lab.task_pids(node) and node not in spared)
+    lab.crash_node(victim)
+    try:
+        command(lab, runs, "wait", study)
+        found = json.loads(command(lab, runs, "status", study, "--json"))
+        assert [(one["state"], one["step"]) for one in found["trials"]] == [("done", 2700)] * 3
+        assert all((done := audit(run)) and done.clean for run in all_runs(runs))
+        begun = [
+            event.step
+            for run in all_runs(runs)
+            for event in event_log.read(run.events)
+            if isinstance(event, AttemptStarted)
+        ]
+        assert begun.count(0) == 3 and len(begun) > 3, "what was on the node goes on from its checkpoint"
+    finally:
+        lab.start_node(victim)
+        lab.wait_for_state(victim, "idle")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from functools import partial
@@ -11,10 +10,11 @@ from typing import Any
 
 import pytest
 from live import PROGRAMS, dtrain, wait_for
+from studies import RECIPE, begin, digest, digests, has_lines, journaled, kill, seen, story
 
 import dtrain as dt
 from dtrain.record import event_log
-from dtrain.record.events import AttemptStarted, CheckpointSaved
+from dtrain.record.events import AttemptStarted
 from dtrain.record.folder import RunDir
 from dtrain.record.lock import last_mark
 from dtrain.report.audit import audit
@@ -22,50 +22,7 @@ from dtrain.study import folder
 from dtrain.study.folder import StudyDir
 
 pytest.importorskip("optuna")
-RECIPE = str(PROGRAMS / "tuned.yaml")
 TINY = str(PROGRAMS / "tiny.yaml")
-
-
-def begin(runs: Path, *arguments: str, recipe: str = RECIPE) -> StudyDir:
-    """A study that was begun and goes on without this process."""
-    done = dtrain("tune", recipe, *arguments, "--runs", str(runs), "--detach", "--quiet")
-    return folder.require(runs, done.stdout.strip())
-
-
-def seen(study: StudyDir) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(dtrain("status", str(study.path), "--json").stdout)
-    return found
-
-
-def story(study: StudyDir) -> list[Any]:
-    """What happened to each trial, without times and names."""
-    return [
-        [one[key] for key in ("number", "state", "values", "rungs", "value", "step")] for one in seen(study)["trials"]
-    ]
-
-
-def digests(study: StudyDir) -> dict[str, str]:
-    """Trial → digest of its last weights."""
-    return {run.id.rpartition("-")[2]: digest(run) for run in study.trial_runs()}
-
-
-def digest(run: RunDir) -> str:
-    return [event.weights for event in event_log.read(run.events) if isinstance(event, CheckpointSaved)][-1]
-
-
-def kill(study: StudyDir) -> None:
-    """`kill -9` of the study's process."""
-    pid = int(last_mark(study.path / "supervisors").split()[1])
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not study.goes_on(), "the end of the study's process")
-
-
-def has_lines(study: StudyDir, lines: int) -> bool:
-    return journaled(study) >= lines
-
-
-def journaled(study: StudyDir) -> int:
-    return study.journal.read_bytes().count(b"\n") if study.journal.exists() else 0
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +126,18 @@ def test_trials_whose_supervisors_are_killed_go_on(tmp_path: Path) -> None:
     os.kill(int(last_mark(run.claims).split()[1]), signal.SIGKILL)
     dtrain("wait", study.id, "--runs", str(tmp_path))
     assert seen(study)["trials"][0]["state"] == "done"
+
+
+def test_a_trial_that_a_person_stops_is_no_failure_and_the_study_goes_on(tmp_path: Path) -> None:
+    steps = ("--set", "train.steps=5400", "--set", "train.evaluate_every=60")
+    study = begin(tmp_path, *steps, "--trials", "2", "--early-stop", "none")
+    run = study.trial(0)
+    wait_for(lambda: run.events.exists() and b'"evaluation"' in run.events.read_bytes(), "an evaluation")
+    dtrain("stop", run.id, "--runs", str(tmp_path))
+    dtrain("wait", study.id, "--runs", str(tmp_path))
+    first, second = seen(study)["trials"]
+    assert first["state"] == "stopped early" and first["failure"] == "stopped by dtrain stop"
+    assert first["step"] > 0 and first["value"] is not None and second["state"] == "done"
 
 
 def test_a_trial_that_fails_is_a_failed_trial_with_its_class_and_the_study_goes_on(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dtrain.common.errors import UsageError
 from dtrain.job.tune import Tune
 from dtrain.launch import recipe
-from dtrain.launch.tuning import Domain, domain, measure
+from dtrain.launch.tuning import Domain, domain, measure, samples_of
 from dtrain.record.metric_curves import Curve
 
 RECIPE = """\
@@ -101,7 +101,23 @@ def test_a_space_in_braces_is_whole_though_yaml_parts_it_at_its_commas(tmp_path:
         ("  over:\n    params.lr: [1, 2]\n", ":5:1: tune", "tune.metric is missing"),
         ("  metric: accuracy\n  over:\n    params.lr: uniform(0, 1)\n  sampler: grid\n", ":8:5:", "a grid has a list"),
         ("  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: ahsa\n", ":9:3:", "Did you mean 'asha'"),
-        ("  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n", ":9:3:", "not there yet"),
+        ("  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  samples: 10X\n", ":9:3:", "write it like 500k, 10M"),
+        ("  metric: accuracy\n  over:\n    train.seed: [1, 2]\n  early_stop: pbt\n", ":8:5:", "cannot change then"),
+        (
+            "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n  perturb: [params.l]\n",
+            ":10:3:",
+            "params.lr",
+        ),
+        (
+            "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n  keep: 0.2\n",
+            ":10:3:",
+            "at least half",
+        ),
+        (
+            "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: pbt\n  trials: 1\n",
+            ":10:3:",
+            "2 at least",
+        ),
         ("  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  budget: soon\n", ":9:3:", "is no time"),
         (
             "  metric: accuracy\n  over:\n    params.lr: [1, 2]\n  early_stop: asha\n  rungs: [3, 2]\n",
@@ -128,3 +144,8 @@ def test_a_trial_is_judged_by_its_best_its_last_or_the_mean_of_its_last_values(t
         curves["loss"].add(step, 3.0 - step)
     assert judged is not None and judged.value(curves) == pytest.approx(expected)
     assert judged.value({}) is None
+
+
+def test_numbers_of_samples_are_read() -> None:
+    read = {text: samples_of(text) for text in ("500k", "10M", "2G", "1.5K", 64, "0", "M", "-1", "1e6")}
+    assert list(read.values()) == [500_000, 10**7, 2 * 10**9, 1500, 64, None, None, None, None]

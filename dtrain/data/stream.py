@@ -104,6 +104,8 @@ class Stream:
         if _is_tf_data(self._data) or (self._again is None and (self.has_state or isinstance(self._data, Iterator))):
             return None
         data = self._data if self._again is None else self._checked(self._again())
+        if isinstance(data, Iterator) and data is self._data:
+            return None
         seed_all(sample_seed(self._seed, 0))
         try:
             return checksum(list(islice(iter(data), COMPARED)))

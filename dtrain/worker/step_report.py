@@ -47,12 +47,12 @@ class Unreported:
         if not self._steps:
             return
         own: dict[str, float] = {}
-        for name, value in self.values.items():
+        for place, (name, value) in enumerate(self.values.items()):
             parts = value if isinstance(value, tuple | list) else (value,)
-            own |= {f"{self._rank}.{number}.{name}": float(part) for number, part in enumerate(parts)}
+            own |= {f"{self._rank:06}.{place:06}.{number}.{name}": float(part) for number, part in enumerate(parts)}
         ranks: list[dict[str, list[float]]] = [{} for _ in range(self._ranks)]
         for key, value in sorted(self._backend.mean(own).items()):
-            rank, _, name = key.split(".", 2)
+            rank, _, _, name = key.split(".", 3)
             ranks[int(rank)].setdefault(name, []).append(value)
         self._everyones = {"steps": self._steps, "ranks": ranks}
 

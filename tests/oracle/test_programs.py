@@ -50,6 +50,7 @@ FOUND = {
     "under fsdp, whole tensors of an optimizer came back sharded": "strategy=fsdp package=qhadam event=stop at=4 every=2",
     "what an optimizer drew was each rank's own": "package=kron event=stop",
     "numbers between two reports were lost": "metrics=odd log=3 at=7 every=2 event=memory",
+    "and came back in the order of the alphabet": "metrics=missing size=37 batch=8 log=3 event=stop at=5",
     "under Horovod, a function clipped its own rank's gradients": "form=function strategy=horovod workers=3 passes=halves clip=yes",
 }
 """What the campaign found → a program that shows it."""

@@ -48,6 +48,7 @@ FOUND = {
     "dicts with numbers for keys came back with texts": "package=aggmo",
     "under fsdp, gradients of a model in float64 were summed in float32": "strategy=fsdp package=kate",
     "under fsdp, whole tensors of an optimizer came back sharded": "strategy=fsdp package=qhadam event=stop at=4 every=2",
+    "torch's loading gave added groups a setting more": "form=function package=novograd groups=added at=4 every=2",
     "what an optimizer drew was each rank's own": "package=kron event=stop",
     "numbers between two reports were lost": "metrics=odd log=3 at=7 every=2 event=memory",
     "and came back in the order of the alphabet": "metrics=missing size=37 batch=8 log=3 event=stop at=5",

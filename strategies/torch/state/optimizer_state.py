@@ -56,7 +56,7 @@ def restore(optimizer: Any, found: Mapping[str, Any], parameters: Mapping[str, A
     }
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    now, groups = optimizer.state_dict()[GROUPS], optimizer.param_groups
+    now, groups, defaults = optimizer.state_dict()[GROUPS], optimizer.param_groups, set(optimizer.defaults)
     own, more = (_unpacked(found[key]) if key in found else {} for key in (OWN, MORE))
     optimizer.load_state_dict({
         STATE: {number: states[name] for number, name in enumerate(order) if name in states} | own,
@@ -75,6 +75,8 @@ def restore(optimizer: Any, found: Mapping[str, Any], parameters: Mapping[str, A
     for group, loaded in zip(groups, optimizer.param_groups, strict=True):
         group.update(loaded)
     optimizer.param_groups = groups
+    for key in optimizer.defaults.keys() - defaults:  # torch adds one, which groups that are added later would have
+        del optimizer.defaults[key]
 
 
 def _typed_as(saved: Any, loaded: Any) -> Any:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common import environment as variables
 from dtrain.common import gpu
 from dtrain.common.errors import ClusterError
-from dtrain.common.processes import alive, command_line
+from dtrain.common.processes import alive, command_line, start_detached
 from dtrain.record.folder import RunDir
 
 LOOPBACK = "127.0.0.1"
@@ -30,10 +29,6 @@ LOOPBACK = "127.0.0.1"
 @dataclass(frozen=True)
 class LocalOptions:
     """The local machine has none."""
-
-
-_detached: list[subprocess.Popen[bytes]] = []
-"""Supervisors that this process started and does not wait for, kept so that their exit statuses are collected."""
 
 
 class LocalAllocation(Allocation):
@@ -181,22 +176,11 @@ class Local(Cluster):
             allocation.end()
 
     def submit(self, plan: LaunchPlan, run: RunDir) -> str:
-        """A supervisor in a session of its own, which the terminal's end does not touch."""
+        environment = os.environ | {variables.SPARE: "1"}
         try:
-            with open(run.logs / "supervisor.log", "ab") as log:
-                process = subprocess.Popen(
-                    supervisor_command(run),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    cwd="/",
-                    env=os.environ | {variables.SPARE: "1"},
-                )
+            return str(start_detached(supervisor_command(run), run.logs / "supervisor.log", environment).pid)
         except OSError as error:
             raise ClusterError(f"cannot start the supervisor: {error}") from error
-        _detached[:] = [one for one in _detached if one.poll() is None] + [process]
-        return str(process.pid)
 
     def state(self, run: RunDir, reference: str) -> Submission:
         """Whether the supervisor lives; one that was just started needs a moment until it holds the run's lock."""

@@ -6,12 +6,19 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtrain.common.lazy_dataclass import dataclass
+
+if TYPE_CHECKING:
+    import subprocess
+
+_detached: list[subprocess.Popen[bytes]] = []
+"""Processes that this one started and does not wait for, kept so that their exit statuses are collected."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -278,3 +285,24 @@ def _stat(pid: int) -> _Stat | None:
 def discard_stdout() -> None:
     """The reader of our output has gone: keep Python from complaining about it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def start_detached(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, which the terminal's end does not touch, with its output behind what a log has. Raises
+    `OSError`."""
+    import subprocess  # not all who look at processes start some
+
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+            env=environment,
+        )
+    _detached[:] = [one for one in _detached if one.poll() is None] + [process]
+    return process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from dtrain.api.plan import supervisor_command
 from dtrain.common.errors import ClusterError, Exit, UsageError
 from dtrain.common.files import PRIVATE_FILE, PRIVATE_FOLDER, write_whole
+from dtrain.common.processes import start_detached
 from dtrain.control import remove as removing
 from dtrain.control import stop as stopping
 from dtrain.control.state import goes_on
@@ -37,8 +37,6 @@ ASK_SECONDS = 1.0
 """Between two looks at a study that is in a cluster, whose time is everyone's."""
 LIMITS = ("trials", "budget", "samples", "device_hours", "at_once")
 """Keys of the section `tune` that can change when a study goes on."""
-_detached: list[subprocess.Popen[bytes]] = []
-"""Processes of studies that this process started, kept so that their exit statuses are collected."""
 
 
 def over(text: str, option: str = "--over") -> Override:
@@ -102,16 +100,7 @@ def begin(study: StudyDir) -> None:
     if study.tune.packing:
         packing.submit(study)
         return
-    with open(study.log, "ab") as log:
-        process = subprocess.Popen(
-            supervisor_command(RunDir(study.path)),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-        )
-    _detached[:] = [one for one in _detached if one.poll() is None] + [process]
+    process = start_detached(supervisor_command(RunDir(study.path)), study.log)
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and not study.goes_on() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

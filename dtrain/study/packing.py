@@ -4,7 +4,6 @@ node of the allocation, as if it were alone there."""
 from __future__ import annotations
 
 import math
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -12,15 +11,13 @@ from dataclasses import replace
 
 from dtrain.api.plan import supervisor_command
 from dtrain.common.errors import ClusterError, UsageError
+from dtrain.common.processes import start_detached
 from dtrain.control import start
 from dtrain.job.job import Job
 from dtrain.launch import planner, registry
 from dtrain.record import code_snapshot
 from dtrain.record.folder import RunDir, Submitted
 from dtrain.study.folder import StudyDir
-
-_started: list[subprocess.Popen[bytes]] = []
-"""Supervisors that this process started, kept so that their exit statuses are collected."""
 
 
 def check(job: Job) -> None:
@@ -72,15 +69,6 @@ def start_on_a_node(study: StudyDir, run: RunDir, busy: Iterable[str]) -> str:
     node = min(places, key=lambda name: there[name])
     start.announce(run, run.job())
     position = run.log_bytes()
-    with open(run.logs / "supervisor.log", "ab") as log:
-        process = subprocess.Popen(
-            [*places[node], *supervisor_command(run)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd="/",
-        )
-    _started[:] = [one for one in _started if one.poll() is None] + [process]
+    process = start_detached([*places[node], *supervisor_command(run)], run.logs / "supervisor.log")
     run.write_submitted(Submitted(registry.default("cluster"), str(process.pid), time.time(), position))
     return node

@@ -189,9 +189,9 @@ class Context:
         trainer = self._trainer
         source = opened(data, seed=trainer.train.seed, name=f"{self._name}: context.batches", collate=collate)
         sampler = Sampler(source.size, trainer.train)
-        trainer.register(source)
+        beginning = trainer.register(source)
         if self._report is None:
-            trainer.keep_beginning(source)
+            trainer.keep_beginning(beginning)
         self._begin(sampler.total_steps, source.size)
         self._sampler = sampler
         trainer.warn_about(source)

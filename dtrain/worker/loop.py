@@ -106,12 +106,12 @@ def _train(trainer: Trainer, task: Task) -> None:
     assert data is not None, "only held-out data may be missing"
     held_out = task.batches(EVAL)
     sampler = Sampler(data.size, train)
-    trainer.register(data)
+    beginning = trainer.register(data)
     stopping = EarlyStopping(train.stop_when) if train.stop_when else None
     if stopping:
         backend.register(STOP_WHEN, stopping)
     trainer.begin()
-    trainer.keep_beginning(data)
+    trainer.keep_beginning(beginning)
     unreported = Unreported(trainer)
     trainer.restore_last()
     guard = StepGuard(trainer, sampler)

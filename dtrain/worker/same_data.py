@@ -12,9 +12,9 @@ from dtrain.data.sampler import UNKNOWN_SIZE
 from dtrain.data.stream import Stream
 
 
-def require(data: Batches | Stream, backend: TrainingBackend) -> None:
+def require(begun: Beginning, backend: TrainingBackend) -> None:
     """Collective. Raise `UserError` if lengths, or samples at the same places, differ between the ranks."""
-    beginning = data.beginning()
+    data, beginning = begun.data, begun.content
     own = {"size": float(data.size)} | ({} if beginning is None else {"beginning": float(beginning)})
     everyones = backend.mean(own)
     if everyones["size"] != data.size:
@@ -74,31 +74,32 @@ class Beginning:
     """How many samples the data had when the run began, and a number that followed from some of them, in the checkpoints."""
 
     def __init__(self, data: Batches | Stream, *, sharded: bool) -> None:
-        self._data = data
-        self._now: dict[str, Any] = {"samples": data.size, "content": None if sharded else data.beginning()}
+        self.data = data
+        self.content = None if sharded else data.beginning()
+        self._kept: dict[str, Any] = {"samples": data.size, "content": self.content}
         self.doubt = ""
         """A warning that the samples are others now."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return both for a checkpoint."""
-        return self._now
+        return self._kept
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Compare with a checkpoint; raises `UserError` for another number of samples, from which the order of samples follows."""
-        name, before, now = self._data.name, state["samples"], self._now["samples"]
+        name, before, now = self.data.name, state["samples"], self.data.size
         if now != before:
             raise UserError(
                 f"{name} gives {_samples(now)}, and gave {_samples(before)} when the run began: which samples a step trains on follows from "
                 "their number, and what is trained already would not fit; give the data as it was, or begin a new run on the new data "
                 "with these weights (init_from)"
             )
-        content = self._now["content"]
-        if None not in (content, state["content"]) and state["content"] != content == self._data.beginning():
+        known = None not in (self.content, state["content"])
+        if known and state["content"] != self.content == self.data.beginning():
             self.doubt = (
                 f"{name} gives other samples than when the run began: the training goes on with those that it gives now, and is not the one "
                 "that it would have been"
             )
-        self._now = state
+        self._kept = state
 
 
 def _samples(size: int) -> str:

@@ -127,10 +127,11 @@ class Trainer:
         """Steps between two states of a stream that are kept for checkpoints."""
         return self.context.job.checkpoint.steps or STREAM_STATE_STEPS
 
-    def register(self, data: Batches | Stream) -> None:
+    def register(self, data: Batches | Stream) -> same_data.Beginning:
         """Collective. Require that every rank has this data, or samples of its own where the recipe says so, and keep the state of a
-        stream that has one in the checkpoints."""
-        check: Callable[[Any, TrainingBackend], None] = same_data.require
+        stream that has one in the checkpoints; returns what the data is now, for `keep_beginning`."""
+        first_time = self.world_size > 1 and not self.checkpoint
+        beginning = same_data.Beginning(data, sharded=self.context.job.data.sharded)
         if self.context.job.data.sharded:
             if not isinstance(data, Stream):
                 raise UserError(f"{data.name} gave no stream: data.sharded is for streams that are split by rank")
@@ -138,11 +139,13 @@ class Trainer:
             first, count = sampler.begin(0, self.shards.start), sum(sampler.sizes(self.shards))
             data.read_own(OwnPart(self.rank, self.train.global_batch, first, count))
             self.backend.register(SPLIT_NAME, same_data.Split(data.name, self.world_size))
-            check = same_data.require_split
-        if self.world_size > 1 and not self.checkpoint:
-            check(data, self.backend)
+            if first_time:
+                same_data.require_split(data, self.backend)
+        elif first_time:
+            same_data.require(beginning, self.backend)
         if isinstance(data, Stream) and data.has_state:
             self.backend.register(STREAM_NAME, data)
+        return beginning
 
     def keep(self, name: str, thing: Any) -> None:
         """Collective, after `begin`. Keep an object's state in the checkpoints from now on, unless the one that the run goes on from was
@@ -150,9 +153,8 @@ class Trainer:
         if not self.checkpoint or name in self.backend.unclaimed():
             self.backend.register(name, thing)
 
-    def keep_beginning(self, data: Batches | Stream) -> None:
+    def keep_beginning(self, beginning: same_data.Beginning) -> None:
         """Collective, after `begin`. Compare the data with that which the run began with."""
-        beginning = same_data.Beginning(data, sharded=self.context.job.data.sharded)
         self.keep(BEGINNING_NAME, beginning)
         self.warn(beginning.doubt)
 

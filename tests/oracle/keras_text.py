@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grammar import KERAS_OPTIMIZERS, KERAS_SCHEDULES, Choices
+from program_parts import ROWS, answer_of_loss, factor_of
 
 HEAD = '''\
 """Drawn: {choices}."""
@@ -12,11 +13,6 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 from watch import Watch
-
-SIZE = {size}
-X = np.random.default_rng(0).standard_normal((SIZE, 6))
-X[:, -1] = np.arange(SIZE) / 100
-Y = np.sin(X.sum(1, keepdims=True))
 '''
 COUNTER = '''
 class Counter(layers.Layer):
@@ -40,7 +36,7 @@ DATA = {
 
 def source(chosen: Choices) -> str:
     """Return the program."""
-    parts = [HEAD.format(choices=chosen, size=chosen["size"]), COUNTER if chosen["extra"] == "counter" else "",
+    parts = [(HEAD + ROWS).format(choices=chosen, size=chosen["size"]), COUNTER if chosen["extra"] == "counter" else "",
         DATA[chosen["data"]], "", _model(chosen), "", _optimizer(chosen), "", _loss(chosen), "", _task(chosen), ""]  # fmt: skip
     return "\n".join([*parts, _by_hand(chosen)])
 
@@ -90,21 +86,13 @@ def _loss(chosen: Choices) -> str:
 def _task(chosen: Choices) -> str:
     numbers = {"none": "{}", "every": "{'size': ops.mean(ops.abs(batch[0]))}",
                "nan": "{'size': ops.mean(ops.log(batch[0][:, 0]))}"}[chosen["metrics"]]  # fmt: skip
-    result = "{'loss': loss}" if chosen["loss"] == "dict" else "loss"
-    if chosen["loss"] == "masked":
-        numbers = f"{{'weight': ops.sum(ops.cast(batch[1] > 0, 'float64'))}} | {numbers}"
-    result = f"{result}, {numbers}" if numbers != "{}" else result
-    factor = (
-        "\n    def schedule(self, step, total_steps):\n        return min(1.0, (step + 1) / 5)\n"
-        if chosen["place"] == "factor"
-        else ""
-    )
+    result = answer_of_loss(chosen, numbers, "ops.sum(ops.cast(batch[1] > 0, 'float64'))")
     return (
         "class Task:\n    def __init__(self, **params):\n        self.watch = Watch(**params)\n\n    def model(self):\n"
         "        return make_model()\n\n    def optimizer(self, model):\n        return make_optimizer(model)\n\n"
         "    def data(self, split):\n        return make_data() if split == 'train' else None\n\n"
         "    def loss(self, model, batch):\n        self.watch.in_graph(batch[0])\n        loss = loss_of(model, batch)\n"
-        f"        return {result}\n{factor}"
+        f"        return {result}\n{factor_of(chosen)}"
     )
 
 

@@ -1,5 +1,15 @@
 """Parts of drawn programs that are the same in each that has them."""
 
+from __future__ import annotations
+
+from grammar import Choices
+
+ROWS = """
+SIZE = {size}
+X = np.random.default_rng(0).standard_normal((SIZE, 6))
+X[:, -1] = np.arange(SIZE) / 100
+Y = np.sin(X.sum(1, keepdims=True))
+"""
 HEAD = '''\
 """Drawn: {choices}."""
 
@@ -10,11 +20,6 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import SWALR, AveragedModel
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from watch import Watch
-
-SIZE = {size}
-X = np.random.default_rng(0).standard_normal((SIZE, 6))
-X[:, -1] = np.arange(SIZE) / 100
-Y = np.sin(X.sum(1, keepdims=True))
 '''
 LOOKAHEAD = '''
 class Lookahead(torch.optim.Optimizer):
@@ -118,3 +123,17 @@ class Average:
     def load_state_dict(self, state):
         self.weights = {name: one.clone() for name, one in state["weights"].items()}
 '''
+
+
+def answer_of_loss(chosen: Choices, numbers: str, positive: str) -> str:
+    """The expression that a task's `loss` returns, with the numbers beside the loss; `positive` says how many samples a masked loss counts."""
+    result = "{'loss': loss}" if chosen["loss"] == "dict" else "loss"
+    if chosen["loss"] == "masked":
+        numbers = f"{{'weight': {positive}}} | ({numbers})"
+    return f"{result}, {numbers}" if numbers != "{}" else result
+
+
+def factor_of(chosen: Choices) -> str:
+    """The task's `schedule`, if it has one."""
+    method = "\n    def schedule(self, step, total_steps):\n        return min(1.0, (step + 1) / 5)\n"
+    return method if chosen["place"] == "factor" else ""

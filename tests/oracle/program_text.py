@@ -6,7 +6,7 @@ from typing import Any
 
 import keras_text
 from grammar import OPTIMIZERS, SCHEDULES, STEPS, TENSORFLOW, Choices
-from program_parts import AVERAGE, DATA, HEAD, LOOKAHEAD, REGISTERED, SCHEDULE_FREE
+from program_parts import AVERAGE, DATA, HEAD, LOOKAHEAD, REGISTERED, ROWS, SCHEDULE_FREE, answer_of_loss, factor_of
 
 TRAINED = "[one for group in optimizer.param_groups for one in group['params']]"
 CLIP = "nn.utils.clip_grad_norm_({}, 0.5)"
@@ -16,7 +16,7 @@ def source(chosen: Choices) -> str:
     """Return the program."""
     if chosen["strategy"] in TENSORFLOW:
         return keras_text.source(chosen)
-    parts = [HEAD.format(choices=chosen, size=chosen["size"])]
+    parts = [(HEAD + ROWS).format(choices=chosen, size=chosen["size"])]
     if chosen["package"] != "none":
         parts.append("import pytorch_optimizer\n")
     if chosen["optimizer"] == "lookahead":
@@ -191,21 +191,13 @@ def _task(chosen: Choices) -> str:
     lines = [f"self.optimizer_ = optimizer = {given}"]
     lines.append("return optimizer, make_schedule(optimizer)" if chosen["place"] == "scheduler" else "return optimizer")
     numbers = _numbers(chosen, "")
-    result = "{'loss': loss}" if chosen["loss"] == "dict" else "loss"
-    if chosen["loss"] == "masked":
-        numbers = f"{{'weight': (torch.as_tensor(batch[1]) > 0).sum()}} | ({numbers})"
-    result = f"{result}, {numbers}" if numbers != "{}" else result
-    factor = (
-        "\n    def schedule(self, step, total_steps):\n        return min(1.0, (step + 1) / 5)\n"
-        if chosen["place"] == "factor"
-        else ""
-    )
+    result = answer_of_loss(chosen, numbers, "(torch.as_tensor(batch[1]) > 0).sum()")
     return (
         "class Task:\n    def __init__(self, **params):\n        self.watch = Watch(**params)\n\n    def model(self):\n        return Net()\n\n"
         "    def optimizer(self, model):\n        " + "\n        ".join(lines) + "\n\n"
         "    def data(self, split):\n        return make_data() if split == 'train' else None\n\n"
         "    def loss(self, model, batch):\n        self.watch.forward(batch[0], self.optimizer_, training=model.training)\n"
-        "        loss = loss_of(model, batch)\n        return " + result + "\n" + factor
+        "        loss = loss_of(model, batch)\n        return " + result + "\n" + factor_of(chosen)
     )  # fmt: skip
 
 

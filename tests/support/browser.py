@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import debian
 import pytest
+from live import wait_for
 
 PROGRAM = "chromium"
 SCREENSHOTS = Path(__file__).parents[1] / "screenshots"
@@ -41,13 +41,8 @@ def opened() -> Iterator[Any]:
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """The condition's value as soon as it is true; the page's own policy lets nobody wait inside of it."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"waited {seconds:g} s for {what}")
+    """Wait for a condition from outside of a page, whose own policy lets nobody wait inside of it."""
+    return wait_for(condition, what, seconds)
 
 
 def picture(page: Any, name: str) -> None:

@@ -94,7 +94,7 @@ KERAS_SCHEDULES = {
 }
 TENSORFLOW = ("mirrored", "multi_worker_mirrored")
 DIMENSIONS: Mapping[str, tuple[str, ...]] = {
-    "form": ("task", "train_step", "function"),
+    "form": ("task", "train_step", "function", "script"),
     "strategy": ("ddp", "fsdp", "horovod", *TENSORFLOW),
     "workers": ("2", "1", "3"),
     "model": ("linear", "conv", "embedding", "sparse"),
@@ -126,7 +126,8 @@ STEPS = 13
 WEIGHTS: Mapping[str, Mapping[str, int]] = {
     "norm": {"none": 3}, "dropout": {"no": 3}, "extra": {"none": 6}, "groups": {"one": 4}, "values": {"plain": 6},
     "place": {"none": 2, "scheduler": 6}, "passes": {"one": 3}, "clip": {"no": 2}, "average": {"no": 2},
-    "registered": {"nothing": 4}, "metrics": {"none": 3}, "data": {"arrays": 3}, "workers": {"2": 6}, "strategy": {"ddp": 8, "fsdp": 2, "horovod": 2}, "keras": {"none": 3},
+    "registered": {"nothing": 4}, "metrics": {"none": 3}, "data": {"arrays": 3}, "workers": {"2": 6},
+    "form": {"task": 6, "train_step": 6, "function": 6}, "strategy": {"ddp": 8, "fsdp": 2, "horovod": 2}, "keras": {"none": 3},
     "package": {"none": 3 * len(PACKAGED)},
     "event": {"disk": 3, "memory": 2},
 }  # fmt: skip
@@ -181,11 +182,16 @@ def fitting(found: dict[str, str]) -> Choices:
     if found["strategy"] in TENSORFLOW:
         return _fitting_keras(found)
     drop("keras")
+    if found["form"] == "script":
+        drop("strategy", "package", "loss", "metrics", "data", "log")
+        found["event"] = "disk"  # its checkpoints are its own, and so is when it ends
+        if found["groups"] == "added" or found["optimizer"] in ("schedule-free", "LBFGS"):
+            drop("groups", "optimizer")
     if found["package"] != "none":
         drop("optimizer", "values")
     if found["extra"] == "regularized":
         drop("extra")
-    if found["form"] != "function":
+    if found["form"] not in ("function", "script"):
         drop("average", "registered")
         if found["passes"] == "across":
             drop("passes")
@@ -203,7 +209,7 @@ def fitting(found: dict[str, str]) -> Choices:
         drop("schedule")
     elif found["schedule"] == "none":
         found["schedule"] = "linear"
-    if found["schedule"] == "plateau" and found["form"] != "function":
+    if found["schedule"] == "plateau" and found["form"] not in ("function", "script"):
         found["schedule"] = "step"
     if found["optimizer"] == "SparseAdam":
         found["model"] = "sparse"
@@ -212,7 +218,9 @@ def fitting(found: dict[str, str]) -> Choices:
             drop("registered")
     elif found["model"] == "sparse":
         found["model"] = "embedding"
-    if (found["form"] == "function" and found["batch"] == "7") or (found["workers"] == "3" and found["batch"] == "8"):
+    if (found["form"] in ("function", "script") and found["batch"] == "7") or (
+        found["workers"] == "3" and found["batch"] == "8"
+    ):
         drop("batch")
     if found["optimizer"] == "LBFGS":
         drop("groups", "passes", "clip", "dropout")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from grammar import STEPS, Choices
+from torch.utils._pytree import tree_flatten
 from trial import Seen, Trial, one_line
 
 import dtrain
@@ -58,8 +59,8 @@ def differences(trial: Trial) -> list[str]:
     if chosen["event"] in ("disk", "memory") and disturbed.attempts != 2:
         found.append(f"{disturbed.attempts} attempts")
     at, every = int(chosen["at"]), int(chosen["every"])
-    if chosen["event"] == "disk" and disturbed.begins[1:] and disturbed.begins[1] < at // every * every:
-        found.append(f"recovered from step {disturbed.begins[1]}")
+    if chosen["event"] == "disk" and disturbed.begins.get(2, at) < at // every * every:
+        found.append(f"recovered from step {disturbed.begins[2]}")
     found += [*samples(trial, disturbed), *loads(disturbed)]
     if chosen["event"] in ("shrink", "grow"):
         return [*found, *at_another_size(trial, undisturbed, disturbed)]
@@ -183,6 +184,12 @@ def loads(seen: Seen) -> Iterator[str]:
 
 def to_the_last_bit(undisturbed: Seen, disturbed: Seen) -> Iterator[str]:
     """Everything that is saved, reported or seen in a step is the same."""
+    if undisturbed.script is not None:
+        (one, shape), (other, _) = tree_flatten(undisturbed.own_state), tree_flatten(disturbed.own_state)
+        same = shape == tree_flatten(disturbed.own_state)[1] and all(map(np.array_equal, one, other))
+        yield from [] if same else ["the script's own checkpoints differ"]
+        yield from same_passes(undisturbed, disturbed)
+        return
     if (text := first_difference(undisturbed.last, disturbed.last)) is not None:
         yield f"{text.name} {text.text}"
     mine, theirs = values_of(undisturbed.last), values_of(disturbed.last)

@@ -13,6 +13,9 @@ Y = np.sin(X.sum(1, keepdims=True))
 HEAD = '''\
 """Drawn: {choices}."""
 
+import json
+import os
+
 import numpy as np
 import torch
 from torch import nn

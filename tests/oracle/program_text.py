@@ -6,10 +6,8 @@ from typing import Any
 
 import keras_text
 from grammar import OPTIMIZERS, SCHEDULES, STEPS, TENSORFLOW, Choices
+from loop_text import by_hand, by_step, function, numbers_of, script
 from program_parts import AVERAGE, DATA, HEAD, LOOKAHEAD, REGISTERED, ROWS, SCHEDULE_FREE, answer_of_loss, factor_of
-
-TRAINED = "[one for group in optimizer.param_groups for one in group['params']]"
-CLIP = "nn.utils.clip_grad_norm_({}, 0.5)"
 
 
 def source(chosen: Choices) -> str:
@@ -33,14 +31,11 @@ def source(chosen: Choices) -> str:
     parts += [
         _loss(chosen),
         "",
-        {"task": _task, "train_step": _train_step, "function": _function}[chosen["form"]](chosen),
+        {"task": _task, "train_step": _train_step, "function": function, "script": script}[chosen["form"]](chosen),
         "",
     ]
-    return "\n".join([*parts, _by_hand(chosen)])
-
-
-def _has_modes(chosen: Choices) -> bool:
-    return chosen["optimizer"] == "schedule-free" or chosen["package"].startswith("schedulefree")
+    start = ["", 'if __name__ == "__main__":', "    main()"] if chosen["form"] == "script" else []
+    return "\n".join([*parts, by_hand(chosen), *start, ""])
 
 
 def _registered(kind: str) -> str:
@@ -175,22 +170,11 @@ def _loss(chosen: Choices) -> str:
     )
 
 
-def _numbers(chosen: Choices, step: str) -> str:
-    """The expression of a dict of metrics."""
-    size = "float(np.abs(np.asarray(batch[0])).mean())"
-    odd = f"{step} % 2" if step else "round(100 * float(np.asarray(batch[0])[:, -1].sum())) % 2"
-    return {
-        "none": "{}", "every": f"{{'size': {size}}}", "odd": f"{{'size': {size}}} if {odd} else {{}}",
-        "missing": f"{{'size': {size}}} if round(100 * float(np.asarray(batch[0])[0, -1])) % 3 else {{'other': 1.0}}",
-        "nan": f"{{'size': float('nan') if {odd} else {size}}}",
-    }[chosen["metrics"]]  # fmt: skip
-
-
 def _task(chosen: Choices) -> str:
     given = "make_optimizer(model)"
     lines = [f"self.optimizer_ = optimizer = {given}"]
     lines.append("return optimizer, make_schedule(optimizer)" if chosen["place"] == "scheduler" else "return optimizer")
-    numbers = _numbers(chosen, "")
+    numbers = numbers_of(chosen, "")
     result = answer_of_loss(chosen, numbers, "(torch.as_tensor(batch[1]) > 0).sum()")
     return (
         "class Task:\n    def __init__(self, **params):\n        self.watch = Watch(**params)\n\n    def model(self):\n        return Net()\n\n"
@@ -201,24 +185,8 @@ def _task(chosen: Choices) -> str:
     )  # fmt: skip
 
 
-def _by_step(chosen: Choices, number: str) -> list[str]:
-    """What the author's code does to the optimizer at the beginning of a step."""
-    lines = []
-    if chosen["place"] == "hand":
-        lines += ["for group in optimizer.param_groups:", f"    group['lr'] = 0.02 / (1 + 0.2 * {number})"]
-    if chosen["place"] == "decay":
-        lines += ["for group in optimizer.param_groups:", "    group['lr'] *= 0.95"]
-    if chosen["groups"] == "added":
-        lines += [
-            f"if {number} == 4:",
-            "    late = [one for name, one in model.named_parameters() if one.requires_grad and one.ndim < 2 and 'untouched' not in name]",
-            "    optimizer.add_param_group({'params': late, 'lr': 0.005})",
-        ]  # fmt: skip
-    return lines
-
-
 def _train_step(chosen: Choices) -> str:
-    lines = ["model, optimizer, batch = step.model, step.optimizer, step.batch", *_by_step(chosen, "step.number")]
+    lines = ["model, optimizer, batch = step.model, step.optimizer, step.batch", *by_step(chosen, "step.number")]
     watched = "self.watch.forward(batch[0], optimizer, training=model.training)"
     if chosen["optimizer"] == "LBFGS":
         lines += [watched, "", "def closure():", "    optimizer.zero_grad()", "    loss = loss_of(model, batch)", "    loss.backward()",
@@ -233,7 +201,7 @@ def _train_step(chosen: Choices) -> str:
             "(loss * step.weight).backward()",
             "optimizer.step()",
         ]
-    numbers = _numbers(chosen, "step.number")
+    numbers = numbers_of(chosen, "step.number")
     lines.append(
         f"return {{'loss': loss}} | ({numbers})" if numbers != "{}" or chosen["loss"] == "dict" else "return loss"
     )
@@ -249,115 +217,12 @@ def _train_step(chosen: Choices) -> str:
     )  # fmt: skip
 
 
-def _kept_things(chosen: Choices, wrap: str) -> list[str]:
-    lines = []
-    if chosen["place"] == "scheduler":
-        lines.append(f"schedule = {wrap.format('schedule', 'make_schedule(optimizer)')}")
-    if chosen["average"] != "no":
-        made = "Average(plain)" if chosen["average"] == "ema" else "AveragedModel(plain)"
-        lines += ["plain = getattr(model, 'module', model)", f"average = {wrap.format('average', made)}"]
-    if chosen["registered"] != "nothing":
-        lines.append(f"kept = {wrap.format('kept', 'Kept()')}")
-    return lines
-
-
-def _after_step(chosen: Choices, number: str) -> list[str]:
-    lines = []
-    if chosen["place"] == "scheduler":
-        # What a schedule depends on must be the same on all ranks, and a loss is not.
-        lines.append(f"schedule.step({f'1.0 + {number} % 3' if chosen['schedule'] == 'plateau' else ''})")
-    if chosen["average"] != "no":
-        lines.append("average.update_parameters(plain)")
-    if chosen["registered"] != "nothing":
-        lines.append("kept.steps += 1")
-    return lines
-
-
-def _stepping(chosen: Choices, number: str, watched: str) -> list[str]:
-    """Gradients and the step of the optimizer, in a loop of one's own."""
-    loss = "loss_of(model, batch)"
-    if chosen["registered"] == "generator":
-        loss += " + 0.01 * torch.rand((), generator=kept.generator).double() * sum((one ** 2).sum().real for one in model.parameters())"
-    if chosen["optimizer"] == "LBFGS":
-        return [*([watched] if watched else []), "", "def closure():", "    optimizer.zero_grad()", f"    loss = {loss}",
-                "    loss.backward()", "    return loss", "", "loss = optimizer.step(closure)"]  # fmt: skip
-    lines = [watched] if watched else []
-    clip = [_clip(chosen)] if chosen["clip"] == "yes" else []
-    if chosen["passes"] == "halves":
-        lines += ["optimizer.zero_grad()", "half = len(batch[0]) // 2 or 1", "whole, loss = batch, 0.0",
-                  "for batch in [tuple(part[:half] for part in whole), tuple(part[half:] for part in whole)]:",
-                  f"    part = {loss} * (len(batch[0]) / len(whole[0]))", "    part.backward()", "    loss += part.detach()", "batch = whole"]  # fmt: skip
-        return [*lines, *clip, "optimizer.step()"]
-    if chosen["passes"] == "across":
-        step = [
-            f"if {number} % 2 == 1:",
-            *(f"    {line}" for line in [*clip, "optimizer.step()", "optimizer.zero_grad()"]),
-        ]
-        return [*lines, f"loss = {loss}", "(loss / 2).backward()", *step]
-    return [*lines, "optimizer.zero_grad()", f"loss = {loss}", "loss.backward()", *clip, "optimizer.step()"]
-
-
-def _clip(chosen: Choices) -> str:
-    """Of a loop of one's own under DDP: with gradients that no optimizer uses, and that add up, since nobody forgets them."""
-    every = chosen["form"] == "function" and chosen["strategy"] == "ddp"
-    return CLIP.format("model.parameters()" if every else TRAINED)
-
-
-def _function(chosen: Choices) -> str:
-    lines = ["watch = Watch(**context.params)", "model, optimizer = context.prepare(Net, make_optimizer)",
-             *_kept_things(chosen, "context.register('{}', {})")]  # fmt: skip
-    if _has_modes(chosen):
-        lines.append("optimizer.train()")
-    lines.append("for batch in context.batches(make_data()):")
-    inner = [*_by_step(chosen, "context.step"),
-             *_stepping(chosen, "context.step", "watch.forward(batch[0], optimizer, training=model.training)")]  # fmt: skip
-    numbers = _numbers(chosen, "context.step")
-    inner.append(f"context.report(loss=loss, **({numbers}))" if numbers != "{}" else "context.report(loss=loss)")
-    inner += _after_step(chosen, "context.step")
-    lines += [f"    {line}" for line in inner]
-    if _has_modes(chosen):
-        lines.append("optimizer.eval()")
-    return "def train(context):\n    " + "\n    ".join(lines) + "\n"
-
-
-def _by_hand(chosen: Choices) -> str:
-    lines = ["torch.manual_seed(3)", "model = Net()", "optimizer = make_optimizer(model)", *_kept_things(chosen, "{1}")]
-    modes = _has_modes(chosen)
-    if modes:
-        lines.append("optimizer.train()")
-    lines.append("for number, batch in enumerate(batches):")
-    inner = _by_step(chosen, "number")
-    if chosen["place"] == "factor":
-        inner += [
-            "for group, base in zip(optimizer.param_groups, bases):",
-            "    group['lr'] = base * min(1.0, (number + 1) / 5)",
-        ]
-        lines.insert(-1, "bases = [group['lr'] for group in optimizer.param_groups]")
-    clipped = chosen["clip"] == "yes" and chosen["form"] != "function"
-    # Parts of a batch do not weigh what they have samples of.
-    whole = Choices(dict(chosen.of) | {"passes": "one"}) if chosen["loss"] == "masked" else chosen
-    stepping = _stepping(whole, "number", "")
-    if clipped and "nn.utils" not in "".join(stepping):
-        stepping.insert(-1, _clip(chosen))
-    inner += [
-        "rates = [float(group['lr']) for group in optimizer.param_groups]",
-        *stepping,
-        *_after_step(chosen, "number"),
-        "yield float(loss), rates, None",
-    ]
-    lines += [f"    {line}" for line in inner]
-    if modes:
-        lines.append("optimizer.eval()")
-    lines.append("yield 0.0, [], model")
-    return (
-        'def by_hand(batches):\n    """The same training in a loop without dtrain."""\n    '
-        + "\n    ".join(lines)
-        + "\n"
-    )
-
-
 def recipe(chosen: Choices, workers: int) -> dict[str, Any]:
     """Return the recipe of the program beside it."""
+    common = {"name": "drawn", "resources": {"workers": workers, "check_nodes": False, "cpus_per_worker": 1},
+        "recovery": {"backoff_seconds": 0, "hang_seconds": 60}}  # fmt: skip
+    if chosen["form"] == "script":
+        return common | {"script": "program.py"}
     form = {"function": "program.py:train"} if chosen["form"] == "function" else {"task": "program.py:Task"}
     train: dict[str, Any] = {
         "steps": STEPS,
@@ -374,8 +239,7 @@ def recipe(chosen: Choices, workers: int) -> dict[str, Any]:
     strategy: Any = chosen["strategy"]
     if (chosen["extra"] == "unused" and strategy == "ddp") or (chosen["groups"] == "added" and strategy == "ddp"):
         strategy = {"name": "ddp", "find_unused_parameters": chosen["extra"] == "unused"}
-    return {
-        "name": "drawn", **form, "strategy": strategy, "resources": {"workers": workers, "check_nodes": False, "cpus_per_worker": 1},
-        "train": train, "checkpoint": {"every_steps": int(chosen["every"]), "memory_every_steps": memory},
-        "recovery": {"backoff_seconds": 0, "hang_seconds": 60},
+    return common | form | {
+        "strategy": strategy, "train": train,
+        "checkpoint": {"every_steps": int(chosen["every"]), "memory_every_steps": memory},
     }  # fmt: skip

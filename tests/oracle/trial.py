@@ -32,6 +32,8 @@ class Seen:
     """Its exit code, or that of the first part that did not end well."""
     text: str = ""
     keras: bool = False
+    script: Path | None = None
+    """Where a script wrote down what became of it."""
     passes: dict[int, list[list[dict[str, Any]]]] = field(default_factory=dict)
     """Step → for each rank what its passes saw, when the step was done for the last time."""
 
@@ -62,13 +64,31 @@ class Seen:
     @property
     def weights(self) -> dict[Any, Any]:
         """The weights at the end, by their names or, of a model of Keras, by their numbers."""
+        if self.script is not None:
+            return dict(self.own_state["plain"])
         found = dtrain.load(self.run.path)
         return dict(enumerate(found.values())) if self.keras else found
 
     @property
-    def begins(self) -> list[int]:
-        """The first step of each attempt that trained."""
-        return [event["step"] for event in self.run.events() if event["event"] == "training_started"]
+    def begins(self) -> dict[int, int]:
+        """Attempt → the step that it began with, of those that trained."""
+        if self.script is not None:
+            return {
+                int(path.name.split("-")[1]): int(path.read_text()) for path in sorted(self.script.glob("begins-*"))
+            }
+        found, attempt = dict[int, int](), 0
+        for event in self.run.events():
+            if event["event"] == "attempt_started":
+                attempt = event["attempt"]
+            elif event["event"] == "training_started":
+                found[attempt] = event["step"]
+        return found
+
+    @property
+    def own_state(self) -> dict[str, Any]:
+        """What a script has saved at its end."""
+        assert self.script is not None
+        return dict(torch.load(self.script / "state.pt", weights_only=False))
 
     @property
     def attempts(self) -> int:
@@ -140,7 +160,7 @@ class Trial:
         event, at = self.chosen["event"], int(self.chosen["at"])
         if event in ("disk", "memory"):
             every = int(self.chosen["every"])
-            saved = at // every * every if event == "disk" else 0
+            saved = at // every * every if event == "disk" and self.chosen["form"] != "script" else 0
             return self._seen(
                 "disturbed", ({"kill": [min(1, self.workers - 1), at * self.passes_a_step + 1, saved]}, {})
             )
@@ -162,9 +182,10 @@ class Trial:
         watched.mkdir()
         run, code, text, keras = None, 0, "", self.chosen["strategy"] in TENSORFLOW
         for params, settings in parts:
-            given = (
-                {"params.folder": str(watched)} | {f"params.{key}": value for key, value in params.items()} | settings
-            )
+            asked = {"folder": str(watched)} | params
+            given = {f"params.{key}": value for key, value in asked.items()} | settings
+            if script := self.chosen["form"] == "script":
+                given = {"env.WATCH": json.dumps(asked)}
             try:
                 if run is None:
                     run = dtrain.run(
@@ -175,21 +196,14 @@ class Trial:
             except dtrain.runs.RunFailed as error:
                 return Seen(error.run, int(error.exit_code), f"{error}\n{_failures(error.run)}", keras)
         assert run is not None
-        seen = Seen(run, code, text, keras)
-        seen.passes = dict(self._passes(run, watched))
+        seen = Seen(run, code, text, keras, watched if script else None)
+        seen.passes = dict(self._passes(seen, watched))
         return seen
 
-    def _passes(self, run: dtrain.Run, watched: Path) -> Iterator[tuple[int, list[list[dict[str, Any]]]]]:
+    def _passes(self, seen: Seen, watched: Path) -> Iterator[tuple[int, list[list[dict[str, Any]]]]]:
         """Put what each process wrote down into the order of steps."""
-        begins = {}
-        attempt = 0
-        for event in run.events():
-            if event["event"] == "attempt_started":
-                attempt = event["attempt"]
-            elif event["event"] == "training_started":
-                begins[attempt] = event["step"]
         found: dict[int, dict[int, list[dict[str, Any]]]] = defaultdict(dict)
-        for attempt, begin in sorted(begins.items()):
+        for attempt, begin in sorted(seen.begins.items()):
             for path in sorted(watched.glob(f"{attempt}-*.jsonl")):
                 lines = [json.loads(line) for line in path.read_text().splitlines()]
                 rank = int(path.stem.split("-")[1])

@@ -19,9 +19,14 @@ class Watch:
         """`kill`: the rank that is killed, the number of the pass at whose beginning it is, counted from 1, and the step whose checkpoint
         is waited for before (0: some time for the one in memory)."""
         self.rank = int(os.environ.get("RANK") or os.environ.get("HOROVOD_RANK") or "0")
-        self._folder = Path(folder) if folder else None
+        self.folder = Path(folder) if folder else None
         self._kill = kill
         self._passes: dict[int, int] = {}
+
+    def begins(self, step: int) -> None:
+        """A script that keeps its own checkpoints goes on from this step."""
+        if self.folder is not None and self.rank == 0:
+            (self.folder / f"begins-{os.environ.get('DTRAIN_ATTEMPT', '1')}").write_text(str(step))
 
     def forward(self, inputs: Any, optimizer: Any, *, training: bool) -> None:
         """A forward pass begins; one in evaluation mode is none of the training's. The last column of the inputs is the number of the
@@ -35,9 +40,9 @@ class Watch:
     def _saw(self, rank: int, samples: list[int], rates: list[float]) -> None:
         self._passes[rank] = self._passes.get(rank, 0) + 1
         self._strike(rank)
-        if self._folder is not None:
+        if self.folder is not None:
             name = f"{os.environ.get('DTRAIN_ATTEMPT', '1')}-{rank}.jsonl"
-            with open(self._folder / name, "a") as file:
+            with open(self.folder / name, "a") as file:
                 file.write(json.dumps({"samples": samples, "rates": rates}) + "\n")
 
     def in_graph(self, inputs: Any) -> None:
@@ -54,13 +59,13 @@ class Watch:
         tf.numpy_function(see, [replica, inputs[:, -1]], [])
 
     def _strike(self, rank: int) -> None:
-        if self._kill is None or self._folder is None or [rank, self._passes[rank]] != self._kill[:2]:
+        if self._kill is None or self.folder is None or [rank, self._passes[rank]] != self._kill[:2]:
             return
-        mark = self._folder / "struck"
+        mark = self.folder / "struck"
         if not mark.exists():
             mark.write_text("")
             saved = (
-                self._folder.parent
+                self.folder.parent
                 / "runs"
                 / os.environ["DTRAIN_RUN"]
                 / "checkpoints"

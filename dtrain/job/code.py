@@ -9,16 +9,20 @@ import importlib.util
 import linecache
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from dtrain.common.lazy_dataclass import dataclass
+
+SCRIPT = "_dtrain_script"
+"""The name that a script has in the processes that `multiprocessing` starts anew, beside `__main__`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,10 @@ def loader_of(name: str, path: Path) -> SourceFileLoader:
 
 
 def install(snapshot: Snapshot) -> None:
-    """Have this process import the user's code from a snapshot from now on, also what a zygote has imported in an edited form."""
+    """Have this process import the user's code from a snapshot from now on, also what a zygote has imported in an edited form;
+    processes that `multiprocessing` starts do the same."""
+    from multiprocessing import spawn
+
     _used.set(snapshot)
     sys.path_hooks.insert(0, lambda folder: _Finder(folder, snapshot))
     sys.path_importer_cache.clear()
@@ -101,6 +108,31 @@ def install(snapshot: Snapshot) -> None:
     if any(snapshot.as_on_disk(str(sys.modules[name].__file__)) is None for name in known):
         for name in known:
             del sys.modules[name]
+    spawn.get_preparation_data = partial(_for_a_child, spawn.get_preparation_data, snapshot)
+
+
+def _for_a_child(prepared: Callable[[str], dict[str, Any]], snapshot: Snapshot, process: str) -> dict[str, Any]:
+    """What `multiprocessing` sends to a process that it starts anew (`spawn`, `forkserver`), with the snapshot before all else: reading it
+    installs it there, and the modules that this process has of it are found under their names here."""
+    data = prepared(process)
+    files = {name: str(getattr(module, "__file__", None) or "") for name, module in list(sys.modules.items())}
+    main = {SCRIPT: data["init_main_from_path"]} if "init_main_from_path" in data else {}
+    found = {name: file for name, file in (files | main).items() if "." not in name and _key(file) in snapshot.files}
+    if SCRIPT in found:
+        del data["init_main_from_path"]
+        data["init_main_from_name"] = SCRIPT
+    found.pop("__main__", None)
+    return {"dtrain": _Installed(replace(snapshot, modules={**snapshot.modules, **found}))} | data
+
+
+class _Installed:
+    """Installs a snapshot in the process that unpickles this."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def __reduce__(self) -> tuple[Callable[[Snapshot], None], tuple[Snapshot]]:
+        return install, (self._snapshot,)
 
 
 class _Loader(SourceFileLoader):

@@ -151,3 +151,61 @@ def test_a_script_and_the_modules_beside_it_stay_as_they_were(tmp_path: Path) ->
         (tmp_path / "go").touch()
         live.finish()
     assert live.output(0).count("value 1") == 2
+
+
+CHILD = """
+import multiprocessing
+import time
+from pathlib import Path
+
+import beside
+
+OWN = 1
+
+
+def look(queue):
+    queue.put((OWN, beside.VALUE))
+
+
+def train(context=None):
+    Path("began").touch()
+    while not Path("go").exists():
+        time.sleep(0.05)
+    for method in ("spawn", "forkserver"):
+        children = multiprocessing.get_context(method)
+        queue = children.SimpleQueue()
+        child = children.Process(target=look, args=(queue,))
+        child.start()
+        child.join()
+        print(method, "has", "nothing" if queue.empty() else queue.get(), flush=True)
+
+
+if __name__ == "__main__":
+    train()
+"""
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "script: code.py",
+        "script: my.code.py",
+        "script: {module: mine}",
+        "function: code.py:train",
+        "function: my.code.py:train",
+    ],
+)
+def test_processes_that_the_code_starts_anew_have_its_snapshot(tmp_path: Path, form: str) -> None:
+    file = tmp_path / ("mine.py" if "module" in form else form.split()[1].removesuffix(":train"))
+    file.write_text(CHILD)
+    (tmp_path / "beside.py").write_text("VALUE = 1\n")
+    strategy = "ddp\ntrain: {steps: 1, global_batch: 1}" if "function" in form else "script"
+    (tmp_path / "recipe.yaml").write_text(f"name: children\n{form}\nstrategy: {strategy}\n")
+    with start(str(tmp_path / "recipe.yaml"), runs=tmp_path / "runs") as live:
+        wait_for((tmp_path / "began").exists, "the program to begin")
+        (tmp_path / "beside.py").write_text("VALUE = 2\n")
+        file.write_text(CHILD.replace("OWN = 1", "OWN = 2"))
+        (tmp_path / "go").touch()
+        live.finish()
+    for method in ("spawn", "forkserver"):
+        assert f"{method} has (1, 1)" in live.output(0)

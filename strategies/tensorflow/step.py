@@ -104,6 +104,10 @@ class TrainStep:
         self.names: list[str] = []
         """Of what `loss` gives beside the loss; known when a step is traced."""
         _leave_summing_to_us(built.optimizer)
+        self._overwrites = built.optimizer.use_ema and built.optimizer.ema_overwrite_frequency
+        """After how many steps averages are written over the weights, by us: Keras does it inside a condition, where TensorFlow refuses it
+        for several replicas of a process."""
+        built.optimizer.ema_overwrite_frequency = None
         self.one = tf.function(self._one, autograph=False, jit_compile=jit or None)
         """(For each replica (batches, states) with a leading dimension of shards, rate, whether to measure (the gradient, times)) → means
         over this process's shards: loss, norm of the gradient (NaN if it is not measured), seconds of the own work and of the sum
@@ -166,6 +170,10 @@ class TrainStep:
         if isinstance(optimizer.learning_rate, keras.Variable):
             self._assign([(optimizer.learning_rate, rate)])
         optimizer.apply(gradients, self._trained)
+        if self._overwrites:
+            due = tf.equal(optimizer.iterations % self._overwrites, 0)
+            averages = optimizer._model_variables_moving_average  # noqa: SLF001  Keras gives them by no other name
+            self._assign([(v, tf.where(due, a, v)) for v, a in zip(self._trained, averages, strict=True)])
         self._assign(
             [(v, self._averaged(total)) for v, total in zip(self._moving, moved, strict=True) if total is not None]
         )

@@ -172,7 +172,7 @@ class TrainStep:
         optimizer.apply(gradients, self._trained)
         if self._overwrites:
             due = tf.equal(optimizer.iterations % self._overwrites, 0)
-            averages = optimizer._model_variables_moving_average  # noqa: SLF001  Keras gives them by no other name
+            averages = optimizer._model_variables_moving_average
             self._assign([(v, tf.where(due, a, v)) for v, a in zip(self._trained, averages, strict=True)])
         self._assign(
             [(v, self._averaged(total)) for v, total in zip(self._moving, moved, strict=True) if total is not None]

@@ -138,7 +138,7 @@ def _asked(request: ExportRequest, work: Path) -> ExportResult:
     """Have a process of its own answer a request; raises `Failed` with what it says."""
     asked, answered, log = work / "request.json", work / "result.json", work / "output.log"
     write_json(asked, to_dict(request))
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+    environment = {"PYTHONHASHSEED": "0"} | os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", main.__name__, str(asked), str(answered)],

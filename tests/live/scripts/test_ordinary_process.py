@@ -37,6 +37,7 @@ ONLY_DTRAIN = {
     "GLOO_SOCKET_IFNAME": "nothing listens outside of this machine", "NCCL_SOCKET_IFNAME": "the same", "TP_SOCKET_IFNAME": "the same",
     "OMP_WAIT_POLICY": "threads sleep while they wait for each other: those that spin stop a busy machine",
     "TF_CPP_MIN_LOG_LEVEL": "TensorFlow writes pages of notes into the logs",
+    "PYTHONHASHSEED": "sets have the same order in every process",
 }  # fmt: skip
 ONLY_TORCHRUN = {"TORCHELASTIC_SIGNALS_TO_HANDLE": "for torchrun's own agent"}
 OF_EVERY_PROCESS = {"authkey", "seed of torch", "temporary folder of multiprocessing"}
@@ -91,11 +92,12 @@ def test_environment_variables_are_torchruns(seen: dict[str, dict[str, Any]]) ->
 
 def test_the_process_is_an_ordinary_one(seen: dict[str, dict[str, Any]]) -> None:
     python, ours = seen["python"], seen["dtrain"]
-    apart = {"environment", "descriptors", "inheritable", "signals", "threads of torch", "argv", "orig_argv", "main"}
+    apart = {"environment", "descriptors", "inheritable", "signals", "threads of torch", "argv", "orig_argv", "main", "flags"}
     for name in python.keys() - apart - OF_EVERY_PROCESS:
         assert ours[name] == python[name], name
     for name in OF_EVERY_PROCESS:
         assert len({seen[process][name] for process in ("python", "dtrain", "dtrain's rank 1")}) == 3, name
+    assert ours["flags"] == python["flags"].replace("hash_randomization=1", "hash_randomization=0")
     assert ours["argv"][0] == python["argv"][0] == PROGRAM
     assert ours["orig_argv"][:2] == [python["orig_argv"][0], PROGRAM]
     assert without_addresses(ours["main"]) == without_addresses(python["main"])

@@ -92,7 +92,17 @@ def test_environment_variables_are_torchruns(seen: dict[str, dict[str, Any]]) ->
 
 def test_the_process_is_an_ordinary_one(seen: dict[str, dict[str, Any]]) -> None:
     python, ours = seen["python"], seen["dtrain"]
-    apart = {"environment", "descriptors", "inheritable", "signals", "threads of torch", "argv", "orig_argv", "main", "flags"}
+    apart = {
+        "environment",
+        "descriptors",
+        "inheritable",
+        "signals",
+        "threads of torch",
+        "argv",
+        "orig_argv",
+        "main",
+        "flags",
+    }
     for name in python.keys() - apart - OF_EVERY_PROCESS:
         assert ours[name] == python[name], name
     for name in OF_EVERY_PROCESS:

@@ -185,7 +185,8 @@ def fitting(found: dict[str, str]) -> Choices:
     if found["form"] == "script":
         drop("strategy", "package", "loss", "metrics", "data", "log")
         found["event"] = "disk"  # its checkpoints are its own, and so is when it ends
-        if found["groups"] == "added" or found["optimizer"] in ("schedule-free", "LBFGS"):
+        # Torch's own loading gives NAdam's state another type, and takes no group that was added.
+        if found["groups"] == "added" or found["optimizer"] in ("schedule-free", "LBFGS", "NAdam"):
             drop("groups", "optimizer")
     if found["package"] != "none":
         drop("optimizer", "values")

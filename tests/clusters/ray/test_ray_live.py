@@ -97,6 +97,21 @@ def test_a_killed_worker_and_a_killed_agent_actor_leave_no_trace(lab: RayLab, lo
     wait_for(lambda: groups(lab) == 0, "the placement group's end", 20)
 
 
+def test_an_edit_does_not_reach_a_run_by_a_restart(lab: RayLab, tmp_path: Path) -> None:
+    text = "import beside, time\nfor _ in range(600):\n    print('value', beside.VALUE, flush=True)\n    time.sleep(0.02)\n"
+    (tmp_path / "train.py").write_text(text)
+    (tmp_path / "beside.py").write_text("VALUE = 1\n")
+    (tmp_path / "recipe.yaml").write_text("script: train.py\nrecovery: {backoff_seconds: 0}\n")
+    with start(str(tmp_path / "recipe.yaml"), *FOUR, "--cluster", "ray", runs=tmp_path / "runs", **on(lab)) as live:
+        wait_for(lambda: "value 1" in live.output(3), "the script to begin", 60)
+        (tmp_path / "train.py").write_text("this is no Python")
+        (tmp_path / "beside.py").write_text("VALUE = 2\n")
+        live.kill(3)
+        live.finish()
+    assert len(live.events("attempt_started")) == 2
+    assert {line for line in live.output(3).splitlines() if "value" in line} == {"value 1"}
+
+
 def test_a_sigterm_has_a_run_save_and_leave(lab: RayLab, tmp_path: Path) -> None:
     """Ray's own handler would end the process at once."""
     with start(RECIPE, *FOUR, *SLOW, "--cluster", "ray", runs=tmp_path, **on(lab)) as live:

@@ -209,3 +209,32 @@ def test_processes_that_the_code_starts_anew_have_its_snapshot(tmp_path: Path, f
         live.finish()
     for method in ("spawn", "forkserver"):
         assert f"{method} has (1, 1)" in live.output(0)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("horovod", marks=pytest.mark.horovod),
+        pytest.param("mirrored", marks=pytest.mark.tensorflow),
+        pytest.param("multi_worker_mirrored", marks=pytest.mark.tensorflow),
+    ],
+)
+def test_an_edit_reaches_no_run_of_another_framework(tmp_path: Path, strategy: str) -> None:
+    program = "tiny_mlp_tf.py:Mlp" if "mirrored" in strategy else "tiny.py:Tiny"
+    file, _, name = program.partition(":")
+    shutil.copy(PROGRAMS / file, tmp_path)
+    (tmp_path / "beside.py").write_text("VALUE = 1\n")
+    (tmp_path / "mine.py").write_text(
+        f"import beside\nfrom {Path(file).stem} import {name}\n\n\nclass Mine({name}):\n    def data(self, split):\n"
+        "        print('value', beside.VALUE, flush=True)\n        return super().data(split)\n"
+    )
+    (tmp_path / "recipe.yaml").write_text((PROGRAMS / "tiny.yaml").read_text().replace("tiny.py:Tiny", "mine.py:Mine"))
+    with start(str(tmp_path / "recipe.yaml"), "--strategy", strategy, *SLOW, runs=tmp_path / "runs") as live:
+        live.wait_step(12)
+        (tmp_path / "beside.py").write_text("VALUE = 2\n")
+        (tmp_path / "mine.py").write_text("this is no Python")
+        live.kill(0)
+        live.finish()
+    assert len(live.events("attempt_started")) == 2
+    assert "value 1" in live.output(0)
+    assert "value 2" not in live.output(0)

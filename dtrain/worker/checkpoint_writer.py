@@ -67,7 +67,7 @@ class CheckpointWriter:
         self._backend.check_replicas()
         try:
             hooks.reach("staging", step)
-            snapshot = self.memory.snapshot()
+            snapshot = self.memory.snapshot(to_disk=True)
         except OSError as error:  # no memory for the copy
             self._channel.report(SaveFailed(step, str(error)))
             return

@@ -28,7 +28,7 @@ from dtrain.checkpoint.factory import store_of
 from dtrain.common import hooks
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
-from dtrain.data.randomness import seed_host
+from dtrain.data.randomness import seed_all, seed_host
 from dtrain.data.sampler import OPTIMIZERS, UNKNOWN_SIZE, Sampler, step_seed
 from dtrain.data.stream import Stream
 from dtrain.job import entrypoint
@@ -43,6 +43,7 @@ from dtrain.worker.early_stopping import EarlyStopping
 from dtrain.worker.step_guard import RollBack, StepGuard
 from dtrain.worker.step_report import Report, Unreported
 from dtrain.worker.task import EVAL, TRAIN, Task
+from dtrain.worker.task_attributes import TaskAttributes
 from dtrain.worker.trainer import Trainer
 
 STOP_WHEN = "dtrain_stop_when"
@@ -91,6 +92,7 @@ def run(
 def _call(trainer: Trainer, function: str, folder: Path) -> None:
     """A function of the user's; whatever way it leaves its loop, the state of its last step is saved."""
     context = Context(trainer, tasks.name_of(function))
+    seed_all(trainer.train.seed)
     try:
         entrypoint.load(function, folder)(context)
     except Leaving:
@@ -101,7 +103,7 @@ def _call(trainer: Trainer, function: str, folder: Path) -> None:
 def _train(trainer: Trainer, task: Task) -> None:
     backend, train = trainer.backend, trainer.train
     hooks.reach("build")
-    backend.build(task, train)
+    model, _ = backend.build(task, train)
     data = task.batches(TRAIN)
     assert data is not None, "only held-out data may be missing"
     held_out = task.batches(EVAL)
@@ -113,6 +115,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     trainer.begin()
     trainer.keep_beginning(beginning)
     unreported = Unreported(trainer)
+    TaskAttributes(task.inner, task.name, model, trainer)
     trainer.restore_last()
     guard = StepGuard(trainer, sampler)
     guard.begin(task)

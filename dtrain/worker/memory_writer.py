@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 from dtrain.api.reports import MemoryOffered
 from dtrain.api.strategy import WorkerContext
@@ -23,6 +23,12 @@ from dtrain.worker.memory_schedule import MemorySchedule
 
 COPIES = 3
 """Buffers that in-memory checkpoints take: the newest one, the one that is written to disk, and the next."""
+
+
+class Prepare(Protocol):
+    """What is to be done on all ranks before a snapshot."""
+
+    def __call__(self, *, to_disk: bool) -> None: ...
 
 
 class MemoryWriter:
@@ -42,13 +48,14 @@ class MemoryWriter:
         """Time to compute the digest of the newest part, which the training does not wait for."""
         self._offered: weakref.WeakSet[KeptBuffer] = weakref.WeakSet()
         self._told_empty = False
-        self.prepare: Callable[[], None] = lambda: None
+        self.preparing: list[Prepare] = []
         """Called on all ranks before each snapshot; collective."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dtrain-memory")
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, to_disk: bool = False) -> Snapshot:
         """Collective. Take a snapshot, and say what the user should know of it. Raises `OSError` if there is no memory for it."""
-        self.prepare()
+        for prepare in self.preparing:
+            prepare(to_disk=to_disk)
         snapshot = self._backend.snapshot()
         if remark := self._backend.remark():
             print(f"dtrain: {remark}")

@@ -24,7 +24,7 @@ class Unreported:
         self._backend, self._rank, self._ranks = trainer.backend, trainer.rank, trainer.world_size
         self._steps = 0
         self._everyones: dict[str, Any] = {}
-        trainer.writer.memory.prepare = self.gather
+        trainer.writer.memory.preparing.append(self.gather)
         trainer.keep(UNREPORTED_NAME, self)
 
     def add(self, values: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class Unreported:
         self.values, self._steps = {}, 0
         return values, weights
 
-    def gather(self) -> None:
+    def gather(self, *, to_disk: bool) -> None:
         """Collective between two reports. Take the values of every rank for the checkpoint that is about to be made."""
         self._everyones = {}
         if not self._steps:

@@ -14,6 +14,7 @@ import numpy as np
 
 from dtrain.common.errors import UserError
 from dtrain.data.batches import Batches
+from dtrain.data.randomness import seed_all
 from dtrain.data.stream import Stream, opened
 from dtrain.job import entrypoint, task_answers
 from dtrain.job.job import Job
@@ -33,7 +34,8 @@ class Task:
     """A task as dtrain and the strategies see it; whatever is not checked here is the user's own attribute."""
 
     def __init__(self, user: Any, name: str, seed: int) -> None:
-        self._user = user
+        self.inner = user
+        """The user's own object."""
         self._seed = seed
         self.name = name
         """Name for messages: `digits.py: Digits`."""
@@ -47,12 +49,12 @@ class Task:
             raise UserError(f"{name}.metrics_of is called with what {OUTPUTS} returns of all samples, which is missing")
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(self._user, attribute)
+        return getattr(self.inner, attribute)
 
     def copied(self, memo: dict[int, Any]) -> Task:
         """Make a copy for a call of the user's code that leaves no trace: containers, arrays, generators and what has a `state_dict` among the
         attributes are copied, too. Raises `ValueError` if they are large, and what `copy.deepcopy` raises."""
-        user = copy.copy(self._user)
+        user = copy.copy(self.inner)
         for name, value in vars(user).items():
             if isinstance(value, COPIED) or any(hasattr(value, one) for one in ("dtype", "state_dict", "get_state")):
                 size = value.nbytes if hasattr(value, "nbytes") else len(value) if isinstance(value, Sized) else 0
@@ -64,8 +66,9 @@ class Task:
     def batches(self, split: str) -> Batches | Stream | None:
         """The data of a split; None if there is none to evaluate on."""
         name = f"{self.name}.data({split!r})"
+        seed_all(self._seed)
         try:
-            data = self._user.data(split)
+            data = self.inner.data(split)
         except Exception as error:
             if others := self._other_splits():
                 raise UserError(
@@ -79,29 +82,29 @@ class Task:
                     f"{name} gave None, and the method knows {others}: dtrain asks for {TRAIN!r} and {EVAL!r}"
                 )
             return None
-        if split == EVAL and not any(hasattr(self._user, method) for method in MEASURES):
+        if split == EVAL and not any(hasattr(self.inner, method) for method in MEASURES):
             self.note = f"{name} is not evaluated on: the task has neither metrics nor loss to do it with"
             return None
         return opened(
             data,
             seed=self._seed,
             name=name,
-            collate=getattr(self._user, "collate", None),
-            again=lambda: self._user.data(split),
+            collate=getattr(self.inner, "collate", None),
+            again=lambda: self.inner.data(split),
         )
 
     def _other_splits(self) -> str:
         """Names of held-out splits that stand in the source of `data`, if `eval` does not."""
-        code = getattr(getattr(self._user.data, "__func__", self._user.data), "__code__", None)
+        code = getattr(getattr(self.inner.data, "__func__", self.inner.data), "__code__", None)
         texts = _strings(code.co_consts) if code is not None else set()
         return "" if EVAL in texts else ", ".join(repr(text) for text in OTHER_SPLITS if text in texts)
 
     def factor(self, step: int, total_steps: int) -> float:
         """Return the factor of the learning rate at a step."""
-        if not hasattr(self._user, "schedule"):
+        if not hasattr(self.inner, "schedule"):
             return 1.0
         return task_answers.factor(
-            self._user.schedule(step, total_steps), f"{self.name}.schedule({step}, {total_steps})"
+            self.inner.schedule(step, total_steps), f"{self.name}.schedule({step}, {total_steps})"
         )
 
     def doubts(self, total_steps: int) -> list[str]:
@@ -125,8 +128,9 @@ def _strings(constants: Any) -> set[str]:
 
 
 def of_job(job: Job) -> Task:
-    """Import and make the task that a job names."""
+    """Import and make the task that a job names, with the same random numbers on every rank and after every restart."""
     name = name_of(job.target)
+    seed_all(job.train.seed)
     cls = entrypoint.load(job.target, Path(job.folder))
     if not callable(cls):
         raise UserError(f"{name} is {task_answers.gave(cls)}; expected a class: {EXPECTED}")

@@ -18,10 +18,11 @@ from dtrain.api.training_backend import NonFiniteWeights, Snapshot, SnapshotFile
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
+from dtrain.common import plain_values
 from dtrain.common.errors import CheckpointError, UserError
 from dtrain.common.files import hashed
 
-from .. import plain_values, unpickling
+from .. import unpickling
 
 STATE = f"state{SUFFIX}"
 REGISTERED = "registered.json"

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dtrain.common import plain_values
 from dtrain.common.errors import CheckpointError
 from dtrain.common.files import is_safe_name
 
-from ... import plain_values
 from ...unpickling import refused
 
 INDEX = "index.json"

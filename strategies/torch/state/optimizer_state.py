@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ... import plain_values
+from dtrain.common import plain_values
+
 from .packing import packed, unpacked
 
 STATE, GROUPS, OWN, MORE = "state", "param_groups", "own", "more"

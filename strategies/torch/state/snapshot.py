@@ -20,10 +20,10 @@ from dtrain.api.training_backend import NonFiniteWeights, SnapshotFiles
 from dtrain.checkpoint.file_writer import FileWriter, WeightsRange
 from dtrain.checkpoint.kept_buffer import KeptBuffer, KeptBuffers
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, TensorFile, laid_out
+from dtrain.common import plain_values
 from dtrain.common.errors import UserError
 from dtrain.common.files import hashed
 
-from ... import plain_values
 from .index import INDEX, VALUES, index_of, values_of
 
 BYTES_TYPE = "U8"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.api.training_backend import Fetch, nothing_to_fetch
+from dtrain.common import plain_values
 from dtrain.common.errors import CheckpointError, UserError
 
-from ... import plain_values
 from . import layouts, optimizer_state, safe_reader, tensor_files
 from .index import INDEX
 from .packing import got, leaves, packed, places, put, unpacked

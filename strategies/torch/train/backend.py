@@ -13,13 +13,13 @@ from dtrain.api.step_checks import Judge
 from dtrain.api.strategy import RankInfo
 from dtrain.api.training_backend import FIRST_STEP, Fetch, LossApart, StepNumber, TrainingBackend, nothing_to_fetch
 from dtrain.api.weights import ReadWeights, Unmatched
-from dtrain.common import hooks
+from dtrain.common import hooks, plain_values
 from dtrain.common.errors import UserError
 from dtrain.data.randomness import seed_host
 from dtrain.job.job import Train
 from dtrain.job.task_answers import LossAnswer, gave, loss_answer
 
-from ... import means, plain_values
+from ... import means
 from ..exact import tree_sums
 from ..state import initial, optimizer_state, replicas
 from ..state.snapshot import Snapshots, TorchSnapshot

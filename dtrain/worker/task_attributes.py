@@ -1,0 +1,226 @@
+"""A task's attributes that change while it trains, in the checkpoints: a counter, a running mean, a queue, a generator, an average of
+the weights that `train_step` keeps."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dtrain.common import plain_values
+from dtrain.worker.trainer import Trainer
+
+NAME = "dtrain_task"
+"""Name under which they are registered."""
+MOST_OWN_BYTES = 1024
+"""Text of a value, as JSON, up to which each rank's own is kept if they differ."""
+SAMPLED = 4096
+"""Elements of a large array by which a change of it is noticed."""
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+VALUE, OBJECT, GENERATOR = "value", "object", "generator"
+
+
+class TaskAttributes:
+    """The attributes that are not what they were before the first step. Kept are plain values, arrays, tensors without gradients, containers
+    of these, generators, and objects with `state_dict` and `load_state_dict` other than optimizers and what is trained."""
+
+    def __init__(self, task: Any, name: str, trained: Any, trainer: Trainer) -> None:
+        """Collective, once a checkpoint was loaded."""
+        models = trained.values() if isinstance(trained, dict) else [trained]
+        self._trained = {id(part) for model in models for part in getattr(model, "modules", list)()}
+        self._task, self._name, self._trainer = task, name, trainer
+        self._mean: Callable[[Mapping[str, float]], dict[str, float]] = trainer.backend.mean
+        self._begun = {name: signature for name, (_, signature) in self._states()}
+        self._active: bool | None = None
+        self._own: dict[str, list[str]] = {}
+        self._left_out: set[str] = set()
+        self._told: set[str] = set()
+        trainer.keep(NAME, self)
+        trainer.writer.memory.preparing.append(self.gather)
+
+    def gather(self, *, to_disk: bool) -> None:
+        """Collective. Find the attributes that differ between the ranks, and take each rank's value of those that are small. Whether any
+        attribute changes at all is asked before the first snapshot of an attempt, and before each for the disk."""
+        changed = dict(self._changed())
+        if self._active is None or to_disk:
+            self._active = self._mean({"changed": float(bool(changed))})["changed"] > 0
+        if not self._active:
+            return
+        means = self._mean({name: float(signature) for name, (_, signature) in changed.items()})
+        differs = self._mean(
+            {name: float(name not in changed or mean != changed[name][1]) for name, mean in means.items()}
+        )
+        names = sorted(name for name, share in differs.items() if share)
+        texts = {name: _text(changed[name][0]) if name in changed else "" for name in names}
+        found = self._texts(texts) if names else []
+        self._own = {name: [one[name] for one in found] for name in names if all(one.get(name) for one in found)}
+        self._leave_out({name for name in names if name not in self._own})
+
+    def _texts(self, own: Mapping[str, str]) -> list[dict[str, str]]:
+        """Collective. These texts of every rank; each travels as numbers of 6 bytes."""
+        rank, ranks = self._trainer.rank, self._trainer.world_size
+        numbers = {
+            f"{rank:06}.{place:06}.{name}": float(int.from_bytes(part, "big"))
+            for name, text in own.items()
+            for place, part in enumerate(_parts(text.encode()))
+        }
+        found: list[dict[str, bytes]] = [{} for _ in range(ranks)]
+        for key, number in sorted(self._mean(numbers).items()):
+            rank, _, name = int(key[:6]), key[7:13], key[14:]
+            found[rank][name] = found[rank].get(name, b"") + int(number).to_bytes(6, "big").lstrip(b"\0")
+        return [{name: content.decode() for name, content in one.items()} for one in found]
+
+    def _leave_out(self, names: set[str]) -> None:
+        self._left_out = names
+        if new := names - self._told:
+            self._told |= new
+            self._trainer.warn(
+                f"{self._name}: {', '.join(sorted(new))} differs between the ranks and is in no checkpoint: after a restart it begins anew "
+                "(equal values, and numbers of each rank's own, are kept)"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changed, for a checkpoint."""
+        if not self._active:
+            return {}
+        same = {
+            name: state for name, (state, _) in self._changed() if name not in self._own and name not in self._left_out
+        }
+        return {"same": same, "own": self._own} if same or self._own else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give the task what it had; values of each rank's own only at the same number of workers."""
+        own = state.get("own", {})
+        fits = all(len(texts) == self._trainer.world_size for texts in own.values())
+        if not fits:
+            self._trainer.warn(
+                f"{self._name}: {', '.join(own)} differed between the workers, whose number has changed, and begin anew"
+            )
+        mine = {
+            name: plain_values.decoded(json.loads(texts[self._trainer.rank])) for name, texts in own.items() if fits
+        }
+        for name, found in (state.get("same", {}) | mine).items():
+            self._give(name, **found)
+
+    def _give(self, name: str, kind: str, state: Any, device: str = "") -> None:
+        now = getattr(self._task, name, None)
+        if kind == VALUE:
+            state = _on(device, state)
+            if not _filled(now, state):
+                setattr(self._task, name, state)
+        elif now is None:
+            self._trainer.warn(f"{self._name}.{name} is made while it trains, and begins anew: make it in __init__")
+        elif kind == OBJECT:
+            now.load_state_dict(state)
+        elif isinstance(now, random.Random):
+            now.setstate(state)
+        elif isinstance(now, np.random.Generator):
+            now.bit_generator.state = state
+        else:
+            now.set_state(state)
+
+    def _changed(self) -> Iterator[tuple[str, tuple[dict[str, Any], int]]]:
+        return ((name, found) for name, found in self._states() if self._begun.get(name) != found[1])
+
+    def _states(self) -> Iterator[tuple[str, tuple[dict[str, Any], int]]]:
+        """Name, state and signature of each attribute that can be kept as it is now."""
+        for name, value in list(getattr(self._task, "__dict__", {}).items()):
+            try:
+                state = self._state(value)
+                if state is not None:
+                    yield name, (state, _signature(state))
+            except Exception as error:  # noqa: BLE001  the user's, or another thread changes it
+                print(f"dtrain: {self._name}.{name} cannot be kept in checkpoints: {error}", file=sys.stderr)
+
+    def _state(self, value: Any) -> dict[str, Any] | None:
+        if isinstance(value, random.Random):
+            return {"kind": GENERATOR, "state": value.getstate()}
+        if isinstance(value, np.random.Generator):
+            return {"kind": GENERATOR, "state": value.bit_generator.state}
+        if hasattr(value, "get_state") and hasattr(value, "set_state"):
+            return {"kind": GENERATOR, "state": value.get_state()}
+        if callable(getattr(value, "load_state_dict", None)):
+            parts = {id(part) for part in value.modules()} if hasattr(value, "modules") else {id(value)}
+            kept = not (hasattr(value, "param_groups") or parts & self._trained)
+            state = value.state_dict() if kept else {}
+            return {"kind": OBJECT, "state": state} if state and _is_plain(state) else None
+        if not _is_plain(value):
+            return None
+        devices = [str(leaf.device.type) for leaf in _leaves(value) if hasattr(leaf, "device") and hasattr(leaf, "to")]
+        return {"kind": VALUE, "state": value} | ({"device": devices[0]} if devices else {})
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _is_plain(value: Any) -> bool:
+    return all(
+        isinstance(leaf, PLAIN) or (hasattr(leaf, "dtype") and not _is_variable(leaf)) for leaf in _leaves(value)
+    )
+
+
+def _is_variable(leaf: Any) -> bool:
+    return bool(getattr(leaf, "requires_grad", False)) or hasattr(leaf, "assign")
+
+
+def _signature(state: Any) -> int:
+    """The checksum of a state, of large arrays by some of their elements."""
+    found = 0
+    for leaf in _leaves(state):
+        if hasattr(leaf, "dtype"):
+            local = leaf.to_local() if hasattr(leaf, "to_local") else leaf
+            flat = local.reshape(-1)
+            leaf = plain_values.encoded(flat[:: max(1, len(flat) // SAMPLED)])
+        found = zlib.crc32(repr(leaf).encode(), found)
+    return found
+
+
+def _text(state: dict[str, Any]) -> str:
+    """A small value as JSON; '' for others."""
+    if state["kind"] != VALUE or sum(getattr(leaf, "nbytes", 8) for leaf in _leaves(state["state"])) > MOST_OWN_BYTES:
+        return ""
+    text = json.dumps(plain_values.encoded(state))
+    return text if len(text) <= MOST_OWN_BYTES else ""
+
+
+def _parts(content: bytes) -> Sequence[bytes]:
+    return [content[begin : begin + 6] for begin in range(0, len(content), 6)]
+
+
+def _on(device: str, value: Any) -> Any:
+    """The value with its tensors on a device."""
+    if isinstance(value, Mapping):
+        return type(value)({key: _on(device, part) for key, part in value.items()})  # type: ignore[call-arg]
+    if type(value) in (list, tuple):
+        return type(value)(_on(device, part) for part in value)
+    return value.to(device) if device not in ("", "cpu") and hasattr(value, "to") else value
+
+
+def _filled(now: Any, state: Any) -> bool:
+    """Whether a container could be given its content in place: others may have hold of it."""
+    if type(now) is not type(state):
+        return False
+    if isinstance(now, list):
+        now[:] = state
+    elif isinstance(now, dict | set):
+        now.clear()
+        now.update(state)
+    elif isinstance(now, deque):
+        now.clear()
+        now.extend(state)
+    else:
+        return False
+    return True

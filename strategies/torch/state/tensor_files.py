@@ -12,9 +12,11 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from dtrain.checkpoint.tensor_file import DTYPES, entries_of
+from dtrain.checkpoint.tensor_file import DTYPES, TensorEntry, entries_of, laid_out
+from dtrain.common.errors import UserError
 
 CHUNK_BYTES = 16 << 20
 """Read from a file at a time."""
@@ -218,3 +220,30 @@ class MappedFile:
         begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + length) // mmap.PAGESIZE * mmap.PAGESIZE
         if self._map is not None and end > begin:
             self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def write(
+    path: Path, weights: Mapping[str, Any], tensors: Mapping[str, Any], metadata: Mapping[str, str],
+    sources: Mapping[str, str] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """Write a safetensors file of weights one by one; `tensors` have their types and shapes, `sources` the names that they have in `weights`
+    if those are others."""
+    import torch
+
+    entries = []
+    for name, tensor in tensors.items():
+        kind = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        if kind is None:
+            raise UserError(
+                f"{name} has the type {tensor.dtype}, which a safetensors file does not know", "Write a .pt file."
+            )
+        entries.append(TensorEntry(name, kind, tuple(tensor.shape)))
+    layout = laid_out(entries, {"format": "pt", **metadata})
+    with open(path, "wb") as file:
+        file.write(layout.header)
+        for entry in layout.entries:
+            source = sources.get(entry.name, entry.name)
+            content = weights[source].detach().cpu().to(tensors[entry.name].dtype).contiguous()
+            file.write(content.reshape(-1).view(torch.uint8).numpy().data)
+            if isinstance(weights, TensorFiles):
+                weights.leave(source)

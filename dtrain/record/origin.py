@@ -40,7 +40,7 @@ class Origin:
     branch: str = ""
     python: str = ""
     packages: Mapping[str, str] | None = None
-    """Name → version, with the folder behind it where a package is installed from one (`pip install -e`)."""
+    """Name → version, and in brackets the folder (`pip install -e`) or the address that it was installed from, if not from a registry."""
     remote: str = ""
     """The address of the repository, without user and password."""
     command: str = ""
@@ -143,17 +143,21 @@ def packages(path: list[str]) -> dict[str, str]:
             continue
         for entry in entries:
             name, _, version = entry.removesuffix(".dist-info").partition("-")
-            source = _folder_behind(f"{place}/{entry}/direct_url.json")
+            source = _source_of(f"{place}/{entry}/direct_url.json")
             found.setdefault(name.replace("_", "-").lower(), f"{version} ({source})" if source else version)
     return dict(sorted(found.items()))
 
 
-def _folder_behind(path: str) -> str:
-    """The folder that an editable installation imports from; '' for others."""
+def _source_of(path: str) -> str:
+    """Return the folder that an editable installation imports from, or the address that a package was installed from; '' for others."""
     try:
         with open(path) as file:
             facts = json.load(file)
-        editable = facts.get("dir_info", {}).get("editable", False)
-        return str(facts["url"]).removeprefix("file://") if editable else ""
-    except (OSError, ValueError, KeyError, AttributeError):
+        url = USER.sub("://", str(facts["url"]))
+        if facts.get("dir_info", {}).get("editable", False):
+            return url.removeprefix("file://")
+        if "vcs_info" in facts:
+            return f"{facts['vcs_info']['vcs']}+{url}@{facts['vcs_info']['commit_id']}"
+        return "" if url.startswith("file:") else url
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return ""

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dtrain.common import environment
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.secrets import HIDDEN, PRIVATE_KEYS
@@ -26,7 +27,7 @@ CHANGES = """
 git --no-optional-locks -C "$1" diff HEAD --no-color --no-ext-diff
 git --no-optional-locks -C "$1" ls-files --others --exclude-standard -- . ${2:+":(exclude)$2"} | sed 's/^/# not in git: /'
 """
-CONTAINER = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "SHIFTER_IMAGEREQUEST", "DTRAIN_IMAGE")
+CONTAINER = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "SHIFTER_IMAGEREQUEST", environment.IMAGE)
 """Variables in which container runtimes name their image."""
 USER = re.compile(r"://[^/@]*@")
 PRIVATE = tuple(f"{key}." for key in PRIVATE_KEYS)

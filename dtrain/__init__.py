@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dtrain.api.weights import DeviceMap
     from dtrain.common.errors import DtrainError as DtrainError
     from dtrain.common.errors import UsageError as UsageError
     from dtrain.job.task_types import Task as Task
@@ -69,11 +70,12 @@ def load(
 
 def load_weights(
     model: Any, run: str | os.PathLike[str], step: int | None = None, best: str | None = None, *, strict: bool = True,
-    runs: str | os.PathLike[str] | None = None,
+    device_map: DeviceMap | None = None, runs: str | os.PathLike[str] | None = None,
 ) -> Any:  # fmt: skip
     """Put the weights of a run into a PyTorch module or a Keras model (a dict of modules if the run trained several), and give it back.
 
-    Raises an error that lists every name and shape that does not fit; with `strict=False`, what fits is loaded. See `load`."""
+    Raises an error that lists every name and shape that does not fit; with `strict=False`, what fits is loaded. With `device_map` (a device,
+    or name of a module → device) each tensor is read to its device, of a model that may be on the meta device. See `load`."""
     from dtrain.weights import source
 
-    return source.load_weights(model, run, step, best, strict=strict, runs=runs)
+    return source.load_weights(model, run, step, best, strict=strict, device_map=device_map, runs=runs)

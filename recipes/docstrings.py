@@ -8,7 +8,10 @@ import sysconfig
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 LENGTH = 64
 
@@ -45,6 +48,13 @@ class Docstrings:
 
     def model(self):
         return small_gpt2()
+
+    def tokenizer(self):
+        """A token a byte: `dtrain weights RUN --to FOLDER/` writes it beside the model."""
+        bytes_of = {char: byte for byte, char in bytes_to_unicode().items()}
+        tokens = Tokenizer(BPE(bytes_of, []))
+        tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        return PreTrainedTokenizerFast(tokenizer_object=tokens)
 
     def optimizer(self, model):
         return torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -20,7 +20,7 @@ from dtrain.api.protocol import Command
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.record.folder import RunDir
 
-from . import script, warm
+from . import containers, script, warm
 from .commands import (
     UNKNOWN_JOB,
     NodeFacts,
@@ -124,7 +124,7 @@ class Slurm(Cluster):
 
     def problems(self, plan: LaunchPlan) -> list[str]:
         """Yield mistakes in the options."""
-        return list(script.mistakes(self.options))
+        return [*script.mistakes(self.options), *containers.mistakes(self.options.container, plan)]
 
     def out_of_reach(self, plan: LaunchPlan) -> list[str]:
         """No SLURM here, and what no node or partition could ever give."""
@@ -190,8 +190,12 @@ class Slurm(Cluster):
             )
         nodes = sorted(nodes, key=lambda node: node in plan.avoided)  # a stable order
         chosen = nodes[: plan.nodes + self.options.spare_nodes]
-        container = shlex.split(self.options.container)
-        agent = warm.agent(plan.agent_command(run, ""), plan.job.env, chosen, container)
+        chosen_container = self.options.container
+        container = containers.words(chosen_container, plan, run, containers.identity_of(chosen_container, plan))
+        command = plan.agent_command(run, "")
+        if not isinstance(chosen_container, str):
+            command[0] = chosen_container.python
+        agent = warm.agent(command, plan.job.env, chosen, container)
         allocation = SlurmAllocation(agent, container, chosen, inbox)
         try:
             yield allocation
@@ -207,11 +211,17 @@ class Slurm(Cluster):
         path.write_text(text)
         for sentence in refusals(text, os.environ):
             print(f"dtrain: {sentence}", file=sys.stderr)
+        containers.identity_of(self.options.container, plan)  # a large file is read now rather than when the nodes wait
         exclude = self._excluding(plan.avoided, plan.nodes)
         return _sbatch(path, *([f"--exclude={exclude}"] if exclude else []))
 
     def places(self) -> dict[str, list[str]]:
         """A step of its own on each node of the job that SLURM takes for alive."""
+        if not isinstance(self.options.container, str):
+            raise UsageError(
+                "trials that share one allocation (tune.packing) run outside of a container",
+                "Leave tune.packing out: each trial is then a job of its own, in the container.",
+            )
         container = shlex.split(self.options.container)
         return {node: [*words_on(node, os.environ), *container] for node in nodes_of(_this_job()) if usable(node)}
 

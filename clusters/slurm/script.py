@@ -11,6 +11,9 @@ from dtrain.api.plan import LaunchPlan, supervisor_command
 from dtrain.common.errors import UsageError
 from dtrain.record.folder import RunDir, find
 
+from . import containers
+from .containers import Container
+
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
 NAME = "slurm"
 NO_LIMIT = ("UNLIMITED", "INFINITE")
@@ -64,8 +67,9 @@ class SlurmOptions:
     """Nodes to hold in reserve; one takes the place of a lost one at once."""
     warn_seconds: int = 120
     """So long before the time limit the run saves, leaves and is queued again."""
-    container: str = ""
-    """Words in front of an agent's command, such as `apptainer exec --nv image.sif`; also srun's own options."""
+    container: str | Container = ""
+    """Container of the agents and workers: `{image: …, runtime: apptainer}`; or the words in front of an agent's command, such as
+    `apptainer exec --nv image.sif`, also srun's own options."""
     setup: tuple[str, ...] = ()
     """Lines of shell before anything is started: `module load cuda`."""
     extra: tuple[str, ...] = ()
@@ -82,6 +86,9 @@ def render(options: SlurmOptions, plan: LaunchPlan, run: RunDir) -> str:
     if options.exclusive:
         lines.append("#SBATCH --exclusive")
     lines += ["#SBATCH --requeue", *(f"#SBATCH {_word(option)}" for option in options.extra)]
+    if not isinstance(options.container, str):
+        inside = shlex.join(containers.words(options.container, plan, run)).replace("\n", " ")
+        lines.append(f"# agents behind: {inside}")
     # Until the supervisor has handlers, a warning must not end the job; ignored signals stay ignored over exec.
     lines += ["trap '' USR1 TERM", *options.setup, f"exec {shlex.join(supervisor_command(run))}"]
     return "\n".join(lines) + "\n"
@@ -170,7 +177,7 @@ def mistakes(options: SlurmOptions) -> Iterator[str]:
         if not re.match(r"--[A-Za-z]", option):
             yield f"extra: {option!r} is no option of sbatch: begin it with --"
     try:
-        shlex.split(options.container)
+        shlex.split(options.container if isinstance(options.container, str) else "")
     except ValueError as error:
         yield f"container cannot be read as words ({error}): {options.container!r}"
     for name in ("spare_nodes", "warn_seconds", "gpus_per_node", "cpus"):
@@ -205,9 +212,11 @@ def limit_seconds(text: str) -> int | None:
     return (a or 0) * 60 + (b or 0)
 
 
-def _texts(options: SlurmOptions) -> Iterator[tuple[str, str]]:
+def _texts(options: SlurmOptions | Container) -> Iterator[tuple[str, str]]:
     for field in fields(options):
         value = getattr(options, field.name)
+        if isinstance(value, Container):
+            yield from ((f"{field.name}.{name}", text) for name, text in _texts(value))
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str):
                 yield field.name, text

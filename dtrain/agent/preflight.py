@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dtrain.agent import devices, node_health
-from dtrain.api.protocol import CheckNode, CheckPeers, NodeAnswered, PeersChecked
+from dtrain.api.protocol import IMAGE, CheckNode, CheckPeers, NodeAnswered, PeersChecked
+from dtrain.common import environment as variables
 from dtrain.record.folder import RunDir
 
 SHARED_MEMORY = "/dev/shm"
@@ -74,6 +75,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     """Of Python and of those of the packages that are installed; by the names of their folders, which takes a millisecond."""
     names = [name for folder in map(Path, sys.path) if folder.is_dir() for name in _names(folder)]
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    if image := os.environ.get(variables.IMAGE):
+        found[IMAGE] = image
     for package in packages:
         pattern = re.compile(rf"{re.escape(package)}{BUILDS}-([^-]+)\.dist-info", re.IGNORECASE)
         match = next(filter(None, map(pattern.fullmatch, names)), None)

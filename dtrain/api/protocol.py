@@ -188,6 +188,10 @@ class AgentReady(Message):
     format: int = FORMAT
 
 
+IMAGE = "image"
+"""Key of `NodeAnswered.versions` for the image of the container that the agent is in."""
+
+
 @dataclass(frozen=True)
 class NodeAnswered(Message):
     """Event: the answer to `CheckNode`."""

@@ -17,6 +17,8 @@ from dtrain.common.lazy_dataclass import dataclass
 Weights = Mapping[str, Any]
 """Name → tensor: of PyTorch as in a state dict, a numpy array otherwise."""
 Shape = tuple[int, ...]
+DeviceMap = str | int | Mapping[str, Any]
+"""A device, or name of a module → device."""
 MOST_SHOWN = 100
 HINT = "Give the model that was trained, or have only what fits loaded: strict=False, in a recipe init_from: {source: …, strict: false}."
 FOLDER = "/"
@@ -105,22 +107,28 @@ class Framework(Protocol):
         """Name → shape of each of a model's weights; raises `UserError` if it is no model of this framework."""
 
     @staticmethod
-    def load_into(model: Any, weights: Weights, *, strict: bool, source: str) -> Unmatched:
-        """Put weights into a model (or a dict of several) in place. Raises `UserError` that lists every difference, unless not `strict`:
-        then what fits is loaded, and the rest returned."""
+    def load_into(
+        model: Any, weights: Weights, *, strict: bool, source: str, device_map: DeviceMap | None = None
+    ) -> Unmatched:
+        """Put weights into a model (or a dict of several) in place, with a `device_map` as new tensors on its devices. Raises `UserError`
+        that lists every difference, unless not `strict`: then what fits is loaded, and the rest returned."""
 
     @staticmethod
-    def build(task: Any, name: str) -> Any:
-        """The model of a task (or the dict of several) on the CPU, not trained."""
+    def build(task: Any, name: str, *, empty: bool = False) -> Any:
+        """The model of a task (or the dict of several) on the CPU, not trained; `empty`: for `write`, if it can be without memory for its
+        weights."""
 
     @staticmethod
     def inference(model: Any) -> Inference:
         """A model of `build`, one of several, for use outside of a training."""
 
     @staticmethod
-    def write(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str]) -> list[str]:
-        """Write weights to a new file or folder, by its ending; `model` is the task's with these weights if that needs it
-        (`needs_model`), else None. Returns what was left out, each in a sentence."""
+    def write(
+        path: Path, weights: Weights, model: Any, metadata: Mapping[str, str], source: str = "the weights"
+    ) -> list[str]:
+        """Write weights to a new file or folder, by its ending; `model` is the task's, of `build` with `empty`, if that needs it
+        (`needs_model`), else None. Returns what was left out, each in a sentence. Raises `UserError` if the weights of this `source` do not
+        fit the model."""
 
     @staticmethod
     def needs_model(ending: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -186,17 +187,24 @@ def verify(
 
 def reproduce(
     name: LastRun = LAST, runs: Runs = RUNS, gpus: Gpus = None, workers: Workers = None, nodes: Nodes = None, cluster: Cluster = None,
+    venv: Annotated[bool, typer.Option("--venv", help="Train it in a virtual environment of the Python and the packages that it recorded.")] = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Train a run once more, with the code, the recipe and the seed that it recorded, and compare the weights at the end.
 
-    Example: dtrain reproduce last"""
+    Example: dtrain reproduce last --venv"""
     from dtrain.cli import terminal
     from dtrain.control import overrides
     from dtrain.report import comparison, run_record
-    from dtrain.verify import reproduction
+    from dtrain.verify import environment, reproduction
 
     run = find(runs, name)
+    if venv:
+        python = environment.python_of(run)
+        given = {"--gpus": gpus, "--workers": workers, "--nodes": nodes, "--cluster": cluster}
+        options = [f"{option}={value}" for option, value in given.items() if value is not None]
+        words = ["reproduce", str(run.path), *options, *(["--quiet"] if quiet else [])]
+        os.execve(python, [python, "-P", "-m", "dtrain", *words], environment.variables_of(python, os.environ))
     again = reproduction.repetition(run, overrides.of_options(gpus=gpus, workers=workers, nodes=nodes, cluster=cluster))
     for text in reproduction.reservations(run, again):
         print(f"dtrain: not as {run.id} was trained: {text}", file=sys.stderr, flush=True)

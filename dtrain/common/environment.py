@@ -40,5 +40,7 @@ HOOKS = "DTRAIN_HOOKS"
 """Set by `dtrain drill` for the processes of its runs, and not seen by the user's code: see `dtrain.common.hooks.install`."""
 OPERATIONS = "DTRAIN_DRILL_OPERATIONS"
 """Set by `dtrain drill --explain` like the faults: the steps whose operations are to be logged, as `from:to`."""
+IMAGE = "DTRAIN_IMAGE"
+"""Set by clusters for agents: the image of the container that they are in, with its digest if that is known."""
 OF_AGENTS = frozenset({ADDRESS, CPUS, GPU_LEASES, LINE_BYTES, FOLDER, SHIPPED})
 """Not passed on to workers."""

@@ -193,3 +193,8 @@ def flush_folder(path: Path) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def cache() -> Path:
+    """Return the folder of what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtrain"

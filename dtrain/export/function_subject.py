@@ -34,14 +34,14 @@ class FunctionModel:
         self.name = name_of(job.target)
         self._function = entrypoint.load(job.target, Path(job.folder))
 
-    def build(self, framework: type[Framework]) -> Any:
-        """The model, or the dict of several, not trained."""
+    def build(self, framework: type[Framework], *, empty: bool) -> Any:
+        """The model, or the dict of several, not trained; see `Framework.build`."""
         context = StandInContext(self.job)
         context.until = "prepare"
         try:
             self.call(context)
         except Seen:
-            return framework.build(context.task, self.name)
+            return framework.build(context.task, self.name, empty=empty)
         raise ExportError(f"{self.name} does not call context.prepare, so that its model is not known", HINT)
 
     def call(self, context: StandInContext) -> None:

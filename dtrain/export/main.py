@@ -11,11 +11,12 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from dtrain.api.exporter import Exporter, ExportError, TrainedModel, specs_of
 from dtrain.api.weights import FOLDER, Framework
-from dtrain.common.errors import DtrainError, Exit
-from dtrain.common.files import write_json
+from dtrain.common.errors import DtrainError, Exit, UserError
+from dtrain.common.files import flush_file, write_json
 from dtrain.common.processes import die_with_parent
 from dtrain.common.serde import from_dict, to_dict
 from dtrain.export import verification
@@ -24,9 +25,12 @@ from dtrain.export.request import ExportRequest, ExportResult
 from dtrain.export.shown import Shown
 from dtrain.export.subject import built, chosen, own_weights, subject
 from dtrain.job.job import Job
+from dtrain.job.task_answers import gave
 from dtrain.launch import registry
 
 ROOM_BYTES = 1 << 16
+TOKENIZER = "tokenizer"
+"""A method that a task may have."""
 
 
 def main() -> None:
@@ -78,15 +82,26 @@ def _place(error: Exception, folder: str) -> str:
 
 def _written(request: ExportRequest, job: Job, framework: type[Framework]) -> ExportResult:
     """Write the weights alone."""
-    path, weights, model = Path(request.path), framework.read(Path(request.checkpoint)), None
+    path, weights = Path(request.path), framework.read(Path(request.checkpoint))
+    task, model = None, None
     if framework.needs_model(request.ending):
-        _, model = built(job, framework, request)
-        framework.load_into(model, weights, strict=True, source=request.source)
-    notes = framework.write(path, weights, model, request.metadata)
-    if request.ending != FOLDER:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        task, model = built(job, framework, request, empty=True)
+    notes = framework.write(path, weights, model, request.metadata, request.source)
+    if request.ending == FOLDER and hasattr(task, TOKENIZER):
+        _write_tokenizer(task, path)
+    for one in path.rglob("*") if path.is_dir() else (path,):
+        flush_file(one)
     return ExportResult(notes=tuple(notes))
+
+
+def _write_tokenizer(task: Any, path: Path) -> None:
+    """Write the files of the task's tokenizer or processor into a folder of Hugging Face."""
+    tokenizer = task.tokenizer()
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise UserError(
+            f"{task.name}.{TOKENIZER} gave {gave(tokenizer)}; expected a tokenizer or a processor with save_pretrained"
+        )
+    tokenizer.save_pretrained(path)
 
 
 def _exported(request: ExportRequest, request_file: Path, job: Job, framework: type[Framework]) -> ExportResult:

@@ -102,17 +102,19 @@ class Subject:
         return words, list(batches_of(data))
 
 
-def built(job: Job, framework: type[Framework], request: ExportRequest) -> tuple[Task | FunctionModel, Any]:
-    """The run's task or function, and its model or models, not trained."""
+def built(
+    job: Job, framework: type[Framework], request: ExportRequest, *, empty: bool = False
+) -> tuple[Task | FunctionModel, Any]:
+    """The run's task or function, and its model or models, not trained, and `empty` for what does not need their weights."""
     if not Path(request.code).is_dir():
         raise UsageError(
             f"the run's code is not on this machine: there is no folder {request.code}", "Name it: --code FOLDER"
         )
     if job.kind == "function":
         function = FunctionModel(job)
-        return function, function.build(framework)
+        return function, function.build(framework, empty=empty)
     task = tasks.of_job(job)
-    return task, framework.build(task, task.name)
+    return task, framework.build(task, task.name, empty=empty)
 
 
 def chosen(model: Any, name: str) -> Any:
@@ -139,7 +141,9 @@ def subject(task: Task | FunctionModel, framework: type[Framework], model: Any, 
     return Subject(task, inference, view, name)
 
 
-def own_weights(weights: Mapping[str, Any], model: Any, name: str) -> dict[str, Any]:
+def own_weights(weights: Mapping[str, Any], model: Any, name: str) -> Mapping[str, Any]:
     """Return the weights of one of a task's models, by its own names."""
-    prefix = f"{name}." if isinstance(model, Mapping) else ""
+    if not isinstance(model, Mapping):
+        return weights
+    prefix = f"{name}."
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

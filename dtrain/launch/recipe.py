@@ -259,8 +259,6 @@ def _fields(cls: type) -> list[str]:
 def _class_at(cls: type, path: Sequence[str | int]) -> type | None:
     """The dataclass that a path of field names leads to."""
     for part in path:
-        if part == cls.__name__:  # one of several forms
-            continue
         hint = typing.get_type_hints(cls).get(str(part))
         inner = next(
             (arg for arg in (hint, *typing.get_args(hint)) if isinstance(arg, type) and dataclasses.is_dataclass(arg)),
@@ -275,8 +273,13 @@ def _class_at(cls: type, path: Sequence[str | int]) -> type | None:
 def _located(error: ValidationError, document: Document, prefix: Place, cls: type) -> Found:
     """pydantic's errors, each once, in our words and with their place in the file."""
     found: dict[tuple[Any, ...], tuple[Any, str, str]] = {}
-    for item in error.errors(include_url=False):
-        inner = tuple(part for part in item["loc"] if part != "options")
+    items = error.errors(include_url=False)
+    forms = {one.__name__ for one in _dataclasses_in(cls)}
+    of_mappings = {item["loc"][: item["loc"].index(form)] for item in items for form in forms & {*item["loc"]}}
+    for item in items:
+        if item["type"] == "string_type" and isinstance(item.get("input"), dict) and item["loc"][:-1] in of_mappings:
+            continue  # the other form of the two is meant
+        inner = tuple(part for part in item["loc"] if part != "options" and part not in forms)
         path = _marked_part((*prefix, *inner), document) or (*prefix, *inner[:1])
         if path in found:
             continue

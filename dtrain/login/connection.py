@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError, UsageError
-from dtrain.common.files import PRIVATE_FOLDER
+from dtrain.common.files import PRIVATE_FOLDER, cache
 from dtrain.common.lazy_dataclass import dataclass
 
 LOST = 255
@@ -25,11 +25,6 @@ LONGEST_SOCKET = 85
 """Characters of a socket's path, to which ssh adds 18; the system takes 103 (unix(7))."""
 BASE = ".dtrain"
 """Folder of dtrain in the home of the person there."""
-
-
-def cache() -> Path:
-    """Return the folder of what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtrain"
 
 
 @dataclass()

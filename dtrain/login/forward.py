@@ -12,11 +12,12 @@ from pathlib import Path
 
 from dtrain.common import environment
 from dtrain.common.errors import ClusterError, Exit, UsageError
+from dtrain.common.files import cache
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.job import entrypoint
 from dtrain.launch import profiles
 from dtrain.login import install
-from dtrain.login.connection import LOST, Host, cache
+from dtrain.login.connection import LOST, Host
 from dtrain.login.project import Project
 from dtrain.record.folder import RunDir
 

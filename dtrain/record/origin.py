@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dtrain.common import environment
 from dtrain.common.files import PRIVATE_FILE
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.secrets import HIDDEN, PRIVATE_KEYS
@@ -26,7 +27,7 @@ CHANGES = """
 git --no-optional-locks -C "$1" diff HEAD --no-color --no-ext-diff
 git --no-optional-locks -C "$1" ls-files --others --exclude-standard -- . ${2:+":(exclude)$2"} | sed 's/^/# not in git: /'
 """
-CONTAINER = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "SHIFTER_IMAGEREQUEST", "DTRAIN_IMAGE")
+CONTAINER = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "SHIFTER_IMAGEREQUEST", environment.IMAGE)
 """Variables in which container runtimes name their image."""
 USER = re.compile(r"://[^/@]*@")
 PRIVATE = tuple(f"{key}." for key in PRIVATE_KEYS)
@@ -40,7 +41,7 @@ class Origin:
     branch: str = ""
     python: str = ""
     packages: Mapping[str, str] | None = None
-    """Name → version, with the folder behind it where a package is installed from one (`pip install -e`)."""
+    """Name → version, and in brackets the folder (`pip install -e`) or the address that it was installed from, if not from a registry."""
     remote: str = ""
     """The address of the repository, without user and password."""
     command: str = ""
@@ -143,17 +144,21 @@ def packages(path: list[str]) -> dict[str, str]:
             continue
         for entry in entries:
             name, _, version = entry.removesuffix(".dist-info").partition("-")
-            source = _folder_behind(f"{place}/{entry}/direct_url.json")
+            source = _source_of(f"{place}/{entry}/direct_url.json")
             found.setdefault(name.replace("_", "-").lower(), f"{version} ({source})" if source else version)
     return dict(sorted(found.items()))
 
 
-def _folder_behind(path: str) -> str:
-    """The folder that an editable installation imports from; '' for others."""
+def _source_of(path: str) -> str:
+    """Return the folder that an editable installation imports from, or the address that a package was installed from; '' for others."""
     try:
         with open(path) as file:
             facts = json.load(file)
-        editable = facts.get("dir_info", {}).get("editable", False)
-        return str(facts["url"]).removeprefix("file://") if editable else ""
-    except (OSError, ValueError, KeyError, AttributeError):
+        url = USER.sub("://", str(facts["url"]))
+        if facts.get("dir_info", {}).get("editable", False):
+            return url.removeprefix("file://")
+        if "vcs_info" in facts:
+            return f"{facts['vcs_info']['vcs']}+{url}@{facts['vcs_info']['commit_id']}"
+        return "" if url.startswith("file:") else url
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return ""

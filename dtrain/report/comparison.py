@@ -81,7 +81,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
 def origins(found: Sequence[Origin]) -> dict[str, list[str]]:
     """Commit, Python and versions of packages that are known of all runs and not the same in all."""
     rows = [
-        {"commit": one.commit[:10], "python": one.python}
+        {"commit": one.commit[:10], "python": one.python, "container": one.container}
         | {f"package {name}": version for name, version in (one.packages or {}).items()}
         for one in found
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
+from dtrain.api.protocol import IMAGE
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.record import code_snapshot, event_log, goodput
-from dtrain.record.events import CheckpointSaved, StragglerFound, StragglerOver
+from dtrain.record.events import CheckpointSaved, NodeChecked, StragglerFound, StragglerOver
 from dtrain.record.folder import RunDir
 from dtrain.record.goodput import Timeline
 from dtrain.record.metric_curves import MetricCurves
@@ -35,6 +37,8 @@ class RunRecord:
     """Step → digest of the weights that were saved at it."""
     stragglers: tuple[Straggler, ...] = ()
     """In the order in which they were found."""
+    image: str = ""
+    """Of the container that its workers were in."""
 
     @property
     def is_script(self) -> bool:
@@ -44,7 +48,8 @@ class RunRecord:
     @cached_property
     def origin(self) -> Origin:
         """The commit and the packages of the code that it trains with."""
-        return code_snapshot.origin_of(self.run.code)
+        found = code_snapshot.origin_of(self.run.code)
+        return replace(found, container=self.image) if self.image else found
 
     @property
     def is_changed(self) -> bool:
@@ -70,7 +75,7 @@ class RunRecord:
 def read(run: RunDir) -> RunRecord:
     """Everything that its event log and ledgers say so far."""
     state, curves, builder, digests = RunState(), MetricCurves(), goodput.builder(run), dict[int, str]()
-    stragglers: list[Straggler] = []
+    stragglers, image = list[Straggler](), ""
     for event in event_log.Reader(run.events).new():
         state.add(event)
         curves.add(event)
@@ -81,8 +86,10 @@ def read(run: RunDir) -> RunRecord:
             stragglers.append(Straggler(event))
         elif isinstance(event, StragglerOver):
             _end(stragglers, event)
+        elif isinstance(event, NodeChecked):
+            image = event.versions.get(IMAGE, image)
     state.run = state.run or run.id
-    return RunRecord(run, state, builder.timeline(), curves, digests, tuple(stragglers))
+    return RunRecord(run, state, builder.timeline(), curves, digests, tuple(stragglers), image)
 
 
 def _end(stragglers: list[Straggler], event: StragglerOver) -> None:

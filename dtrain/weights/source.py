@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dtrain.api.weights import Framework, Weights
+from dtrain.api.weights import DeviceMap, Framework, Weights
 from dtrain.checkpoint import choice
 from dtrain.checkpoint.factory import store_of
 from dtrain.checkpoint.store import Manifest
@@ -81,12 +81,12 @@ def load(
 
 def load_weights(
     model: Any, run: str | os.PathLike[str], step: int | None = None, best: str | None = None, *, strict: bool = True,
-    runs: str | os.PathLike[str] | None = None,
+    device_map: DeviceMap | None = None, runs: str | os.PathLike[str] | None = None,
 ) -> Any:  # fmt: skip
     """Put the weights of a run into a model; see `dtrain.load_weights`."""
     source = saved(default_root(runs), os.fspath(run), step, best)
     source.framework.shapes(model)
-    left = source.framework.load_into(model, source.read(), strict=strict, source=source.name)
+    left = source.framework.load_into(model, source.read(), strict=strict, source=source.name, device_map=device_map)
     if left:
         print(f"{source.name}: {left.told()}")
     return model

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from dtrain.api.weights import HINT, Shape, Unmatched, Weights, compared
+from dtrain.api.weights import HINT, DeviceMap, Shape, Unmatched, Weights, compared
 from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, entries_of, laid_out
 from dtrain.common.errors import UserError
 from dtrain.job.task_answers import gave
@@ -69,7 +69,13 @@ class KerasWeights:
         return {name: tuple(variable.shape) for name, variable in keyed(model.weights).items()}
 
     @staticmethod
-    def load_into(model: Any, weights: Weights, *, strict: bool, source: str) -> Unmatched:
+    def load_into(
+        model: Any, weights: Weights, *, strict: bool, source: str, device_map: DeviceMap | None = None
+    ) -> Unmatched:
+        if device_map is not None:
+            raise UserError(
+                "device_map is for modules of PyTorch: Keras places a model's variables itself", "Leave it out."
+            )
         here = KerasWeights.shapes(model)
         there = {name: tuple(array.shape) for name, array in weights.items()}
         found = compared(there, here)
@@ -81,7 +87,7 @@ class KerasWeights:
         return found
 
     @staticmethod
-    def build(task: Any, name: str) -> Any:
+    def build(task: Any, name: str, *, empty: bool = False) -> Any:
         return made(task, name)
 
     @staticmethod
@@ -93,10 +99,14 @@ class KerasWeights:
         return ending != SUFFIX
 
     @staticmethod
-    def write(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str]) -> list[str]:
+    def write(
+        path: Path, weights: Weights, model: Any, metadata: Mapping[str, str], source: str = "the weights"
+    ) -> list[str]:
         if model is None:
             _write_arrays(path, weights, metadata)
-        elif path.name.endswith(H5):
+            return []
+        KerasWeights.load_into(model, weights, strict=True, source=source)
+        if path.name.endswith(H5):
             model.save_weights(path)
         else:
             model.save(path)

@@ -1,4 +1,4 @@
-"""A model of 128 MB in equal layers, whose weights no step changes; notes how much memory a rank takes for it."""
+"""A model of 128 MB, whose weights no step changes; notes how much memory a rank takes to make it, and then until its first step."""
 
 import json
 import os
@@ -10,8 +10,10 @@ from torch import nn
 WHOLE_BYTES = 128 << 20
 
 
-def model():
-    return nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(32)))
+def model(layers=32):
+    """Of equal layers, or of two that are as large as 32."""
+    shapes = [(1024, 16384), (16384, 1024)] if layers == 2 else [(1024, 1024)] * layers
+    return nn.Sequential(*(nn.Linear(*shape, bias=False) for shape in shapes))
 
 
 def resident_bytes(name):
@@ -20,23 +22,32 @@ def resident_bytes(name):
 
 
 class Wide:
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    def __init__(self, folder, layers=32):
+        self.folder, self.layers, self.taken = Path(folder), layers, {}
 
-    def model(self):
+    def begin(self):
         self.before = resident_bytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
-        return model()
+
+    def note(self, name):
+        self.taken[name] = resident_bytes("VmHWM") - self.before
+        (self.folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(self.taken))
+
+    def model(self):
+        self.begin()
+        return model(self.layers)
 
     def optimizer(self, model):
-        taken = {"taken": resident_bytes("VmHWM") - self.before}
-        (self.folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(taken))
+        self.note("made")
+        self.begin()
         return torch.optim.SGD(model.parameters(), lr=0.0)
 
     def data(self, split):
         return torch.ones(8, 1024) if split == "train" else None
 
     def loss(self, model, batch):
+        if "begun" not in self.taken:
+            self.note("begun")
         return model(batch).square().mean()
 
     def finish(self, model):

@@ -1,21 +1,23 @@
-"""Giving a model on all ranks, sharded or not, weights that rank 0 reads. Importing this module imports no framework."""
+"""Giving a model on all ranks, sharded or not, weights that rank 0 finds. Importing this module imports no framework."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dtrain.api.weights import HINT, ReadWeights, Unmatched, Weights, compared
 from dtrain.common.errors import DtrainError, UserError
 
-from .shards import fill
+from .shards import fill, part_of
 from .state import ONLY, TorchState
 from .tensor_files import TensorFiles, shapes
 from .weights import TorchWeights, tied
 
 
 def start_from(state: TorchState, group: Any, rank: int, read: ReadWeights, source: str, *, strict: bool) -> Unmatched:
-    """Collective. See `StartsFromWeights.start_from`; one tensor after the other, so that only rank 0 holds all of them."""
+    """Collective. See `StartsFromWeights.start_from`. Of a sharded tensor each rank reads its own rows, if all of them see the files that
+    rank 0 has found; the others go from rank 0 to all, one after the other."""
     import torch
     import torch.distributed as dist
 
@@ -25,19 +27,47 @@ def start_from(state: TorchState, group: Any, rank: int, read: ReadWeights, sour
     if rank == 0:
         try:
             weights = read(TorchWeights, lambda: state.models.get(ONLY, state.models))
-            answer = [_compared(state, targets, weights, source, strict=strict)]
+            found, rest = _compared(state, targets, weights, source, strict=strict)
+            files = _files(weights, [name for name in rest if part_of(targets[name])])
+            answer = [(found, rest, files, files.states())]
         except DtrainError as error:
-            answer = [(error.message, error.hint)]
+            answer = [(error.message, error.hint, TensorFiles({}), {})]
     dist.broadcast_object_list(answer, group=group)
-    found, rest = answer[0]
+    found, rest, files, states = answer[0]
     if not isinstance(found, Unmatched):
         raise UserError(found, rest)
+    seen = _by_all(files, states, group)
     with torch.no_grad():
         for name in rest:
+            part = part_of(targets[name])
+            if seen and part and name in files:
+                files.read_part(name, *part)
+                continue
             _give(targets[name], weights.get(name), group)
             if isinstance(weights, TensorFiles):
                 weights.leave(name)
     return found
+
+
+def _files(weights: Weights, names: Collection[str]) -> TensorFiles:
+    """The places in files of weights, as far as they lie in files."""
+    return weights.in_files(names) if isinstance(weights, TensorFiles) else TensorFiles({})
+
+
+def _by_all(files: TensorFiles, states: Mapping[Path, Any], group: Any) -> bool:
+    """Collective. Whether every rank sees the same files at the same paths: another node may have none or others there."""
+    import torch
+    import torch.distributed as dist
+
+    if not states:
+        return False
+    try:
+        same = files.states() == states
+    except OSError:
+        same = False
+    seen = torch.tensor(same, dtype=torch.uint8)
+    dist.all_reduce(seen, dist.ReduceOp.MIN, group=group)
+    return bool(seen)
 
 
 def _tensors(state: TorchState) -> dict[str, Any]:

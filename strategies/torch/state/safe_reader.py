@@ -1,12 +1,14 @@
-"""`torch.distributed.checkpoint`'s reader and planner for the files of `snapshot`: tensors are copied out of the mapped file, and no
-file runs a program. Also reads what older versions pickled, as far as it names nothing but values. Importing this module imports no
+"""`torch.distributed.checkpoint`'s reader and planner for the files of `snapshot`: the rows that are wanted are read, and no file
+runs a program. Also reads what older versions pickled, as far as it names nothing but values. Importing this module imports no
 framework.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import pickle
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from dtrain.common.files import is_safe_name
 
 from ...unpickling import PICKLE, loads, refused
 from .index import INDEX, VALUES, read_index, read_values
-from .tensor_files import MappedFile
+from .tensor_files import read_rows
 
 METADATA = ".metadata"
 """Older versions wrote it instead of the index."""
@@ -29,7 +31,6 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
     `CheckpointError` for what is not on the list."""
     import torch
     import torch.distributed.checkpoint as dcp
-    from torch.distributed._shard._utils import narrow_tensor_by_index
     from torch.distributed.checkpoint.metadata import StorageMeta
     from torch.distributed.checkpoint.planner import LoadItemType
 
@@ -43,16 +44,13 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             return metadata
 
         def read_data(self, plan: Any, planner: Any) -> Any:
-            files: dict[str, Any] = {}
-            fetch(folder, sorted({self.storage_data[item.storage_index].relative_path for item in plan.items}))
-            for item in plan.items:
-                place = self.storage_data[item.storage_index]
-                if place.relative_path not in files:
-                    written_as_values = place.relative_path == VALUES
-                    files[place.relative_path] = (
-                        read_values(folder) if written_as_values else MappedFile(folder / place.relative_path)
-                    )
-                self._read(item, files[place.relative_path], place, planner)
+            names = sorted({self.storage_data[item.storage_index].relative_path for item in plan.items})
+            fetch(folder, names)
+            with ExitStack() as stack:
+                files = {name: _opened(folder, name, stack) for name in names}
+                for item in plan.items:
+                    place = self.storage_data[item.storage_index]
+                    self._read(item, files[place.relative_path], place, planner)
             done: Any = torch.futures.Future()
             done.set_result(None)
             return done
@@ -61,22 +59,22 @@ def reader(folder: Path, fetch: Fetch = nothing_to_fetch) -> Any:
             if item.type == LoadItemType.BYTE_IO and isinstance(file, dict):
                 planner.load_value(item, file[item.storage_index.fqn])
                 return
-            found = file.part(place.offset, place.length)
             if item.type == LoadItemType.BYTE_IO:
-                planner.load_value(item, _unpickled(found.numpy().tobytes(), folder))
+                planner.load_value(item, _unpickled(os.pread(file, place.length, place.offset), folder))
                 return
             entry = self._tensors[item.storage_index.fqn]
             offset = item.storage_index.offset or torch.Size([0] * len(entry.size))
             shape = next(chunk.sizes for chunk in entry.chunks if tuple(chunk.offsets) == tuple(offset))
-            if found.data_ptr() % entry.properties.dtype.itemsize:
-                found = found.clone()  # files are laid out for types of 8 bytes at most
-            stored = found.view(entry.properties.dtype).view(shape)
             wanted = planner.resolve_tensor(item).detach()
-            wanted.copy_(narrow_tensor_by_index(stored, item.storage_offsets, item.lengths))
+            read_rows(file, place.offset, entry.properties.dtype, shape, wanted, item.storage_offsets)
             planner.commit_tensor(item, wanted)
-            file.leave(place.offset, place.length)
 
     return Reader(folder)
+
+
+def _opened(folder: Path, name: str, stack: ExitStack) -> Any:
+    """The values of the file that has them, or the number of another one, which is open until the stack ends."""
+    return read_values(folder) if name == VALUES else stack.enter_context(open(folder / name, "rb")).fileno()
 
 
 def planner(folder: Path) -> Any:

@@ -15,3 +15,14 @@ def fill(target: Any, whole: Any) -> None:
         local.copy_(part.to_local())
     else:
         target.copy_(whole)
+
+
+def part_of(target: Any) -> tuple[Any, tuple[int, ...]] | None:
+    """This rank's part of a sharded tensor, and where that begins in the whole; None for a tensor that is whole here."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if not isinstance(target, DTensor):
+        return None
+    _, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+    return target.to_local(), tuple(offset)

@@ -1,27 +1,27 @@
-"""PyTorch's weights outside of a training: of checkpoints, of safetensors and state_dict files, of Hugging Face folders.
+"""PyTorch's weights outside of a training: of checkpoints, of safetensors and state_dict files, of folders.
 
 Importing this module imports no framework.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from dtrain.api.training_backend import nothing_to_fetch
-from dtrain.api.weights import FOLDER, HINT, Shape, Unmatched, Weights, compared
-from dtrain.checkpoint.tensor_file import DTYPES, SUFFIX, TensorEntry, laid_out
+from dtrain.api.weights import FOLDER, HINT, DeviceMap, Shape, Unmatched, Weights, compared
+from dtrain.checkpoint.tensor_file import SUFFIX
 from dtrain.common.errors import UserError
 from dtrain.job.task_answers import gave
 
+from ..train import deferred
 from ..train.models import made
-from . import tensor_files
+from . import hugging_face, loading, tensor_files
 from .index import INDEX
 from .inference import TorchInference
 from .safe_reader import METADATA
@@ -33,8 +33,6 @@ NESTED = ("state_dict", "model_state_dict", "model")
 """Keys that a state dict often lies under in a file."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DDP and torch.compile put before every name."""
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-CONFIG = "config.json"
 
 
 class TorchWeights:
@@ -58,7 +56,7 @@ class TorchWeights:
     def read_file(path: Path, model: Callable[[], Any]) -> Weights:
         """A state dict may lie in a dict of `torch.save`, and begin with the names of wrappers."""
         try:
-            found = _of_folder(path) if path.is_dir() else _of_file(path)
+            found = hugging_face.read(path, _of_file) if path.is_dir() else _of_file(path)
         except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
             text = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(
@@ -75,24 +73,28 @@ class TorchWeights:
         return {name: _shape(value) for name, value in _state(model).items()}
 
     @staticmethod
-    def load_into(model: Any, weights: Weights, *, strict: bool, source: str) -> Unmatched:
-        import torch
-
+    def load_into(
+        model: Any, weights: Weights, *, strict: bool, source: str, device_map: DeviceMap | None = None
+    ) -> Unmatched:
         here = TorchWeights.shapes(model)
         there = tensor_files.shapes(weights)
-        found = compared(there, here, tied(model))
+        ties = tied(model)
+        found = compared(there, here, ties)
         if strict:
             found.refuse(source, "the model", HINT)
-        fitting = {name: value for name, value in weights.items() if here.get(name) == there[name]}
-        with torch.no_grad():
-            for prefix, module in _modules(model):
-                own = {name.removeprefix(prefix): value for name, value in fitting.items() if name.startswith(prefix)}
-                module.load_state_dict(own, strict=False)
+        devices = None if device_map is None else loading.Devices(device_map)
+        for prefix, module in _modules(model):
+            names = [name for name in there if name.startswith(prefix) and here.get(name) == there[name]]
+            own_ties = [[name.removeprefix(prefix) for name in group] for group in ties if group[0].startswith(prefix)]
+            loading.load(module, weights, {name.removeprefix(prefix): name for name in names}, own_ties, devices)
         return found
 
     @staticmethod
-    def build(task: Any, name: str) -> Any:
-        models = made(task, name, several=hasattr(task, "models"))
+    def build(task: Any, name: str, *, empty: bool = False) -> Any:
+        make = partial(made, task, name, several=hasattr(task, "models"))
+        found = deferred.attempted(make, needed=False) if empty else None
+        streamed = found and all(hugging_face.names_of(one, tied(one)) for one in found.models.values())
+        models = found.models if found and streamed else make()
         for model in models.values():
             model.eval()
         return models.get(ONLY, models)
@@ -106,25 +108,39 @@ class TorchWeights:
         return ending == FOLDER
 
     @staticmethod
-    def write(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str]) -> list[str]:
+    def write(
+        path: Path, weights: Weights, model: Any, metadata: Mapping[str, str], source: str = "the weights"
+    ) -> list[str]:
         import torch
 
         if model is not None:
-            if not hasattr(model, "save_pretrained"):
-                raise UserError(
-                    f"{type(model).__name__} has no save_pretrained, so that there is no folder of Hugging Face to write",
-                    "Write its weights: --to model.safetensors or --to state_dict.pt.",
-                )
-            model.save_pretrained(path)
+            _write_folder(path, weights, model, metadata, source)
             return []
         if path.suffix != SUFFIX:
             torch.save(dict(weights), path)
             return []
         empty = weights.empty() if isinstance(weights, TensorFiles) else weights
         tensors = {name: value for name, value in empty.items() if isinstance(value, torch.Tensor)}
-        _write_tensors(path, weights, tensors, metadata)
+        tensor_files.write(path, weights, tensors, metadata)
         left = [name for name in weights if name not in tensors]
         return [f"{', '.join(left)}: no tensors, which a safetensors file holds alone (.pt holds all)"] if left else []
+
+
+def _write_folder(path: Path, weights: Weights, model: Any, metadata: Mapping[str, str], source: str) -> None:
+    """Write a folder of Hugging Face, tensor by tensor if `model.save_pretrained` changes nothing but names."""
+    if not hasattr(model, "save_pretrained"):
+        raise UserError(
+            f"{type(model).__name__} has no save_pretrained, so that there is no folder of Hugging Face to write",
+            "Write its weights: --to model.safetensors or --to state_dict.pt.",
+        )
+    ties = tied(model)
+    names = hugging_face.names_of(model, ties)
+    if names is None:
+        TorchWeights.load_into(model, weights, strict=True, source=source)
+        model.save_pretrained(path)
+        return
+    compared(tensor_files.shapes(weights), TorchWeights.shapes(model), ties).refuse(source, "the model", HINT)
+    hugging_face.write(path, weights, model, names, ties, metadata)
 
 
 def tied(model: Any) -> list[list[str]]:
@@ -158,20 +174,6 @@ def _shape(value: Any) -> Shape:
     return tuple(value.shape) if hasattr(value, "shape") else ()
 
 
-def _of_folder(path: Path) -> TensorFiles:
-    """Read a folder that `save_pretrained` wrote, in one file or several."""
-    if not (path / CONFIG).is_file():
-        raise ValueError(f"a folder without {CONFIG} is none of Hugging Face's")
-    for name in HUB_FILES:
-        if (path / name).is_file():
-            return _of_file(path / name)
-        index = path / f"{name}.index.json"
-        if index.is_file():
-            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return functools.reduce(TensorFiles.joined, [_of_file(path / Path(part).name) for part in parts])
-    raise ValueError(f"there is no {' and no '.join(HUB_FILES)} in it")
-
-
 def _of_file(path: Path) -> TensorFiles:
     import torch
 
@@ -186,25 +188,3 @@ def _of_file(path: Path) -> TensorFiles:
     if not isinstance(found, Mapping) or not found or not all(isinstance(name, str) for name in found):
         raise ValueError(f"it holds {gave(found)}, not a state dict")
     return TensorFiles({}, found)
-
-
-def _write_tensors(path: Path, weights: Weights, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Write weights one by one; `tensors` have their types and shapes."""
-    import torch
-
-    entries = []
-    for name, tensor in tensors.items():
-        kind = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
-        if kind is None:
-            raise UserError(
-                f"{name} has the type {tensor.dtype}, which a safetensors file does not know", "Write a .pt file."
-            )
-        entries.append(TensorEntry(name, kind, tuple(tensor.shape)))
-    layout = laid_out(entries, {"format": "pt", **metadata})
-    with open(path, "wb") as file:
-        file.write(layout.header)
-        for entry in layout.entries:
-            content = weights[entry.name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            file.write(content.numpy().data)
-            if isinstance(weights, TensorFiles):
-                weights.leave(entry.name)

@@ -55,6 +55,8 @@ class DDPOptions:
     """Classes of modules whose activations are computed again instead of kept."""
     activation_checkpointing_every: Annotated[int, COUNT] = 1
     """Only every n-th of these modules, from the first one on: less is computed again, and more is kept."""
+    activation_checkpointing_keep: tuple[str, ...] = ()
+    """Operations of these modules whose results are kept: `matmul`, `attention`, or torch's names (`[mm, convolution]`)."""
     eager_connect: bool | None = None
     """On GPUs, bind the process group to the device and connect NCCL before the first collective (`device_id`). When not given: for a task. Of
     a function not, since a gloo group of some ranks would then wait for all of them."""
@@ -145,7 +147,13 @@ class Replicated(Parallel):
 
         if self.options.sync_batch_norm:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        model = checkpointed(model, self.options.activation_checkpointing, self.options.activation_checkpointing_every)
+        options = self.options
+        model = checkpointed(
+            model,
+            options.activation_checkpointing,
+            options.activation_checkpointing_every,
+            options.activation_checkpointing_keep,
+        )
         if self.exact:  # DDP would have it compiled in parts, which depend on its buckets
             model = compiled(model, when=self.options.compile)
         if self.alone or not any(parameter.requires_grad for parameter in model.parameters()):

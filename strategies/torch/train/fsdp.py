@@ -21,7 +21,7 @@ from dtrain.job.limits import COUNT, POSITIVE
 from ..exact import tree_sums
 from ..exact.tree_sums import ExactSums
 from ..watch.measures import peak_device_memory
-from . import backend, blocks, deferred, launcher
+from . import backend, blocks, deferred, host_reduction, launcher
 from .memory_estimate import estimated
 from .parallel import Parallel, Precision, checkpointed, compiled
 from .process_group import connected
@@ -68,6 +68,8 @@ class FSDPOptions:
     """Classes of modules whose activations are computed again instead of kept."""
     activation_checkpointing_every: Annotated[int, COUNT] = 1
     """Only every n-th of these modules, from the first one on: less is computed again, and more is kept."""
+    activation_checkpointing_keep: tuple[str, ...] = ()
+    """Operations of these modules whose results are kept: `matmul`, `attention`, or torch's names (`[mm, convolution]`)."""
     build: Literal["auto", "meta", "whole"] = "auto"
     """How the model is made. `meta`: without memory, then filled tensor by tensor, each cut to this worker's part; an error if its
     constructors need values. `whole`: in the memory of every worker, then cut. `auto`: `meta` where that is possible, and the log says where not."""
@@ -232,7 +234,6 @@ class Sharded(Parallel):
         """Inner modules first, then the rest as one."""
         from torch.distributed.fsdp import (
             CPUOffloadPolicy,
-            FSDPModule,
             MixedPrecisionPolicy,
             OffloadPolicy,
             fully_shard,
@@ -244,7 +245,13 @@ class Sharded(Parallel):
         wide = types.param is None and any(str(one.dtype) == "torch.float64" for one in model.parameters())
         reduced = types.reduce or (None if wide else "fp32")
         policy = MixedPrecisionPolicy(param_dtype=_dtype(types.param), reduce_dtype=_dtype(reduced))
-        model = checkpointed(model, self.options.activation_checkpointing, self.options.activation_checkpointing_every)
+        options = self.options
+        model = checkpointed(
+            model,
+            options.activation_checkpointing,
+            options.activation_checkpointing_every,
+            options.activation_checkpointing_keep,
+        )
         parts = blocks.chosen(model, self.options.wrap, self.options.wrap_parameters, self._folder)
         settings = {
             "mesh": self.mesh,
@@ -260,13 +267,22 @@ class Sharded(Parallel):
             fully_shard(module, **settings)
         fully_shard(model, **settings | {"mp_policy": replace(policy, output_dtype=_dtype(types.output))})
         _prefetch(parts[::-1], self.options.prefetch)
-        if self.exact and self._shard_group().size() > 1:
-            replicas = self.mesh.get_group("replicate") if self.mesh.ndim > 1 else None
-            for module in model.modules():
-                if isinstance(module, FSDPModule):
-                    module.set_custom_reduce_scatter(tree_sums.reduce_scatter(self.exact, replicas))
+        self._reduce_by(model, device)
         self._time_waits(model)
         return compiled(model, when=self.options.compile is True)
+
+    def _reduce_by(self, model: Any, device: Any) -> None:
+        """Choose how gradients are summed, if not by torch's own reduce-scatter."""
+        from torch.distributed.fsdp import FSDPModule
+
+        if self._shard_group().size() == 1 or not (self.exact or device.type == "cpu"):
+            return
+        replicas = self.mesh.get_group("replicate") if self.mesh.ndim > 1 else None
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_custom_reduce_scatter(
+                    tree_sums.reduce_scatter(self.exact, replicas) if self.exact else host_reduction.reduce_scatter()
+                )
 
     def _reshard(self) -> bool | int:
         """A run that goes on with other workers than it began with may have a number that does not divide them."""

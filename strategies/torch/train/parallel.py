@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 from dtrain.api.strategy import RankInfo
@@ -19,6 +20,16 @@ from .objective import Objective, multiply
 from .step_check import StepCheck
 
 Precision = Literal["fp32", "bf16", "fp16"]
+OPERATIONS: Mapping[str, tuple[str, ...]] = {
+    "matmul": ("mm", "addmm", "bmm", "baddbmm"),
+    "attention": tuple(
+        f"_scaled_dot_product_{kind}"
+        for kind in (
+            "flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention", "fused_attention_overrideable",
+        )
+    ),
+}  # fmt: skip
+"""Name of several operations → their names in `torch.ops.aten`."""
 
 
 class Parallel:
@@ -181,11 +192,38 @@ def compiled(model: Any, *, when: bool) -> Any:
     return model
 
 
-def checkpointed(model: Any, names: tuple[str, ...], every: int = 1) -> Any:
-    """Have every n-th module of these classes compute its activations once more in the backward pass instead of keeping them."""
+def checkpointed(model: Any, names: tuple[str, ...], every: int = 1, keep: tuple[str, ...] = ()) -> Any:
+    """Have every n-th module of these classes compute its activations once more in the backward pass instead of keeping them; the results
+    of the operations `keep` are kept."""
     if names:
-        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+            apply_activation_checkpointing,
+            checkpoint_wrapper,
+        )
+        from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
         chosen = {id(module) for module in modules_named(model, names)[::every]}
-        apply_activation_checkpointing(model, check_fn=lambda module: id(module) in chosen)
+        selection = (
+            {"context_fn": partial(create_selective_checkpoint_contexts, operations_named(keep))} if keep else {}
+        )
+        apply_activation_checkpointing(
+            model, partial(checkpoint_wrapper, **selection), check_fn=lambda module: id(module) in chosen
+        )
     return model
+
+
+def operations_named(names: tuple[str, ...]) -> list[Any]:
+    """The operations of torch of these names, in all their forms; raises `ValueError` for a name that is none."""
+    import torch
+
+    found = []
+    for name in names:
+        namespace, _, own = name.rpartition(".")
+        there = getattr(torch.ops, namespace or "aten")
+        packets = [getattr(there, one) for one in OPERATIONS.get(name, (own,)) if hasattr(there, one)]
+        if not packets:
+            raise ValueError(
+                f"torch has no operation '{name}': name it as in torch.ops.aten (mm), or {' or '.join(OPERATIONS)}"
+            )
+        found += [getattr(packet, form) for packet in packets for form in packet.overloads()]
+    return found

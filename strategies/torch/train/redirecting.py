@@ -6,6 +6,8 @@ import inspect
 from functools import cache, partial
 from typing import Any
 
+from dtrain.common.errors import UserError
+
 
 @cache
 def redirecting() -> Any:
@@ -21,6 +23,13 @@ def redirecting() -> Any:
             except AttributeError:
                 found = getattr(super().__getattr__("module"), name)
                 return partial(self._as_forward, found) if inspect.ismethod(found) else found
+
+        def join_hook(self, **_named: Any) -> Any:
+            """Refuse torch's `Join`: the steps of a run are those of all its ranks."""
+            raise UserError(
+                "torch's Join lets a rank stop before the others, whose reports, checkpoints and restarts are of the same step on every rank",
+                "Give each rank as many batches: context.batches(data) does, or context.total_steps of data of your own.",
+            )
 
         def _as_forward(self, method: Any, *args: Any, **named: Any) -> Any:
             module = self.module

@@ -162,6 +162,7 @@ def test_files_of_keras_hold_the_weights_for_other_programs(digits_of_tensorflow
 
 def test_a_folder_of_hugging_face_goes_out_and_comes_in_again(tmp_path: Path) -> None:
     from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     recipe = ("--set", "train.steps=1", "--set", "train.global_batch=4")
     live = finished(str(RECIPES / "docstrings_task.yaml"), *recipe, "--workers", "1", runs=tmp_path / "one")
@@ -170,6 +171,11 @@ def test_a_folder_of_hugging_face_goes_out_and_comes_in_again(tmp_path: Path) ->
     assert config["architectures"] == ["GPT2LMHeadModel"]
     written = load_file(tmp_path / "hub/model.safetensors")
     assert "lm_head.weight" not in written, "it is tied to another one, which stands for both"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hub")
+    assert tokenizer("dä")["input_ids"] == list("dä".encode())
+    assert tokenizer.decode(tokenizer("dä")["input_ids"]) == "dä"
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "hub").state_dict()
+    assert_equal(library.load(live.run.path), read)
     again = finished(
         str(RECIPES / "docstrings_task.yaml"), *recipe, "--strategy", "fsdp", "--set", f"init_from={tmp_path / 'hub'}",
         runs=tmp_path / "two",

@@ -138,3 +138,15 @@ def test_a_loop_with_data_of_its_own_ends_at_its_last_step_and_states_no_samples
     told = dtrain("report", "last", "--runs", str(tmp_path / "runs")).stdout
     assert "samples/s" not in told
     assert "step 25 of 25" in told
+
+
+def test_uneven_inputs_under_join_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    joined = OWN.replace("import torch\n", "import torch\nfrom torch.distributed.algorithms.join import Join\n")
+    joined = joined.replace("    for step in range(context.step, 300):", "    with Join([model]):")
+    (tmp_path / "own.py").write_text(joined)
+    (tmp_path / "own.yaml").write_text(
+        "name: own\nfunction: own.py:train\nstrategy: ddp\nresources: {workers: 2}\ntrain: {steps: 25}\n"
+    )
+    live = finished(str(tmp_path / "own.yaml"), runs=tmp_path / "runs", code=1)
+    assert "torch's Join lets a rank stop before the others" in live.events("failure_occurred")[0]["message"]
+    assert not live.events("training_started")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import shlex
 import sys
@@ -13,7 +14,9 @@ import pytest
 from live import PROGRAMS, dtrain
 
 from dtrain.api import plan
-from dtrain.clusters.slurm import commands, script
+from dtrain.clusters.slurm import commands, containers, script
+from dtrain.clusters.slurm.cluster import Slurm
+from dtrain.clusters.slurm.containers import Container
 from dtrain.clusters.slurm.step import ended_agents
 from dtrain.job.job import Job, PluginChoice, Recovery, Resources
 from dtrain.launch import planner, registry
@@ -87,13 +90,67 @@ def test_no_value_becomes_shell_or_another_option(nasty: str) -> None:
         ({"setup": ("true\nrm x",)}, "line break"),
         ({"extra": ("nodes=3",)}, "begin it with --"),
         ({"container": "run 'half"}, "container"),
+        ({"container": Container("a\nb")}, "line break"),
+        ({"container": Container("a", mounts=("data",))}, "no absolute path"),
         ({"time": "soon"}, "minutes"),
         ({"time": "1", "warn_seconds": 0}, "nothing to train in"),
         ({"spare_nodes": -1}, "below 0"),
     ],
 )
 def test_mistakes_in_the_options_are_said(options: dict[str, Any], words: str) -> None:
-    assert words in "\n".join(script.mistakes(script.SlurmOptions(**options)))
+    launch = planned(Resources(workers=1), {})
+    assert words in "\n".join(Slurm(script.SlurmOptions(**options)).problems(launch))
+
+
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        (
+            Container("./torch.sif", mounts=("/data", "/scratch/me:/scratch")),
+            "env DTRAIN_IMAGE=X apptainer exec --nv --bind=/shared/r:/shared/r --bind=/home/me:/home/me --bind=/data:/data "
+            "--bind=/scratch/me:/scratch /home/me/torch.sif",
+        ),
+        (
+            Container("nvcr.io#nvidia/pytorch:25.09-py3", "pyxis", options=("--no-container-mount-home",)),
+            "--container-image=nvcr.io#nvidia/pytorch:25.09-py3 --container-mounts=/shared/r:/shared/r,/home/me:/home/me "
+            "--export=ALL,NVIDIA_VISIBLE_DEVICES=all,NVIDIA_DRIVER_CAPABILITIES=all --no-container-mount-home env DTRAIN_IMAGE=X",
+        ),
+        (
+            Container("docker:me/torch:2", "shifter"),
+            "env DTRAIN_IMAGE=X shifter --image=docker:me/torch:2 --volume=/shared/r:/shared/r --volume=/home/me:/home/me --module=gpu",
+        ),
+        (
+            Container("me/torch", "podman"),
+            "env DTRAIN_IMAGE=X podman run --rm --interactive --network=host --ipc=host --pid=host --entrypoint= "
+            + " ".join(f"--env={prefix}*" for prefix in containers.PASSED)
+            + " --volume=/shared/r:/shared/r --volume=/home/me:/home/me --device=nvidia.com/gpu=all me/torch",
+        ),
+    ],
+)
+def test_agents_are_behind_these_words(container: Container, words: str) -> None:
+    launch = planned(Resources(workers=2, nodes=2, device="gpu"), {})
+    run = RunDir(Path("/shared/r"))
+    assert shlex.join(containers.words(container, launch, run, "X")).replace("'", "") == words
+    options = {"container": {"image": "me/torch", "runtime": "podman"}}
+    assert "# agents behind: env DTRAIN_IMAGE=me/torch podman run" in rendered(Resources(workers=1), options)
+
+
+def test_the_digest_of_an_image_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    launch, image = planned(Resources(workers=1), {}), tmp_path / "torch.sif"
+    image.write_bytes(b"layers")
+    found = containers.identity_of(Container(str(image)), launch)
+    assert found == f"{image}@sha256:{hashlib.sha256(b'layers').hexdigest()}"
+    times = image.stat()
+    image.write_bytes(b"others")
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert containers.identity_of(Container(str(image)), launch) == found, "not read again"
+    os.utime(image)
+    assert containers.identity_of(Container(str(image)), launch) != found
+    assert (
+        containers.identity_of(Container("docker://me/torch@sha256:12", "apptainer"), launch)
+        == "docker://me/torch@sha256:12"
+    )
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_a_good_recipe_is_a_job() -> None:
         ("strategy: ddp", "strategy: ddp\ntrack:\n  - csv\n  - {name: wandb, projekt: a}", "r.yaml:6:19: track.1.projekt: unknown key 'projekt'. Did you mean 'project'?"),
         ("strategy: ddp", "strategy: ddp\ntrack: [{name: wandb, project: 3}]", "r.yaml:4:23: track.0.project: input should be text (in quotes if it looks like a number), not 3"),
         ("strategy: ddp", "strategy: ddp\ntrack: [prometheus]", "r.yaml:4:9: track.0: the key 'folder' is missing"),
+        ("strategy: ddp", "cluster: {name: slurm, container: {image: a, runtme: podman}}", "r.yaml:3:46: cluster.container.runtme: unknown key 'runtme'. Did you mean 'runtime'?"),
         ("strategy: ddp", "strategy: ddp\ntrack: [csv, csv]", "r.yaml:4:14: track: the tracker 'csv' stands here twice"),
         ("strategy: ddp", "strategy: ddp\ntrack: csv", "r.yaml:4:1: track: expected a list of trackers: track: [csv]"),
         ("strategy: ddp", "strategy: ddp\ntrack: [{project: a}]", "r.yaml:4:9: track.0: is missing: one of csv, mlflow, prometheus, tensorboard, wandb"),

@@ -90,17 +90,22 @@ def test_packages_are_those_that_python_finds() -> None:
     assert found["dtrain"].split()[0] == metadata.version("dtrain")
 
 
-def test_a_package_that_is_installed_from_a_folder_is_recorded_with_it(tmp_path: Path) -> None:
+def test_a_package_that_is_from_no_registry_is_recorded_with_its_folder_or_address(tmp_path: Path) -> None:
     for name, facts in (
         ("my_lib", {"url": "file:///home/me/lib", "dir_info": {"editable": True}}),
-        ("other", {"url": "https://x/y.whl"}),
+        ("other", {"url": "https://me:secret@x/y.whl", "archive_info": {}}),
+        ("third", {"url": "https://me:secret@x/z.git", "vcs_info": {"vcs": "git", "commit_id": "12ab"}}),
+        ("copied", {"url": "file:///home/me/copied", "dir_info": {}}),
     ):
         folder = tmp_path / f"{name}-0.1.dist-info"
         folder.mkdir()
         (folder / "direct_url.json").write_text(json.dumps(facts))
     (tmp_path / "plain-2.0.dist-info").mkdir()
     found = origin.packages([str(tmp_path / "nothing.zip"), str(tmp_path)])
-    assert found == {"my-lib": "0.1 (/home/me/lib)", "other": "0.1", "plain": "2.0"}
+    assert found == {
+        "copied": "0.1", "my-lib": "0.1 (/home/me/lib)", "other": "0.1 (https://x/y.whl)", "plain": "2.0",
+        "third": "0.1 (git+https://x/z.git@12ab)",
+    }  # fmt: skip
 
 
 def test_a_snapshot_holds_it_and_one_of_an_earlier_version_holds_less(tmp_path: Path) -> None:

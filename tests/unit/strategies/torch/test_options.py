@@ -35,6 +35,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Live:
         ("ddp", ["comm_hook=powerSGD", "power_sgd_start=2", "power_sgd_rank=2"], 0.2),
         ("ddp", ["compile=true"], 1e-4),
         ("ddp", ["activation_checkpointing=[Tanh]"], 1e-5),
+        ("ddp", ["activation_checkpointing=[Sequential]", "activation_checkpointing_keep=[matmul]"], 1e-5),
         ("fsdp", ["precision=bf16", "wrap=[Linear]"], 0.2),
         ("fsdp", ["wrap=[Linear]", "reshard_after_forward=false"], 1e-5),
         ("fsdp", ["wrap_parameters=100", "activation_checkpointing=[Tanh]"], 1e-5),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtrain.common.errors import UserError
 from dtrain.job.job import Resources
@@ -107,6 +108,65 @@ def test_frozen_parameters_can_stay_whole(mesh: Any) -> None:
 def test_every_nth_module_computes_its_activations_again(mesh: Any) -> None:
     model = sharded(mesh, activation_checkpointing=("Block",), activation_checkpointing_every=2)
     assert [hasattr(block, "_checkpoint_wrapped_module") for block in model] == [True, False, True, False]
+
+
+class Pair(nn.Module):  # type: ignore[misc]
+    """Two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.second(self.first(x).relu())
+
+
+class Counted(TorchDispatchMode):  # type: ignore[misc]
+    """Counts products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten.addmm.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("again", "keep", "products"),
+    [
+        ((), (), 4),
+        (("Pair",), (), 6),
+        (("Pair",), ("matmul",), 4),
+        (("Pair",), ("mm", "relu"), 6),
+    ],
+)
+def test_results_of_chosen_operations_are_kept(
+    mesh: Any, again: tuple[str, ...], keep: tuple[str, ...], products: int
+) -> None:
+    """Of two layers in a block, the second's result is not needed again."""
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        return nn.Sequential(Pair(), Pair())
+
+    def passed(found: Any) -> Any:
+        found(torch.ones(2, 4)).square().sum().backward()
+        return [one.grad for one in found.parameters()]
+
+    options: Any = {"activation_checkpointing": again, "activation_checkpointing_keep": keep, "wrap": ("Pair",)}
+    found = sharded(mesh, model(), **options)
+    with Counted() as counted:
+        gradients = passed(found)
+    assert counted.count == products
+    assert all(torch.equal(one.full_tensor(), other) for one, other in zip(gradients, passed(model()), strict=True))
+
+
+def test_an_operation_that_torch_does_not_have_is_named(mesh: Any) -> None:
+    options: Any = {"activation_checkpointing": ("Block",), "activation_checkpointing_keep": ("matmull",)}
+    with pytest.raises(ValueError, match=r"torch has no operation 'matmull': .* or matmul or attention"):
+        sharded(mesh, **options)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")

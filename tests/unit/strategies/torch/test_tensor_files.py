@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from dtrain.strategies.torch.state import tensor_files
@@ -11,6 +12,13 @@ from dtrain.strategies.torch.state.tensor_files import Piece, StoredTensor, Tens
 from dtrain.strategies.torch.state.weights import TorchWeights
 
 NUMBER, ELEMENTS = 6, 4 << 20
+SLACK_BYTES = 200
+"""Of the file that says how much was read."""
+
+
+def bytes_read() -> int:
+    """How much this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def resident_file_bytes() -> int:
@@ -46,3 +54,49 @@ def test_a_tensor_in_pieces_is_put_together(tmp_path: Path) -> None:
     assert torch.equal(found["w"], whole)
     assert tensor_files.shapes(found) == {"w": (4, 6), "extra": ()}
     assert dict(found)["extra"] == "text"
+
+
+def test_of_a_tensor_in_pieces_any_part_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_files, "CHUNK_BYTES", 100)
+    whole = torch.arange(210, dtype=torch.int64).view(7, 6, 5)
+    path = tmp_path / "pieces"
+    path.write_bytes(b"\0" * 3 + whole[:2].numpy().tobytes() + whole[2:].numpy().tobytes() + b"\1")
+    pieces = (Piece(path, 3, 480, (0, 0, 0), (2, 6, 5)), Piece(path, 483, 1200, (2, 0, 0), (5, 6, 5)))
+    stored = {
+        "w": StoredTensor(torch.int64, (7, 6, 5), pieces),
+        "one": StoredTensor(torch.uint8, (), (Piece(path, 1683, 1, (), ()),)),
+    }
+    found = TensorFiles(stored)
+    for begin, shape in (
+        ((0, 0, 0), (7, 6, 5)),
+        ((1, 0, 0), (3, 6, 5)),
+        ((3, 2, 1), (2, 3, 4)),
+        ((7, 0, 0), (0, 6, 5)),
+    ):
+        wanted = whole[tuple(slice(first, first + size) for first, size in zip(begin, shape, strict=True))]
+        for into in (
+            torch.zeros(shape, dtype=torch.int64),
+            torch.zeros(shape),
+            torch.zeros(shape[::-1]).permute(2, 1, 0),
+        ):
+            found.read_part("w", into, begin)
+            assert torch.equal(into, wanted.to(into.dtype))
+    one = torch.zeros((), dtype=torch.uint8)
+    found.read_part("one", one, ())
+    assert one == 1
+    before = bytes_read()
+    found.read_part("w", torch.zeros((2, 6, 5), dtype=torch.int64), (3, 0, 0))
+    assert bytes_read() - before < 480 + SLACK_BYTES
+
+
+def test_files_that_were_changed_or_are_not_there_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    TorchWeights.write(path, {"w": torch.ones(3)}, None, {})
+    found = tensor_files.of_file(path).in_files(["w", "other"])
+    before = found.states()
+    assert found.states() == before
+    path.write_bytes(path.read_bytes() + b"x")
+    assert found.states() != before
+    path.unlink()
+    with pytest.raises(OSError, match="No such file"):
+        found.states()

@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ NAME = "dtrain_task"
 """Name under which they are registered."""
 MOST_OWN_BYTES = 1024
 """Text of a value, as JSON, up to which each rank's own is kept if they differ."""
+MOST_PARTS = 10_000
+"""Of a container; one that has more holds data."""
 SAMPLED = 4096
 """Elements of a large array by which a change of it is noticed."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -40,6 +43,7 @@ class TaskAttributes:
         self._active: bool | None = None
         self._own: dict[str, list[str]] = {}
         self._left_out: set[str] = set()
+        self._kept: set[str] = set()
         self._told: set[str] = set()
         trainer.keep(NAME, self)
         trainer.writer.memory.preparing.append(self.gather)
@@ -47,7 +51,13 @@ class TaskAttributes:
     def gather(self, *, to_disk: bool) -> None:
         """Collective. Find the attributes that differ between the ranks, and take each rank's value of those that are small. Whether any
         attribute changes at all is asked before the first snapshot of an attempt, and before each for the disk."""
-        changed = dict(self._changed())
+        states = dict(self._states())
+        changed = {name: found for name, found in states.items() if self._begun.get(name) != found[1]}
+        self._leave_out(
+            (self._kept - states.keys()) & vars(self._task).keys(),
+            f"has more than {MOST_PARTS:,} parts, or others than plain values,",
+        )
+        self._kept |= changed.keys()
         if self._active is None or to_disk:
             self._active = self._mean({"changed": float(bool(changed))})["changed"] > 0
         if not self._active:
@@ -60,7 +70,8 @@ class TaskAttributes:
         texts = {name: _text(changed[name][0]) if name in changed else "" for name in names}
         found = self._texts(texts) if names else []
         self._own = {name: [one[name] for one in found] for name in names if all(one.get(name) for one in found)}
-        self._leave_out({name for name in names if name not in self._own})
+        self._left_out = {name for name in names if name not in self._own}
+        self._leave_out(self._left_out, "differs between the ranks, with more than a small value on each,")
 
     def _texts(self, own: Mapping[str, str]) -> list[dict[str, str]]:
         """Collective. These texts of every rank; each travels as numbers of 6 bytes."""
@@ -76,14 +87,10 @@ class TaskAttributes:
             found[rank][name] = found[rank].get(name, b"") + int(number).to_bytes(6, "big").lstrip(b"\0")
         return [{name: content.decode() for name, content in one.items()} for one in found]
 
-    def _leave_out(self, names: set[str]) -> None:
-        self._left_out = names
-        if new := names - self._told:
-            self._told |= new
-            self._trainer.warn(
-                f"{self._name}: {', '.join(sorted(new))} differs between the ranks and is in no checkpoint: after a restart it begins anew "
-                "(equal values, and numbers of each rank's own, are kept)"
-            )
+    def _leave_out(self, names: set[str], why: str) -> None:
+        for name in sorted(names - self._told):
+            self._trainer.warn(f"{self._name}: {name} {why} and is in no checkpoint: after a restart it begins anew")
+        self._told |= names
 
     def state_dict(self) -> dict[str, Any]:
         """Return what changed, for a checkpoint."""
@@ -167,8 +174,9 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    return all(
-        isinstance(leaf, PLAIN) or (hasattr(leaf, "dtype") and not _is_variable(leaf)) for leaf in _leaves(value)
+    leaves = list(islice(_leaves(value), MOST_PARTS + 1))
+    return len(leaves) <= MOST_PARTS and all(
+        isinstance(leaf, PLAIN) or (hasattr(leaf, "dtype") and not _is_variable(leaf)) for leaf in leaves
     )
 
 

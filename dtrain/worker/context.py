@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from dtrain.record.gradient_ledger import GradientLedger
 from dtrain.record.sample_ledger import Ledger
 from dtrain.worker import whole_set
 from dtrain.worker.step_report import Report, Unreported
+from dtrain.worker.task_attributes import TaskAttributes
 from dtrain.worker.trainer import Trainer
 
 Builder = Callable[[], Any]
@@ -63,9 +64,10 @@ class Context:
     splits = ("train", "eval")
     """The names that tasks are asked for their data by."""
 
-    def __init__(self, trainer: Trainer, name: str) -> None:
+    def __init__(self, trainer: Trainer, name: str, owners: Mapping[str, Any]) -> None:
         self._trainer = trainer
         self._name = name
+        self._owners, self._models = owners, dict[str, Any]()
         self._values: dict[str, Any] = {}
         self._prepared = False
         self._done = trainer.first_step
@@ -134,6 +136,7 @@ class Context:
         self._prepared = True
         hooks.reach("build")
         models, optimizers = self.backend.build(task, self._trainer.train)
+        self._models = models
         self._trainer.begin()
         if not named:
             return models, optimizers
@@ -343,6 +346,7 @@ class Context:
         if self._report is not None:
             return
         unreported = Unreported(self._trainer)
+        TaskAttributes(self._owners, self._name, self._models, self._trainer)
         if self._trainer.checkpoint and (missing := self.backend.unclaimed()):
             raise UserError(
                 f"the checkpoint {self._trainer.checkpoint.name} holds the state of {', '.join(map(repr, missing))}, which "

@@ -43,7 +43,7 @@ from dtrain.worker.early_stopping import EarlyStopping
 from dtrain.worker.step_guard import RollBack, StepGuard
 from dtrain.worker.step_report import Report, Unreported
 from dtrain.worker.task import EVAL, TRAIN, Task
-from dtrain.worker.task_attributes import TaskAttributes
+from dtrain.worker.task_attributes import TaskAttributes, owners_of
 from dtrain.worker.trainer import Trainer
 
 STOP_WHEN = "dtrain_stop_when"
@@ -91,10 +91,11 @@ def run(
 
 def _call(trainer: Trainer, function: str, folder: Path) -> None:
     """A function of the user's; whatever way it leaves its loop, the state of its last step is saved."""
-    context = Context(trainer, tasks.name_of(function))
     seed_all(trainer.train.seed)
+    called = entrypoint.load(function, folder)
+    context = Context(trainer, tasks.name_of(function), owners_of(called))
     try:
-        entrypoint.load(function, folder)(context)
+        called(context)
     except Leaving:
         return
     context.finish()
@@ -115,7 +116,7 @@ def _train(trainer: Trainer, task: Task) -> None:
     trainer.begin()
     trainer.keep_beginning(beginning)
     unreported = Unreported(trainer)
-    TaskAttributes(task.inner, task.name, model, trainer)
+    TaskAttributes(owners_of(task.inner), task.name, model, trainer)
     trainer.restore_last()
     guard = StepGuard(trainer, sampler)
     guard.begin(task)

@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -29,15 +30,23 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 VALUE, OBJECT, GENERATOR = "value", "object", "generator"
 
 
-class TaskAttributes:
-    """The attributes that are not what they were before the first step. Kept are plain values, arrays, tensors without gradients, containers
-    of these, generators, and objects with `state_dict` and `load_state_dict` other than optimizers and what is trained."""
+def owners_of(code: Any) -> dict[str, Any]:
+    """Whose attributes are looked at for a task or a function, by how messages begin that name one."""
+    made = {} if callable(code) and hasattr(code, "__name__") else {"": code, "class attribute ": type(code)}
+    module = sys.modules.get(getattr(code, "__module__", ""))
+    return made | ({"global ": module} if module else {})
 
-    def __init__(self, task: Any, name: str, trained: Any, trainer: Trainer) -> None:
+
+class TaskAttributes:
+    """The attributes of a task and its class, and the globals of its file, that are not what they were before the first step. Kept are plain
+    values, arrays, tensors without gradients, containers of these, generators, and objects with `state_dict` and `load_state_dict` other than
+    optimizers and what is trained."""
+
+    def __init__(self, owners: Mapping[str, Any], name: str, trained: Any, trainer: Trainer) -> None:
         """Collective, once a checkpoint was loaded."""
         models = trained.values() if isinstance(trained, dict) else [trained]
         self._trained = {id(part) for model in models for part in getattr(model, "modules", list)()}
-        self._task, self._name, self._trainer = task, name, trainer
+        self._owners, self._name, self._trainer = owners, name, trainer
         self._mean: Callable[[Mapping[str, float]], dict[str, float]] = trainer.backend.mean
         self._begun = {name: signature for name, (_, signature) in self._states()}
         self._active: bool | None = None
@@ -54,7 +63,7 @@ class TaskAttributes:
         states = dict(self._states())
         changed = {name: found for name, found in states.items() if self._begun.get(name) != found[1]}
         self._leave_out(
-            (self._kept - states.keys()) & vars(self._task).keys(),
+            (self._kept - states.keys()) & {name for name, _ in self._values()},
             f"has more than {MOST_PARTS:,} parts, or others than plain values,",
         )
         self._kept |= changed.keys()
@@ -116,13 +125,17 @@ class TaskAttributes:
             self._give(name, **found)
 
     def _give(self, name: str, kind: str, state: Any, device: str = "") -> None:
-        now = getattr(self._task, name, None)
+        prefix = max((one for one in self._owners if name.startswith(one)), key=len)
+        owner, attribute = self._owners[prefix], name.removeprefix(prefix)
+        now = getattr(owner, attribute, None)
         if kind == VALUE:
             state = _on(device, state)
             if not _filled(now, state):
-                setattr(self._task, name, state)
+                setattr(owner, attribute, state)
         elif now is None:
-            self._trainer.warn(f"{self._name}.{name} is made while it trains, and begins anew: make it in __init__")
+            self._trainer.warn(
+                f"{self._name}: {name} is made while it trains, and begins anew: make it before the first step"
+            )
         elif kind == OBJECT:
             now.load_state_dict(state)
         elif isinstance(now, random.Random):
@@ -137,13 +150,16 @@ class TaskAttributes:
 
     def _states(self) -> Iterator[tuple[str, tuple[dict[str, Any], int]]]:
         """Name, state and signature of each attribute that can be kept as it is now."""
-        for name, value in list(getattr(self._task, "__dict__", {}).items()):
-            try:
-                state = self._state(value)
-                if state is not None:
+        for name, value in self._values():
+            with suppress(Exception):  # the user's, or another thread changes it
+                if (state := self._state(value)) is not None:
                     yield name, (state, _signature(state))
-            except Exception as error:  # noqa: BLE001  the user's, or another thread changes it
-                print(f"dtrain: {self._name}.{name} cannot be kept in checkpoints: {error}", file=sys.stderr)
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        for prefix, owner in self._owners.items():
+            for name, value in list(getattr(owner, "__dict__", {}).items()):
+                if not name.startswith("__"):
+                    yield f"{prefix}{name}", value
 
     def _state(self, value: Any) -> dict[str, Any] | None:
         if isinstance(value, random.Random):

@@ -77,3 +77,36 @@ class Parts(Keeps):
         self.rows[self.calls % 500] = float(batch[0].sum())
         self.words += ["word"] * 1000
         return super().loss(model, batch)
+
+
+COUNT, STEPS = 0, []
+
+
+class Globals(Keeps):
+    """Keeps something in its file and in its class, too."""
+
+    shared = {}
+
+    def loss(self, model, batch):
+        global COUNT
+        COUNT += model.training
+        STEPS.append(COUNT)
+        self.shared["steps"] = COUNT
+        return super().loss(model, batch) * (1 + 0.01 * COUNT + 0.01 * len(STEPS) + 0.01 * self.shared["steps"])
+
+
+def train(context):
+    global COUNT
+    model, optimizer = context.prepare(
+        lambda: nn.Linear(4, 1), lambda model: torch.optim.SGD(model.parameters(), lr=0.01)
+    )
+    for (inputs,) in context.batches((INPUTS,)):
+        COUNT += 1
+        if context.params.get("kill") == COUNT and os.environ["DTRAIN_ATTEMPT"] == "1" and context.rank == 1:
+            time.sleep(1.0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        loss = (model(inputs) - COUNT).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        context.report(loss=loss)

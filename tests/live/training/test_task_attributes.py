@@ -27,6 +27,20 @@ def test_a_killed_run_has_the_attributes_that_it_would_have_had(tmp_path: Path, 
     assert not live.events("user_warned")
 
 
+@pytest.mark.parametrize("target", ["task=attributes.py:Globals", "function=attributes.py:train"])
+def test_globals_and_attributes_of_classes_are_kept(tmp_path: Path, target: str) -> None:
+    recipe = PROGRAMS / "attributes.yaml"
+    (tmp_path / "recipe.yaml").write_text(
+        recipe.read_text().replace("task: attributes.py:Keeps", target.replace("=", ": "))
+    )
+    shutil.copy(PROGRAMS / "attributes.py", tmp_path)
+    undisturbed = finished(str(tmp_path / "recipe.yaml"), runs=tmp_path / "runs")
+    live = finished(str(tmp_path / "recipe.yaml"), "--set", "params.kill=13", runs=tmp_path / "runs")
+    assert len(live.events("failure_occurred")) == 1
+    assert live.weights() == undisturbed.weights()
+    assert live.losses() == undisturbed.losses()
+
+
 def test_a_stopped_run_goes_on_with_them(tmp_path: Path, undisturbed: Live) -> None:
     live = finished(RECIPE, "--set", "train.until=8", runs=tmp_path)
     dtrain("resume", str(live.run.path), "--set", "train.until=null")

@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dtrain.api.cluster import Allocation, Cluster, Inbox, Submission, SubmissionState
+from dtrain.api.cluster import Allocation, Cluster, Inbox, Submission, SubmissionState, Usage
 from dtrain.api.plan import LaunchPlan
 from dtrain.api.protocol import Command
 from dtrain.common.errors import ClusterError, UsageError
 from dtrain.record.folder import RunDir
 
-from . import containers, script, warm
+from . import accounting, containers, script, warm
 from .commands import (
     UNKNOWN_JOB,
     NodeFacts,
@@ -231,6 +231,10 @@ class Slurm(Cluster):
         if not found:
             return Submission(SubmissionState.GONE, reference=reference)
         return Submission(submission_state(found.state), found.state, found.reason, reference)
+
+    def usage(self, run: RunDir, reference: str) -> Usage | None:
+        """Ask slurmdbd, by sacct."""
+        return accounting.usage(reference)
 
     def cancel(self, run: RunDir, reference: str) -> None:
         """Cancel the job."""

@@ -121,6 +121,18 @@ class Submission:
         return self.state in (SubmissionState.ENDED, SubmissionState.GONE)
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a cluster's own accounting says of a submission; None for what it does not measure."""
+
+    ended: str
+    """State and exit reason, in the cluster's words."""
+    queued_seconds: float | None = None
+    memory_bytes: int | None = None
+    """The most that a node's processes of the run had at once."""
+    energy_joules: float | None = None
+
+
 class Cluster(ABC):
     """A place where runs run."""
 
@@ -163,6 +175,10 @@ class Cluster(ABC):
     @abstractmethod
     def state(self, run: RunDir, reference: str) -> Submission:
         """Ask the cluster for the state of a submission."""
+
+    def usage(self, run: RunDir, reference: str) -> Usage | None:
+        """Ask the cluster's accounting about a submission; None if it keeps none. `dtrain report` shows it."""
+        return None
 
     @abstractmethod
     def cancel(self, run: RunDir, reference: str) -> None:

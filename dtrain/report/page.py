@@ -254,6 +254,7 @@ def _origin(record: RunRecord) -> str:
         ("commit", f"{origin}{', changed since' if record.is_changed else ''}" if origin.commit else ""), ("repository", origin.remote),
         ("command", origin.command), ("host", origin.host), ("Python", origin.python), ("container", origin.container),
         ("modules", origin.loaded_modules),
+        *((f"{record.state.cluster}: {name}", value) for name, value in (report.usage_rows(record.usage) if record.usage else ())),
     ]  # fmt: skip
     rows = [(name, text) for name, text in facts if text]
     packages = "\n".join(f"{name} {version}" for name, version in (origin.packages or {}).items())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from dtrain.api.cluster import Usage
 from dtrain.common.lazy_dataclass import dataclass
 from dtrain.common.serde import JsonObject
 from dtrain.control.state import named
@@ -102,6 +103,8 @@ def text(record: RunRecord) -> str:
         speed = f", {record.samples_per_second:,.0f} samples/s" if record.samples_per_second else ""
         lines.append(f"  step {state.step} of {state.total_steps}{speed}")
     so_far = "" if state.exit_code is not None else " up to the newest step"
+    if record.usage:
+        lines.append(f"  {state.cluster}: {', '.join(f'{name} {value}' for name, value in usage_rows(record.usage))}")
     lines += ["", f"  time: {seconds(account['total'])}{so_far}{_shares(account)}"]
     for kind, value, share in times(record):
         bar = "█" * round(share * BAR_WIDTH)
@@ -117,6 +120,18 @@ def text(record: RunRecord) -> str:
         lines += [f"    {name:28} {last:>12} {best:>12}  {where}" for name, last, best, where in metric_rows(record)]
     lines += [f"  warning: {warning}" for warning in state.warnings]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def usage_rows(usage: Usage) -> list[tuple[str, str]]:
+    """(what in words, value) of what the cluster's accounting says."""
+    rows = [("ended", usage.ended)]
+    if usage.queued_seconds is not None:
+        rows.append(("waited", seconds(usage.queued_seconds)))
+    if usage.memory_bytes is not None:
+        rows.append(("most memory of a node", render.size(usage.memory_bytes)))
+    if usage.energy_joules is not None:
+        rows.append(("energy", f"{usage.energy_joules / 3.6e6:.3g} kWh"))
+    return rows
 
 
 def _shares(account: dict[str, float]) -> str:
@@ -177,6 +192,7 @@ def as_json(record: RunRecord) -> JsonObject:
     return {
         "run": record.run.id, "tags": tags, "note": note, "outcome": state.outcome, "reason": state.reason, "step": state.step,
         "origin": asdict(record.origin), "changed_since_commit": record.is_changed,
+        "accounting": asdict(record.usage) if record.usage else None,
         "total_steps": state.total_steps, "samples_per_second": record.samples_per_second,
         "account": record.account, "metrics": metrics,
         "failures": [

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
+from dtrain.api.cluster import Usage
 from dtrain.api.protocol import IMAGE
+from dtrain.common.errors import DtrainError
 from dtrain.common.lazy_dataclass import dataclass
+from dtrain.launch import registry
 from dtrain.record import code_snapshot, event_log, goodput
 from dtrain.record.events import CheckpointSaved, NodeChecked, StragglerFound, StragglerOver
 from dtrain.record.folder import RunDir
@@ -50,6 +53,15 @@ class RunRecord:
         """The commit and the packages of the code that it trains with."""
         found = code_snapshot.origin_of(self.run.code)
         return replace(found, container=self.image) if self.image else found
+
+    @cached_property
+    def usage(self) -> Usage | None:
+        """What the accounting of its cluster says; None if it was not submitted, or if the cluster cannot be asked from here."""
+        submitted = self.run.submitted()
+        try:
+            return registry.cluster_of(self.run.job()).usage(self.run, submitted.reference) if submitted else None
+        except DtrainError:
+            return None
 
     @property
     def is_changed(self) -> bool:

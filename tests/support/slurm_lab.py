@@ -25,12 +25,16 @@ from processes import (
 )
 from warm import COLD
 
+from dtrain.common.processes import start_detached
+
 PROGRAMS = ("munged", "sbatch", "scancel", "scontrol", "sinfo", "slurmctld", "slurmd", "squeue", "srun")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge")
 # Debian keeps the daemons where an ordinary user's PATH does not look.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 START_ATTEMPTS = 5
 GRACE_SECONDS = 6
+ACCOUNTING_PROGRAMS = ("slurmdbd", "sacct", "mariadbd", "mariadb-install-db")
+ACCOUNTING_PACKAGES = ("slurmdbd", "mariadb-server-core", "mariadb-client-core")
 
 SLURM_CONF = """\
 ClusterName=lab
@@ -72,6 +76,27 @@ JobCompLoc={folder}/log/jobcomp.txt
 PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace}
 PartitionName=urgent Nodes={nodes} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
+SLURMDBD_CONF = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.sock
+DbdHost=localhost
+DbdPort={port}
+SlurmUser={user}
+PidFile={folder}/run/slurmdbd.pid
+LogFile={folder}/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser={user}
+StorageLoc=accounting
+"""
+ACCOUNTING_CONF = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/run/munge.sock
+JobAcctGatherFrequency=task=1
+"""
 NODE = "NodeName={name} NodeHostname=localhost NodeAddr=127.0.2.{number} Port={port} CPUs=4 RealMemory=2000 Gres=gpu:2"
 
 
@@ -84,6 +109,21 @@ def slurm_missing() -> str | None:
     """Why no SLURM cluster can be started here, or None where one can."""
     missing = [name for name in PROGRAMS if program(name) is None]
     return f"not installed: {', '.join(missing)} (Debian: apt-get install {' '.join(PACKAGES)})" if missing else None
+
+
+def accounting_missing() -> str | None:
+    """Why no accounting can be kept here, or None where it can."""
+    missing = [name for name in ACCOUNTING_PROGRAMS if program(name) is None]
+    return (
+        f"not installed: {', '.join(missing)} (Debian: apt-get install {' '.join(ACCOUNTING_PACKAGES)})"
+        if missing
+        else None
+    )
+
+
+def install_accounting() -> str | None:
+    """Install slurmdbd and its database where they are missing; gives why they still are."""
+    return install_slurm() or debian.install(accounting_missing, ACCOUNTING_PACKAGES)
 
 
 def install_slurm() -> str | None:
@@ -101,14 +141,16 @@ class SlurmLab:
 
     folder: Path
     nodes: tuple[str, ...]
+    accounting: bool = False
+    """Whether slurmdbd keeps what became of jobs, in a database of its own."""
 
     @classmethod
-    def start(cls, folder: Path, nodes: int = 4) -> SlurmLab:
+    def start(cls, folder: Path, nodes: int = 4, *, accounting: bool = False) -> SlurmLab:
         """Start a cluster with two pretended GPUs a node and wait until every node is idle; takes about a second."""
         folder = folder.resolve()
         if any(letter in str(folder) for letter in ",%= \t\n") or len(str(folder)) > 70:
             raise ValueError(f"SLURM takes no comma, blank, % or = in a path, and sockets only short ones: {folder}")
-        lab = cls(folder, tuple(f"node{number}" for number in range(1, nodes + 1)))
+        lab = cls(folder, tuple(f"node{number}" for number in range(1, nodes + 1)), accounting)
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 lab._start_daemons()
@@ -217,7 +259,7 @@ class SlurmLab:
             with contextlib.suppress(subprocess.TimeoutExpired, TimeoutError):
                 self.run("scancel", *self._jobs(), check=False, seconds=5)
                 wait_until(lambda: not self._jobs(), 5, "jobs are still there")
-        for names in (self.nodes, ("slurmctld",), ("munged",)):
+        for names in (self.nodes, ("slurmctld",), ("slurmdbd",), ("mariadbd",), ("munged",)):
             ending = {pid for pid in map(self.daemon_pid, names) if pid is not None}
             send_signal(ending, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -243,6 +285,8 @@ class SlurmLab:
         files = [f"--log-file={log}/munged.log", f"--pid-file={run}/munged.pid", f"--seed-file={run}/munged.seed"]
         # --force: the folders of a test are closed to other users, which munged takes for a mistake.
         self.run("munged", "--force", "-S", f"{run}/munge.sock", f"--key-file={self.folder}/munge.key", *files)
+        if self.accounting:
+            self._start_accounting()
         # -c: without the jobs of an earlier attempt. It says 0 even where it then finds its port taken: hence the wait.
         self.run("slurmctld", "-i", "-c")
         for name in self.nodes:
@@ -250,6 +294,34 @@ class SlurmLab:
         idle = ("sinfo", "-h", "-t", "idle", "-p", "main", "-o", "%D")
         expected = str(len(self.nodes))
         wait_until(lambda: self.run(*idle, check=False).stdout.strip() == expected, 15, "some nodes are not idle")
+
+    def _start_accounting(self) -> None:
+        """Start a database for this cluster alone and slurmdbd on it, which makes its tables; the controller registers the cluster."""
+        port, database_port = free_ports(2)
+        user, data = pwd.getpwuid(os.geteuid()).pw_name, self.folder / "database"
+        shutil.rmtree(data, ignore_errors=True)
+        own = ["--no-defaults", f"--user={user}", f"--datadir={data}"]
+        self.run("mariadb-install-db", *own, "--skip-test-db", "--auth-root-authentication-method=normal")
+        server = [
+            *own, "--skip-grant-tables", "--bind-address=127.0.0.1", f"--port={database_port}", f"--socket={self.folder}/run/db.sock",
+            f"--pid-file={self.folder}/run/mariadbd.pid", f"--log-error={self.folder}/log/mariadbd.log", "--innodb-buffer-pool-size=32M",
+        ]  # fmt: skip
+        start_detached(
+            [program("mariadbd") or "mariadbd", *server],
+            self.folder / "log" / "mariadbd.out",
+            {**os.environ, **self.environment},
+        )
+        wait_until((self.folder / "run" / "mariadbd.pid").exists, 30, "no database")
+        settings = self.folder / "slurmdbd.conf"
+        settings.touch(mode=0o600)
+        settings.write_text(SLURMDBD_CONF.format(folder=self.folder, port=port, database_port=database_port, user=user))
+        self.run("slurmdbd")
+        main = self.folder / "slurm.conf"
+        text = main.read_text().replace("jobacct_gather/none", "jobacct_gather/linux")
+        main.write_text(text + ACCOUNTING_CONF.format(folder=self.folder, port=port))
+        wait_until(
+            lambda: not self.run("sacctmgr", "-i", "add", "cluster", "lab", check=False).returncode, 30, "no slurmdbd"
+        )
 
     def _write_files(self) -> None:
         """Make the folders, the key, the pretended GPUs and the configuration, with ports that are free now."""

@@ -27,7 +27,7 @@ MOST_PARTS = 10_000
 SAMPLED = 4096
 """Elements of a large array by which a change of it is noticed."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-VALUE, OBJECT, GENERATOR = "value", "object", "generator"
+VALUE, OBJECT, GENERATOR, VARIABLES = "value", "object", "generator", "variables"
 
 
 def owners_of(code: Any) -> dict[str, Any]:
@@ -39,13 +39,15 @@ def owners_of(code: Any) -> dict[str, Any]:
 
 class TaskAttributes:
     """The attributes of a task and its class, and the globals of its file, that are not what they were before the first step. Kept are plain
-    values, arrays, tensors without gradients, containers of these, generators, and objects with `state_dict` and `load_state_dict` other than
-    optimizers and what is trained."""
+    values, arrays, tensors without gradients, containers of these, generators, and objects with `state_dict` and `load_state_dict`, or with
+    variables of TensorFlow, other than optimizers and what is trained."""
 
     def __init__(self, owners: Mapping[str, Any], name: str, trained: Any, trainer: Trainer) -> None:
         """Collective, once a checkpoint was loaded."""
         models = trained.values() if isinstance(trained, dict) else [trained]
-        self._trained = {id(part) for model in models for part in getattr(model, "modules", list)()}
+        self._trained = {
+            id(part) for model in models for part in [*getattr(model, "modules", list)(), *_variables(model)]
+        }
         self._owners, self._name, self._trainer = owners, name, trainer
         self._mean: Callable[[Mapping[str, float]], dict[str, float]] = trainer.backend.mean
         self._begun = {name: signature for name, (_, signature) in self._states()}
@@ -136,6 +138,9 @@ class TaskAttributes:
             self._trainer.warn(
                 f"{self._name}: {name} is made while it trains, and begins anew: make it before the first step"
             )
+        elif kind == VARIABLES:
+            for variable, content in zip(_variables(now), state, strict=True):
+                variable.assign(content)
         elif kind == OBJECT:
             now.load_state_dict(state)
         elif isinstance(now, random.Random):
@@ -168,6 +173,9 @@ class TaskAttributes:
             return {"kind": GENERATOR, "state": value.bit_generator.state}
         if hasattr(value, "get_state") and hasattr(value, "set_state"):
             return {"kind": GENERATOR, "state": value.get_state()}
+        if variables := _variables(value):
+            kept = not hasattr(value, "apply_gradients") and not self._trained & {id(one) for one in variables}
+            return {"kind": VARIABLES, "state": [np.asarray(one.numpy()) for one in variables]} if kept else None
         if callable(getattr(value, "load_state_dict", None)):
             parts = {id(part) for part in value.modules()} if hasattr(value, "modules") else {id(value)}
             kept = not (hasattr(value, "param_groups") or parts & self._trained)
@@ -177,6 +185,16 @@ class TaskAttributes:
             return None
         devices = [str(leaf.device.type) for leaf in _leaves(value) if hasattr(leaf, "device") and hasattr(leaf, "to")]
         return {"kind": VALUE, "state": value} | ({"device": devices[0]} if devices else {})
+
+
+def _variables(value: Any) -> list[Any]:
+    """A variable of TensorFlow or Keras, or those of a metric, a layer or a generator of seeds."""
+    if isinstance(value, type) or "tensorflow" not in sys.modules:
+        return []
+    found = (
+        [value] if hasattr(value, "assign") else getattr(value, "variables", None) or [getattr(value, "state", None)]
+    )
+    return [one for one in found if hasattr(one, "assign") and hasattr(one, "numpy")] if isinstance(found, list) else []
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -67,9 +67,13 @@ def test_attributes_that_cannot_be_kept_are_named(tmp_path: Path) -> None:
 def test_a_task_of_keras_has_them_too(tmp_path: Path) -> None:
     shutil.copy(PROGRAMS / "tiny_mlp_tf.py", tmp_path)
     (tmp_path / "counting.py").write_text(
-        "import random\nfrom tiny_mlp_tf import Mlp\n\n\nclass Counting(Mlp):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.calls, self.random = 0, random.Random(3)\n\n    def schedule(self, step, total):\n        self.calls += 1\n"
-        "        return (0.5 + self.random.random()) / (1 + 0.1 * self.calls)\n"
+        "import random\nimport keras\nfrom tiny_mlp_tf import Mlp\n\n\nclass Counting(Mlp):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.calls, self.random, self.passes = 0, random.Random(3), keras.Variable(0.0)\n"
+        "        self.seeds, self.mean = keras.random.SeedGenerator(1), keras.metrics.Mean()\n\n"
+        "    def schedule(self, step, total):\n        self.calls += 1\n        self.passes.assign(self.passes + 1)\n"
+        "        noise = float(keras.random.uniform((), seed=self.seeds))\n        self.mean.update_state(noise)\n"
+        "        kept = float(self.passes) + float(self.mean.result())\n"
+        "        return (0.5 + self.random.random() + noise) / (1 + 0.1 * self.calls + 0.1 * kept)\n"
     )
     (tmp_path / "recipe.yaml").write_text(
         "task: counting.py:Counting\nstrategy: mirrored\nresources: {workers: 2}\ntrain: {steps: 12, global_batch: 8}\ntrack: []\n"

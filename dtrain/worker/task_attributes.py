@@ -62,6 +62,8 @@ class TaskAttributes:
     def gather(self, *, to_disk: bool) -> None:
         """Collective. Find the attributes that differ between the ranks, and take each rank's value of those that are small. Whether any
         attribute changes at all is asked before the first snapshot of an attempt, and before each for the disk."""
+        if self._active is False and not to_disk:
+            return
         states = dict(self._states())
         changed = {name: found for name, found in states.items() if self._begun.get(name) != found[1]}
         self._leave_out(

@@ -191,7 +191,7 @@ class TaskAttributes:
 
 def _variables(value: Any) -> list[Any]:
     """A variable of TensorFlow or Keras, or those of a metric, a layer or a generator of seeds."""
-    if isinstance(value, type) or "tensorflow" not in sys.modules:
+    if isinstance(value, type):
         return []
     found = (
         [value] if hasattr(value, "assign") else getattr(value, "variables", None) or [getattr(value, "state", None)]

@@ -40,10 +40,8 @@ def usage_in(text: str) -> Usage | None:
     ]
     memory = max(map(_bytes, (row["MaxRSS"] for row in rows)), default=0)
     energy = sum(int(row["ConsumedEnergyRaw"]) for row in jobs if row["ConsumedEnergyRaw"].isdigit())
-    return Usage(
-        ended=_end(jobs[-1]["State"], jobs[-1]["ExitCode"]), queued_seconds=float(sum(waits)) if waits else None,
-        memory_bytes=memory or None, energy_joules=float(energy) or None,
-    )  # fmt: skip
+    ended = _end(jobs[-1]["State"], jobs[-1]["ExitCode"])
+    return Usage(ended, float(sum(waits)) if waits else None, memory or None, float(energy) or None)
 
 
 def _bytes(text: str) -> int:
@@ -52,7 +50,7 @@ def _bytes(text: str) -> int:
 
 
 def _end(state: str, code: str) -> str:
-    """`FAILED, exit code 1`, `CANCELLED by 1000, signal 15`."""
+    """Write how a job ended: `FAILED, exit code 1`, `CANCELLED by 1000, signal 15`."""
     number, _, signal = code.partition(":")
     reason = (
         f", signal {signal}" if signal not in ("", "0") else f", exit code {number}" if number not in ("", "0") else ""

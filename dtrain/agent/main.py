@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 5.0
-SAME_ORDER = {"PYTHONHASHSEED": "0"}
-"""A vocabulary that is made of a set has the same order in every worker, and after a restart."""
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +38,7 @@ def main(arguments: list[str]) -> int:
     spare = None
     if arguments == [prewarm.OPTION]:
         if not pool.Warmth.of(os.environ, None).keep_seconds:  # otherwise a resident lends the template
-            spare = ForkServer((), SAME_ORDER | os.environ)
+            spare = ForkServer((), environment.SAME_ORDER | os.environ)
         given = prewarm.wait(commands)
         if given is None:
             return 0
@@ -112,7 +110,7 @@ def _imports(options: argparse.Namespace, run: RunDir) -> tuple[tuple[str, ...],
     # something else too; asleep, as many threads as there are CPUs were never slower than one (torch 2.13, 2 CPUs).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name, value in {**SAME_ORDER, **devices.settings()}.items():
+    for name, value in {**environment.SAME_ORDER, **devices.settings()}.items():
         os.environ.setdefault(name, value)
     variables = run.job().env if run.job_file.exists() else {}
     return tuple(name for name in options.preload.split(",") if name), variables

@@ -44,3 +44,5 @@ IMAGE = "DTRAIN_IMAGE"
 """Set by clusters for agents: the image of the container that they are in, with its digest if that is known."""
 OF_AGENTS = frozenset({ADDRESS, CPUS, GPU_LEASES, LINE_BYTES, FOLDER, SHIPPED})
 """Not passed on to workers."""
+SAME_ORDER = {"PYTHONHASHSEED": "0"}
+"""Python's own, set where nobody has: a vocabulary that is made of a set has the same order in every worker, after a restart and in an export."""

@@ -69,14 +69,12 @@ def require_storable(state: Any, name: str) -> None:
 
 def _name(kind: type) -> str:
     numpy: Any = sys.modules.get("numpy")
-    torch: Any = sys.modules.get("torch")
     if numpy is not None and issubclass(kind, numpy.generic):
         return "numpy.scalar"
     if numpy is not None and issubclass(kind, numpy.dtype):
         return "numpy.dtype"
-    if torch is not None and kind is torch.nn.Parameter:
-        return "torch.Tensor"
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return ALIASES.get(name, name)
 
 
 def _sequence(make: Callable[[list[Any]], Any]) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
@@ -138,45 +136,6 @@ def _array(data: Any) -> Any:
     return np.frombuffer(bytearray(base64.b64decode(content)), _dtype(descr)).reshape(shape)
 
 
-def _of_tensor(value: Any) -> Any:
-    import torch
-
-    host = value.detach().cpu().contiguous()
-    content = host.reshape(-1).view(torch.uint8).numpy().tobytes() if host.numel() else b""
-    return [str(value.dtype), list(value.shape), _base64(content)]
-
-
-def _tensor(data: Any) -> Any:
-    import torch
-
-    dtype, shape, content = data
-    kind, count = _torch_dtype(dtype), math.prod(shape)
-    if len(content := base64.b64decode(content)) != count * kind.itemsize or min(shape, default=0) < 0:
-        raise ValueError("a tensor of another size")
-    return torch.frombuffer(bytearray(content), dtype=kind).view(shape) if count else torch.empty(shape, dtype=kind)
-
-
-def _torch_dtype(name: str) -> Any:
-    import torch
-
-    found = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise Unknown(name)
-    return found
-
-
-def _torch_size(data: Any) -> Any:
-    import torch
-
-    return torch.Size(data)
-
-
-def _torch_device(data: Any) -> Any:
-    import torch
-
-    return torch.device(data)
-
-
 TYPES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "float": _text(float, repr),
     "complex": (lambda value: [encoded(value.real), encoded(value.imag)], lambda data: complex(*map(decoded, data))),
@@ -213,9 +172,7 @@ TYPES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "numpy.ndarray": (_of_array, _array),
     "numpy.scalar": (lambda value: _of_array(value), lambda data: _array(data)[()]),
     "numpy.dtype": (_descr, _dtype),
-    "torch.Tensor": (_of_tensor, _tensor),
-    "torch.Size": (list, _torch_size),
-    "torch.dtype": (str, _torch_dtype),
-    "torch.device": (str, _torch_device),
 }  # fmt: skip
-"""Name of a type → how a value of it is made JSON, and how it is made of that again."""
+"""Name of a type → how a value of it is made JSON, and how it is made of that again; strategies add those of their framework."""
+ALIASES: dict[str, str] = {}
+"""Name of a type whose values are written as those of another."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dtrain.api.exporter import Exported, ExportError, Layout
 from dtrain.api.weights import FOLDER
+from dtrain.common.environment import SAME_ORDER
 from dtrain.common.errors import DtrainError, Exit, UsageError
 from dtrain.common.files import flush_folder, write_json
 from dtrain.common.lazy_dataclass import dataclass
@@ -138,7 +139,7 @@ def _asked(request: ExportRequest, work: Path) -> ExportResult:
     """Have a process of its own answer a request; raises `Failed` with what it says."""
     asked, answered, log = work / "request.json", work / "result.json", work / "output.log"
     write_json(asked, to_dict(request))
-    environment = {"PYTHONHASHSEED": "0"} | os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+    environment = SAME_ORDER | os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", main.__name__, str(asked), str(answered)],

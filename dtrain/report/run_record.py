@@ -41,7 +41,7 @@ class RunRecord:
     stragglers: tuple[Straggler, ...] = ()
     """In the order in which they were found."""
     image: str = ""
-    """Of the container that its workers were in."""
+    """Names the container that its workers were in, with its digest if that is known."""
 
     @property
     def is_script(self) -> bool:
@@ -56,7 +56,7 @@ class RunRecord:
 
     @cached_property
     def usage(self) -> Usage | None:
-        """What the accounting of its cluster says; None if it was not submitted, or if the cluster cannot be asked from here."""
+        """Ask the accounting of its cluster; None if it was not submitted, or if the cluster cannot be asked from here."""
         submitted = self.run.submitted()
         try:
             return registry.cluster_of(self.run.job()).usage(self.run, submitted.reference) if submitted else None

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,6 @@ MOST_PARTS = 10_000
 SAMPLED = 4096
 """Elements of a large array by which a change of it is noticed."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-VALUE, OBJECT, GENERATOR, VARIABLES = "value", "object", "generator", "variables"
 
 
 def owners_of(code: Any) -> dict[str, Any]:
@@ -52,8 +54,8 @@ class TaskAttributes:
         self._mean: Callable[[Mapping[str, float]], dict[str, float]] = trainer.backend.mean
         self._begun = {name: signature for name, (_, signature) in self._states()}
         self._active: bool | None = None
+        self._same: dict[str, dict[str, Any]] = {}
         self._own: dict[str, list[str]] = {}
-        self._left_out: set[str] = set()
         self._kept: set[str] = set()
         self._told: set[str] = set()
         trainer.keep(NAME, self)
@@ -74,6 +76,7 @@ class TaskAttributes:
         if self._active is None or to_disk:
             self._active = self._mean({"changed": float(bool(changed))})["changed"] > 0
         if not self._active:
+            self._same, self._own = {}, {}
             return
         means = self._mean({name: float(signature) for name, (_, signature) in changed.items()})
         differs = self._mean(
@@ -83,8 +86,8 @@ class TaskAttributes:
         texts = {name: _text(changed[name][0]) if name in changed else "" for name in names}
         found = self._texts(texts) if names else []
         self._own = {name: [one[name] for one in found] for name in names if all(one.get(name) for one in found)}
-        self._left_out = {name for name in names if name not in self._own}
-        self._leave_out(self._left_out, "differs between the ranks, with more than a small value on each,")
+        self._same = {name: state for name, (state, _) in changed.items() if name not in names}
+        self._leave_out({*names} - self._own.keys(), "differs between the ranks, with more than a small value on each,")
 
     def _texts(self, own: Mapping[str, str]) -> list[dict[str, str]]:
         """Collective. These texts of every rank; each travels as numbers of 6 bytes."""
@@ -92,7 +95,7 @@ class TaskAttributes:
         numbers = {
             f"{rank:06}.{place:06}.{name}": float(int.from_bytes(part, "big"))
             for name, text in own.items()
-            for place, part in enumerate(_parts(text.encode()))
+            for place, part in enumerate(re.findall(b".{1,6}", text.encode()))
         }
         found: list[dict[str, bytes]] = [{} for _ in range(ranks)]
         for key, number in sorted(self._mean(numbers).items()):
@@ -106,13 +109,8 @@ class TaskAttributes:
         self._told |= names
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what changed, for a checkpoint."""
-        if not self._active:
-            return {}
-        same = {
-            name: state for name, (state, _) in self._changed() if name not in self._own and name not in self._left_out
-        }
-        return {"same": same, "own": self._own} if same or self._own else {}
+        """Return what was found to change, for a checkpoint."""
+        return {"same": self._same, "own": self._own} if self._same or self._own else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give the task what it had; values of each rank's own only at the same number of workers."""
@@ -128,32 +126,20 @@ class TaskAttributes:
         for name, found in (state.get("same", {}) | mine).items():
             self._give(name, **found)
 
-    def _give(self, name: str, kind: str, state: Any, device: str = "") -> None:
+    def _give(self, name: str, state: Any, device: str | None = None) -> None:
         prefix = max((one for one in self._owners if name.startswith(one)), key=len)
         owner, attribute = self._owners[prefix], name.removeprefix(prefix)
         now = getattr(owner, attribute, None)
-        if kind == VALUE:
+        if device is not None:
             state = _on(device, state)
             if not _filled(now, state):
                 setattr(owner, attribute, state)
-        elif now is None:
+        elif ways := _ways(now):
+            ways[1](state)
+        else:
             self._trainer.warn(
                 f"{self._name}: {name} is made while it trains, and begins anew: make it before the first step"
             )
-        elif kind == VARIABLES:
-            for variable, content in zip(_variables(now), state, strict=True):
-                variable.assign(content)
-        elif kind == OBJECT:
-            now.load_state_dict(state)
-        elif isinstance(now, random.Random):
-            now.setstate(state)
-        elif isinstance(now, np.random.Generator):
-            now.bit_generator.state = state
-        else:
-            now.set_state(state)
-
-    def _changed(self) -> Iterator[tuple[str, tuple[dict[str, Any], int]]]:
-        return ((name, found) for name, found in self._states() if self._begun.get(name) != found[1])
 
     def _states(self) -> Iterator[tuple[str, tuple[dict[str, Any], int]]]:
         """Name, state and signature of each attribute that can be kept as it is now."""
@@ -165,34 +151,45 @@ class TaskAttributes:
     def _values(self) -> Iterator[tuple[str, Any]]:
         for prefix, owner in self._owners.items():
             for name, value in list(getattr(owner, "__dict__", {}).items()):
-                if not name.startswith("__"):
+                if not name.startswith("__") and not isinstance(value, type | ModuleType):
                     yield f"{prefix}{name}", value
 
     def _state(self, value: Any) -> dict[str, Any] | None:
-        if isinstance(value, random.Random):
-            return {"kind": GENERATOR, "state": value.getstate()}
-        if isinstance(value, np.random.Generator):
-            return {"kind": GENERATOR, "state": value.bit_generator.state}
-        if hasattr(value, "get_state") and hasattr(value, "set_state"):
-            return {"kind": GENERATOR, "state": value.get_state()}
-        if variables := _variables(value):
-            kept = not hasattr(value, "apply_gradients") and not self._trained & {id(one) for one in variables}
-            return {"kind": VARIABLES, "state": [np.asarray(one.numpy()) for one in variables]} if kept else None
-        if callable(getattr(value, "load_state_dict", None)):
-            parts = {id(part) for part in value.modules()} if hasattr(value, "modules") else {id(value)}
-            kept = not (hasattr(value, "param_groups") or parts & self._trained)
-            state = value.state_dict() if kept else {}
-            return {"kind": OBJECT, "state": state} if state and _is_plain(state) else None
+        """Return what `_give` takes; None for what is not kept."""
+        if ways := _ways(value):
+            parts = {id(part) for part in [value, *getattr(value, "modules", list)(), *_variables(value)]}
+            trains = hasattr(value, "param_groups") or hasattr(value, "apply_gradients") or parts & self._trained
+            state = None if trains else ways[0]()
+            return {"state": state} if state is not None and _is_plain(state) else None
         if not _is_plain(value):
             return None
         devices = [str(leaf.device.type) for leaf in _leaves(value) if hasattr(leaf, "device") and hasattr(leaf, "to")]
-        return {"kind": VALUE, "state": value} | ({"device": devices[0]} if devices else {})
+        return {"state": value, "device": devices[0] if devices else ""}
+
+
+def _ways(value: Any) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
+    """Return how an object gives its state, and how it takes it; None for a plain value."""
+    if isinstance(value, random.Random):
+        return value.getstate, value.setstate
+    if isinstance(value, np.random.Generator):
+        generator = value.bit_generator
+        return lambda: generator.state, partial(setattr, generator, "state")
+    if hasattr(value, "get_state") and hasattr(value, "set_state"):
+        return value.get_state, value.set_state
+    if variables := _variables(value):
+        return lambda: [np.asarray(one.numpy()) for one in variables], partial(_assign, variables)
+    if callable(getattr(value, "load_state_dict", None)):
+        return value.state_dict, value.load_state_dict
+    return None
+
+
+def _assign(variables: Sequence[Any], contents: Sequence[Any]) -> None:
+    for variable, content in zip(variables, contents, strict=True):
+        variable.assign(content)
 
 
 def _variables(value: Any) -> list[Any]:
     """A variable of TensorFlow or Keras, or those of a metric, a layer or a generator of seeds."""
-    if isinstance(value, type):
-        return []
     found = (
         [value] if hasattr(value, "assign") else getattr(value, "variables", None) or [getattr(value, "state", None)]
     )
@@ -234,14 +231,10 @@ def _signature(state: Any) -> int:
 
 def _text(state: dict[str, Any]) -> str:
     """A small value as JSON; '' for others."""
-    if state["kind"] != VALUE or sum(getattr(leaf, "nbytes", 8) for leaf in _leaves(state["state"])) > MOST_OWN_BYTES:
+    if "device" not in state or sum(getattr(leaf, "nbytes", 8) for leaf in _leaves(state["state"])) > MOST_OWN_BYTES:
         return ""
     text = json.dumps(plain_values.encoded(state))
     return text if len(text) <= MOST_OWN_BYTES else ""
-
-
-def _parts(content: bytes) -> Sequence[bytes]:
-    return [content[begin : begin + 6] for begin in range(0, len(content), 6)]
 
 
 def _on(device: str, value: Any) -> Any:

@@ -22,6 +22,7 @@ from dtrain.common import plain_values
 from dtrain.common.errors import CheckpointError, UserError
 from dtrain.common.files import hashed
 
+from .. import torch_values as torch_values
 from .. import unpickling
 
 STATE = f"state{SUFFIX}"

@@ -93,6 +93,7 @@ KERAS_SCHEDULES = {
     "linear": "keras.optimizers.schedules.InverseTimeDecay({}, 4, 0.5)",
 }
 TENSORFLOW = ("mirrored", "multi_worker_mirrored")
+OWN_LOOPS = ("function", "script")
 DIMENSIONS: Mapping[str, tuple[str, ...]] = {
     "form": ("task", "train_step", "function", "script"),
     "strategy": ("ddp", "fsdp", "horovod", *TENSORFLOW),
@@ -192,7 +193,7 @@ def fitting(found: dict[str, str]) -> Choices:
         drop("optimizer", "values")
     if found["extra"] == "regularized":
         drop("extra")
-    if found["form"] not in ("function", "script"):
+    if found["form"] not in OWN_LOOPS:
         drop("average", "registered")
         if found["passes"] == "across":
             drop("passes")
@@ -210,7 +211,7 @@ def fitting(found: dict[str, str]) -> Choices:
         drop("schedule")
     elif found["schedule"] == "none":
         found["schedule"] = "linear"
-    if found["schedule"] == "plateau" and found["form"] not in ("function", "script"):
+    if found["schedule"] == "plateau" and found["form"] not in OWN_LOOPS:
         found["schedule"] = "step"
     if found["optimizer"] == "SparseAdam":
         found["model"] = "sparse"
@@ -219,9 +220,7 @@ def fitting(found: dict[str, str]) -> Choices:
             drop("registered")
     elif found["model"] == "sparse":
         found["model"] = "embedding"
-    if (found["form"] in ("function", "script") and found["batch"] == "7") or (
-        found["workers"] == "3" and found["batch"] == "8"
-    ):
+    if (found["form"] in OWN_LOOPS and found["batch"] == "7") or (found["workers"] == "3" and found["batch"] == "8"):
         drop("batch")
     if found["optimizer"] == "LBFGS":
         drop("groups", "passes", "clip", "dropout")

@@ -147,13 +147,7 @@ class Replicated(Parallel):
 
         if self.options.sync_batch_norm:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        options = self.options
-        model = checkpointed(
-            model,
-            options.activation_checkpointing,
-            options.activation_checkpointing_every,
-            options.activation_checkpointing_keep,
-        )
+        model = checkpointed(model, self.options)
         if self.exact:  # DDP would have it compiled in parts, which depend on its buckets
             model = compiled(model, when=self.options.compile)
         if self.alone or not any(parameter.requires_grad for parameter in model.parameters()):

@@ -245,13 +245,7 @@ class Sharded(Parallel):
         wide = types.param is None and any(str(one.dtype) == "torch.float64" for one in model.parameters())
         reduced = types.reduce or (None if wide else "fp32")
         policy = MixedPrecisionPolicy(param_dtype=_dtype(types.param), reduce_dtype=_dtype(reduced))
-        options = self.options
-        model = checkpointed(
-            model,
-            options.activation_checkpointing,
-            options.activation_checkpointing_every,
-            options.activation_checkpointing_keep,
-        )
+        model = checkpointed(model, self.options)
         parts = blocks.chosen(model, self.options.wrap, self.options.wrap_parameters, self._folder)
         settings = {
             "mesh": self.mesh,

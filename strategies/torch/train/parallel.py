@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from dtrain.api.strategy import RankInfo
 
@@ -192,23 +192,39 @@ def compiled(model: Any, *, when: bool) -> Any:
     return model
 
 
-def checkpointed(model: Any, names: tuple[str, ...], every: int = 1, keep: tuple[str, ...] = ()) -> Any:
-    """Have every n-th module of these classes compute its activations once more in the backward pass instead of keeping them; the results
-    of the operations `keep` are kept."""
-    if names:
-        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-            apply_activation_checkpointing,
-            checkpoint_wrapper,
-        )
-        from torch.utils.checkpoint import create_selective_checkpoint_contexts
+class Checkpointing(Protocol):
+    """Options of a strategy that checkpoints activations."""
 
-        chosen = {id(module) for module in modules_named(model, names)[::every]}
-        selection = (
-            {"context_fn": partial(create_selective_checkpoint_contexts, operations_named(keep))} if keep else {}
-        )
-        apply_activation_checkpointing(
-            model, partial(checkpoint_wrapper, **selection), check_fn=lambda module: id(module) in chosen
-        )
+    @property
+    def activation_checkpointing(self) -> tuple[str, ...]:
+        """Classes of modules."""
+
+    @property
+    def activation_checkpointing_every(self) -> int:
+        """Of their modules every n-th."""
+
+    @property
+    def activation_checkpointing_keep(self) -> tuple[str, ...]:
+        """Operations whose results are kept."""
+
+
+def checkpointed(model: Any, options: Checkpointing) -> Any:
+    """Have modules compute their activations once more in the backward pass instead of keeping them."""
+    if not options.activation_checkpointing:
+        return model
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        apply_activation_checkpointing,
+        checkpoint_wrapper,
+    )
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
+    modules = modules_named(model, options.activation_checkpointing)
+    chosen = {id(module) for module in modules[:: options.activation_checkpointing_every]}
+    wrapper = checkpoint_wrapper
+    if keep := options.activation_checkpointing_keep:
+        contexts = partial(create_selective_checkpoint_contexts, operations_named(keep))
+        wrapper = partial(checkpoint_wrapper, context_fn=contexts)
+    apply_activation_checkpointing(model, wrapper, check_fn=lambda module: id(module) in chosen)
     return model
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from dtrain.common.errors import UserError
 from dtrain.common.plain_values import TYPES, Unknown, decoded, encoded, require_storable
+from dtrain.strategies import torch_values as torch_values
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.text() | st.binary()
 KEYS = st.integers() | st.text() | st.tuples(st.integers(), st.text()) | st.none() | st.floats(allow_nan=False)

@@ -200,20 +200,21 @@ def shapes(weights: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 class MappedFile:
-    """A file as a tensor of bytes, which takes memory only where it was read and not left again."""
+    """A file in memory, which takes that only where it was read and not left again."""
 
     def __init__(self, path: Path) -> None:
-        import torch
-
-        self._bytes, self._map = torch.empty(0, dtype=torch.uint8), None
+        self._map: mmap.mmap | None = None
         if path.stat().st_size:
             with open(path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
 
     def part(self, begin: int, length: int) -> Any:
-        """Bytes of the file, not copied."""
-        return self._bytes[begin : begin + length]
+        """Bytes of the file, not copied, as a tensor with a storage of its own, so that `torch.save` writes no others."""
+        import torch
+
+        if not length or self._map is None:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=length, offset=begin)
 
     def leave(self, begin: int, length: int) -> None:
         """Give back the memory of whole pages in this part; changes made there are lost."""

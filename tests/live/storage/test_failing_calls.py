@@ -1,4 +1,4 @@
-"""One system call below the run folder fails, under a whole command: a run, a resume, an audit, a removal or an export of weights. It ends
+"""One system call below the run folder fails, under a whole command: a run, a resume, an audit, a removal, weights or an export. It ends
 well or with an error in words, and nothing that was said to be there is lost.
 
 The calls of the supervisor's own process are counted; those of the workers are not."""
@@ -88,6 +88,7 @@ def command(what: str, run: Path, runs: Path) -> list[str]:
         "audit": ["audit", str(run)],
         "rm": ["rm", str(run), "--yes"],
         "weights": ["weights", str(run), "--to", str(runs / "weights.safetensors")],
+        "export": ["export", str(run), "--to", "safetensors", "--output", str(runs / "exported.safetensors")],
     }[what]
 
 
@@ -99,7 +100,7 @@ def done(arguments: list[str], shim: Path, folder: Path, **failing: Any) -> subp
     )
 
 
-@pytest.mark.parametrize("what", ["run", "resume", "audit", "rm", "weights"])
+@pytest.mark.parametrize("what", ["run", "resume", "audit", "rm", "weights", "export"])
 def test_whatever_call_fails_it_is_said_and_nothing_is_lost(
     what: str, shim: Path, made: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dtrain.strategies.torch.state import tensor_files
 from dtrain.strategies.torch.state.tensor_files import Piece, StoredTensor, TensorFiles
@@ -100,3 +101,14 @@ def test_files_that_were_changed_or_are_not_there_are_noticed(tmp_path: Path) ->
     path.unlink()
     with pytest.raises(OSError, match="No such file"):
         found.states()
+
+
+def test_tensors_of_several_types_are_saved_by_torch_without_the_rest_of_their_file(tmp_path: Path) -> None:
+    weights = {"large": torch.zeros(1 << 20), "count": torch.tensor(3), "mean": torch.ones(4)}
+    save_file(weights, tmp_path / "model.safetensors")
+    read = tensor_files.of_file(tmp_path / "model.safetensors")
+    torch.save({name: read[name] for name in ("count", "mean")}, tmp_path / "part.pt")
+    found = torch.load(tmp_path / "part.pt")
+    assert found["count"] == 3
+    assert torch.equal(found["mean"], torch.ones(4))
+    assert (tmp_path / "part.pt").stat().st_size < 10_000
